@@ -1,0 +1,249 @@
+"""CSD-Edit (arXiv 2307.04787, section 3.2): the latents of several views edited together, by an instruction.
+
+Symbols: z [N, ...] target latents, z̃ source latents, ε noise, t one timestep for all, M ≤ N the particles of this
+step. The network is reached through one callable, one batched call a step:
+
+    predict(z_stack [B*M, ...], t, branches, indices [M]) -> eps [B*M, ...]
+
+Rows come in B groups of M, group b to be predicted under branches[b]: "null" (no image, empty text), "image" (source
+image, empty text) or "full" (source image, instruction); row m of each group is particle indices[m]. The last group
+(or two) holds the noised source, whose prediction is the baseline; what a branch's conditions are does not depend on
+that.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.directions import csd_edit
+from csd3d.distillation.guidance import ip2p_guidance
+from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.distillation.schedules import (
+    SCHEDULES,
+    WEIGHTS,
+    annealed_fraction,
+    stage,
+    step_weight,
+    timestep,
+    uniform_timestep,
+)
+from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
+
+PredictBranches = Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]
+MAX_SKIPPED = 3  # non-finite steps in a row before giving up
+
+
+@dataclass
+class CollaborativeEditConfig:
+    """Settings of `collaborative_edit`; defaults are the paper's for images. Times are fractions of the schedule.
+
+    `schedule`: "uniform" draws t from [t_min, t_max]; "annealed" falls linearly from t_max to t_min; "staged" draws
+    from [t_min, t_max] before `switch` of the steps and from [t_min, t_late] after. `weight`: see `step_weight`. `lr`
+    is in units of z per unit of w Δ and is multiplied by `lr_decay` every `lr_decay_every` steps. `init`: target
+    latents start at the "source" or at standard normal "noise". `batch`: particles drawn a step, null for all.
+    `baseline`: "image" is the paper's ε(z̃_t; x̃, ∅); "guided" guides it by image_scale as the authors' code does,
+    one branch more. `svgd` null: no collaboration.
+    """
+
+    steps: int = 200
+    lr: float = 2.0
+    lr_decay: float = 0.9
+    lr_decay_every: int = 20
+    weight: str = "sigma2"
+    text_scale: float = 7.5
+    image_scale: float = 1.5
+    baseline: str = "image"
+    schedule: str = "uniform"
+    t_min: float = 0.02
+    t_max: float = 0.5
+    t_late: float = 0.5
+    switch: float = 0.5
+    noise: str = "independent"
+    init: str = "source"
+    batch: int | None = None
+    svgd: SVGDConfig | None = field(default_factory=SVGDConfig)
+
+    def __post_init__(self):
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
+        for key, (holds, wanted) in _RULES.items():
+            if not holds(getattr(self, key)):
+                raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
+        highest = min(self.t_max, self.t_late) if self.schedule == "staged" else self.t_max
+        if self.t_min > highest:
+            raise ValueError(f"t_min is {self.t_min}: give at most {highest}, the upper end of the range")
+
+
+_CHOICES = {
+    "weight": WEIGHTS,
+    "schedule": SCHEDULES,
+    "noise": NOISES,
+    "init": ("source", "noise"),
+    "baseline": ("image", "guided"),
+}
+_FRACTION = (lambda x: 0 <= x <= 1, "a fraction of the schedule in [0, 1]")
+_COUNT = (lambda x: x >= 1, "a whole number of at least 1")
+_FINITE = (math.isfinite, "a finite number")
+_RULES = {
+    "steps": (lambda x: x >= 0, "a whole number of at least 0"),
+    "lr": (lambda x: 0 < x < math.inf, "a number above 0"),
+    "lr_decay": (lambda x: 0 < x <= 1, "a factor in (0, 1]"),
+    "lr_decay_every": _COUNT,
+    "text_scale": _FINITE,
+    "image_scale": _FINITE,
+    "t_min": _FRACTION,
+    "t_max": _FRACTION,
+    "t_late": _FRACTION,
+    "switch": _FRACTION,
+    "batch": (lambda x: x is None or x >= 1, "a whole number of at least 1, or null for all particles"),
+}
+
+
+@torch.no_grad()
+def collaborative_edit(
+    predict: PredictBranches,
+    z_source: Tensor,
+    config: CollaborativeEditConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    callback: Callable[[int, Tensor, dict[str, float]], None] | None = None,
+    z_start: Tensor | None = None,
+) -> Tensor:
+    """Edit `z_source` [N, ...] by config.steps of z ← z − lr G, G = w(t) SVGD(Δ); returns the edited latents [N, ...].
+
+    The target starts at `z_start` [N, ...] if given (a later round of a scene's edit), else where config.init says.
+
+    `callback(step, z, diagnostics)` is called after each step: "t", "lr", "gradient_rms", "skipped" (1.0 where the
+    gradient was not finite and z was left alone), and those of `svgd_diagnostics`. There is no optimiser state: to
+    resume, loop over `edit_step` from the step reached, with z and the generator's state. Raises FloatingPointError
+    after three skipped steps in a row.
+    """
+    z = start_latents(z_source, config, generator) if z_start is None else z_start
+    skipped = 0
+    for step in range(config.steps):
+        z, diagnostics = edit_step(predict, z, z_source, step, config, alphas_cumprod, generator)
+        skipped = skipped + 1 if diagnostics["skipped"] else 0
+        if skipped == MAX_SKIPPED:
+            raise FloatingPointError(f"collaborative edit: gradient not finite {MAX_SKIPPED} steps in a row, at {step}")
+        if callback is not None:
+            callback(step, z, diagnostics)
+    return z
+
+
+def start_latents(z_source: Tensor, config: CollaborativeEditConfig, generator: torch.Generator) -> Tensor:
+    """The target latents before step 0: a copy of the source's, or noise (independent or shared by config.noise)."""
+    if config.init == "source":
+        return z_source.clone()
+    return draw_noise(z_source, config.noise, generator).clone()
+
+
+@torch.no_grad()
+def edit_step(
+    predict: PredictBranches,
+    z: Tensor,
+    z_source: Tensor,
+    step: int,
+    config: CollaborativeEditConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """Step `step` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and diagnostics."""
+    t = edit_timestep(step, config, len(alphas_cumprod), generator)
+    alpha_bar = alphas_cumprod[t].item()
+    indices = _draw_indices(z, config.batch, generator)
+    clean, source = z[indices], z_source[indices]
+    eps = draw_noise(clean, config.noise, generator)
+    noisy = add_noise(clean, eps, alpha_bar)
+    direction = _direction(predict, noisy, add_noise(source, eps, alpha_bar), t, indices, config)
+    shared = combine(direction, noisy, clean, alpha_bar=alpha_bar, config=config.svgd)
+    gradient = step_weight(config.weight, alpha_bar) * shared
+    lr = config.lr * config.lr_decay ** (step // config.lr_decay_every)
+    finite = bool(torch.isfinite(gradient).all())
+    if finite:
+        z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
+    else:
+        logging.getLogger("csd3d").warning("collaborative edit: gradient not finite at step %d, t %d: skipped", step, t)
+    return z, {
+        "t": float(t),
+        "lr": lr,
+        "gradient_rms": gradient.float().square().mean().sqrt().item(),
+        "skipped": float(not finite),
+        **svgd_diagnostics(direction, noisy, clean, alpha_bar=alpha_bar, config=config.svgd),
+    }
+
+
+def edit_timestep(
+    step: int, config: CollaborativeEditConfig, num_train_timesteps: int, generator: torch.Generator
+) -> int:
+    """The one t shared by all particles at `step`; an annealed schedule draws nothing from the generator."""
+    if config.schedule == "annealed":
+        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
+    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
+    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
+
+
+def guided_predictor(
+    predict: PredictBranches, indices: Tensor, text_scale: float, image_scale: float
+) -> Callable[[Tensor, int], Tensor]:
+    """The `predict(z_t, t)` that `ddim_edit` takes: guided, for particles `indices`, one batched call each time."""
+    branches = _target_branches(image_scale)
+
+    def predict_guided(z_t: Tensor, t: int) -> Tensor:
+        eps = predict(torch.cat([z_t] * len(branches)), t, branches, indices).chunk(len(branches))
+        return _guide(branches, eps, text_scale, image_scale)
+
+    return predict_guided
+
+
+def unet_rows(config: CollaborativeEditConfig) -> int:
+    """How many UNet batch elements one particle costs in one step."""
+    target, source = _branches(config)
+    return len(target) + len(source)
+
+
+def _branches(config: CollaborativeEditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    guided = config.baseline == "guided" and config.image_scale != 1
+    return _target_branches(config.image_scale), ("image", "null") if guided else ("image",)
+
+
+def _target_branches(image_scale: float) -> tuple[str, ...]:
+    """At image scale 1 the null branch has weight 0 and is not evaluated."""
+    return ("image", "full") if image_scale == 1 else ("image", "full", "null")
+
+
+def _direction(
+    predict: PredictBranches,
+    noisy: Tensor,
+    noisy_source: Tensor,
+    t: int,
+    indices: Tensor,
+    config: CollaborativeEditConfig,
+) -> Tensor:
+    """Δ [M, ...] from one network call."""
+    target, source = _branches(config)
+    stack = torch.cat([noisy] * len(target) + [noisy_source] * len(source))
+    eps = predict(stack, t, target + source, indices).chunk(len(target + source))
+    guided = _guide(target, eps[: len(target)], config.text_scale, config.image_scale)
+    # Without "null" among the source's branches the baseline is the image branch alone, at scale 1.
+    baseline = _guide(source, eps[len(target) :], 0.0, config.image_scale if "null" in source else 1.0)
+    return csd_edit(guided, baseline)
+
+
+def _guide(branches: tuple[str, ...], eps: tuple[Tensor, ...], text_scale: float, image_scale: float) -> Tensor:
+    """Guidance over the branches evaluated: one left out has weight 0, and the image branch stands in its place."""
+    by_name = dict(zip(branches, eps, strict=True))
+    image = by_name["image"]
+    return ip2p_guidance(by_name.get("null", image), image, by_name.get("full", image), text_scale, image_scale)
+
+
+def _draw_indices(z: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
+    """Which particles take part, in rising order: all of them, or a random `batch`."""
+    if batch is None or batch >= len(z):
+        return torch.arange(len(z), device=z.device)
+    drawn = torch.randperm(len(z), generator=generator, device=generator.device)[:batch]
+    return drawn.sort().values.to(z.device)

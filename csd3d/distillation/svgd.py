@@ -1,0 +1,236 @@
+"""Stein variational gradient descent on latents: how particles share their directions and repel one another.
+
+Symbols, as in CSD (arXiv 2307.04787): particles `z [N, ...]` (noised latents z_t, unit scale), directions `Δ [N,
+...]` (minus sigma_t times a score, plus a baseline), kernel matrix `K [N, N]` with ones on its diagonal, `gamma` its
+inverse squared width. Everything is accumulated in float32 (float64 for float64 input) and returned in the
+directions' dtype.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KERNELS = ("rbf", "imq")
+NORMALIZATIONS = ("mean", "row")
+MEDIANS = ("median", "median_all")
+MIN_RMS_DISTANCE = 1e-3  # per coordinate, latent units: below it two particles count as one and gamma stops growing
+MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
+
+
+@dataclass
+class SVGDConfig:
+    """Settings of `combine`; `bandwidth` is "median", "median_all" or gamma itself (1 / squared latent units).
+
+    `bandwidth_scale` = s divides gamma by s: with the median rule this is the rule applied to s times the median
+    squared distance, a kernel whose width (a length) is sqrt(s) times larger. `repulsion` = lambda: SVGD has 1, but a
+    random-noise baseline inside the direction already repels once in expectation (Stein's lemma), so 0 with SDS and
+    independent noise is consistent too. `space`: distances between "noisy" latents z_t or the "clean" ones (the same
+    thing when the noise is shared). `compat` = "official" is the authors' code: 1 in place of sigma_t, median over
+    all N² distances.
+    """
+
+    kernel: str = "rbf"
+    bandwidth: str | float = "median"
+    bandwidth_scale: float = 1.0
+    repulsion: float = 1.0
+    normalize: str = "mean"
+    space: str = "noisy"
+    compat: str = "corrected"
+
+    def __post_init__(self):
+        _check_choice("svgd.kernel", self.kernel, KERNELS)
+        _check_choice("svgd.normalize", self.normalize, NORMALIZATIONS)
+        _check_choice("svgd.space", self.space, ("noisy", "clean"))
+        _check_choice("svgd.compat", self.compat, ("corrected", "official"))
+        _check_bandwidth(self.bandwidth, self.bandwidth_scale)
+        if not math.isfinite(self.repulsion):
+            raise ValueError(f"svgd.repulsion is {self.repulsion}: give a finite number, 1 for SVGD or 0 for none")
+
+
+def svgd_combine(
+    directions: Tensor,
+    particles: Tensor,
+    *,
+    sigma: float,
+    kernel: str = "rbf",
+    bandwidth: str | float = "median",
+    bandwidth_scale: float = 1.0,
+    repulsion: float = 1.0,
+    normalize: str = "mean",
+) -> Tensor:
+    """Combine N directions into the N gradients to *descend*; one particle gets its direction back unchanged.
+
+    G_i = 1/N Σ_j [ k(z_j, z_i) Δ_j − λ σ_t ∇_{z_j} k(z_j, z_i) ], CSD (arXiv 2307.04787) Eq. 8 without w(t) and with
+    the sign of its repulsion corrected: as printed, +∇k in a descended gradient attracts.
+
+    Args: `directions`, `particles` [N, ...] of one shape. `sigma` = σ_t, noise level of the particles. `bandwidth`:
+    "median" (γ = ln(N+1) / lower median over i≠j of ‖z_i − z_j‖²), "median_all" (over all N², zeros included) or γ ≥
+    0 itself (0: a constant kernel, which averages). γ is then divided by `bandwidth_scale`. `repulsion` = λ;
+    directions with a random-noise baseline hold one repulsion already, in expectation. `normalize`: "mean" has 1/N;
+    "row" divides by Σ_j k(z_j, z_i), so that the weights sum to one and a step size carries across N.
+
+    Kernel on clean latents: pass the clean `particles` and `sigma` = σ_t / √ᾱ_t, for z_t = √ᾱ_t z + σ_t ε has ∇_{z_t}
+    = ∇_z / √ᾱ_t.
+
+    Returns [N, ...] in the directions' dtype. O(N² + N D) memory. Raises ValueError on shapes that differ or unknown
+    settings.
+    """
+    _check_particles(directions, particles)
+    _check_choice("normalize", normalize, NORMALIZATIONS)
+    if len(directions) == 1:
+        return directions.clone()
+    K, slope = kernel_matrix(particles, kernel=kernel, bandwidth=bandwidth, bandwidth_scale=bandwidth_scale)
+    score, force = _shared_score(K, directions, normalize), _kernel_gradient(K, slope, particles, normalize)
+    return (score - repulsion * sigma * force).view_as(directions).to(directions.dtype)
+
+
+def svgd_combine_features(
+    directions: Tensor, particles: Tensor, features: Tensor, *, sigma: float, config: SVGDConfig
+) -> Tensor:
+    """As `svgd_combine`, with the kernel on `features` [N, ...], a differentiable function of `particles`, as LPIPS is.
+
+    G_i = 1/N Σ_j [ k(φ_j, φ_i) Δ_j + λ σ_t ∇_{z_i} k(φ_i, φ_j) ], which is `svgd_combine` for φ = z. The paper's
+    −∇_{z_j} k and +∇_{z_i} k agree for φ = z only; the second is what repels particle i through its own Jacobian, in
+    one backward pass. `particles` must require grad and `features` carry the graph from them; γ is a constant in it.
+    Raises ValueError otherwise.
+    """
+    _check_particles(directions, particles)
+    if len(directions) == 1:
+        return directions.clone()
+    if not (particles.requires_grad and features.requires_grad):
+        raise ValueError("features must be computed, with gradients on, from particles that require grad")
+    K, slope = kernel_matrix(features.detach(), config.kernel, _bandwidth(config), config.bandwidth_scale)
+    force = _kernel_gradient(K, slope, features.detach(), config.normalize)
+    cotangent = force.view_as(features).to(features.dtype)
+    (pulled_back,) = torch.autograd.grad(features, particles, cotangent, retain_graph=True)
+    score = _shared_score(K, directions, config.normalize).view_as(directions)
+    return (score - _coefficient(config, sigma) * pulled_back).to(directions.dtype)
+
+
+def combine(directions: Tensor, noisy: Tensor, clean: Tensor, *, alpha_bar: float, config: SVGDConfig | None) -> Tensor:
+    """G without w(t) as `config` says; None is no collaboration: each particle keeps its own direction.
+
+    `directions`, `noisy` (z_t), `clean` (z): [N, ...]; `alpha_bar` = ᾱ_t of the noised latents.
+    """
+    if config is None:
+        return directions
+    particles, options = _options(noisy, clean, alpha_bar, config)
+    return svgd_combine(directions, particles, normalize=config.normalize, **options)
+
+
+def svgd_diagnostics(
+    directions: Tensor, noisy: Tensor, clean: Tensor, *, alpha_bar: float, config: SVGDConfig | None
+) -> dict[str, float]:
+    """What the kernel sees at this step, to be logged: all three are 0 for one particle or without SVGD.
+
+    kernel_mean and kernel_spread: mean and standard deviation of the off-diagonal k (spread 0: the kernel is blind to
+    content and only averages); repulsion_ratio: |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles.
+    """
+    if config is None or len(directions) == 1:
+        return {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": 0.0}
+    particles, options = _options(noisy, clean, alpha_bar, config)
+    coefficient = options.pop("repulsion") * options.pop("sigma")
+    K, slope = kernel_matrix(particles, **options)
+    off_diagonal = K[~torch.eye(len(K), dtype=torch.bool, device=K.device)]
+    score, force = _shared_score(K, directions, "mean").norm(), _kernel_gradient(K, slope, particles, "mean").norm()
+    return {
+        "kernel_mean": off_diagonal.mean().item(),
+        "kernel_spread": off_diagonal.std(correction=0).item(),
+        "repulsion_ratio": (abs(coefficient) * force / score.clamp_min(1e-12)).item(),
+    }
+
+
+def kernel_matrix(
+    features: Tensor, kernel: str = "rbf", bandwidth: str | float = "median", bandwidth_scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """K [N, N], and its slope −dk/d‖·‖² [N, N], between rows of `features` [N, ...].
+
+    "rbf": k = exp(−γ d²). "imq": k = (1 + γ d²)^(−1/2), whose heavy tail still shares at several median distances.
+    """
+    _check_choice("kernel", kernel, KERNELS)
+    flat = _flat(features)
+    squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
+    gamma = _gamma(squared, flat.shape[1], bandwidth) / bandwidth_scale
+    if kernel == "rbf":
+        K = torch.exp(-gamma * squared)
+        return K, gamma * K
+    K = torch.rsqrt(1 + gamma * squared)
+    return K, 0.5 * gamma * K**3
+
+
+def _gamma(squared: Tensor, dimensions: int, bandwidth: str | float) -> Tensor | float:
+    """γ = ln(N+1) / median of the squared distances, floored so that coinciding particles leave it finite."""
+    if not isinstance(bandwidth, str):
+        return bandwidth
+    N = len(squared)
+    _check_choice("bandwidth", bandwidth, MEDIANS)
+    i, j = torch.triu_indices(N, N, offset=1, device=squared.device)
+    pairs = squared[i, j]
+    median = pairs.median() if bandwidth == "median" else squared.median()
+    floor = (MIN_RELATIVE_MEDIAN * pairs.mean()).clamp_min(MIN_RMS_DISTANCE**2 * dimensions)
+    return math.log(N + 1) / torch.maximum(median, floor)
+
+
+def _shared_score(K: Tensor, directions: Tensor, normalize: str) -> Tensor:
+    """Σ_j k_ij Δ_j / N (or / Σ_j k_ij), [N, D]."""
+    flat = _flat(directions)
+    return (K.to(flat.dtype) @ flat) / _denominator(K, normalize)
+
+
+def _kernel_gradient(K: Tensor, slope: Tensor, features: Tensor, normalize: str) -> Tensor:
+    """Σ_j ∇_{φ_j} k(φ_j, φ_i) / N = 2 (rowsum(S) φ_i − Σ_j S_ij φ_j) / N with S the slope, [N, D]."""
+    centred = _flat(features) - _flat(features).mean(dim=0)  # changes nothing but the rounding
+    force = 2 * (slope.sum(dim=1, keepdim=True) * centred - slope @ centred)
+    return force / _denominator(K, normalize)
+
+
+def _denominator(K: Tensor, normalize: str) -> Tensor | int:
+    return len(K) if normalize == "mean" else K.sum(dim=1, keepdim=True)
+
+
+def _options(noisy: Tensor, clean: Tensor, alpha_bar: float, config: SVGDConfig) -> tuple[Tensor, dict]:
+    """The particles whose distances count, and svgd_combine's keywords for them."""
+    sigma = math.sqrt(1 - alpha_bar)
+    chain_rule = 1 if config.space == "noisy" else 1 / math.sqrt(alpha_bar)
+    return noisy if config.space == "noisy" else clean, {
+        "sigma": 1.0,
+        "repulsion": _coefficient(config, sigma) * chain_rule,
+        "kernel": config.kernel,
+        "bandwidth": _bandwidth(config),
+        "bandwidth_scale": config.bandwidth_scale,
+    }
+
+
+def _coefficient(config: SVGDConfig, sigma: float) -> float:
+    return config.repulsion * (1.0 if config.compat == "official" else sigma)
+
+
+def _bandwidth(config: SVGDConfig) -> str | float:
+    official = config.compat == "official" and config.bandwidth == "median"
+    return "median_all" if official else config.bandwidth
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_particles(directions: Tensor, particles: Tensor) -> None:
+    if directions.shape != particles.shape or directions.ndim < 2 or len(directions) == 0:
+        shapes = f"{tuple(directions.shape)} and {tuple(particles.shape)}"
+        raise ValueError(f"directions and particles must both be [N, ...] of one shape with N >= 1, got {shapes}")
+
+
+def _check_bandwidth(bandwidth: str | float, scale: float) -> None:
+    if isinstance(bandwidth, str):
+        _check_choice("svgd.bandwidth", bandwidth, MEDIANS)
+    elif not 0 <= bandwidth < math.inf:
+        raise ValueError(f"svgd.bandwidth is {bandwidth}: give 'median', 'median_all' or gamma >= 0")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"svgd.bandwidth_scale is {scale}: give a number above 0")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} is {value!r}: choose one of {', '.join(choices)}")

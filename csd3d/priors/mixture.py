@@ -1,0 +1,85 @@
+"""A prior whose noise prediction is exact: a mixture of isotropic Gaussians in pixel space, to test methods against."""
+
+import torch
+from torch import Tensor
+
+from csd3d.priors.base import Condition, scaled_linear_alphas
+
+
+def mixture_noise(z_t: Tensor, alpha_bar: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor) -> Tensor:
+    """ε(z_t) = −σ_t ∇ log p_t(z_t) of p = Σ_k w_k N(μ_k, s_k² I), noised to t.
+
+        p_t = Σ_k w_k N(√ᾱ μ_k, v_k I),  v_k = ᾱ s_k² + σ_t²
+        ε = σ_t Σ_k r_k (z_t − √ᾱ μ_k) / v_k,  r_k the posterior of component k given z_t
+
+    z_t [B, D], alpha_bar [B], means [K, D], stds [K], log_weights [B, K] (−inf switches a component off) -> [B, D].
+    """
+    offsets = z_t[:, None] - alpha_bar.sqrt()[:, None, None] * means
+    variances = alpha_bar[:, None] * stds.square() + (1 - alpha_bar)[:, None]
+    log_density = log_weights - offsets.square().sum(-1) / (2 * variances) - z_t.shape[1] / 2 * variances.log()
+    pulls = log_density.softmax(1) / variances
+    return (1 - alpha_bar).sqrt()[:, None] * (pulls[..., None] * offsets).sum(1)
+
+
+class GaussianMixturePrior:
+    """A mixture with `means` [K, ...], `stds` [K] > 0 and `weights` [K], whose z is the image and whose ε is exact.
+
+    A prompt stands for weights of its own: `prompts` maps it to [K] weights, any other prompt means `weights`. Its
+    embedding is [1, K] log weights, so conditions travel as for any prior. An image condition is carried and ignored.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor,
+        weights: Tensor | None = None,
+        prompts: dict[str, Tensor] | None = None,
+        alphas_cumprod: Tensor | None = None,
+    ):
+        if len(stds) != len(means) or not bool((stds > 0).all()):
+            raise ValueError(f"{len(means)} means need as many positive stds, got {stds.tolist()}")
+        self.means, self.stds = means, stds.to(means)
+        self.weights = torch.ones(len(means)).to(means) if weights is None else weights.to(means)
+        self.prompts = prompts or {}
+        self.alphas_cumprod = (scaled_linear_alphas() if alphas_cumprod is None else alphas_cumprod).to(means)
+        self.unet_evaluations = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return 3, height, width
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return images
+
+    def encode_condition(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return z
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """[B, 1, K] log weights of the prompts' mixtures, each normalised."""
+        weights = torch.stack([self.prompts.get(prompt, self.weights).to(self.means) for prompt in prompts])
+        return (weights / weights.sum(1, keepdim=True)).log()[:, None]
+
+    @torch.no_grad()
+    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
+        """The exact ε(z_t; condition), shaped as `z_t` [B, ...], whose trailing shape is that of a mean."""
+        if z_t.shape[1:] != self.means.shape[1:] or len(condition) != len(z_t):
+            raise ValueError(
+                f"z_t {tuple(z_t.shape)} must match means {tuple(self.means.shape)} and a condition of {len(condition)}"
+            )
+        self.unet_evaluations += len(z_t)
+        alpha_bar = self.alphas_cumprod[torch.as_tensor(t, device=self.device).expand(len(z_t))]
+        flat = z_t.to(self.means).flatten(1)
+        return mixture_noise(flat, alpha_bar, self.means.flatten(1), self.stds, condition.text[:, 0]).reshape(z_t.shape)

@@ -1,0 +1,46 @@
+"""Perceptual distances between images: on any feature maps (those of a prior, say), and LPIPS where it is installed."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd3d.errors import InputError
+
+INSTALL = 'pip install -e ".[metrics]"'
+
+
+def perceptual_distance(features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
+    """LPIPS without learned weights (arXiv 1801.03924, Eq. 1 with w = 1): a scalar in [0, 4], 0 for equal features.
+
+        d = mean over maps, images and positions of ‖a/‖a‖ − b/‖b‖‖², norms over channels
+
+    Both lists hold maps [B, C_l, h_l, w_l], of the same shapes (ValueError otherwise). LPIPS sums over maps, not this.
+    """
+    shapes_a, shapes_b = ([tuple(f.shape) for f in features] for features in (features_a, features_b))
+    if not shapes_a or shapes_a != shapes_b:
+        raise ValueError(
+            f"feature maps must have the same shapes and there must be some, got {shapes_a} and {shapes_b}"
+        )
+    pairs = zip(features_a, features_b, strict=True)
+    distances = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
+    return torch.stack(distances).mean()
+
+
+def load_lpips(network: str = "vgg", device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS itself (extra `metrics`): a function of two batches [B, 3, H, W] in [0, 1], giving the mean distance.
+
+    Raises InputError where the package is not installed, or its weights are neither cached nor to be had.
+    """
+    try:
+        import lpips
+
+        model = lpips.LPIPS(net=network, verbose=False).to(device).eval().requires_grad_(False)
+    except ImportError as error:
+        raise InputError(f"LPIPS needs packages that are not installed ({error}): {INSTALL}") from None
+    except OSError as error:  # urllib's and torch.hub's failures
+        raise InputError(
+            f"LPIPS could not fetch the weights of {network!r} ({error}): run once with a network"
+        ) from None
+    return lambda a, b: model(a, b, normalize=True).mean()

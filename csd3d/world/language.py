@@ -1,0 +1,220 @@
+"""Words for scenes: captions with view words, and instructions with the scenes they lead to.
+
+An instruction's `answers` are the edited scenes it admits. Families in `AMBIGUOUS` admit several that differ plainly,
+and whose average is none of them; all others admit exactly one.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from csd3d.world.scene import BACKDROPS, COLOURS, PATTERNS, Scene
+from csd3d.world.shapes import KINDS
+
+PRIMARY = ("red", "green", "blue")
+SOLIDS = ("ball", "cube", "cone")
+DESIGNS = PATTERNS[1:]
+LIGHT_COLOURS = ("white", "yellow", "cyan", "pink", "orange")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An instruction and the edited scenes that fulfil it."""
+
+    family: str
+    instruction: str
+    answers: tuple[Scene, ...]
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether more than one answer is right."""
+        return len(self.answers) > 1
+
+
+def contrast(colour: str) -> str:
+    """The colour of a pattern that nobody chose: black on light colours, white on dark ones."""
+    return "black" if colour in LIGHT_COLOURS else "white"
+
+
+Answers = Iterator[tuple[dict[str, str], tuple[Scene, ...]]]  # words to fill in, and where they lead
+
+
+def _recolour(s: Scene) -> Answers:
+    for colour in COLOURS:
+        if colour != s.colour and not (s.pattern != "plain" and colour == s.pattern_colour):
+            yield {"colour": colour}, (replace(s, colour=colour),)
+
+
+def _pattern(s: Scene) -> Answers:
+    for design in DESIGNS:
+        for colour in COLOURS:
+            if colour != s.colour and (design, colour) != (s.pattern, s.pattern_colour):
+                yield {"pattern": design, "colour": colour}, (replace(s, pattern=design, pattern_colour=colour),)
+
+
+def _plain(s: Scene) -> Answers:
+    if s.pattern != "plain":
+        yield {}, (replace(s, pattern="plain"),)
+
+
+def _replace(s: Scene) -> Answers:
+    for kind in KINDS:
+        if kind != s.kind:
+            yield {"kind": kind}, (replace(s, kind=kind),)
+
+
+def _material(s: Scene) -> Answers:
+    if s.material != "metal" and s.time == "day":
+        yield {}, (replace(s, material="metal"),)
+
+
+def _backdrop(s: Scene) -> Answers:
+    for backdrop in BACKDROPS:
+        if backdrop != s.backdrop:
+            yield {"backdrop": backdrop}, (replace(s, backdrop=backdrop),)
+
+
+def _snow(s: Scene) -> Answers:
+    if not s.snow and s.colour != "white":
+        yield {}, (replace(s, snow=True),)
+
+
+def _night(s: Scene) -> Answers:
+    if s.time != "night":
+        yield {}, (replace(s, time="night"),)
+
+
+def _sunset(s: Scene) -> Answers:
+    if s.time == "day":
+        yield {}, (replace(s, time="sunset"),)
+
+
+def _hat(s: Scene) -> Answers:
+    for colour in COLOURS:
+        if s.hat is None:
+            yield {"colour": colour}, (replace(s, hat=colour),)
+
+
+def _shrink(s: Scene) -> Answers:
+    if s.scale > 0.9:
+        yield {}, (replace(s, scale=0.62),)
+
+
+def _any_colour(s: Scene) -> Answers:
+    if s.colour not in PRIMARY and s.pattern == "plain":
+        yield {}, tuple(replace(s, colour=colour) for colour in PRIMARY)
+
+
+def _any_pattern(s: Scene) -> Answers:
+    if s.pattern == "plain":
+        yield {}, tuple(replace(s, pattern=design, pattern_colour=contrast(s.colour)) for design in DESIGNS)
+
+
+def _any_backdrop(s: Scene) -> Answers:
+    if s.backdrop not in PRIMARY and s.time == "day":
+        yield {}, tuple(replace(s, backdrop=backdrop) for backdrop in PRIMARY)
+
+
+def _any_solid(s: Scene) -> Answers:
+    if s.kind not in SOLIDS:
+        yield {}, tuple(replace(s, kind=kind) for kind in SOLIDS)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of instruction: its phrasings, every way to fill them in, and how often training draws it."""
+
+    phrases: tuple[str, ...]
+    answers: Callable[[Scene], Answers]
+    weight: float = 1.0
+
+
+FAMILIES: dict[str, Family] = {
+    "recolour": Family(("make it {colour}", "paint it {colour}", "turn it {colour}"), _recolour, 2.0),
+    "pattern": Family(("give it {colour} {pattern}", "cover it with {colour} {pattern}"), _pattern, 2.0),
+    "plain": Family(("remove the pattern", "make it plain"), _plain, 0.8),
+    "replace": Family(("turn it into a {kind}", "replace it with a {kind}"), _replace, 1.8),
+    "material": Family(("make it metal", "make it out of metal"), _material, 0.6),
+    "backdrop": Family(("put it before a {backdrop} background", "make the background {backdrop}"), _backdrop, 1.2),
+    "snow": Family(("cover it with snow", "make it winter"), _snow, 0.8),
+    "night": Family(("make it night", "turn day into night"), _night, 0.6),
+    "sunset": Family(("make it sunset", "light it by a setting sun"), _sunset, 0.6),
+    "hat": Family(("put a {colour} hat on it", "give it a {colour} hat"), _hat, 1.0),
+    "shrink": Family(("make it smaller", "shrink it"), _shrink, 0.8),
+    "any colour": Family(("paint it a bright colour", "give it a vivid colour"), _any_colour, 1.4),
+    "any pattern": Family(("give it a pattern", "decorate it with a pattern"), _any_pattern, 1.4),
+    "any backdrop": Family(("give it a vivid background", "make the background colourful"), _any_backdrop, 1.0),
+    "any solid": Family(("turn it into a simple solid", "replace it with a simple solid"), _any_solid, 0.8),
+}
+AMBIGUOUS = ("any colour", "any pattern", "any backdrop", "any solid")
+
+
+def sample_edit(scene: Scene, rng: random.Random, family: str | None = None) -> Edit | None:
+    """A random instruction for `scene`, of `family` if given; None if that family has nothing to say of it."""
+    if family is None:
+        weights = [f.weight for f in FAMILIES.values()]
+        family = rng.choices(list(FAMILIES), weights)[0]
+    choices = list(FAMILIES[family].answers(scene))
+    if not choices:
+        return None
+    words, answers = rng.choice(choices)
+    return Edit(family, rng.choice(FAMILIES[family].phrases).format(**words), answers)
+
+
+def find_edit(scene: Scene, instruction: str) -> Edit | None:
+    """The edit that `instruction` asks of `scene`, or None if these are not words the world knows."""
+    wanted = " ".join(instruction.lower().split()).rstrip(".!")
+    for name, family in FAMILIES.items():
+        for words, answers in family.answers(scene):
+            if any(phrase.format(**words) == wanted for phrase in family.phrases):
+                return Edit(name, wanted, answers)
+    return None
+
+
+def caption(scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: float = 0.0) -> str:
+    """What the scene shows, with a view word if a camera's azimuth is given and the object has a front."""
+    words = [scene.colour, *([] if scene.material == "matte" else [scene.material]), scene.kind]
+    text = f"a {' '.join(words)}"
+    if scene.pattern != "plain":
+        text += f" with {scene.pattern_colour} {scene.pattern}"
+    if scene.hat:
+        text += f", wearing a {scene.hat} hat"
+    if scene.scale < 0.9:
+        text = text.replace("a ", "a small ", 1)
+    text += ", covered with snow" if scene.snow else ""
+    text += f", {scene.backdrop} background"
+    text += "" if scene.time == "day" else f", {scene.time}"
+    word = view_word(scene, view_azimuth_deg, elevation_deg)
+    return f"{text}, {word}" if word else text
+
+
+def view_word(scene: Scene, view_azimuth_deg: float | None, elevation_deg: float) -> str | None:
+    """ "overhead", "front", "side" or "back view" (within 45° of the object's own front or back), or None."""
+    if view_azimuth_deg is None:
+        return None
+    if elevation_deg > 60:
+        return "overhead view"
+    if not KINDS[scene.kind].has_front:
+        return None
+    turn = abs((view_azimuth_deg - scene.azimuth_deg + 180) % 360 - 180)
+    return "front view" if turn < 45 else "back view" if turn > 135 else "side view"
+
+
+def vocabulary() -> list[str]:
+    """Every phrase of the world filled in every way: what a tokenizer is made from."""
+    words = {
+        "colour": list(COLOURS), "pattern": list(DESIGNS), "kind": list(KINDS), "backdrop": list(BACKDROPS),
+    }  # fmt: skip
+    texts = []
+    for family in FAMILIES.values():
+        for phrase in family.phrases:
+            keys = [key for key in words if "{" + key + "}" in phrase]
+            fills = [{}]
+            for key in keys:
+                fills = [{**fill, key: word} for fill in fills for word in words[key]]
+            texts += [phrase.format(**fill) for fill in fills]
+    views = ("front view", "side view", "back view", "overhead view")
+    scenes = [Scene(kind, colour) for kind in KINDS for colour in COLOURS]
+    texts += [f"{caption(scene)}, {view}" for scene in scenes for view in views]
+    materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", "sunset", "night")
+    return texts + list(materials)

@@ -1,0 +1,135 @@
+"""Training pairs: source picture, instruction, edited picture, written as raw memmaps that training reads.
+
+`python -m csd3d.world.pairs FOLDER --count N --seed S` writes source.u8, target.u8 [N,S,S,3] uint8, mask.u8 [N,S,S]
+uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from csd3d.world.language import FAMILIES, Edit, caption, contrast, sample_edit
+from csd3d.world.render import camera_row, render
+from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, PATTERNS, SKIES, Scene
+from csd3d.world.shapes import KINDS
+
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a pair is seen from."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    distance: float
+    fov_deg: float
+    target: tuple[float, float, float]
+
+    def row(self, size: int) -> np.ndarray:
+        """The camera as the renderer takes it, [16]."""
+        return camera_row(self.azimuth_deg, self.elevation_deg, self.distance, self.fov_deg, size, self.target)
+
+
+def sample_scene(rng: random.Random) -> Scene:
+    """A random scene: mostly plain, matte, by day, so that there is something left to edit."""
+    colour = rng.choice(list(COLOURS))
+    scene = Scene(
+        kind=rng.choice(list(KINDS)),
+        colour=colour,
+        backdrop=rng.choice(list(BACKDROPS)),
+        sky=rng.choice(SKIES),
+        material=rng.choices(MATERIALS, (0.6, 0.3, 0.1))[0],
+        time=rng.choices(("day", "sunset", "night"), (0.86, 0.07, 0.07))[0],
+        snow=rng.random() < 0.06,
+        hat=rng.choice(list(COLOURS)) if rng.random() < 0.1 else None,
+        scale=0.62 if rng.random() < 0.08 else 1.0,
+        azimuth_deg=rng.uniform(0, 360),
+        sun_azimuth_deg=rng.uniform(0, 360),
+        sun_elevation_deg=rng.uniform(35, 70),
+    )
+    if rng.random() < 0.3:
+        other = contrast(colour) if rng.random() < 0.4 else rng.choice([c for c in COLOURS if c != colour])
+        scene = replace(scene, pattern=rng.choice(PATTERNS[1:]), pattern_colour=other)
+    return scene
+
+
+def sample_view(rng: random.Random) -> View:
+    """A camera around the scene, as captures have them."""
+    target = tuple(rng.uniform(-0.06, 0.06) for _ in range(3))
+    return View(rng.uniform(0, 360), rng.uniform(2, 58), rng.uniform(3.7, 4.3), 38.0, target)
+
+
+def sample_pair(rng: random.Random) -> tuple[Scene, Edit, Scene, View]:
+    """A scene, an instruction for it, the answer chosen, and the view."""
+    while True:
+        scene = sample_scene(rng)
+        edit = sample_edit(scene, rng)
+        if edit is not None:
+            return scene, edit, rng.choice(edit.answers), sample_view(rng)
+
+
+def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: float) -> dict:
+    """The pair's line in pairs.jsonl; `changes` is whether the pictures differ by more than 0.03 RMSE."""
+    where = (view.azimuth_deg, view.elevation_deg)
+    return {
+        "instruction": edit.instruction,
+        "caption": caption(scene, *where),
+        "target_caption": caption(target, *where),
+        "family": edit.family,
+        "ambiguous": edit.ambiguous,
+        "changes": difference > 0.03,
+        "colour": scene.colour if scene.pattern == "plain" else None,
+        "target_colour": target.colour if target.pattern == "plain" else None,
+    }
+
+
+def _chunks(count: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]]:
+    for first in range(0, count, CHUNK):
+        rng = random.Random(f"{seed}/{first}")
+        drawn = [sample_pair(rng) for _ in range(min(CHUNK, count - first))]
+        cameras = np.stack([view.row(size) for *_, view in drawn])
+        source = render([scene for scene, *_ in drawn], cameras, size, size)
+        target = render([scene for _, _, scene, _ in drawn], cameras, size, size)
+        rmse = np.sqrt(((source.rgb - target.rgb) ** 2).mean((1, 2, 3)))
+        lines = [describe(*pair, float(d)) for pair, d in zip(drawn, rmse, strict=True)]
+        yield to_bytes(source.rgb), to_bytes(target.rgb), to_bytes(source.mask), lines
+
+
+def to_bytes(picture: np.ndarray) -> np.ndarray:
+    """[0,1] floats to uint8, rounded."""
+    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def write_pairs(folder: Path, count: int, seed: int, size: int = 128) -> None:
+    """Writes `count` pairs of `size`² pixels; pair i depends on `seed` and i alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [open(folder / name, "wb") for name in ("source.u8", "target.u8", "mask.u8")]  # noqa: SIM115
+    with files[0], files[1], files[2], open(folder / "pairs.jsonl", "w") as text:
+        for *pictures, lines in _chunks(count, seed, size):
+            for file, picture in zip(files, pictures, strict=True):
+                picture.tofile(file)
+            text.writelines(json.dumps(line) + "\n" for line in lines)
+    families = {name: family.weight for name, family in FAMILIES.items()}
+    meta = {"count": count, "size": size, "seed": seed, "families": families}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=30000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=128)
+    args = parser.parse_args()
+    write_pairs(args.folder, args.count, args.seed, args.size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`python -m csd3d.world.train vae|tokenizer|ip2p|judge`: train and judge the shipped priors."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from csd3d.errors import InputError
+from csd3d.world.train import judge
+from csd3d.world.train.data import open_pairs
+from csd3d.world.train.ip2p import train_ip2p, work_tokenizer
+from csd3d.world.train.loop import FitConfig
+from csd3d.world.train.vae import build_vae, freeze_encoder, train_vae
+
+DEFAULTS = {"vae": {"batch": 16, "lr": 2e-3}, "ip2p": {"batch": 64, "lr": 1e-3}}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every FitConfig field is an option of vae and ip2p."""
+    root = argparse.ArgumentParser(prog="python -m csd3d.world.train", description=__doc__)
+    parts = root.add_subparsers(dest="part", required=True)
+    for name, defaults in DEFAULTS.items():
+        part = parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        _fit_options(part, defaults)
+        part.add_argument("--channels", type=_integers, default=(16, 32, 64, 96) if name == "vae" else (64, 128, 192))
+    vae, ip2p = parts.choices["vae"], parts.choices["ip2p"]
+    vae.add_argument("--kl", type=float, default=1e-4, help="weight of the mean KL a latent element")
+    vae.add_argument("--init", type=Path, help="folder of a VAE to start from")
+    vae.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone; needs --init")
+    ip2p.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    ip2p.add_argument("--out", type=Path, required=True, help="where the pipeline folder is written")
+    tokenizer = parts.add_parser("tokenizer")
+    tokenizer.add_argument("--pairs", type=Path, required=True)
+    tokenizer.add_argument("--work", type=Path, required=True)
+    judge.add_options(parts.add_parser("judge", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    return root
+
+
+def _fit_options(part: argparse.ArgumentParser, defaults: dict) -> None:
+    part.add_argument("--pairs", type=Path, required=True, help="folder written by csd3d.world.pairs.write_pairs")
+    part.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    kinds = {"work": Path, "minutes": float, "steps": int}
+    for field in fields(FitConfig):
+        option = "--" + field.name.replace("_", "-")
+        if field.name == "resume":
+            part.add_argument(option, action=argparse.BooleanOptionalAction, default=True)
+        elif field.name == "work":
+            part.add_argument(option, type=Path, required=True, help="checkpoints, logs and caches")
+        else:
+            kind = kinds.get(field.name, field.type)
+            part.add_argument(option, type=kind, default=defaults.get(field.name, field.default), help="-")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def fit_config(options: argparse.Namespace) -> FitConfig:
+    """The FitConfig that the options spell."""
+    return FitConfig(**{field.name: getattr(options, field.name) for field in fields(FitConfig)})
+
+
+def run_vae(options: argparse.Namespace) -> None:
+    if options.freeze_encoder and not options.init:
+        raise InputError("train vae: --freeze-encoder needs --init FOLDER, the VAE whose latents are to stay valid")
+    vae = AutoencoderKL.from_pretrained(options.init) if options.init else build_vae(options.channels)
+    if options.freeze_encoder:
+        freeze_encoder(vae)
+    train_vae(open_pairs(options.pairs), fit_config(options), vae, options.kl)
+
+
+def run_ip2p(options: argparse.Namespace) -> None:
+    train_ip2p(open_pairs(options.pairs), fit_config(options), options.vae, options.out, options.channels)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run one part; a user's mistake ends in one line and exit code 2."""
+    options = parser().parse_args(arguments)
+    # Weights start from the global generator (torch.nn has no other), so it is seeded here, where the program starts.
+    torch.manual_seed(getattr(options, "seed", 0))
+    if getattr(options, "threads", None):
+        torch.set_num_threads(options.threads)
+    try:
+        if options.part == "tokenizer":
+            work_tokenizer(open_pairs(options.pairs), options.work)
+        else:
+            {"vae": run_vae, "ip2p": run_ip2p, "judge": judge.run}[options.part](options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Training of the shipped InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): UNet and CLIP text encoder, from scratch.
+
+Symbols: z scaled target latents [B,4,h,w], c the unscaled posterior mode of the source [B,4,h,w], t timesteps [B],
+ᾱ alphas_cumprod [T], ε noise, y text embeddings [B,L,D].
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from csd3d.world.train.data import Pairs, gather, texts
+from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
+from csd3d.world.train.norms import use_fast_norms
+from csd3d.world.train.tokenizer import build_tokenizer
+from csd3d.world.train.vae import save_whole
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All that a training step reads: source and target modes [P,4,h,w] (unscaled), prompt tokens [U,L], rows of them [P]."""
+
+    source: Tensor
+    target: Tensor
+    tokens: Tensor
+    instruction: Tensor
+    caption: Tensor
+
+
+class Denoiser(nn.Module):
+    """The two networks that learn together, in one module so that one optimiser and one checkpoint hold both."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, condition: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        y = self.text_encoder(tokens).last_hidden_state
+        return self.unet(torch.cat([noisy, condition], 1), t, y, return_dict=False)[0]
+
+
+def build_unet(channels: tuple[int, ...], latent_size: int, text_width: int = 128) -> UNet2DConditionModel:
+    """The 8-channel UNet: no attention at the top level, where the CPU is slow at it; heads of 32 below."""
+    cross = len(channels) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=8,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * cross,
+        up_block_types=("CrossAttnUpBlock2D",) * cross + ("UpBlock2D",),
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(c // 32 for c in channels),  # diffusers means the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 3) -> CLIPTextModel:
+    """A small CLIP text transformer with heads of 32, for the tokenizer's vocabulary and length."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_denoiser(tokenizer: CLIPTokenizer, channels: tuple[int, ...], latent_size: int, scaling: float) -> Denoiser:
+    """Both networks; the condition enters unscaled, so its input weights start at `scaling` times theirs."""
+    unet = build_unet(channels, latent_size)
+    with torch.no_grad():
+        unet.conv_in.weight[:, 4:] *= scaling
+        unet.conv_out.weight.mul_(0.1)
+    return Denoiser(unet, build_text_encoder(tokenizer))
+
+
+def noise_schedule() -> DDIMScheduler:
+    """Stable Diffusion's schedule: √β linear from √0.00085 to √0.012, T = 1000, ε-prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def min_snr_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, γ)/SNR of ε-prediction, SNR = ᾱ/(1 − ᾱ) (Hang et al. 2023, arXiv 2303.09556, eq. 9); [T]."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=gamma) / snr
+
+
+def drop_masks(count: int, generator: torch.Generator, rate: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Which text and which image conditions to drop, bool [B] each: rate text only, rate image only, rate both."""
+    u = torch.rand(count, generator=generator)
+    both = (u >= 2 * rate) & (u < 3 * rate)
+    return (u < rate) | both, ((u >= rate) & (u < 2 * rate)) | both
+
+
+def draw_batch(examples: Examples, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Target modes and source modes [B,4,h,w] and tokens [B,L] with the drops applied; one text in ten is a target caption."""
+    pick = torch.randint(len(examples.source), (batch,), generator=generator)
+    captioned = torch.rand(batch, generator=generator) < 0.1
+    rows = torch.where(captioned, examples.caption[pick], examples.instruction[pick])
+    no_text, no_image = drop_masks(batch, generator)
+    rows = rows.masked_fill(no_text, 0)  # row 0 is the empty prompt
+    source = examples.source[pick].float().masked_fill(no_image[:, None, None, None], 0)
+    return examples.target[pick].float(), source, examples.tokens[rows]
+
+
+def ip2p_loss(
+    denoiser: Denoiser, batch: tuple[Tensor, ...], alphas_cumprod: Tensor, generator: torch.Generator
+) -> Tensor:
+    """min-SNR weighted |ε̂(√ᾱ z + √(1−ᾱ) ε, t, c, y) − ε|², t uniform; a batch of (z scaled, c unscaled, tokens)."""
+    z, condition, tokens = batch
+    t = torch.randint(len(alphas_cumprod), (len(z),), generator=generator)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    a = alphas_cumprod[t][:, None, None, None].to(z.device)
+    noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
+    error = F.mse_loss(denoiser(noisy, condition, t.to(z.device), tokens).float(), noise, reduction="none")
+    return (error.mean((1, 2, 3)) * min_snr_weight(alphas_cumprod)[t].to(z.device)).mean()
+
+
+@torch.no_grad()
+def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfig) -> Tensor:
+    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` so that a kill loses little."""
+    size = images.shape[1] // 8
+    record = 4 * size * size * 2
+    done = path.stat().st_size // record if path.exists() else 0
+    with open(path, "ab") as file:
+        file.truncate(done * record)
+        for indices in torch.arange(done, len(images)).split(64):
+            x = (2 * gather(images, indices, config.device) - 1).to(memory_format=torch.channels_last)
+            with autocast(config):
+                mode = vae.encode(x).latent_dist.mean
+            file.write(mode.half().cpu().contiguous().numpy().tobytes())
+            if indices[0] % 3200 == 0:
+                print(f"{path.name}: {indices[0].item()} of {len(images)} latents", flush=True)
+    flat = torch.from_file(str(path), size=len(images) * record // 2, dtype=torch.float16)
+    return flat.view(-1, 4, size, size).clone()
+
+
+def load_examples(pairs: Pairs, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> Examples:
+    """Encode both sides of every pair and tokenise every distinct text; latents are cached in work under the VAE's fingerprint."""
+    vae = vae.to(config.device, memory_format=torch.channels_last).eval()
+    modes = [
+        cache_modes(vae, images, config.work / f"latents-{fingerprint(vae)}-{name}.f16", config)
+        for name, images in (("source", pairs.source), ("target", pairs.target))
+    ]
+    sentences = texts(pairs)
+    rows = {sentence: i for i, sentence in enumerate(sentences)}
+    tokens = tokenizer(sentences, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    columns = [torch.tensor([rows[r[key]] for r in pairs.records]) for key in ("instruction", "target_caption")]
+    return Examples(*modes, tokens, *columns)
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """Eight hex digits of the encoder's weights: latents cached under another encoder are not reused."""
+    digest = hashlib.sha256()
+    for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def work_tokenizer(pairs: Pairs, work: Path) -> CLIPTokenizer:
+    """The work folder's tokenizer, built from the pairs' sentences the first time; a resumed run must not build another."""
+    folder = work / "tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        save_tokenizer(build_tokenizer(texts(pairs)), folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write both the new layout (tokenizer.json) and the classic one (vocab.json, merges.txt) that older loaders want."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def train_ip2p(pairs: Pairs, config: FitConfig, vae_folder: Path, out: Path, channels: tuple[int, ...]) -> None:
+    """Train on cached latents and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    vae, tokenizer = AutoencoderKL.from_pretrained(vae_folder), work_tokenizer(pairs, config.work)
+    examples = load_examples(pairs, vae, tokenizer, config)
+    scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
+    denoiser = build_denoiser(tokenizer, channels, pairs.size // 8, scaling).to(memory_format=torch.channels_last)
+    trainer = Trainer(use_fast_norms(denoiser).train(), config)
+
+    def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
+        z, c, tokens = (part.to(config.device) for part in draw_batch(examples, config.batch, generator))
+        with autocast(config):
+            return {"loss": ip2p_loss(denoiser, (scaling * z, c, tokens), alphas_cumprod, generator)}
+
+    fit(trainer, loss_fn, lambda: export_pipeline(trainer.ema_model(), vae_folder, tokenizer, out))
+
+
+def export_pipeline(denoiser: Denoiser, vae_folder: Path, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write the diffusers folder that `StableDiffusionInstructPix2PixPipeline.from_pretrained` loads, fp16 safetensors.
+
+    The VAE is read again each time, so that a decoder still in training elsewhere is picked up.
+    """
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=AutoencoderKL.from_pretrained(vae_folder),
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    save_whole(pipeline.to(torch.float16), out)
+    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))

@@ -1,0 +1,224 @@
+"""Held-out bars of the shipped priors: reconstruction, named colours, edits against the true edited image; contact sheet.
+
+Symbols: B images in a batch, x images [B,3,S,S] in [0, 1], ω_y text scale, ω_s image scale.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from torch import Tensor
+
+from csd3d.errors import InputError
+from csd3d.world.train.data import Pairs, gather, open_pairs
+from csd3d.world.train.ip2p import noise_schedule
+from csd3d.world.train.sheet import contact_sheet
+
+SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
+
+
+def add_options(part: argparse.ArgumentParser) -> None:
+    """The options of `judge`."""
+    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    part.add_argument("--model", type=Path, required=True, help="pipeline folder")
+    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
+    part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
+    part.add_argument("--count", type=int, default=300, help="unambiguous pairs to edit")
+    part.add_argument("--ambiguous", type=int, default=90, help="ambiguous pairs with known answers to edit")
+    part.add_argument("--sweep", type=int, default=60, help="further pairs on which the scales are chosen")
+    part.add_argument("--text-scale", type=float, help="no sweep: this scale")
+    part.add_argument("--image-scale", type=float, help="no sweep: this scale")
+    part.add_argument("--steps", type=int, default=20, help="DDIM steps")
+    part.add_argument("--seed", type=int, default=0)
+    part.add_argument("--threads", type=int)
+    part.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Judge a pipeline folder by the options and write the JSON report and the contact sheet."""
+    pairs = open_pairs(options.pairs)
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(options.model, dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+        report, edits = judge(pairs, pipeline, options)
+    report["curves"] = {str(path): _curve(path) for path in options.log}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.sheet:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(pairs, edits, options.sheet)
+    print(json.dumps({k: v for k, v in report.items() if k != "curves"}, indent=1))
+
+
+def judge(
+    pairs: Pairs, pipeline: StableDiffusionInstructPix2PixPipeline, options: argparse.Namespace
+) -> tuple[dict, dict]:
+    """The report and the edits {pair index: image [3,S,S]}; scales are swept on pairs that are not judged."""
+    clear = [i for i, record in enumerate(pairs.records) if not record["ambiguous"]]
+    vague = [i for i, record in enumerate(pairs.records) if record["ambiguous"] and record.get("answers")]
+    if not clear:
+        raise InputError(f"{options.pairs}/pairs.jsonl: no unambiguous pairs to judge by")
+    judged = clear[: options.count] + (vague[: options.ambiguous] if pairs.answers is not None else [])
+
+    def edit(indices: list[int], scales: tuple[float, float]) -> Tensor:
+        return edit_pairs(pairs, indices, pipeline, scales, options.steps, options.seed)
+
+    report = {"vae": judge_vae(pairs, pipeline.vae)}
+    scales = (options.text_scale, options.image_scale)
+    if None in scales:
+        tried = clear[options.count : options.count + options.sweep] or clear[: options.sweep]
+        report["sweep"] = {scales: mean_psnr(pairs, tried, edit(tried, scales)) for scales in SCALES}
+        scales = max(report["sweep"], key=report["sweep"].get)
+        report["sweep"] = {f"text {y} image {s}": psnr for (y, s), psnr in report["sweep"].items()}
+    edits = edit(judged, scales)
+    report |= {"text_scale": scales[0], "image_scale": scales[1], "steps": options.steps}
+    report["edits"] = judge_edits(pairs, judged, edits)
+    return report, dict(zip(judged, edits, strict=True))
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR in dB of each image of a against that of b, [B,3,S,S] in [0, 1] -> [B]."""
+    return -10 * (a.float() - b.float()).square().mean((-3, -2, -1)).clamp(min=1e-10).log10()
+
+
+def reconstruct(vae: torch.nn.Module, images: Tensor) -> Tensor:
+    """Images through the VAE's posterior mode and back, clamped to [0, 1], in batches of 32."""
+    return torch.cat([_decode(vae, vae.encode(2 * x - 1).latent_dist.mean) for x in images.split(32)])
+
+
+def _decode(vae: torch.nn.Module, z: Tensor) -> Tensor:
+    return (vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+
+def judge_vae(pairs: Pairs, vae: torch.nn.Module, count: int = 500) -> dict:
+    """Mean PSNR over source images, and how many objects keep their nearest named colour (from the mean over the mask)."""
+    indices = torch.arange(min(count, len(pairs)))
+    images = gather(pairs.source, indices)
+    decoded = reconstruct(vae, images)
+    report = {"images": len(indices), "psnr": psnr(images, decoded).mean().item()}
+    masks = pairs.mask[indices][:, None] > 0
+    seen = masks.sum((1, 2, 3)) >= 16
+    names, before = nearest_colours(images[seen], masks[seen])
+    _, after = nearest_colours(decoded[seen], masks[seen])
+    lost = [f"{names[a]} to {names[b]}" for a, b in zip(before.tolist(), after.tolist(), strict=True) if a != b]
+    report |= {"colour_kept": (before == after).float().mean().item(), "colours_lost": sorted(lost)}
+    return report
+
+
+def nearest_colours(images: Tensor, masks: Tensor) -> tuple[list[str], Tensor]:
+    """Names, and for each image [B,3,S,S] the index of the name nearest in RGB to its mean over masks [B,1,S,S]."""
+    from csd3d.world.language import COLOURS
+
+    palette = torch.tensor([list(rgb) for rgb in COLOURS.values()], dtype=torch.float32)
+    palette = palette / 255 if palette.max() > 1 else palette
+    means = (images * masks).sum((2, 3)) / masks.sum((2, 3))
+    return list(COLOURS), torch.cdist(means, palette).argmin(1)
+
+
+def edit_pairs(
+    pairs: Pairs,
+    indices: list[int],
+    pipeline: StableDiffusionInstructPix2PixPipeline,
+    scales: tuple[float, float],
+    steps: int,
+    seed: int,
+    batch: int = 32,
+) -> Tensor:
+    """Edits [N,3,S,S] of the pairs at `indices` by their own instructions; the noise depends on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    chunks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    return torch.cat(
+        [
+            edit_images(
+                pipeline,
+                gather(pairs.source, torch.tensor(chunk)),
+                [pairs.records[i]["instruction"] for i in chunk],
+                scales,
+                steps,
+                generator,
+            )
+            for chunk in chunks
+        ]
+    )
+
+
+def edit_images(
+    pipeline: StableDiffusionInstructPix2PixPipeline,
+    images: Tensor,
+    instructions: list[str],
+    scales: tuple[float, float],
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """DDIM from pure noise with ε = ε(∅,∅) + ω_s(ε(x̃,∅) − ε(∅,∅)) + ω_y(ε(x̃,y) − ε(x̃,∅)) (Brooks et al. 2023, eq. 3)."""
+    vae, scheduler = pipeline.vae, noise_schedule()
+    condition = vae.encode(2 * images - 1).latent_dist.mean.float()
+    text = embed(pipeline, [""] * len(images) * 2 + instructions)
+    condition = torch.cat([torch.zeros_like(condition), condition, condition])
+    z = torch.randn(condition[: len(images)].shape, generator=generator)
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        noise = pipeline.unet(torch.cat([torch.cat([z] * 3), condition], 1), t, text, return_dict=False)[0].float()
+        null, image, full = noise.chunk(3)
+        guided = null + scales[1] * (image - null) + scales[0] * (full - image)
+        z = scheduler.step(guided, t, z, return_dict=False)[0]
+    return _decode(vae, z / vae.config.scaling_factor)
+
+
+def embed(pipeline: StableDiffusionInstructPix2PixPipeline, prompts: list[str]) -> Tensor:
+    """Text embeddings [B,L,D] of prompts, padded to the tokenizer's length."""
+    tokens = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return pipeline.text_encoder(tokens).last_hidden_state
+
+
+def best_psnr(pairs: Pairs, index: int, image: Tensor) -> float:
+    """PSNR of one image against the nearest of the pair's valid answers."""
+    truths = pairs.truths(index).permute(0, 3, 1, 2).float() / 255
+    return psnr(image.expand_as(truths), truths).max().item()
+
+
+def mean_psnr(pairs: Pairs, indices: list[int], edits: Tensor) -> float:
+    """Mean over pairs of `best_psnr`."""
+    return sum(best_psnr(pairs, i, image) for i, image in zip(indices, edits, strict=True)) / len(indices)
+
+
+def judge_edits(pairs: Pairs, indices: list[int], edits: Tensor) -> dict:
+    """PSNR to the truth and share of changed pairs whose edit is nearer to it than the source is; over all, and by family."""
+    rows = []
+    for i, image in zip(indices, edits, strict=True):
+        record = pairs.records[i]
+        source = gather(pairs.source, torch.tensor([i]))[0]
+        row = {"family": record["family"], "ambiguous": record["ambiguous"], "changes": record["changes"]}
+        rows.append(row | {"psnr": best_psnr(pairs, i, image), "source_psnr": best_psnr(pairs, i, source)})
+    families = sorted({row["family"] for row in rows})
+    return {
+        "unambiguous": summary(rows, lambda row: not row["ambiguous"]),
+        "ambiguous": summary(rows, lambda row: row["ambiguous"]),
+        "all": summary(rows, lambda row: True),
+        "families": {name: summary(rows, lambda row, name=name: row["family"] == name) for name in families},
+    }
+
+
+def summary(rows: list[dict], chosen: Callable[[dict], bool]) -> dict:
+    """Counts, mean PSNRs and the closer-than-source share of the rows that `chosen` accepts; null where there are none."""
+    rows = [row for row in rows if chosen(row)]
+    changed = [row["psnr"] > row["source_psnr"] for row in rows if row["changes"]]
+    return {
+        "pairs": len(rows),
+        "psnr": _mean([row["psnr"] for row in rows]),
+        "source_psnr": _mean([row["source_psnr"] for row in rows]),
+        "closer_than_source": _mean(changed),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _curve(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return rows[:: max(1, len(rows) // 60)]

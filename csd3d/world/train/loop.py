@@ -1,0 +1,204 @@
+"""The training loop both parts share: a budget in minutes or steps, atomic checkpoints, EMA, progress lines.
+
+Symbols: p in [0, 1] is the part of the budget already used; every schedule is a function of p, so that a resumed run
+with a larger budget simply goes on.
+"""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from csd3d.errors import InputError
+
+LossFn = Callable[[torch.Generator, float], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how to train; exactly one of minutes and steps is the budget."""
+
+    work: Path
+    minutes: float | None = None
+    steps: int | None = None
+    batch: int = 16
+    lr: float = 1e-3
+    schedule: str = "wsd"
+    warmup: int = 300
+    weight_decay: float = 1e-3
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "bf16"
+    resume: bool = True
+    log_seconds: float = 20.0
+    save_seconds: float = 180.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise InputError("train: give exactly one of --minutes and --steps")
+        if self.schedule not in ("wsd", "cosine"):
+            raise InputError(f"train: --schedule {self.schedule}: use wsd or cosine")
+
+
+def learning_rate(config: FitConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then a cosine from 1 to 0, over all of p (cosine) or over its last 30 % (wsd: warm-up, stable, decay)."""
+    start = 0.7 if config.schedule == "wsd" else 0.0
+    decay = min(max((progress - start) / (1 - start), 0.0), 1.0)
+    return config.lr * min(1.0, (step + 1) / config.warmup) * max(0.5 * (1 + math.cos(math.pi * decay)), 0.005)
+
+
+class Trainer:
+    """A model in training: its EMA, optimiser, generator, step and seconds, which together are the checkpoint."""
+
+    def __init__(self, model: nn.Module, config: FitConfig) -> None:
+        self.model, self.config = model.to(config.device), config
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
+
+    @property
+    def progress(self) -> float:
+        """The part p of the budget that is used."""
+        config = self.config
+        return self.step / config.steps if config.steps else self.seconds / (60 * config.minutes)
+
+    def ema_model(self) -> nn.Module:
+        """A copy of the model that carries the averaged weights."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.ema, strict=False)
+        return model.eval()
+
+    def save(self) -> None:
+        """Write the checkpoint to a temporary name, sync it and rename it, so that a kill never leaves half a file."""
+        tensors = {f"model.{k}": v for k, v in self.parameters.items()} | {f"ema.{k}": v for k, v in self.ema.items()}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"optimiser.{key}.{name}": v for key, v in self.optimiser.state[parameter].items()}
+        tensors["generator"] = self.generator.get_state()
+        state = json.dumps({"step": self.step, "seconds": self.seconds, "skipped": self.skipped})
+        path = self.config.work / "checkpoint.safetensors"
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, f"{path}.tmp", {"state": state})
+        with open(f"{path}.tmp", "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+
+    def load(self) -> bool:
+        """Continue from the work folder's checkpoint; False when it has none, InputError when it is of another model."""
+        path = self.config.work / "checkpoint.safetensors"
+        if not path.exists():
+            return False
+        with safe_open(path, "pt", device=self.config.device) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            state = json.loads(file.metadata()["state"])
+        if {k[6:]: v.shape for k, v in tensors.items() if k.startswith("model.")} != _shapes(self.parameters):
+            raise InputError(f"{path}: a checkpoint of another model; use another --work or remove it")
+        self._restore(tensors)
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        return True
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"model.{name}"])
+            self.ema[name].copy_(tensors[f"ema.{name}"])
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{k}.{name}" in tensors]
+            self.optimiser.state[parameter] = {k: tensors[f"optimiser.{k}.{name}"] for k in keys}
+        self.generator.set_state(tensors["generator"].cpu())
+
+    def update(self, loss_fn: LossFn) -> dict[str, float]:
+        """One optimiser step; a step whose gradient is not finite is skipped and counted."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.progress)
+        losses = loss_fn(self.generator, self.progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        self.step += 1
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            return {}
+        self.optimiser.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        return {name: value.item() for name, value in losses.items()} | {"grad": norm.item()}
+
+
+def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda: None) -> None:
+    """Train until the budget is used, logging and checkpointing by the clock; Ctrl+C saves and stops."""
+    config = trainer.config
+    config.work.mkdir(parents=True, exist_ok=True)
+    if config.resume and trainer.load():
+        print(f"resumed at step {trainer.step}, {trainer.seconds / 60:.1f} min", flush=True)
+    meter = Meter(trainer)
+    tick = saved = time.monotonic()
+    try:
+        while trainer.progress < 1:
+            meter.add(trainer.update(loss_fn))
+            now = time.monotonic()
+            trainer.seconds, tick = trainer.seconds + now - tick, now
+            if now - meter.started >= config.log_seconds or trainer.progress >= 1:
+                meter.report()
+            if now - saved >= config.save_seconds:
+                trainer.save()
+                on_save()
+                # Checkpoints do not count against the budget.
+                saved = tick = time.monotonic()
+    except KeyboardInterrupt:
+        print(f"stopped at step {trainer.step}; the same command continues", flush=True)
+    trainer.save()
+    on_save()
+
+
+class Meter:
+    """Means of the losses between two progress lines, which also go to `log.jsonl` (the learning curve)."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._restart()
+
+    def _restart(self) -> None:
+        self.started, self.first, self.sums, self.count = time.monotonic(), self.trainer.step, {}, 0
+
+    def add(self, losses: dict[str, float]) -> None:
+        if not losses and self.trainer.skipped > 50 + self.trainer.step // 50:
+            raise RuntimeError(f"{self.trainer.skipped} steps had no finite gradient; lower --lr")
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += bool(losses)
+
+    def report(self) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = (trainer.step - self.first) * config.batch / seconds
+        p = trainer.progress
+        eta = trainer.seconds * (1 - p) / max(p, 1e-9)
+        row = {"step": trainer.step, "minutes": trainer.seconds / 60, "images_per_s": rate}
+        row |= {name: value / max(self.count, 1) for name, value in self.sums.items()}
+        line = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        print(f"{100 * p:5.1f} %  {line}  eta {max(eta, 0) / 60:.1f} min  skipped {trainer.skipped}", flush=True)
+        with open(config.work / "log.jsonl", "a") as file:
+            file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+        self._restart()
+
+
+def autocast(config: FitConfig) -> torch.autocast:
+    """bfloat16 arithmetic over float32 master weights, or plain float32."""
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _shapes(parameters: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in parameters.items()}

@@ -1,0 +1,63 @@
+"""Loads the compiled C++ kernels, choosing the widest instruction set this processor has."""
+
+import ctypes
+import functools
+import logging
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+INSTALL = "install a C++ compiler (gcc) and run: pip install -c constraints.txt -e ."
+_REQUIRED_FLAGS = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+    "baseline": set(),
+}
+
+
+def _cpu_flags() -> set[str]:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return set()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None (with one warning) where they were not built: the torch reference then takes over."""
+    flags = _cpu_flags()
+    for isa, required in _REQUIRED_FLAGS.items():
+        path = Path(__file__).parent / f"_native_{isa}.so"
+        if required <= flags and path.exists():
+            return ctypes.CDLL(str(path))
+    logging.getLogger("custom_kernels").warning("no compiled kernels: using the slow torch reference; %s", INSTALL)
+    return None
+
+
+def require_library() -> ctypes.CDLL:
+    """The compiled kernels; raises RuntimeError naming the install command where they are missing."""
+    lib = library()
+    if lib is None:
+        raise RuntimeError(f"backend 'native' was asked for but its kernels are not built: {INSTALL}")
+    return lib
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Address of a contiguous CPU tensor's data (null for None)."""
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"native kernels take contiguous CPU tensors, got {tensor.device}, contiguous={tensor.is_contiguous()}"
+        )
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def num_threads() -> int:
+    """Threads a kernel may use: torch's own setting."""
+    return torch.get_num_threads()

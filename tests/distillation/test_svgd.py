@@ -1,0 +1,333 @@
+"""svgd_combine against its double-loop definition, its limits, and what Stein variational gradient descent must do."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
+from csd3d.distillation.noise import add_noise, draw_noise
+from csd3d.distillation.svgd import combine, kernel_matrix, svgd_combine_features
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def scalar_kernel(a: Tensor, b: Tensor, kernel: str, gamma: float) -> Tensor:
+    squared = (a - b).square().sum()
+    return torch.exp(-gamma * squared) if kernel == "rbf" else (1 + gamma * squared) ** -0.5
+
+
+def lower_median(squared: list[float]) -> float:
+    return sorted(squared)[(len(squared) - 1) // 2]
+
+
+def double_loop(
+    directions: Tensor, z: Tensor, sigma: float, kernel: str, gamma: float, repulsion: float, normalize: str
+) -> Tensor:
+    """The definition: for every i, a sum over j with ∇_{z_j} k by autograd."""
+    G = torch.zeros_like(directions)
+    for i in range(len(z)):
+        total_k = 0.0
+        for j in range(len(z)):
+            z_j = z[j].clone().requires_grad_()
+            k = scalar_kernel(z_j, z[i], kernel, gamma)
+            (grad_k,) = torch.autograd.grad(k, z_j)
+            G[i] += k.detach() * directions[j] - repulsion * sigma * grad_k
+            total_k += k.item()
+        G[i] /= len(z) if normalize == "mean" else total_k
+    return G
+
+
+def pair_distances(z: Tensor, everything: bool = False) -> list[float]:
+    N = range(len(z))
+    return [(z[i] - z[j]).square().sum().item() for i in N for j in N if everything or i != j]
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+@pytest.mark.parametrize("normalize", ["mean", "row"])
+@pytest.mark.parametrize("N", [2, 3, 6])
+def test_equals_the_double_loop(kernel, normalize, N):
+    directions, z = random(N, 2, 3, seed=1), 3 + random(N, 2, 3, seed=2)
+    gamma = math.log(N + 1) / lower_median(pair_distances(z))
+    expected = double_loop(directions, z, 0.7, kernel, gamma, 1.3, normalize)
+    actual = svgd_combine(directions, z, sigma=0.7, kernel=kernel, repulsion=1.3, normalize=normalize)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("bandwidth", "scale"), [(0.37, 1.0), (0.37, 10.0), ("median", 10.0), ("median_all", 1.0)])
+def test_bandwidth_rules(bandwidth, scale):
+    directions, z = random(5, 4, seed=3), random(5, 4, seed=4)
+    median = lower_median(pair_distances(z, everything=bandwidth == "median_all"))
+    gamma = (bandwidth if isinstance(bandwidth, float) else math.log(6) / median) / scale
+    expected = double_loop(directions, z, 0.5, "rbf", gamma, 1.0, "mean")
+    actual = svgd_combine(directions, z, sigma=0.5, bandwidth=bandwidth, bandwidth_scale=scale)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_is_close_to_float64_far_from_the_origin():
+    directions, z = random(8, 4, 16, 16, seed=5), 50 + random(8, 4, 16, 16, seed=6)
+    exact = svgd_combine(directions, z.float().double(), sigma=0.9)
+    torch.testing.assert_close(
+        svgd_combine(directions.float(), z.float(), sigma=0.9).double(), exact, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"normalize": "row"}, {"bandwidth": 3.0, "repulsion": 2.0}, {"kernel": "imq"}])
+def test_one_particle_is_sds_bit_for_bit(dtype, options):
+    directions = random(1, 4, 8, 8, seed=7).to(dtype)
+    assert torch.equal(svgd_combine(directions, 1e3 * directions, sigma=0.3, **options), directions)
+
+
+@pytest.mark.parametrize("bandwidth", ["median", "median_all", 0.0, 2.0])
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_identical_particles_average_their_directions(bandwidth, kernel, dtype):
+    z = (100 * random(1, 4, 8, 8, seed=8)).to(dtype).expand(5, -1, -1, -1)
+    directions = random(5, 4, 8, 8, seed=9).to(dtype)
+    G = svgd_combine(directions, z, sigma=1.0, bandwidth=bandwidth, kernel=kernel)
+    expected = directions.float().mean(0, keepdim=True).expand(5, -1, -1, -1).to(dtype)
+    torch.testing.assert_close(G, expected, rtol=1e-3, atol=1e-3 if dtype == torch.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("bandwidth", ["median", "median_all"])
+def test_two_particles_are_finite_at_any_distance(scale, dtype, bandwidth):
+    z = torch.stack([torch.zeros(4, 8, 8), scale * torch.ones(4, 8, 8)]).to(dtype)
+    G = svgd_combine(random(2, 4, 8, 8).to(dtype), z, sigma=1.0, bandwidth=bandwidth)
+    assert G.dtype == dtype
+    assert torch.isfinite(G).all()
+
+
+def test_repulsion_fades_where_particles_are_one_up_to_rounding():
+    """The median rule alone repels as 2 ln(N+1)/d, without bound; below 1e-3 rms the floor makes it fall with d."""
+    force = []
+    for d in (1e-2, 1e-3, 1e-5):
+        z = torch.stack([torch.zeros(256), torch.full((256,), d)])
+        force.append(svgd_combine(torch.zeros(2, 256), z, sigma=1.0).norm())
+    assert force[0] < force[1]
+    assert force[2] < 0.1 * force[1]
+
+
+def test_fp16_sums_do_not_overflow():
+    directions, z = torch.full((64, 4096), 60000.0), 200 * random(64, 4096, seed=10)
+    G = svgd_combine(directions.half(), z.half(), sigma=1.0, bandwidth=0.0)
+    torch.testing.assert_close(G, directions.half(), rtol=1e-3, atol=0.0)
+
+
+def test_mostly_coinciding_particles_stay_in_range():
+    z = 10 * torch.ones(8, 32)
+    z[7] = -10
+    G = svgd_combine(torch.zeros(8, 32), z, sigma=1.0)
+    torch.testing.assert_close(G[:7], torch.zeros(7, 32), rtol=0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+def test_without_directions_descending_drives_particles_apart(kernel):
+    z = random(6, 3, seed=11)
+    before = torch.pdist(z).clone()
+    for _ in range(20):
+        z = z - 0.1 * svgd_combine(torch.zeros_like(z), z, sigma=1.0, kernel=kernel)
+    assert (torch.pdist(z).mean() > 1.05 * before.mean()).item()
+    pair = torch.tensor([[0.0], [1.0]])
+    G = svgd_combine(torch.zeros(2, 1), pair, sigma=1.0, kernel=kernel)
+    assert G[0] > 0 > G[1]  # descending: the left one goes left, the right one right
+
+
+def test_permuting_particles_permutes_the_result():
+    directions, z, order = random(7, 5, seed=12), random(7, 5, seed=13), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    permuted = svgd_combine(directions[order], z[order], sigma=0.6)
+    torch.testing.assert_close(permuted, svgd_combine(directions, z, sigma=0.6)[order], rtol=1e-12, atol=1e-12)
+
+
+def test_row_normalised_step_carries_across_particle_counts():
+    for N in (2, 5, 17):
+        agreeing = torch.ones(N, 6, dtype=torch.float64)
+        G = svgd_combine(agreeing, random(N, 6, seed=N), sigma=1.0, repulsion=0.0, normalize="row")
+        torch.testing.assert_close(G, agreeing, rtol=1e-12, atol=0.0)
+
+
+def test_memory_holds_no_pairwise_differences():
+    """Not one N × N × D tensor: every intermediate result is at most N × D."""
+    N, D, largest = 64, 4096, 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(x))])
+            return out
+
+    with Watch():
+        svgd_combine(torch.ones(N, D), torch.ones(N, D), sigma=1.0)
+    assert largest == N * D
+
+
+# What SVGD is for.
+
+
+def gaussian_eps(z_t: Tensor, alpha_bar: float, mean: Tensor, variance: float) -> Tensor:
+    return math.sqrt(1 - alpha_bar) / (alpha_bar * variance + 1 - alpha_bar) * (z_t - math.sqrt(alpha_bar) * mean)
+
+
+@pytest.mark.parametrize("alpha_bar", [0.96, 0.36])
+def test_particles_take_the_variance_of_the_noised_density(alpha_bar):
+    """With Δ = −σ × score the fixed point is p_t itself; a coefficient of 1 for σ would give another variance."""
+    mean, variance, sigma = torch.tensor([1.0, -2.0]), 0.3, math.sqrt(1 - alpha_bar)
+    z_t = 0.1 * random(40, 2, seed=14, dtype=torch.float32)
+    for _ in range(1500):
+        z_t = z_t - 0.5 * svgd_combine(gaussian_eps(z_t, alpha_bar, mean, variance), z_t, sigma=sigma)
+    torch.testing.assert_close(z_t.mean(0), math.sqrt(alpha_bar) * mean, rtol=0.02, atol=0.02)
+    expected = torch.full((2,), alpha_bar * variance + 1 - alpha_bar)
+    torch.testing.assert_close(z_t.var(0), expected, rtol=0.2, atol=0.0)
+
+
+MODES = torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]])
+
+
+def mixture_eps(z_t: Tensor, alpha_bar: float, variance: float = 0.25) -> Tensor:
+    """Exact ε = −σ ∇log p_t of four equal Gaussians at MODES."""
+    offset = z_t[:, None] - math.sqrt(alpha_bar) * MODES
+    noised = alpha_bar * variance + 1 - alpha_bar
+    weight = torch.softmax(-offset.square().sum(-1) / (2 * noised), dim=1)
+    return math.sqrt(1 - alpha_bar) / noised * (weight[..., None] * offset).sum(1)
+
+
+def anneal(combiner, seed: int, steps: int = 300) -> Tensor:
+    """Score distillation from near (1, 1) with noise shared by the particles; how many end nearest to each mode."""
+    generator = torch.Generator().manual_seed(seed)
+    z = 1 + 0.3 * torch.randn(16, 2, generator=generator)
+    for step in range(steps):
+        alpha_bar = math.cos(math.pi / 2 * (0.8 - 0.78 * step / steps)) ** 2
+        noise = draw_noise(z, "shared", generator)
+        z_t = add_noise(z, noise, alpha_bar)
+        directions = sds(mixture_eps(z_t, alpha_bar), noise)
+        z = z - 0.5 * (1 - alpha_bar) * combiner(directions, z_t, math.sqrt(1 - alpha_bar))
+    return torch.cdist(z, MODES).argmin(1).bincount(minlength=4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_covers_the_modes_that_independent_particles_collapse_onto(seed):
+    assert anneal(lambda directions, z_t, sigma: directions, seed).max() == 16
+    covered = anneal(lambda directions, z_t, sigma: svgd_combine(directions, z_t, sigma=sigma), seed)
+    assert covered.min() >= 2
+
+
+def test_noise_baseline_repels_once_by_itself():
+    """Stein's lemma, E[k ε_j] = σ E[∇_{x_j} k], by quadrature: the baseline −ε alone does what λ = 1 does."""
+    import numpy as np
+
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(40))
+    weights, sigma = weights / weights.sum(), 0.8
+    centres = torch.tensor([[0.0], [0.7]], dtype=torch.float64)
+    by_baseline, by_repulsion = torch.zeros(2, 1), torch.zeros(2, 1)
+    for a, wa in zip(nodes, weights, strict=True):
+        for b, wb in zip(nodes, weights, strict=True):
+            eps = torch.stack([a, b])[:, None]
+            x, w = centres + sigma * eps, wa * wb
+            by_baseline = by_baseline + w * svgd_combine(-eps, x, sigma=sigma, bandwidth=0.5, repulsion=0.0)
+            by_repulsion = by_repulsion + w * svgd_combine(0 * eps, x, sigma=sigma, bandwidth=0.5)
+    assert by_repulsion.abs().min() > 0.01
+    torch.testing.assert_close(by_baseline, by_repulsion, rtol=1e-8, atol=1e-10)
+
+
+# Settings: clean latents, features, compat, diagnostics.
+
+
+def noised(N: int, kind: str, alpha_bar: float) -> tuple[Tensor, Tensor]:
+    clean = random(N, 4, 6, seed=15)
+    eps = draw_noise(clean, kind, torch.Generator().manual_seed(16))
+    return add_noise(clean, eps, alpha_bar), clean
+
+
+def test_clean_and_noisy_space_are_one_when_the_noise_is_shared():
+    directions, (noisy, clean) = random(5, 4, 6, seed=17), noised(5, "shared", 0.4)
+    G_noisy, G_clean = (
+        combine(directions, noisy, clean, alpha_bar=0.4, config=SVGDConfig(space=s)) for s in ("noisy", "clean")
+    )
+    torch.testing.assert_close(G_clean, G_noisy, rtol=1e-6, atol=1e-7)  # the float32 noise was cast
+    by_hand = svgd_combine(directions, clean, sigma=math.sqrt(0.6 / 0.4))
+    torch.testing.assert_close(G_clean, by_hand, rtol=1e-12, atol=1e-12)
+
+
+def test_official_compat_has_coefficient_one_and_the_median_over_everything():
+    directions, (noisy, clean) = random(4, 4, 6, seed=18), noised(4, "independent", 0.9)
+    G = combine(directions, noisy, clean, alpha_bar=0.9, config=SVGDConfig(compat="official"))
+    gamma = math.log(5) / lower_median(pair_distances(noisy, everything=True))
+    torch.testing.assert_close(G, double_loop(directions, noisy, 1.0, "rbf", gamma, 1.0, "mean"), rtol=1e-9, atol=1e-9)
+
+
+def test_features_equal_to_particles_give_svgd_combine():
+    directions, z = random(4, 3, seed=19), random(4, 3, seed=20).requires_grad_()
+    config = SVGDConfig(normalize="row", repulsion=0.7)
+    G = svgd_combine_features(directions, z, z * 1.0, sigma=0.5, config=config)
+    expected = svgd_combine(directions, z.detach(), sigma=0.5, normalize="row", repulsion=0.7)
+    torch.testing.assert_close(G, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_features_repel_through_the_feature_jacobian():
+    """λ σ ∇_{z_i} Σ_j k(φ_i, φ_j) / N by autograd of the kernel itself, through a nonlinear φ."""
+    z, mix = random(4, 3, seed=21).requires_grad_(), random(3, 5, seed=22)
+    phi = torch.tanh(z @ mix)
+    config = SVGDConfig(bandwidth=0.8, repulsion=1.5)
+    G = svgd_combine_features(torch.zeros(4, 3), z, phi, sigma=0.5, config=config)
+    for i in range(4):
+        fixed = phi.detach()
+        total = sum(scalar_kernel(phi[i], fixed[j], "rbf", 0.8) for j in range(4))
+        (grad,) = torch.autograd.grad(total, z, retain_graph=True)
+        torch.testing.assert_close(G[i].double(), 1.5 * 0.5 * grad[i] / 4, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="gradients on"):
+        svgd_combine_features(torch.zeros(4, 3), z, phi.detach(), sigma=0.5, config=config)
+
+
+def test_diagnostics_see_content_only_through_shared_noise():
+    """4096 dimensions: independent noise pins every off-diagonal k near 1/(N+1), shared noise does not."""
+    clean = random(8, 1, seed=23) * torch.ones(8, 4096, dtype=torch.float64)
+    spread = {}
+    for kind in ("independent", "shared"):
+        noisy = add_noise(clean, draw_noise(clean, kind, torch.Generator().manual_seed(24)), 0.05)
+        report = svgd_diagnostics(clean, noisy, clean, alpha_bar=0.05, config=SVGDConfig())
+        spread[kind] = report["kernel_spread"]
+        K, _ = kernel_matrix(noisy)
+        off = K[~torch.eye(8, dtype=torch.bool)]
+        assert report["kernel_mean"] == pytest.approx(off.mean().item(), rel=1e-9)
+        assert spread[kind] == pytest.approx(off.std(correction=0).item(), rel=1e-9)
+    assert spread["independent"] < 0.05 < 0.2 < spread["shared"]
+
+
+def test_diagnostics_report_repulsion_against_score():
+    directions, (noisy, clean) = random(4, 4, 6, seed=25), noised(4, "shared", 0.4)
+    report = svgd_diagnostics(directions, noisy, clean, alpha_bar=0.4, config=SVGDConfig(repulsion=3.0))
+    score = svgd_combine(directions, noisy, sigma=1.0, repulsion=0.0)
+    force = svgd_combine(0 * directions, noisy, sigma=math.sqrt(0.6), repulsion=3.0)
+    assert report["repulsion_ratio"] == pytest.approx((force.norm() / score.norm()).item(), rel=1e-6)
+    alone = svgd_diagnostics(directions[:1], noisy[:1], clean[:1], alpha_bar=0.4, config=SVGDConfig())
+    assert set(alone.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kernel": "gauss"}, "kernel is 'gauss'"),
+        ({"bandwidth": "mean"}, "bandwidth is 'mean'"),
+        ({"bandwidth": -1.0}, "bandwidth is -1.0"),
+        ({"bandwidth_scale": 0.0}, "bandwidth_scale is 0.0"),
+        ({"normalize": "sum"}, "normalize is 'sum'"),
+        ({"repulsion": math.nan}, "repulsion is nan"),
+        ({"space": "pixel"}, "space is 'pixel'"),
+        ({"compat": "paper"}, "compat is 'paper'"),
+    ],
+)
+def test_config_names_the_wrong_key(wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SVGDConfig(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 3\)"):
+        svgd_combine(torch.zeros(2, 3), torch.zeros(3, 3), sigma=1.0)

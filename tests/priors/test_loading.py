@@ -1,0 +1,221 @@
+"""Opening a prior: what loads, and the one line that each kind of broken input gets."""
+
+import json
+import shutil
+import socket
+import time
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tiny_models import build_unet
+from transformers import CLIPTextModel
+
+from csd3d.errors import InputError
+from csd3d.priors import PriorConfig, load_prior, loading
+
+
+@pytest.fixture
+def folder(edit_folder, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(edit_folder, tmp_path / "prior")
+
+
+def refused(model, require=None, **options) -> str:
+    with pytest.raises(InputError) as error:
+        load_prior(PriorConfig(str(model), **{"device": "cpu"} | options), require)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_loads_quietly_and_leaves_the_libraries_as_they_were(edit_folder, capfd):
+    import transformers
+
+    level = transformers.utils.logging.get_verbosity()
+    load_prior(PriorConfig(str(edit_folder), device="cpu"), "edit")
+    assert capfd.readouterr() == ("", "")
+    assert transformers.utils.logging.get_verbosity() == level
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_half_precision_weights_load_as_float32_under_either_name(folder):
+    plain = load_prior(PriorConfig(str(folder), device="cpu"))
+    for part, kind in {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}.items():
+        model = kind.from_pretrained(folder / part).half()
+        for weights in (folder / part).glob("*.safetensors"):
+            weights.unlink()
+        model.save_pretrained(folder / part, variant="fp16" if part == "unet" else None)
+    assert (folder / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    half = load_prior(PriorConfig(str(folder), device="cpu"))
+    for part in ("vae", "unet", "text_encoder"):
+        ours, theirs = (dict(getattr(p, part).named_parameters()) for p in (half, plain))
+        for name, parameter in ours.items():
+            assert torch.equal(parameter, theirs[name].half().float()), name
+
+
+def test_a_folder_needs_no_model_index_and_runs_none_of_its_code(folder):
+    (folder / "model_index.json").write_text('{"_class_name": ["pipeline", "Evil"], "unet": ["evil", "Evil"]}')
+    (folder / "pipeline.py").write_text("raise SystemExit('ran')")
+    load_prior(PriorConfig(str(folder), device="cpu"))
+
+
+def test_a_schedule_saved_by_another_scheduler_is_read(folder):
+    edit_json(folder / "scheduler/scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler", beta_end=0.02)
+    prior = load_prior(PriorConfig(str(folder), device="cpu"))
+    beta = torch.linspace(0.00085**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(prior.alphas_cumprod.double(), (1 - beta).cumprod(0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["vae", "unet/config.json", "text_encoder/model.safetensors", "tokenizer", "scheduler/scheduler_config.json"],
+)
+def test_a_missing_part_is_named(folder, lost):
+    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
+    message = refused(folder)
+    assert str(folder) in message
+    for name in lost.split("/"):
+        assert name in message
+
+
+def test_a_tokenizer_without_its_merges_is_refused(folder):
+    for name in ("tokenizer.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink()
+    assert "merges.txt" in refused(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    assert "lacks" in refused(tmp_path)
+
+
+def test_pickled_weights_are_refused(folder):
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    message = refused(folder)
+    assert "diffusion_pytorch_model.bin" in message
+    assert "safe_serialization=True" in message
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_truncated_weights_are_refused(folder, part):
+    (weights,) = (folder / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert str(folder / part) in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_weights_that_lack_a_tensor_are_refused(folder, part):
+    (weights,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    lost = sorted(tensors)[3]
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, {"format": "pt"})
+    message = refused(folder)
+    assert str(folder / part) in message
+    assert lost in message
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_weights_of_another_shape_are_refused(folder, part):
+    (weights,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    name = sorted(name for name, tensor in tensors.items() if tensor.ndim > 1)[0]
+    save_file(tensors | {name: tensors[name][:1].clone()}, weights, {"format": "pt"})
+    assert str(folder / part) in refused(folder)
+
+
+@pytest.mark.parametrize("path", ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_malformed_json_is_named(folder, path, text):
+    (folder / path).write_text(text)
+    assert str(folder / path.split("/")[0]) in refused(folder)
+
+
+def test_components_of_another_class_are_refused(folder):
+    edit_json(folder / "vae/config.json", _class_name="AutoencoderTiny")
+    assert "AutoencoderTiny" in refused(folder)
+
+
+def test_the_unet_must_suit_the_job(edit_folder, text_folder):
+    assert "8 channels" in refused(text_folder, "edit")
+    assert "text-to-image" in refused(edit_folder, "text")
+    load_prior(PriorConfig(str(text_folder), device="cpu"), "text")
+
+
+def test_a_unet_of_another_latent_space_is_refused(folder):
+    build_unet(9).save_pretrained(folder / "unet")
+    assert "9 channels in" in refused(folder)
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(folder):
+    for name in ("tokenizer.json",):
+        (folder / "tokenizer" / name).unlink()
+    vocab = json.loads((folder / "tokenizer/vocab.json").read_text())
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab | {"more": len(vocab)}))
+    assert "tokens" in refused(folder)
+
+
+def test_unsupported_schedules_are_refused(folder):
+    edit_json(folder / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    assert "FlowMatchEulerDiscreteScheduler" in refused(folder)
+    edit_json(folder / "scheduler/scheduler_config.json", _class_name="DDIMScheduler", prediction_type="velocity")
+    assert "velocity" in refused(folder)
+
+
+@pytest.mark.parametrize("model", ["", "./nowhere", "/no/such/folder", "a/b/c", "../prior", "plain"])
+def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
+    assert "prior.model" in refused(model)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is a file" in refused(tmp_path / "model.safetensors")
+
+
+def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port that nothing listens on
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refused("csd3d-tests/no-such-model")
+    assert "point prior.model to a local folder" in message
+
+
+def test_a_hub_that_never_answers_fails_fast(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(loading, "HUB_TIMEOUT_S", 0.2)
+        start = time.monotonic()
+        assert "local folder" in refused("csd3d-tests/no-such-model")
+        assert time.monotonic() - start < 8  # the hub library on its own takes 10 s and more
+
+
+def test_a_hub_model_seen_before_loads_without_a_network(monkeypatch, edit_folder, tmp_path):
+    """A cache laid out as the hub's library does: the copy from an earlier run is used when the hub is out of reach."""
+    store = tmp_path / "models--someone--tiny"
+    shutil.copytree(edit_folder, store / "snapshots/0123456789012345678901234567890123456789")
+    (store / "refs").mkdir()
+    (store / "refs/main").write_text("0123456789012345678901234567890123456789")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load_prior(PriorConfig("someone/tiny", device="cpu"), "edit").num_train_timesteps == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"dtype": "float8"}, "prior.dtype"),
+        ({"dtype": "float16"}, "prior.dtype"),
+        ({"device": "tpu"}, "prior.device"),
+        ({"device": "cuda:63"}, "prior.device"),
+        ({"micro_batch": 0}, "prior.micro_batch"),
+    ],
+)
+def test_options_are_checked(edit_folder, options, key):
+    assert key in refused(edit_folder, **options)

@@ -1,0 +1,73 @@
+"""The mixture prior's ε against automatic differentiation of its log density."""
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from csd3d.priors import Condition, GaussianMixturePrior, edit_branches
+
+MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.0, -3.0]], dtype=torch.float64)
+STDS = torch.tensor([0.3, 0.7, 0.1], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+@pytest.fixture
+def prior():
+    return GaussianMixturePrior(MEANS, STDS, WEIGHTS, {"left": torch.tensor([0.0, 1.0, 0.0])})
+
+
+def score(prior, z_t, t, weights):
+    """∇ log p_t by autograd on torch's own mixture density."""
+    alpha_bar = prior.alphas_cumprod[t]
+    scale = (alpha_bar * STDS**2 + 1 - alpha_bar).sqrt()[:, None].expand_as(MEANS)
+    density = MixtureSameFamily(Categorical(weights), Independent(Normal(alpha_bar.sqrt() * MEANS, scale), 1))
+    z_t = z_t.clone().requires_grad_()
+    return torch.autograd.grad(density.log_prob(z_t).sum(), z_t)[0]
+
+
+@pytest.mark.parametrize("t", [0, 20, 300, 980, 999])
+def test_noise_is_minus_sigma_times_the_score(prior, t):
+    z_t = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    expected = -(1 - prior.alphas_cumprod[t]).sqrt() * score(prior, z_t, t, WEIGHTS)
+    condition = Condition(prior.embed([""]).expand(9, -1, -1))
+    torch.testing.assert_close(prior.predict_noise(z_t, t, condition), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_prompts_choose_weights_and_timesteps_may_differ(prior):
+    z_t = torch.randn(2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t = torch.tensor([100, 700])
+    eps = prior.predict_noise(z_t, t, Condition(prior.embed(["left", "other"])))
+    alpha_bar = prior.alphas_cumprod[100]  # one component left: ε = σ (z_t − √ᾱ μ) / (ᾱ s² + σ²)
+    closed = (
+        (1 - alpha_bar).sqrt() * (z_t[0] - alpha_bar.sqrt() * MEANS[1]) / (alpha_bar * STDS[1] ** 2 + 1 - alpha_bar)
+    )
+    torch.testing.assert_close(eps[0], closed, rtol=1e-9, atol=1e-9)
+    expected = -(1 - prior.alphas_cumprod[700]).sqrt() * score(prior, z_t[1:], 700, WEIGHTS)
+    torch.testing.assert_close(eps[1:], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_prediction_recovers_the_noise_of_a_point_mass():
+    """With a vanishing spread z is known, so the noise that was added is known: ε̂ = ε."""
+    means = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    prior = GaussianMixturePrior(means, torch.tensor([1e-4]))
+    eps = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    alpha_bar = prior.alphas_cumprod[400]
+    z_t = alpha_bar.sqrt() * prior.encode(means) + (1 - alpha_bar).sqrt() * eps
+    branches = edit_branches(prior.embed(["x"]), prior.embed([""]), prior.encode_condition(means).expand(5, -1, -1, -1))
+    for branch in branches:
+        torch.testing.assert_close(prior.predict_noise(z_t, 400, branch), eps, rtol=1e-4, atol=1e-4)
+    assert prior.unet_evaluations == 15
+
+
+def test_far_from_every_mode_it_stays_finite(prior):
+    z_t = torch.tensor([[1e4, -1e4], [0.0, 0.0]], dtype=torch.float64)
+    assert prior.predict_noise(z_t, 0, Condition(prior.embed(["", "left"]))).isfinite().all()
+
+
+def test_unsuitable_input_is_named(prior):
+    with pytest.raises(ValueError, match="stds"):
+        GaussianMixturePrior(MEANS, STDS[:2])
+    with pytest.raises(ValueError, match="stds"):
+        GaussianMixturePrior(MEANS, STDS * 0)
+    with pytest.raises(ValueError, match="match means"):
+        prior.predict_noise(torch.zeros(1, 3, dtype=torch.float64), 5, Condition(prior.embed([""])))
