@@ -25,7 +25,7 @@ SOURCES = sorted(str(path) for path in Path("custom_kernels/cpu").glob("*.cpp"))
 
 
 class BuildKernels(build_ext):
-    """Builds plain shared libraries, `custom_kernels/_native_<isa>.so`: no Python symbol, no interpreter in the name."""
+    """Builds plain shared libraries, `custom_kernels/_native_<isa>.so`: no Python symbol in them."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
@@ -54,8 +54,9 @@ CORE = [
     "imageio>=2.34",
     "imageio-ffmpeg>=0.5",
     "numpy>=1.26",
+    "scipy>=1.11",
     "pillow>=10.3",
-    "rich>=13.7",
+    "rich>=14.1",
     "scikit-image>=0.22",
     "fast-simplification>=0.1.7",
     "xatlas>=0.0.9",
@@ -69,10 +70,10 @@ setup(
     long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["csd3d", "csd3d.*", "custom_kernels", "custom_kernels.*"]),
     py_modules=["launch"],
-    package_data={"csd3d": ["assets/**/*"], "custom_kernels": ["cpu/*"]},
+    package_data={"csd3d": ["assets/**/*", "export/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],

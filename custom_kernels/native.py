@@ -29,7 +29,7 @@ def _cpu_flags() -> set[str]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (with one warning) where they were not built: the torch reference then takes over."""
+    """The compiled kernels, or None (with one warning) where they were not built: the reference takes over."""
     flags = _cpu_flags()
     for isa, required in _REQUIRED_FLAGS.items():
         path = Path(__file__).parent / f"_native_{isa}.so"

@@ -1,1 +1,1 @@
-"""The procedural world: scenes of signed-distance objects, their instructions and edited scenes, and their true pictures."""
+"""The procedural world: scenes of signed-distance objects, instructions, edited scenes, true pictures."""

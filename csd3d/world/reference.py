@@ -1,6 +1,6 @@
 """The world's renderer in torch: the same numbers as `custom_kernels/cpu/world.cpp`, slower and anywhere.
 
-Symbols: R rays, P primitives, points [R,3] world units, sdf signed distance. Layouts of the arrays: `csd3d.world.scene`.
+Symbols: R rays, P primitives, points [R,3] world units. Layouts of the arrays: `csd3d.world.scene`.
 """
 
 import numpy as np

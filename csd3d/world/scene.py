@@ -2,7 +2,7 @@
 
 World frame: z up, the floor disc at `FLOOR`; an object's own front looks along +x before it is turned by `azimuth_deg`.
 A primitive is a row of 18 numbers: shape, material, position 3, rotation 9 (world to local, row-major), size 4.
-A material is a row of 11: colour 3, pattern colour 3, pattern, gloss, metal, snow, part of the object (the disc is not).
+A material is a row of 11: colour 3, pattern colour 3, pattern, gloss, metal, snow, on the object (the disc is not).
 The globals are 20: sun direction 3, sunlight 3, ambient light 3, sky 3, ground 3, background kind, cos and sin of the
 object's azimuth, 1 / its scale, height of the floor.
 """

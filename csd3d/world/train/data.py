@@ -1,7 +1,8 @@
 """The pair data set that `csd3d.world.pairs.write_pairs` leaves on disk, read through memory maps.
 
-Symbols: P pairs, S image size in pixels. Files: source.u8 and target.u8 [P,S,S,3], mask.u8 [P,S,S], pairs.jsonl, meta.json;
-optionally answers.u8 [A,S,S,3], the valid answers of ambiguous pairs, with `"answers": [first, count]` in their records.
+Symbols: P pairs, S image size in pixels. Files: source.u8 and target.u8 [P,S,S,3], mask.u8 [P,S,S], pairs.jsonl,
+meta.json; optionally answers.u8 [A,S,S,3], the valid answers of ambiguous pairs, whose records then have
+`"answers": [first, count]`.
 """
 
 import json
@@ -17,7 +18,7 @@ from csd3d.errors import InputError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Memory-mapped pairs: source, target [P,S,S,3] and mask [P,S,S] uint8, one record a pair, answers [A,S,S,3] or None."""
+    """Memory-mapped uint8 pairs: source, target [P,S,S,3], mask [P,S,S], a record a pair, answers [A,S,S,3] or None."""
 
     source: Tensor
     target: Tensor
@@ -41,7 +42,7 @@ class Pairs:
 
 
 def open_pairs(folder: Path | str) -> Pairs:
-    """Open a pair data set without reading its images; raises InputError where a file is missing or has the wrong length."""
+    """Open a data set without reading its images; InputError where a file is missing or has the wrong length."""
     folder = Path(folder)
     meta = _read_json(folder / "meta.json")
     count, size = int(meta["count"]), int(meta["size"])

@@ -1,4 +1,4 @@
-"""Held-out bars of the shipped priors: reconstruction, named colours, edits against the true edited image; contact sheet.
+"""Held-out bars of the shipped priors: reconstruction, named colours, edits against the true edited image.
 
 Symbols: B images in a batch, x images [B,3,S,S] in [0, 1], ω_y text scale, ω_s image scale.
 """
@@ -95,7 +95,7 @@ def _decode(vae: torch.nn.Module, z: Tensor) -> Tensor:
 
 
 def judge_vae(pairs: Pairs, vae: torch.nn.Module, count: int = 500) -> dict:
-    """Mean PSNR over source images, and how many objects keep their nearest named colour (from the mean over the mask)."""
+    """Mean PSNR over source images, and the share of objects whose mean keeps its nearest named colour."""
     indices = torch.arange(min(count, len(pairs)))
     images = gather(pairs.source, indices)
     decoded = reconstruct(vae, images)
@@ -154,7 +154,7 @@ def edit_images(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """DDIM from pure noise with ε = ε(∅,∅) + ω_s(ε(x̃,∅) − ε(∅,∅)) + ω_y(ε(x̃,y) − ε(x̃,∅)) (Brooks et al. 2023, eq. 3)."""
+    """DDIM from noise, ε = ε(∅,∅) + ω_s(ε(x̃,∅) − ε(∅,∅)) + ω_y(ε(x̃,y) − ε(x̃,∅)) (Brooks et al. 2023, eq. 3)."""
     vae, scheduler = pipeline.vae, noise_schedule()
     condition = vae.encode(2 * images - 1).latent_dist.mean.float()
     text = embed(pipeline, [""] * len(images) * 2 + instructions)
@@ -187,7 +187,7 @@ def mean_psnr(pairs: Pairs, indices: list[int], edits: Tensor) -> float:
 
 
 def judge_edits(pairs: Pairs, indices: list[int], edits: Tensor) -> dict:
-    """PSNR to the truth and share of changed pairs whose edit is nearer to it than the source is; over all, and by family."""
+    """PSNR to the truth, and the share of changed pairs whose edit beats the source; over all and by family."""
     rows = []
     for i, image in zip(indices, edits, strict=True):
         record = pairs.records[i]
@@ -204,7 +204,7 @@ def judge_edits(pairs: Pairs, indices: list[int], edits: Tensor) -> dict:
 
 
 def summary(rows: list[dict], chosen: Callable[[dict], bool]) -> dict:
-    """Counts, mean PSNRs and the closer-than-source share of the rows that `chosen` accepts; null where there are none."""
+    """Counts, mean PSNRs and closer-than-source share of the rows that `chosen` accepts; null where there are none."""
     rows = [row for row in rows if chosen(row)]
     changed = [row["psnr"] > row["source_psnr"] for row in rows if row["changes"]]
     return {

@@ -52,7 +52,7 @@ class FitConfig:
 
 
 def learning_rate(config: FitConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then a cosine from 1 to 0, over all of p (cosine) or over its last 30 % (wsd: warm-up, stable, decay)."""
+    """Linear warm-up, then a cosine to 0.005, over all of p (cosine) or its last 30 % (wsd: warm-up, stable, decay)."""
     start = 0.7 if config.schedule == "wsd" else 0.0
     decay = min(max((progress - start) / (1 - start), 0.0), 1.0)
     return config.lr * min(1.0, (step + 1) / config.warmup) * max(0.5 * (1 + math.cos(math.pi * decay)), 0.005)
@@ -97,7 +97,7 @@ class Trainer:
         os.replace(f"{path}.tmp", path)
 
     def load(self) -> bool:
-        """Continue from the work folder's checkpoint; False when it has none, InputError when it is of another model."""
+        """Continue from the work folder's checkpoint; False without one, InputError when it is of another model."""
         path = self.config.work / "checkpoint.safetensors"
         if not path.exists():
             return False

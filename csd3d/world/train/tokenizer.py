@@ -10,7 +10,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer(sentences: Iterable[str], vocabulary: int = 1536, max_length: int = 32) -> CLIPTokenizer:
-    """Learn BPE merges (Sennrich et al. 2016) and lay the vocabulary out as CLIP does: bytes, word-final bytes, merges, 2 marks.
+    """Learn BPE merges (Sennrich et al. 2016); laid out as CLIP's: bytes, word-final bytes, merges, 2 marks.
 
     All 512 byte tokens are kept, so that no text ever meets an unknown token.
     """

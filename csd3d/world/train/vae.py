@@ -14,11 +14,10 @@ from torch import Tensor
 
 from csd3d.world.train.data import Pairs, gather, random_crop
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
-from csd3d.world.train.norms import use_fast_norms
 
 
 def build_vae(channels: tuple[int, ...] = (16, 32, 64, 96)) -> AutoencoderKL:
-    """A small AutoencoderKL with one layer a block and no attention; a level a channel count, 2^(levels−1) pixels a latent."""
+    """A small AutoencoderKL, one layer a block, no attention; a level a channel count, 2^(levels−1) pixels a latent."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -94,8 +93,9 @@ def draw_images(pairs: Pairs, batch: int, generator: torch.Generator, crop: bool
 
 
 def train_vae(pairs: Pairs, config: FitConfig, vae: AutoencoderKL, kl_weight: float = 1e-4) -> Path:
-    """Train `vae` on both sides of the pairs and export its average to `work/vae`; half the steps see crops until p = 0.7."""
-    vae = use_fast_norms(vae.to(memory_format=torch.channels_last)).train()
+    """Train on both sides of the pairs and export the average to `work/vae`; half the steps see crops until p = 0.7."""
+    # eval: neither dropout nor running statistics are in it, and diffusers copies every shortcut's input in train mode.
+    vae = vae.to(memory_format=torch.channels_last).eval()
     trainer = Trainer(vae, config)
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ def export_vae(trainer: Trainer, pairs: Pairs) -> None:
 
 @torch.no_grad()
 def scaling_factor(vae: AutoencoderKL, pairs: Pairs, config: FitConfig, count: int = 512) -> float:
-    """1 / std of the posterior modes of `count` target images spread over the data set (Rombach et al. 2022, app. G)."""
+    """1 / std of the posterior modes of `count` target images spread over the data set (LDM, app. G)."""
     indices = torch.linspace(0, len(pairs) - 1, min(count, len(pairs))).long()
     with autocast(config):
         chunks = [

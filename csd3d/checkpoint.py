@@ -1,0 +1,263 @@
+"""Checkpoints: complete, written whole, safetensors and JSON only, loaded back bit for bit.
+
+A checkpoint is a folder (`checkpoints/last`): `checkpoint.json` and the one `tensors-N.safetensors` it names. A save
+writes the tensors under a new N, syncs them, then replaces `checkpoint.json`: that single rename is the commit. So at
+every instant, SIGKILL included, the folder holds a complete checkpoint, the old one or the new one, and what an
+interrupted save left behind is removed by the next save.
+
+    parts = dict(field=field, adam=optimizer, rng=generator)
+    save_checkpoint(folder, "last", *pack(snapshot(**parts) | {"step": 7}), identity=values)
+    tree = unpack(*load_checkpoint(folder / "last", identity=values))
+    restore(tree, **parts)
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from csd3d.errors import InputError
+
+VERSION = 1
+MANIFEST = "checkpoint.json"
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+# -------------------------------------------------------------------------------------------------------------- saving
+
+
+def save_checkpoint(
+    folder: str | Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `folder/name`, replacing the checkpoint there in one step; returns its path.
+
+    Args:
+        tensors: any shapes, dtypes and devices; stored contiguous, on the CPU.
+        state: JSON-able (floats come back exactly, NaN and infinities too).
+        identity: what defines the run (`config.defining_values`); load_checkpoint refuses another one.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    target = Path(folder) / name
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        file = target / f"tensors-{_next_number(target)}.safetensors"
+        save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}, str(file))
+        _sync(file)
+        record = {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        manifest = {"version": VERSION, "identity": identity, "tensors": record, "state": state}
+        write_atomically(target / MANIFEST, json.dumps(manifest))
+        _remove_others(target, file.name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{target}: cannot write the checkpoint ({error}); free some space or choose another output folder"
+        ) from error
+    return target
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a text file in one step, synced: a reader, or a crash, meets the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _next_number(target: Path) -> int:
+    """One past every tensors file there, an interrupted save's included: a file in use is never written to."""
+    numbers = [path.stem.rpartition("-")[2] for path in target.glob("tensors-*.safetensors")]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _remove_others(target: Path, current: str) -> None:
+    for path in target.glob("tensors-*.safetensors*"):
+        if path.name != current:
+            with contextlib.suppress(OSError):  # of no consequence: the next save tries again
+                path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_checkpoint(
+    folder: str | Path, *, identity: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a checkpoint back to (tensors on the CPU, state), every byte verified before any is used.
+
+    Raises:
+        InputError: none there, truncated or damaged (naming the file), of another version, or of another config (naming
+            the key).
+    """
+    manifest = _read_manifest(Path(folder) / MANIFEST)
+    if identity is not None:
+        _check_identity(Path(folder), manifest["identity"] or {}, json.loads(json.dumps(identity)))
+    path = Path(folder) / manifest["tensors"]["file"]
+    _verify(path, manifest["tensors"])
+    try:
+        # cloned: a mapped file is aligned otherwise than torch's own memory, on which the last bit of a sum can depend
+        return {key: value.clone() for key, value in load_file(str(path)).items()}, manifest["state"]
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged ({error}); resume from another checkpoint or start afresh") from None
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a save has ever been completed in this folder."""
+    return (Path(folder) / MANIFEST).exists()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        too_large = path.stat().st_size > MAX_MANIFEST_BYTES
+        manifest = None if too_large else json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: not found, so there is no checkpoint to continue from; start the run afresh"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: truncated or damaged; resume from another checkpoint or start afresh") from None
+    if too_large:
+        raise InputError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, so not a checkpoint of csd3d")
+    return _check_manifest(path, manifest)
+
+
+def _check_manifest(path: Path, manifest: Any) -> dict[str, Any]:
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != VERSION:
+        raise InputError(
+            f"{path}: version: {version!r} is not the {VERSION} this csd3d reads; use the release that wrote it"
+        )
+    wanted = {"version": int, "identity": (dict, type(None)), "tensors": dict, "state": dict}
+    record = manifest.get("tensors")
+    complete = all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()) and (
+        isinstance(record.get("file"), str)
+        and isinstance(record.get("bytes"), int)
+        and isinstance(record.get("sha256"), str)
+    )
+    if not complete or Path(record["file"]).name != record["file"]:  # a name with a folder in it could point anywhere
+        raise InputError(f"{path}: damaged; resume from another checkpoint or start afresh")
+    return manifest
+
+
+def _check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in sorted({*saved, *wanted}):
+        if saved.get(key) != wanted.get(key) or (key in saved) != (key in wanted):
+            was, now = (json.dumps(values[key]) if key in values else "absent" for values in (saved, wanted))
+            raise InputError(
+                f"{folder}: {key}: the checkpoint belongs to a run with {was}, this one has {now}; undo that change"
+            )
+
+
+def _verify(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            raise InputError(
+                f"{path}: truncated or damaged ({size} bytes, not {record['bytes']}); resume from another checkpoint"
+            )
+        if _sha256(path) != record["sha256"]:
+            raise InputError(f"{path}: damaged (its SHA-256 is not the recorded one); resume from another checkpoint")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
+
+
+# --------------------------------------------------------------------------------- trees of state <-> tensors and JSON
+
+
+def pack(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Splits nested dicts, lists and tuples into (tensors by path, JSON-able state); unpack undoes it, int keys too."""
+    tensors: dict[str, Tensor] = {}
+
+    def encode(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            while path in tensors:  # {"a/b": …, "a": {"b": …}}
+                path += "+"
+            tensors[path] = value
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"dict": [[key, encode(item, f"{path}/{key}" if path else str(key))] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__: [encode(item, f"{path}/{i}") for i, item in enumerate(value)]}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"{path}: a checkpoint holds tensors, numbers and text, not {type(value).__name__}")
+
+    return tensors, {"tree": encode(tree, "")}
+
+
+def unpack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
+    """The tree that was packed."""
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, items),) = value.items()
+        if kind == "tensor":
+            return tensors[items]
+        if kind == "dict":
+            return {key: decode(item) for key, item in items}
+        return [decode(item) for item in items] if kind == "list" else tuple(decode(item) for item in items)
+
+    try:
+        return decode(state["tree"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"checkpoint: its state and tensors do not belong together ({error!r}); resume from another one"
+        ) from None
+
+
+def snapshot(**objects: Any) -> dict[str, Any]:
+    """{name: state} of modules, optimisers, schedulers (their state_dict) and torch.Generators."""
+    return {name: o.get_state() if isinstance(o, torch.Generator) else o.state_dict() for name, o in objects.items()}
+
+
+def restore(tree: Mapping[str, Any], **objects: Any) -> None:
+    """Puts a snapshot back, in place; raises InputError naming the part that does not fit."""
+    for name, target in objects.items():
+        with _named(name):
+            if isinstance(target, torch.Generator):
+                target.set_state(tree[name])
+            else:
+                target.load_state_dict(tree[name])
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(
+            f"checkpoint: {name}: does not fit this run ({detail[:300]}); resume with the config it was saved with"
+        ) from None

@@ -1,0 +1,223 @@
+"""A mesh from a density field: iso-surface, cleaned, decimated; coloured or textured and written by `export_mesh`.
+
+Meshes live in the scene's frame (right-handed, z up, world units). GLB is written y-up, as glTF demands: (x, y, z) →
+(x, z, −y). OBJ and PLY keep the scene's frame, which their headers say.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fast_simplification
+import numpy as np
+import torch
+import trimesh
+from scipy.ndimage import gaussian_filter
+from skimage.measure import marching_cubes
+from torch import Tensor
+
+from csd3d.errors import InputError
+from csd3d.export.texture import bake_texture, surface_colours, write_textured
+
+Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
+
+LOG_RANGE = 3.0  # nats about the threshold; farther out the density says nothing about where the surface is
+VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
+
+
+@dataclass
+class MeshConfig:
+    """How a mesh is extracted; `threshold` is a density per world unit, or None for `visible_threshold`."""
+
+    resolution: int = 160  # samples along the box's longest side
+    threshold: float | None = None
+    smoothing: float = 0.7  # voxels, Gaussian, on the clipped log-density; 0 for none
+    keep_fraction: float = 0.05  # components smaller than this share of the largest one's area are dropped
+    face_budget: int = 16_000
+    texture_size: int = 1024  # texels a side
+    chunk: int = 1 << 18  # field queries at a time
+
+    def __post_init__(self):
+        for key, lowest in (("resolution", 8), ("face_budget", 16), ("texture_size", 16), ("chunk", 1)):
+            if getattr(self, key) < lowest:
+                raise InputError(f"mesh.{key} is {getattr(self, key)}: it must be at least {lowest}")
+        if self.threshold is not None and not self.threshold > 0:
+            raise InputError(
+                f"mesh.threshold is {self.threshold}: it must be a positive density, or null for automatic"
+            )
+
+
+def export_mesh(
+    density: Density,
+    field: Field,
+    aabb: Sequence[float] | Tensor,
+    folder: Path,
+    config: MeshConfig,
+    device: str = "cpu",
+) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
+    """Extract, colour and write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
+
+    Returns the textured mesh (for `render_mesh`) and faces, vertices, threshold, watertight, texture fill, seconds.
+    Raises InputError where there is no surface; then no file is written.
+    """
+    start = time.perf_counter()
+    mesh = extract_mesh(density, aabb, config, device)
+    voxel = mesh.metadata["voxel"]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
+    write_ply(mesh, folder / "mesh.ply")
+    textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
+    write_textured(textured, folder)
+    return textured, {
+        "faces": len(mesh.faces),
+        "vertices": len(mesh.vertices),
+        "threshold": mesh.metadata["threshold"],
+        "watertight": bool(mesh.is_watertight),
+        "texture_fill": textured.metadata["texture_fill"],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def extract_mesh(
+    density: Density, aabb: Sequence[float] | Tensor, config: MeshConfig, device: str = "cpu"
+) -> trimesh.Trimesh:
+    """The iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
+
+    Marching cubes on log σ clipped to ± 3 about the threshold: log σ is what a field with exp activation
+    interpolates, and the clip keeps a near-empty outside from pulling the surface inwards. `metadata` holds the
+    threshold and the voxel side. Raises InputError where the box is no box or holds no surface.
+    """
+    low, high = _corners(aabb)
+    voxel = float((high - low).max()) / (config.resolution - 1)
+    sigma = sample_grid(density, low, high, voxel, config.chunk, device)
+    threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
+    volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=-LOG_RANGE)
+    if not volume.max() > 0:
+        _no_surface(sigma, voxel, threshold)
+    vertices, faces, _, _ = marching_cubes(volume, 0.0)
+    vertices = low + (vertices - 1.0) * voxel
+    mesh = trimesh.Trimesh(vertices, faces[:, ::-1], process=True)  # scikit-image winds towards the rising side
+    mesh = decimate(keep_components(mesh, config.keep_fraction), config.face_budget)
+    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
+    return mesh
+
+
+def sample_grid(
+    density: Density, low: np.ndarray, high: np.ndarray, voxel: float, chunk: int, device: str
+) -> np.ndarray:
+    """σ at the points of a regular grid from `low` to `high`, spacing `voxel` → `[X, Y, Z]` float32."""
+    counts = np.maximum(np.round((high - low) / voxel).astype(int) + 1, 2)
+    axes = [
+        torch.arange(n, device=device, dtype=torch.float32) * voxel + float(lo)
+        for n, lo in zip(counts, low, strict=True)
+    ]
+    out = torch.empty(int(counts.prod()), device=device)
+    columns = torch.cartesian_prod(axes[0], axes[1])
+    step = max(1, chunk // int(counts[2]))
+    with torch.no_grad():
+        for i in range(0, len(columns), step):
+            part = columns[i : i + step]
+            points = torch.cat([part.repeat_interleave(counts[2], 0), axes[2].repeat(len(part))[:, None]], 1)
+            out[i * counts[2] : i * counts[2] + len(points)] = density(points).reshape(-1)
+    return np.nan_to_num(out.reshape(*counts).cpu().numpy(), nan=0.0, posinf=1e9, neginf=0.0)
+
+
+def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
+    """The density where the renderer sees the surface: the median σ at which rays along ±x, ±y, ±z reach optical
+    depth ln 2.
+
+    Haze, which takes more than 1/16 of the box to stop half the light, counts as empty unless there is nothing
+    denser; rays already inside something at the box's wall are left out. 0 where no ray is half stopped: there is no
+    surface then.
+    """
+    haze = 16.0 * VISIBLE_DEPTH / (max(sigma.shape) * voxel)
+    for field in (np.where(sigma >= haze, sigma, 0.0), sigma):
+        slabs = [np.moveaxis(field, axis, 0)[::step] for axis in range(3) for step in (1, -1)]
+        found = np.concatenate([_crossing_densities(slab, voxel) for slab in slabs])
+        if len(found):
+            return float(np.median(found))
+    return 0.0
+
+
+def _crossing_densities(slab: np.ndarray, voxel: float) -> np.ndarray:
+    """σ, linear between samples, where ∫σ along axis 0 (trapezoids) reaches ln 2, for the rays that start in thinner
+    stuff than that.
+    """
+    rays = slab.reshape(len(slab), -1).astype(np.float64)
+    cells = 0.5 * voxel * (rays[1:] + rays[:-1])
+    depth = np.cumsum(cells, axis=0)
+    ray = np.flatnonzero(depth[-1] >= VISIBLE_DEPTH)
+    cell = (depth[:, ray] >= VISIBLE_DEPTH).argmax(0)
+    s0, s1 = rays[cell, ray], rays[cell + 1, ray]
+    rest = (VISIBLE_DEPTH - (depth[cell, ray] - cells[cell, ray])) / voxel  # = s0 u + (s1 - s0) u²/2, u in [0, 1]
+    u = 2.0 * rest / (s0 + np.sqrt(np.maximum(s0**2 + 2.0 * (s1 - s0) * rest, 0.0)) + 1e-12)
+    crossing = s0 + (s1 - s0) * np.clip(u, 0.0, 1.0)
+    return crossing[rays[0, ray] < 0.5 * crossing]
+
+
+def _log_density(sigma: np.ndarray, threshold: float, smoothing: float) -> np.ndarray:
+    if not threshold > 0:
+        return np.full(sigma.shape, -LOG_RANGE, np.float32)
+    ratio = np.maximum(sigma, 0.0) / threshold
+    log = np.log(np.clip(ratio, math.exp(-LOG_RANGE), math.exp(LOG_RANGE)))
+    return gaussian_filter(log, smoothing, mode="nearest") if smoothing > 0 else log
+
+
+def keep_components(mesh: trimesh.Trimesh, fraction: float) -> trimesh.Trimesh:
+    """Drop floaters (area under `fraction` of the largest component's) and inner shells (cavities, never seen)."""
+    label = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    area = np.bincount(label, mesh.area_faces)
+    volume = np.bincount(
+        label, np.einsum("fi,fi->f", mesh.triangles[:, 0], np.cross(*mesh.triangles[:, 1:].swapaxes(0, 1)))
+    )
+    outer = volume > 0
+    if not outer.any():
+        outer[:] = True
+    keep = outer & (area >= fraction * area[outer].max())
+    mesh.update_faces(keep[label])
+    mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
+    """Quadric-error decimation (Garland & Heckbert 1997) to at most `face_budget` faces.
+
+    Only faces that name a vertex twice are removed afterwards: taking out merely thin ones would tear holes.
+    """
+    if len(mesh.faces) <= face_budget:
+        return mesh
+    points = mesh.vertices.astype(np.float32)
+    points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int64), target_count=face_budget)[:2]
+    mesh = trimesh.Trimesh(points, faces, process=True)
+    a, b, c = mesh.faces.T
+    mesh.update_faces((a != b) & (b != c) & (c != a))
+    mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
+    """Binary PLY with a uint8 colour a vertex, in the scene's frame (z up)."""
+    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=False)
+    Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
+
+
+def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    values = np.array([float(x) for x in aabb])
+    if values.shape != (6,) or not np.isfinite(values).all() or not (values[3:] > values[:3]).all():
+        raise InputError(f"mesh.aabb is {values.tolist()}: expected x0, y0, z0, x1, y1, z1 with each low < high")
+    return values[:3], values[3:]
+
+
+def _no_surface(sigma: np.ndarray, voxel: float, threshold: float) -> None:
+    peak = float(sigma.max())
+    opacity = 100.0 * -math.expm1(-max(peak, 0.0) * voxel)
+    why = f"the densest of {sigma.size} samples is {peak:.3g} ({opacity:.2g} % opaque a voxel)"
+    raise InputError(
+        f"mesh: no surface in the box, {why}; the threshold is {threshold:.3g}: "
+        "move or widen mesh.aabb, lower mesh.threshold, or train longer"
+    )

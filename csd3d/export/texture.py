@@ -1,0 +1,233 @@
+"""Textures: UV unwrapping, baking from a field, triangle rasterisation, and pictures of the textured mesh.
+
+Symbols: F faces, V vertices. UVs have their origin at the picture's lower left (OBJ, trimesh); texel (row r, column
+c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+import xatlas
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from csd3d.cameras import Cameras
+
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
+
+RAY_SAMPLES = 6
+RAY_REACH = 1.5  # voxels before and behind the surface
+PADDING = 8  # texels every chart is grown by, so that filtering and mip levels see no seam
+CANDIDATES = 1 << 21  # triangle × pixel tests at a time
+
+
+def surface_colours(
+    field: Field, positions: np.ndarray, normals: np.ndarray, voxel: float, chunk: int, device: str = "cpu"
+) -> np.ndarray:
+    """Colour of the field at surface points: a short ray along the inward normal, composited, so that a point a
+    little off is no matter.
+
+        c = Σ_k w_k c(x + s_k n, −n) / Σ_k w_k,   w_k = T_k (1 − e^{−σ_k δ}),   s_k from +1.5 to −1.5 voxels
+
+    positions, normals `[S, 3]` → rgb `[S, 3]` float32 in [0, 1]. One viewing direction, straight on, stands for the
+    diffuse colour.
+    """
+    offsets = voxel * RAY_REACH * torch.linspace(1.0, -1.0, RAY_SAMPLES, device=device)
+    spacing = 2.0 * RAY_REACH * voxel / (RAY_SAMPLES - 1)
+    out = []
+    with torch.no_grad():
+        for i in range(0, len(positions), max(1, chunk // RAY_SAMPLES)):
+            part = slice(i, i + max(1, chunk // RAY_SAMPLES))
+            x, n = (torch.tensor(a[part], dtype=torch.float32, device=device) for a in (positions, normals))
+            points = x[:, None] + offsets[:, None] * n[:, None]
+            rgb, sigma = field(points.reshape(-1, 3), -n.repeat_interleave(RAY_SAMPLES, 0))
+            out.append(_composite(rgb.reshape(points.shape), sigma.reshape(points.shape[:2]), spacing).cpu())
+    return torch.cat(out).clamp(0, 1).numpy() if out else np.zeros((0, 3), np.float32)
+
+
+def _composite(rgb: Tensor, sigma: Tensor, spacing: float) -> Tensor:
+    """`[S, K, 3]`, `[S, K]` → `[S, 3]`, weights normalised; where the ray meets nothing, the plain mean."""
+    depth = sigma.float() * spacing
+    before = torch.cumsum(depth, 1) - depth
+    weights = torch.exp(-before) * -torch.expm1(-depth) + 1e-5
+    return (weights[..., None] * rgb).sum(1) / weights.sum(1, keepdim=True)
+
+
+def bake_texture(
+    mesh: trimesh.Trimesh, field: Field, size: int, voxel: float, chunk: int, device: str = "cpu"
+) -> trimesh.Trimesh:
+    """Unwrap the mesh (xatlas) and bake the field's colours into a texture of about size × size texels.
+
+    Returns a mesh with `TextureVisuals` whose vertices are doubled along seams; `metadata` has `texture_fill` (share
+    of texels used) and `vertex_source` (index of each vertex in `mesh`).
+    """
+    source, faces, uv, (width, height) = unwrap(mesh, size)
+    corners = uv[faces] * [width, height]
+    texels, face, bary = (np.concatenate(x) for x in zip(*rasterise(corners, width, height), strict=True))
+    positions, normals = (
+        np.einsum("sk,ski->si", bary, attribute[source][faces[face]])
+        for attribute in (mesh.vertices, mesh.vertex_normals)
+    )
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    texture = np.zeros((height * width, 3), np.float32)
+    filled = np.zeros(height * width, bool)
+    texture[texels] = surface_colours(field, positions, normals, voxel, chunk, device)
+    filled[texels] = True
+    image = grow(texture.reshape(height, width, 3), filled.reshape(height, width), PADDING)[::-1]  # row 0 is v = 1
+    picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)
+    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    textured = trimesh.Trimesh(mesh.vertices[source], faces, visual=visual, process=False)
+    textured.metadata |= {"texture_fill": float(filled.mean()), "vertex_source": source}
+    return textured
+
+
+def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+    """UV charts (xatlas) → (source vertex of each new vertex `[V']`, faces `[F, 3]`, uv `[V', 2]` in [0, 1], (width,
+    height) texels).
+    """
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(
+        mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32), mesh.vertex_normals.astype(np.float32)
+    )
+    charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
+    charts.max_cost = 4.0  # fewer, larger charts than the default's 2
+    packing.resolution, packing.padding, packing.bilinear = size, 4, True
+    atlas.generate(charts, packing)
+    source, faces, uv = atlas[0]
+    return source.astype(np.int64), faces.astype(np.int64), uv.astype(np.float64), (atlas.width, atlas.height)
+
+
+def rasterise(corners: np.ndarray, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pixels whose centre lies in each triangle: corners `[F, 3, 2]` in pixels (x, y) → chunks of (pixel y·W + x,
+    face, barycentrics).
+
+    Each triangle's bounding box is tested; a centre on an edge belongs to both neighbours. Always yields at least one
+    chunk.
+    """
+    low = np.clip(np.ceil(corners.min(1) - 0.5), 0, [width, height]).astype(np.int64)
+    high = np.clip(np.floor(corners.max(1) - 0.5) + 1, 0, [width, height]).astype(np.int64)
+    extent = np.maximum(high - low, 0)
+    count = extent.prod(1)
+    block = np.cumsum(count) // CANDIDATES
+    for part in np.split(np.arange(len(corners)), np.flatnonzero(np.diff(block)) + 1):
+        face = np.repeat(part, count[part])
+        rank = np.arange(len(face)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
+        x = low[face, 0] + rank % np.maximum(extent[face, 0], 1)
+        y = low[face, 1] + rank // np.maximum(extent[face, 0], 1)
+        bary = _barycentric(corners[face], np.stack([x, y], 1) + 0.5)
+        inside = (bary >= -1e-9).all(1)
+        yield (y * width + x)[inside], face[inside], bary[inside]
+
+
+def _barycentric(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Barycentric coordinates `[N, 3]` of points `[N, 2]` in triangles `[N, 3, 2]`; negative everywhere in a
+    degenerate one.
+    """
+    a, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    p = points - a
+    area = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
+    safe = np.where(area == 0, np.inf, area)
+    v = (p[:, 0] * e2[:, 1] - p[:, 1] * e2[:, 0]) / safe
+    w = (e1[:, 0] * p[:, 1] - e1[:, 1] * p[:, 0]) / safe
+    return np.where(area[:, None] == 0, -1.0, np.stack([1.0 - v - w, v, w], 1))
+
+
+def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
+    """Give empty texels within `pixels` of a chart their nearest filled texel's colour, the rest the mean (it
+    compresses well).
+    """
+    if not filled.any():
+        return texture
+    distance, (rows, columns) = distance_transform_edt(~filled, return_indices=True)
+    return np.where((distance <= pixels)[..., None], texture[rows, columns], texture[filled].mean(0))
+
+
+def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> None:
+    """Write `name`.glb (turned y-up), and `name`.obj + `name`.mtl + `name`.png (the scene's frame, z up) of a baked
+    mesh.
+    """
+    folder = Path(folder)
+    turned = mesh.copy()
+    turned.apply_transform([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # (x, y, z) -> (x, z, -y)
+    turned.metadata.clear()  # arrays are no glTF extras
+    (folder / f"{name}.glb").write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(turned)))
+    mesh.visual.material.baseColorTexture.save(folder / f"{name}.png")
+    (folder / f"{name}.mtl").write_text(f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {name}.png\n")
+    (folder / f"{name}.obj").write_text(_obj(mesh, name))
+
+
+def _obj(mesh: trimesh.Trimesh, name: str) -> str:
+    """Wavefront text; positions are written once, so that seams split only the texture coordinates and the surface
+    stays closed.
+    """
+    source = mesh.metadata["vertex_source"]
+    positions = np.zeros((source.max() + 1, 3))
+    positions[source] = mesh.vertices
+    position, uv = source[mesh.faces] + 1, mesh.faces + 1
+    lines = [f"# csd3d: right-handed, z up, world units\nmtllib {name}.mtl\nusemtl {name}"]
+    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in positions.tolist()]
+    lines += [f"vt {u:.6f} {v:.6f}" for u, v in mesh.visual.uv.tolist()]
+    corners = np.stack([position, uv], -1).reshape(-1, 6).tolist()
+    lines += [f"f {a}/{i} {b}/{j} {c}/{k}" for a, i, b, j, c, k in corners]
+    return "\n".join(lines) + "\n"
+
+
+def render_mesh(
+    mesh: trimesh.Trimesh, cameras: Cameras, index: int, background: float = 1.0, samples: int = 2
+) -> np.ndarray:
+    """Picture of a baked mesh, unlit, for turntables: z-buffer, perspective-correct UVs, samples² per pixel → `[H, W,
+    3]` uint8.
+
+    Faces that turn their back are left out: the mesh is taken to be closed. Distortion acts on vertices only.
+    """
+    width, height = cameras.width * samples, cameras.height * samples
+    pixels, depth = cameras.resized(width, height).project(torch.as_tensor(mesh.vertices, dtype=torch.float32), index)
+    pixels, depth = pixels.double().cpu().numpy(), depth.double().cpu().numpy()
+    corners = pixels[mesh.faces]
+    edges = corners[:, 1:] - corners[:, :1]
+    front = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]  # counter-clockwise, seen with y downward
+    faces = mesh.faces[front & (depth > 1e-3)[mesh.faces].all(1)]
+    nearest, uv = _z_buffer(pixels[faces], 1.0 / depth[faces], mesh.visual.uv[faces], width, height)
+    texture = np.asarray(mesh.visual.material.baseColorTexture, dtype=np.float32) / 255.0
+    picture = np.full((height * width, 3), background, np.float32)
+    picture[nearest > 0] = _bilinear(texture, uv[nearest > 0])
+    image = picture.reshape(cameras.height, samples, cameras.width, samples, 3).mean((1, 3))
+    return np.round(255 * image.clip(0, 1)).astype(np.uint8)
+
+
+def _z_buffer(
+    corners: np.ndarray, inverse: np.ndarray, uv: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest surface a pixel: corners `[F, 3, 2]`, inverse depth `[F, 3]`, uv `[F, 3, 2]` → inverse depth `[P]` (0:
+    none), uv `[P, 2]`.
+    """
+    nearest, found = np.zeros(height * width), np.zeros((height * width, 2))
+    for pixel, face, bary in rasterise(corners, width, height):
+        weight = bary * inverse[face]  # attributes / depth is what is linear on the screen
+        near = weight.sum(1)
+        order = np.argsort(near, kind="stable")
+        order = order[near[order] > nearest[pixel[order]]]
+        last = np.full(height * width, -1)
+        last[pixel[order]] = order  # of repeated pixels the last, nearest, stays
+        seen = np.flatnonzero(last >= 0)
+        best = last[seen]
+        nearest[seen] = near[best]
+        found[seen] = np.einsum("sk,ski->si", weight[best], uv[face[best]]) / near[best, None]
+    return nearest, found
+
+
+def _bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    height, width = texture.shape[:2]
+    x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
+    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    columns = [np.clip(x0 + d, 0, width - 1) for d in (0, 1)]
+    rows = [np.clip(y0 + d, 0, height - 1) for d in (0, 1)]
+    top = (1 - fx) * texture[rows[0], columns[0]] + fx * texture[rows[0], columns[1]]
+    bottom = (1 - fx) * texture[rows[1], columns[0]] + fx * texture[rows[1], columns[1]]
+    return (1 - fy) * top + fy * bottom

@@ -1,0 +1,93 @@
+"""The radiance field of instant-ngp (arXiv 2201.05989, section 5.4): hash encoding, density and colour networks."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from csd3d.errors import InputError
+from csd3d.fields.encoding import contract, mlp, spherical_harmonics, trunc_exp
+from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
+
+
+@dataclass
+class FieldConfig:
+    """Sizes of a RadianceField; resolutions count vertices along an axis of the box (contracted space if unbounded)."""
+
+    levels: int = 12
+    features_per_level: int = 2
+    log2_hashmap_size: int = 16
+    base_resolution: int = 16
+    max_resolution: int = 1024
+    hidden: int = 64
+    colour_layers: int = 2  # hidden layers of the colour network
+    geo_features: int = 15  # handed from the density to the colour network
+    sh_degree: int = 4  # the direction enters as sh_degree² harmonics
+    density_scale: float = 5.0  # density is scale / (the box's longest side) · exp(network − 1)
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("levels", "features_per_level", "hidden", "colour_layers", "geo_features"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if not 0 < self.density_scale < math.inf:
+            raise ValueError(f"density_scale is {self.density_scale}: give a number above 0")
+        if not 1 <= self.sh_degree <= 4:
+            raise ValueError(f"sh_degree is {self.sh_degree}: give 1 to 4")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(BACKENDS)}")
+        grid_layout(self.levels, self.base_resolution, self.max_resolution, self.log2_hashmap_size)
+
+
+class RadianceField(nn.Module):
+    """Colour and density of points in the world.
+
+    Bounded: positions are scaled from `aabb` [6] (min, max; world units) to [0, 1]³, density is 0 outside. Unbounded:
+    the box becomes [−1, 1]³ and all of space is contracted around it (Mip-NeRF 360); the box keeps the middle half of
+    the grid along every axis.
+    """
+
+    def __init__(
+        self, config: FieldConfig, aabb: Tensor, unbounded: bool = False, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        aabb = torch.as_tensor(aabb, dtype=torch.float32)
+        if aabb.shape != (6,) or not (aabb[3:] > aabb[:3]).all():
+            raise InputError(f"aabb must be six numbers, each maximum above its minimum, got {aabb.tolist()}")
+        self.config, self.unbounded = config, unbounded
+        self.density_scale = config.density_scale / float((aabb[3:] - aabb[:3]).max())
+        self.register_buffer("aabb", aabb.clone())
+        self.offsets, self.resolutions = grid_layout(
+            config.levels, config.base_resolution, config.max_resolution, config.log2_hashmap_size
+        )
+        self.table = nn.Parameter(init_table(self.offsets[-1], config.features_per_level, generator))
+        encoded = config.levels * config.features_per_level
+        self.density_net = mlp([encoded, config.hidden, 1 + config.geo_features], generator)
+        seen = config.sh_degree**2 + config.geo_features
+        self.colour_net = mlp([seen, *[config.hidden] * config.colour_layers, 3], generator)
+
+    def normalise(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """World positions [S, 3] -> grid positions [S, 3] in [0, 1], and which of them [S] can hold density."""
+        low, high = self.aabb[:3], self.aabb[3:]
+        unit = (positions - low) / (high - low)
+        if self.unbounded:
+            return (contract(unit * 2 - 1) + 2) / 4, torch.ones_like(unit[:, 0], dtype=torch.bool)
+        return unit, ((unit >= 0) & (unit <= 1)).all(dim=-1)
+
+    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """World positions [S, 3] -> density sigma [S] per world unit, features [S, geo_features] for the colour."""
+        unit, inside = self.normalise(positions)
+        encoded = hash_encode(unit, self.table, self.offsets, self.resolutions, backend=self.config.backend)
+        raw, features = self.density_net(encoded).split([1, self.config.geo_features], dim=-1)
+        return trunc_exp(raw[:, 0] - 1) * (self.density_scale * inside), features
+
+    def colour(self, features: Tensor, directions: Tensor) -> Tensor:
+        """Features [S, geo_features] and unit directions [S, 3] -> rgb [S, 3] in [0, 1]."""
+        seen = torch.cat([spherical_harmonics(directions, self.config.sh_degree), features], dim=-1)
+        return torch.sigmoid(self.colour_net(seen))
+
+    def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """World positions [S, 3] and unit directions [S, 3] -> rgb [S, 3] in [0, 1], sigma [S] per world unit."""
+        sigma, features = self.density(positions)
+        return self.colour(features, directions), sigma

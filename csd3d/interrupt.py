@@ -1,0 +1,32 @@
+"""Ctrl+C, twice: the first asks a run to finish with what there is, the second ends it at once."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+MESSAGE = b"\nStopping: finishing with what there is (Ctrl+C again aborts at once)\n"
+
+
+class StopRequest:
+    """`with StopRequest() as stop: ... if stop.requested: break`; catches SIGINT while open, in the main thread."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        os.write(2, MESSAGE)  # not print: the signal may have come in the middle of one

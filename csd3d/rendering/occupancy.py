@@ -1,0 +1,132 @@
+"""Which part of space holds anything: nerfacc's occupancy estimator, deterministic and on any device.
+
+Level l of L nested grids covers the scene's box scaled by 2^l about its centre; a bounded scene has one level. A cell
+stores an optical thickness sigma dt, decaying from visit to visit; it is occupied where that exceeds a threshold.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from nerfacc import OccGridEstimator
+from torch import Tensor, nn
+
+from csd3d.errors import InputError
+from custom_kernels import rendering as kernels
+
+CHUNK = 2**18  # cells whose density is asked for at once
+MARGIN = 0.999  # of the mean: keeps a uniform field occupied, where "above the mean" would empty it
+
+
+@dataclass
+class RenderConfig:
+    """How rays are sampled and the occupancy grid is kept; lengths in world units."""
+
+    steps: int = 384  # across the diagonal of the scene's box: the shortest step
+    max_samples: int = 1024  # of one ray
+    near: float = 0.05
+    cone_angle: float = 0.004  # growth of the step with distance, unbounded scenes only
+    levels: int = 5  # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
+    resolution: int = 64  # cells along an edge of the grid
+    threshold: float = 0.01  # optical thickness of one step under which a cell is empty
+    decay: float = 0.95  # of a cell's thickness, a visit
+    update_every: int = 16  # training steps
+    warmup: int = 256  # training steps in which an update visits every cell; afterwards at most a quarter
+    early_stop: float = 1e-4  # light under which a sample is left out (see render_rays)
+    distortion: bool = False  # also compute mip-NeRF 360's distortion loss
+    backend: str = "auto"  # auto | reference | native | nerfacc
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "max_samples", "levels", "resolution", "threshold", "update_every", "warmup")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise InputError(f"render.{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("near", "cone_angle", "early_stop"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"render.{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.decay < 1:
+            raise InputError(f"render.decay: must be in [0, 1), got {self.decay}")
+        if self.resolution % 16:
+            raise InputError(f"render.resolution: must be a multiple of 16, got {self.resolution}")
+        if self.backend not in kernels.BACKENDS:
+            raise InputError(f"render.backend: must be one of {', '.join(kernels.BACKENDS)}, got {self.backend!r}")
+
+
+class _Estimator(OccGridEstimator):
+    """nerfacc's estimator, visiting fewer cells, and none twice in one update: of two writes either could win."""
+
+    def _sample_uniform_and_occupied_cells(self, n: int) -> list[Tensor]:
+        found = super()._sample_uniform_and_occupied_cells(n // 2)
+        return [cells.unique() for cells in found]
+
+
+class OccupancyGrid(nn.Module):
+    """Occupancy of a scene; all of its state is in buffers.
+
+    aabb [6] (min, max) world units. Everything counts as occupied until the first update.
+    """
+
+    def __init__(self, config: RenderConfig, aabb: Tensor, unbounded: bool = False) -> None:
+        super().__init__()
+        self.config, self.unbounded = config, unbounded
+        self.estimator = _Estimator(aabb.detach().float().cpu(), config.resolution, config.levels if unbounded else 1)
+        self.estimator.binaries.fill_(True)
+        self.estimator.occs.view_as(self.estimator.binaries)[1:, *[_inner(config.resolution)] * 3] = -1  # never visited
+        size = float((aabb[3:] - aabb[:3]).norm()) / config.steps
+        self.steps = kernels.Steps(size, config.cone_angle if unbounded else 0.0, config.max_samples)
+        self._grid: tuple[kernels.Grid, int] | None = None
+
+    @property
+    def grid(self) -> kernels.Grid:
+        """The grid as the kernels take it, made anew when its cells have changed."""
+        cells = self.estimator.binaries
+        if self._grid is None or self._grid[0].occupancy is not cells or self._grid[1] != cells._version:
+            self._grid = kernels.Grid(cells, self.estimator.aabbs[0]), cells._version
+        return self._grid[0]
+
+    def march(self, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None = None) -> kernels.Samples:
+        """Samples of rays [R, 3] in occupied cells beyond the near plane; jitter [R] in [0, 1) of a step, or None."""
+        t_min, t_max = ray_box(rays_o, rays_d, self.estimator.aabbs[-1])
+        t_min = t_min.clamp(min=self.config.near)
+        return kernels.march(rays_o, rays_d, t_min, t_max, self.grid, self.steps, jitter, self.config.backend)
+
+    @torch.no_grad()
+    def update(self, step: int, field: nn.Module, generator: torch.Generator) -> None:
+        """Every `update_every` steps, revisits cells at random points: thickness = max(decay thickness, sigma dt).
+
+        Instant-ngp's rule (Mueller et al. 2022, app. E.2) as nerfacc has it: occupied above min(threshold, mean).
+        Draws one number from the generator and leaves torch's global random state as it was.
+        """
+        config, estimator = self.config, self.estimator
+        if step % config.update_every:
+            return
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        devices = [estimator.occs.device] if estimator.occs.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            thickness = self._thickness(field)
+            estimator._update(step, thickness, config.threshold, config.decay, config.warmup)
+        cut = estimator.occs[estimator.occs >= 0].mean().clamp(max=config.threshold) * MARGIN
+        estimator.binaries = (estimator.occs > cut).view_as(estimator.binaries)
+
+    def _thickness(self, field: nn.Module):
+        steps, centre = self.steps, self.estimator.aabbs[0].view(2, 3).mean(0)
+
+        def thickness(points: Tensor) -> Tensor:
+            """sigma dt [N, 1], dt the step of a ray that comes from the middle of the scene."""
+            sigma = torch.cat([field.density(part)[0] for part in points.split(CHUNK)])
+            dt = torch.clamp((points - centre).norm(dim=1) * steps.cone_angle, min=steps.size)
+            return (sigma * dt)[:, None]
+
+        return thickness
+
+
+def _inner(resolution: int) -> slice:
+    """The cells of a level that the next finer level covers."""
+    return slice(resolution // 4, resolution - resolution // 4)
+
+
+def ray_box(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays [R, 3] enter and leave a box [6]: t_near, t_far [R]; t_near > t_far where they miss it."""
+    d = torch.where(rays_d.abs() < 1e-12, 1e-12, rays_d)
+    a, b = (aabb[:3] - rays_o) / d, (aabb[3:] - rays_o) / d
+    return torch.minimum(a, b).amax(1), torch.maximum(a, b).amin(1)

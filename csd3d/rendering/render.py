@@ -1,0 +1,133 @@
+"""A field seen along rays: march, evaluate, composite, background behind.
+
+A field is callable, (positions [S, 3], directions [S, 3]) -> rgb [S, 3], sigma [S], and has density(positions) ->
+sigma [S], features; a background is callable, (directions [R, 3]) -> rgb [R, 3].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from csd3d.cameras import Cameras
+from csd3d.rendering.occupancy import OccupancyGrid, RenderConfig
+from custom_kernels import rendering as kernels
+
+Background = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What rays see: leading shape [R], or [H, W] of a whole picture.
+
+    rgb [..., 3] over the background; depth [...] the expected distance along the ray, sum w t / sum w, world units, 0
+    where nothing is hit; opacity [...] in [0, 1]; samples, how many were composited; distortion [...] or None.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    opacity: Tensor
+    samples: int
+    distortion: Tensor | None = None
+
+
+def render_rays(
+    field: nn.Module,
+    background: Background,
+    grid: OccupancyGrid,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    config: RenderConfig,
+    *,
+    jitter: Tensor | None = None,
+) -> Rendered:
+    """Renders rays [R, 3] (unit directions), differentiably where gradients are enabled.
+
+    rgb = sum_k w_k rgb_k + (1 - sum_k w_k) background. jitter [R] in [0, 1) shifts each ray's lattice of steps
+    (training), None leaves it (evaluation). With gradients, samples that less than config.early_stop of the light
+    reaches are left out; without, the density of all counts but colour is evaluated only where w_k > config.early_stop.
+    """
+    samples = grid.march(rays_o, rays_d, jitter)
+    if torch.is_grad_enabled():
+        samples = _lit(field, rays_o, rays_d, samples, config.early_stop)
+        rgbs, sigmas = field(*_points(rays_o, rays_d, samples))
+    else:
+        rgbs, sigmas = _visible_colours(field, rays_o, rays_d, samples, config.early_stop)
+    out = kernels.composite(sigmas, rgbs, samples.t_starts, samples.t_ends, samples.packed_info, config.backend)
+    rgb = out.rgb + (1 - out.opacity)[:, None] * background(rays_d)
+    depth = out.depth / out.opacity.clamp(min=1e-6)
+    distortion = _distortion(grid, samples, out.weights) if config.distortion else None
+    return Rendered(rgb, depth, out.opacity, len(samples.t_starts), distortion)
+
+
+def _points(rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples) -> tuple[Tensor, Tensor]:
+    """Midpoints and directions of the samples, [S, 3] each."""
+    directions = rays_d[samples.ray_indices]
+    return rays_o[samples.ray_indices] + directions * ((samples.t_starts + samples.t_ends)[:, None] / 2), directions
+
+
+@torch.no_grad()
+def _lit(field: nn.Module, rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples, least: float) -> kernels.Samples:
+    """Samples that light reaches: a density without gradient is cheap beside all that the rest would cost with one."""
+    sigmas = field.density(_points(rays_o, rays_d, samples)[0])[0]
+    light = kernels.transmittance(sigmas, samples.t_starts, samples.t_ends, samples.packed_info)
+    return kernels.keep(samples, light >= least)
+
+
+def _visible_colours(
+    field: nn.Module, rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples, least: float
+) -> tuple[Tensor, Tensor]:
+    positions, directions = _points(rays_o, rays_d, samples)
+    sigmas = field.density(positions)[0]
+    light = kernels.transmittance(sigmas, samples.t_starts, samples.t_ends, samples.packed_info)
+    weights = -light * torch.expm1(-sigmas * (samples.t_ends - samples.t_starts))
+    seen = (weights > least).nonzero()[:, 0]
+    rgbs = torch.zeros_like(positions)
+    rgbs[seen] = field(positions[seen], directions[seen])[0].to(rgbs.dtype)
+    return rgbs, sigmas
+
+
+@torch.no_grad()
+def render_image(
+    field: nn.Module,
+    background: Background,
+    grid: OccupancyGrid,
+    cameras: Cameras,
+    index: int,
+    config: RenderConfig,
+    chunk: int = 2**14,
+) -> Rendered:
+    """The picture of camera `index`, without gradient, `chunk` rays at a time: fields of Rendered are [H, W, ...]."""
+    rays = zip(*(x.split(chunk) for x in cameras.image_rays(index)), strict=True)
+    parts = [render_rays(field, background, grid, o, d, config) for o, d in rays]
+
+    def whole(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values).unflatten(0, (cameras.height, cameras.width))
+
+    return Rendered(whole("rgb"), whole("depth"), whole("opacity"), sum(p.samples for p in parts), whole("distortion"))
+
+
+def distortion_loss(weights: Tensor, s_starts: Tensor, s_ends: Tensor, packed_info: Tensor) -> Tensor:
+    """Distortion of each ray, [R] (mip-NeRF 360, Barron et al. 2022, eq. 15), in O(S) by prefix sums (Sun et al. 2022).
+
+    sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 (s_end - s_start)_i,  m the midpoints of s, ascending along each ray.
+    """
+    middle = (s_starts + s_ends) / 2
+    before = kernels.exclusive_sum(weights, packed_info)
+    moment = kernels.exclusive_sum(weights * middle, packed_info)
+    each = 2 * weights * (middle * before - moment) + weights**2 * (s_ends - s_starts) / 3
+    rays = kernels.expand_rays(packed_info, len(weights))
+    return weights.new_zeros(len(packed_info)).index_add(0, rays, each.to(weights.dtype))
+
+
+def _distortion(grid: OccupancyGrid, samples: kernels.Samples, weights: Tensor) -> Tensor:
+    """Of s in [0, 1]: t over the box's diagonal; unbounded, nerfstudio's t / 2 up to 1 and 1 - 1 / (2 t) past it."""
+
+    def scaled(t: Tensor) -> Tensor:
+        if grid.unbounded:
+            return torch.where(t < 1, t / 2, 1 - 0.5 / t)
+        return t / (grid.steps.size * grid.config.steps)
+
+    return distortion_loss(weights, scaled(samples.t_starts), scaled(samples.t_ends), samples.packed_info)

@@ -1,0 +1,84 @@
+"""A job from config to report: which task, which folder, which device."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from csd3d.config import load_config, task_name, to_yaml
+from csd3d.errors import InputError
+from csd3d.interrupt import StopRequest
+from csd3d.logs import create_run_folder, logging_to
+
+TASKS = {"edit_scene": "csd3d.tasks.edit_scene:EditSceneConfig"}
+PACKAGE_ROOT = Path(__file__).parent.parent
+
+
+def start(
+    config_file: Path,
+    overrides: Sequence[str],
+    output: Path | None,
+    seed: int | None,
+    device: str,
+    *,
+    stop: StopRequest,
+) -> Path:
+    """Starts the job of a config file in a new run folder, which it returns."""
+    overrides = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    task, config = read(config_file, overrides)
+    chosen = choose(device)
+    task.prepare(config, Path(), chosen, stop)  # what is wrong with the input is told before a folder is made
+    folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
+    with logging_to(folder):
+        task.run(config, folder, chosen, stop)
+    return folder
+
+
+def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
+    """Continues a run where its checkpoints stand."""
+    task, config = read(config_of(run_folder), overrides)
+    with logging_to(run_folder):
+        task.run(config, run_folder, choose(device), stop)
+    return run_folder
+
+
+def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
+    """Writes a run's mesh, video, metrics and report again from its checkpoints, without fitting anything further."""
+    stop.requested = True
+    task, config = read(config_of(run_folder), overrides)
+    with logging_to(run_folder):
+        task.run(config, run_folder, choose(device), stop)
+    stop.requested = False
+    return run_folder
+
+
+def config_of(run_folder: Path) -> Path:
+    """The config a run was started with; InputError where this is no run folder."""
+    path = run_folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run_folder}: is no run folder (it has no config.yaml); give the folder that a run printed")
+    return path
+
+
+def read(config_file: Path, overrides: Sequence[str]):
+    """The task's module and its config, paths resolved."""
+    module, schema = TASKS[task_name(config_file, overrides, TASKS)].split(":")
+    task = importlib.import_module(module)
+    config = load_config(config_file, overrides, getattr(task, schema))
+    scene = replace(config.scene, path=shipped(config.scene.path))
+    return task, replace(config, scene=scene, prior=replace(config.prior, model=shipped(config.prior.model)))
+
+
+def shipped(path: str) -> str:
+    """A path as given if it exists, else the one that ships with csd3d under that name, else as given."""
+    if path and not Path(path).exists() and (PACKAGE_ROOT / path).exists():
+        return str(PACKAGE_ROOT / path)
+    return path
+
+
+def choose(device: str):
+    """The torch device of `auto`, `cpu` or `cuda`."""
+    from csd3d.priors import choose_device
+
+    return choose_device(device)

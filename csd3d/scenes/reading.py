@@ -1,0 +1,150 @@
+"""Reading a capture's files without trusting them: JSON, numbers, paths.
+
+Every function takes `where`, the file and key it reads, and raises InputError with one line that begins with it.
+"""
+
+import json
+import math
+import reprlib
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csd3d.errors import InputError
+
+MAX_JSON_BYTES = 32 * 2**20  # of 30 000 frames or more; parsed, the worst case takes some 700 MiB
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".tif", ".tiff")
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong, _short.maxlist, _short.maxdict = 2, 80, 80, 30, 4, 3
+
+
+def shown(value: Any) -> str:
+    """A value from outside, short enough for a message of one line."""
+    return _short.repr(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError for anything else, too large or too deeply nested files included."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"{path}: not a file; expected JSON")
+        if size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: {size} bytes; a capture's JSON is at most {MAX_JSON_BYTES}")
+        value = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object_without_duplicates)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply to be a capture's JSON") from error
+    except InputError:
+        raise
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
+        raise InputError(f"{path}: not valid JSON ({_one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}; expected an object with a list 'frames'")
+    return value
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {shown(key)} stands twice in one object")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: {shown(value)}; expected a number")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise InputError(f"{where}: {shown(value)}; expected a finite number")
+    return result
+
+
+def positive(value: Any, where: str) -> float:
+    """A finite number above zero, and within float32."""
+    result = number(value, where)
+    if not 1e-12 < result < 1e12:
+        raise InputError(f"{where}: {shown(value)}; expected a positive number")
+    return result
+
+
+def pixel_count(value: Any, where: str) -> int:
+    """A whole number of pixels, 1 to 1e6; instant-ngp writes it as a float."""
+    result = number(value, where)
+    if result != int(result) or not 1 <= result <= 10**6:
+        raise InputError(f"{where}: {shown(value)}; expected a whole number of pixels, 1 to 1000000")
+    return int(result)
+
+
+def text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: {shown(value)}; expected a non-empty string")
+    return value
+
+
+def matrix(value: Any, shapes: tuple[tuple[int, int], ...], where: str) -> np.ndarray:
+    """Nested lists of finite numbers of one of the given shapes, as float64."""
+    expected = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
+    is_table = isinstance(value, list) and all(isinstance(row, list) for row in value)
+    widths = {len(row) for row in value} if is_table else set()
+    if len(widths) != 1 or (len(value), *widths) not in shapes:
+        raise InputError(f"{where}: {shown(value)}; expected a {expected} matrix as a list of rows")
+    return np.array([[number(x, f"{where}[{i}][{j}]") for j, x in enumerate(row)] for i, row in enumerate(value)])
+
+
+def rigid(value: Any, where: str, tolerance: float = 5e-3) -> np.ndarray:
+    """A rigid motion, 3x4 or 4x4, as [4, 4] with its rotation made exactly orthonormal (the nearest one, by SVD).
+
+    Refused: scaled, sheared, singular or mirrored matrices, and positions past 1e7 (float32 loses them).
+    The tolerance on |R^T R - 1| admits matrices printed with three digits.
+    """
+    m = np.vstack((matrix(value, ((3, 4), (4, 4)), where)[:3], (0.0, 0.0, 0.0, 1.0)))
+    if len(value) == 4 and not np.allclose(value[3], m[3], rtol=0, atol=1e-6):
+        raise InputError(f"{where}: the last row is {shown(value[3])}; expected [0, 0, 0, 1]")
+    if np.abs(m).max() > 1e7:
+        raise InputError(f"{where}: holds {np.abs(m).max():g}; expected coordinates within 1e7")
+    rotation = m[:3, :3]
+    error = np.abs(rotation.T @ rotation - np.eye(3)).max()
+    if error > tolerance:
+        raise InputError(f"{where}: its 3x3 part is no rotation (|R^T R - 1| is {error:.3g}); expected a rigid pose")
+    if np.linalg.det(rotation) < 0:
+        raise InputError(f"{where}: its 3x3 part is mirrored (determinant -1); expected a rotation, right-handed")
+    u, _, vt = np.linalg.svd(rotation)
+    m[:3, :3] = u @ vt
+    return m
+
+
+def listed_file(folder: Path, value: Any, where: str) -> Path | None:
+    """The file that a capture lists, inside its folder; None if it does not exist.
+
+    A name without its extension is completed, as Blender's are. Raises InputError for a path that leaves the folder:
+    absolute, by `..`, or through a symbolic link.
+    """
+    name = text(value, where)
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise InputError(f"{where}: {shown(name)} holds control characters; expected a path inside {folder}")
+    try:
+        path = folder / name
+        candidates = [path] + [path.with_name(path.name + extension) for extension in EXTENSIONS if path.name]
+        found = next((candidate for candidate in candidates if candidate.is_file()), path)
+        inside = not Path(name).is_absolute() and found.resolve().is_relative_to(folder.resolve())
+        exists = found.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not permitted, a loop of links
+        raise InputError(f"{where}: {shown(name)} is no usable path ({_one_line(error)})") from error
+    if not inside:
+        raise InputError(f"{where}: {shown(name)} leaves the capture's folder {folder}; expected a path inside it")
+    return found.resolve() if exists else None

@@ -1,0 +1,1 @@
+"""The jobs: each turns a config and a run folder into results."""

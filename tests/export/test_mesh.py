@@ -1,0 +1,294 @@
+"""A soft ball whose colour is a known function of the point: everything about its mesh is known in advance."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from csd3d.cameras import orbit
+from csd3d.errors import InputError
+from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_threshold
+from csd3d.export.texture import bake_texture, grow, rasterise, render_mesh, surface_colours, unwrap
+
+AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
+SMALL = MeshConfig(resolution=48, face_budget=1500, texture_size=128)
+
+
+def soft_ball(peak=200.0, width=0.02, radius=0.6, centre=(0.0, 0.0, 0.0)):
+    return lambda x: peak * torch.sigmoid((radius - (x - torch.tensor(centre)).norm(dim=-1)) / width)
+
+
+def seen_radius(peak, width, radius=0.6):
+    """Where a ray at the centre has lost half its light: peak·width·softplus((radius − r)/width) = ln 2."""
+    return radius - width * math.log(math.expm1(math.log(2.0) / (peak * width)))
+
+
+def colour(x):
+    return 0.5 + 0.35 * torch.sin(3.0 * x + torch.tensor([0.0, 1.0, 2.0]))
+
+
+def field(x, directions):
+    return colour(x), soft_ball()(x)
+
+
+def signed_volume(mesh):
+    return float(
+        np.einsum("fi,fi->f", mesh.triangles[:, 0], np.cross(mesh.triangles[:, 1], mesh.triangles[:, 2])).sum() / 6
+    )
+
+
+@pytest.fixture(scope="module")
+def ball():
+    return extract_mesh(soft_ball(), AABB, SMALL)
+
+
+@pytest.fixture(scope="module")
+def textured(ball):
+    return bake_texture(ball, field, 128, ball.metadata["voxel"], 1 << 16)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "mesh"
+    start = time.perf_counter()
+    _, info = export_mesh(soft_ball(centre=(0.1, 0.2, 0.3)), field, AABB, folder, SMALL)
+    return folder, info, time.perf_counter() - start
+
+
+# ---- the surface ----
+
+
+@pytest.mark.parametrize(("peak", "width"), [(50.0, 0.02), (200.0, 0.02), (2000.0, 0.005), (30.0, 0.05)])
+def test_automatic_threshold_finds_the_seen_radius(peak, width):
+    mesh = extract_mesh(soft_ball(peak, width), AABB, MeshConfig(resolution=64, face_budget=2000))
+    radii = np.linalg.norm(mesh.vertices, axis=1)
+    voxel = 2.0 / 63
+    assert abs(radii.mean() - seen_radius(peak, width)) < 0.6 * voxel
+    assert radii.std() < 0.05 * voxel
+    assert mesh.is_watertight
+
+
+def test_a_given_threshold_is_that_level_set():
+    mesh = extract_mesh(soft_ball(200.0, 0.05), AABB, MeshConfig(resolution=64, threshold=100.0, face_budget=4000))
+    assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(0.6, abs=0.005)
+    assert signed_volume(mesh) == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.03)  # positive: normals point outward
+
+
+def test_haze_does_not_count_as_surface():
+    haze = extract_mesh(lambda x: soft_ball()(x) + 1.5, AABB, SMALL)
+    assert haze.metadata["threshold"] == pytest.approx(
+        extract_mesh(soft_ball(), AABB, SMALL).metadata["threshold"], rel=0.3
+    )
+    assert abs(haze.extents / 2 - seen_radius(200.0, 0.02)).max() < 0.05
+
+
+def test_threshold_of_a_slab_in_closed_form():
+    """Density rising as k s past a wall, counted from the haze h = 16 ln 2 on: (σ² − h²) / 2k = ln 2."""
+    s = np.linspace(-0.5, 0.5, 201, dtype=np.float32).clip(0)
+    slab = np.broadcast_to(100.0 * s[:, None, None], (201, 5, 5))
+    expected = math.sqrt(2 * 100.0 * math.log(2.0) + (16 * math.log(2.0) / 1.005) ** 2)
+    assert visible_threshold(slab, 0.005) == pytest.approx(expected, rel=0.02)
+    assert visible_threshold(slab[::-1], 0.005) == pytest.approx(expected, rel=0.02)
+    assert visible_threshold(np.zeros((9, 9, 9), np.float32), 0.1) == 0.0
+
+
+def test_surface_cut_by_the_box_is_closed():
+    mesh = extract_mesh(soft_ball(centre=(0.0, 0.0, -1.0)), AABB, SMALL)
+    assert mesh.is_watertight
+    assert mesh.vertices[:, 2].min() > -1.05
+
+
+def test_box_that_is_not_a_cube():
+    mesh = extract_mesh(soft_ball(radius=0.3), (-0.5, -0.7, -1.0, 0.5, 0.7, 1.0), SMALL)
+    assert mesh.extents == pytest.approx(np.full(3, 2 * seen_radius(200.0, 0.02, 0.3)), abs=0.04)
+
+
+def test_floaters_and_cavities_are_dropped():
+    def density(x):
+        shell = soft_ball()(x) * torch.sigmoid((x.norm(dim=-1) - 0.3) / 0.02)  # hollow inside
+        return shell + soft_ball(radius=0.08, centre=(0.85, 0.85, 0.85))(x)
+
+    mesh = extract_mesh(density, AABB, SMALL)
+    assert np.linalg.norm(mesh.vertices, axis=1).min() > 0.55
+    assert np.linalg.norm(mesh.vertices, axis=1).max() < 0.7
+    kept = extract_mesh(density, AABB, MeshConfig(resolution=48, face_budget=1500, keep_fraction=0.0))
+    assert np.linalg.norm(kept.vertices, axis=1).max() > 1.2
+
+
+def test_decimation_keeps_the_budget_and_the_shape(ball):
+    assert len(ball.faces) <= 1500
+    few = decimate(trimesh.creation.icosphere(5, 0.6), 400)
+    assert len(few.faces) <= 400
+    assert few.is_watertight
+    assert few.volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.04)
+
+
+def test_inner_shell_is_recognised_by_its_winding():
+    outer, inner = trimesh.creation.icosphere(2, 1.0), trimesh.creation.icosphere(2, 0.9)
+    inner.invert()
+    both = trimesh.util.concatenate([outer, inner])
+    assert len(keep_components(both, 0.0).faces) == len(outer.faces)
+
+
+@pytest.mark.parametrize("density", [lambda x: torch.zeros(len(x)), lambda x: torch.full((len(x),), 1e-3)])
+def test_empty_surface_says_what_to_change(density, tmp_path):
+    with pytest.raises(InputError, match=r"no surface.*mesh\.aabb.*mesh\.threshold.*train longer") as caught:
+        export_mesh(density, field, AABB, tmp_path / "mesh", SMALL)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(InputError, match=r"mesh\.aabb"):
+        extract_mesh(soft_ball(), (-1, -1, 1, 1, 1, -1), SMALL)
+    with pytest.raises(InputError, match=r"mesh\.threshold"):
+        MeshConfig(threshold=-1.0)
+    with pytest.raises(InputError, match=r"mesh\.face_budget"):
+        MeshConfig(face_budget=3)
+
+
+def test_nan_densities_are_empty_space():
+    mesh = extract_mesh(lambda x: torch.where(x[:, 0] > 0.95, torch.nan, soft_ball()(x)), AABB, SMALL)
+    assert np.isfinite(mesh.vertices).all()
+    assert mesh.is_watertight
+
+
+# ---- the texture ----
+
+
+def test_rasteriser_agrees_with_a_loop_over_pixels():
+    corners = np.random.default_rng(0).uniform(-3, 19, (12, 3, 2))
+    found = {
+        (int(p), int(f)): b
+        for pixel, face, bary in rasterise(corners, 16, 13)
+        for p, f, b in zip(pixel, face, bary, strict=True)
+    }
+    expected = {}
+    for f, (a, b, c) in enumerate(corners):
+        for y in range(13):
+            for x in range(16):
+                v, w = np.linalg.solve(np.stack([b - a, c - a], 1), np.array([x + 0.5, y + 0.5]) - a)
+                if min(1 - v - w, v, w) >= 0:
+                    expected[(y * 16 + x, f)] = (1 - v - w, v, w)
+    assert found.keys() == expected.keys()
+    assert len(found) > 100
+    for key, bary in expected.items():
+        np.testing.assert_allclose(found[key], bary, rtol=0, atol=1e-9)
+
+
+def test_rasteriser_skips_degenerate_and_outside_triangles():
+    corners = np.array([[[1, 1], [5, 5], [9, 9]], [[-9, -9], [-3, -9], [-5, -2]], [[2, 2], [2, 2], [2, 2]]], float)
+    assert sum(len(pixel) for pixel, _, _ in rasterise(corners, 8, 8)) == 0
+
+
+def test_unwrapping_covers_each_face_without_overlap(ball):
+    _, faces, uv, (width, height) = unwrap(ball, 128)
+    assert len(faces) == len(ball.faces)
+    assert uv.min() >= 0
+    assert uv.max() <= 1
+    pixels = np.concatenate([p for p, _, _ in rasterise(uv[faces] * [width, height], width, height)])
+    assert len(np.unique(pixels)) > 0.98 * len(pixels)  # a centre on a shared edge counts twice
+
+
+def test_surface_colour_forgives_points_off_the_surface():
+    """Colour known on the seen surface and nonsense in empty space: a point half a voxel outside still gets the
+    surface's.
+    """
+    normals = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+    def empty_is_magenta(x, d):
+        sigma = soft_ball(2000.0, 0.004)(x)
+        return torch.where((sigma > 0.5)[:, None], 0.25, torch.tensor([1.0, 0.0, 1.0])), sigma
+
+    for offset in (-0.02, 0.0, 0.02):
+        got = surface_colours(empty_is_magenta, ((0.61 + offset) * normals).numpy(), normals.numpy(), 0.04, 64)
+        np.testing.assert_allclose(got, 0.25, atol=0.03)
+
+
+def test_surface_colour_is_seen_from_outside():
+    normals = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    got = surface_colours(lambda x, d: (0.5 + 0.5 * d, torch.full((len(x),), 50.0)), normals, normals, 0.1, 1 << 10)
+    np.testing.assert_allclose(got, 0.5 - 0.5 * normals, atol=1e-5)
+
+
+def test_texture_read_back_is_the_colour_of_the_field(textured):
+    samples, face = trimesh.sample.sample_surface(textured, 2000, seed=0)
+    bary = trimesh.triangles.points_to_barycentric(textured.triangles[face], samples)
+    uv = np.einsum("sk,ski->si", bary, textured.visual.uv[textured.faces[face]])
+    texture = np.asarray(textured.visual.material.baseColorTexture, float) / 255
+    rows = ((1 - uv[:, 1]) * texture.shape[0]).astype(int).clip(0, texture.shape[0] - 1)
+    columns = (uv[:, 0] * texture.shape[1]).astype(int).clip(0, texture.shape[1] - 1)
+    error = np.abs(texture[rows, columns] - colour(torch.tensor(samples, dtype=torch.float32)).numpy())
+    assert error.mean() < 0.01
+    assert np.quantile(error, 0.999) < 0.06
+
+
+def test_seams_are_padded():
+    texture, filled = np.zeros((40, 40, 3)), np.zeros((40, 40), bool)
+    texture[10:20, 10:20], filled[10:20, 10:20] = [1.0, 0.5, 0.0], True
+    texture[19, 19] = [0.0, 0.0, 1.0]
+    grown = grow(texture, filled, 8)
+    np.testing.assert_array_equal(grown[14, 2], [1.0, 0.5, 0.0])
+    np.testing.assert_array_equal(grown[22, 22], [0.0, 0.0, 1.0])  # the nearest corner
+    np.testing.assert_allclose(grown[39, 0], texture[filled].mean(0))
+
+
+def test_picture_of_the_mesh_is_the_picture_of_the_field(textured):
+    cameras = orbit(3, radius=3.0, elevation_deg=25.0, fov_deg=40.0, width=48, height=48)
+    radius = np.linalg.norm(textured.vertices, axis=1).mean()
+    for index in range(3):
+        rays_o, rays_d = cameras.image_rays(index)
+        half_b = (rays_o * rays_d).sum(-1)
+        discriminant = half_b**2 - rays_o.square().sum(-1) + radius**2
+        hit = colour(rays_o + rays_d * (-half_b - discriminant.clamp_min(0).sqrt())[:, None])
+        picture = render_mesh(textured, cameras, index).reshape(-1, 3) / 255
+        inner, outer = (discriminant > 0.05).numpy(), (discriminant < -0.05).numpy()
+        assert np.abs(picture - hit.numpy())[inner].mean() < 0.015
+        assert (picture[outer] == 1.0).all()
+
+
+# ---- the files ----
+
+
+def test_files_reload_in_their_frames(written):
+    """The ball's centre is (0.1, 0.2, 0.3) in the scene, z up; in the GLB, y up, it is (0.1, 0.3, −0.2)."""
+    folder, info, seconds = written
+    loaded = {ext: trimesh.load_mesh(folder / f"mesh.{ext}") for ext in ("glb", "obj", "ply")}
+    for mesh in loaded.values():
+        assert len(mesh.faces) == info["faces"]
+        assert signed_volume(mesh) > 0  # a rotation, no mirror
+    centre = {ext: mesh.bounds.mean(0) for ext, mesh in loaded.items()}
+    np.testing.assert_allclose(centre["obj"], [0.1, 0.2, 0.3], atol=0.02)
+    np.testing.assert_allclose(centre["ply"], [0.1, 0.2, 0.3], atol=0.02)
+    np.testing.assert_allclose(centre["glb"], [0.1, 0.3, -0.2], atol=0.02)
+    assert seconds < 20
+
+
+def test_ply_has_the_field_colour_a_vertex(written):
+    mesh = trimesh.load_mesh(written[0] / "mesh.ply")
+    assert mesh.is_watertight
+    expected = colour(torch.tensor(mesh.vertices, dtype=torch.float32)).numpy()
+    assert np.abs(mesh.visual.vertex_colors[:, :3] / 255 - expected).mean() < 0.02
+    assert b"comment csd3d: right-handed, z up" in (written[0] / "mesh.ply").read_bytes()[:300]
+
+
+def test_obj_names_its_material_and_the_material_its_picture(written):
+    folder = written[0]
+    assert "mtllib mesh.mtl" in (folder / "mesh.obj").read_text()
+    assert "map_Kd mesh.png" in (folder / "mesh.mtl").read_text()
+    assert sorted(p.name for p in folder.iterdir()) == ["mesh.glb", "mesh.mtl", "mesh.obj", "mesh.ply", "mesh.png"]
+    mesh = trimesh.load_mesh(folder / "mesh.obj")
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight
+
+
+@pytest.mark.parametrize("extension", ["glb", "obj"])
+def test_textures_reload_the_right_way_up(written, extension):
+    mesh = trimesh.load_mesh(written[0] / f"mesh.{extension}")
+    seen = mesh.visual.to_color().vertex_colors[:, :3] / 255
+    position = mesh.vertices @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]) if extension == "glb" else mesh.vertices
+    expected = colour(torch.tensor(np.array(position), dtype=torch.float32)).numpy()
+    assert np.abs(seen - expected).mean() < 0.03

@@ -1,0 +1,201 @@
+"""Typed configs: what is accepted comes out typed, what is not is refused by name, and what is written reads back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from csd3d.config import defining_values, fingerprint, load_config, task_name, to_yaml
+from csd3d.errors import InputError
+
+
+@dataclass
+class Kernel:
+    kernel: Literal["rbf", "imq"] = "rbf"
+    bandwidth: float | Literal["median"] = "median"
+
+
+@dataclass
+class Update:
+    method: Literal["csd_edit", "in2n"] = "csd_edit"
+    steps: int = 10
+    svgd: Kernel = field(default_factory=lambda: Kernel(kernel="imq"))
+    extra: Kernel | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass
+class Config:
+    prompt: str
+    task: Literal["demo"] = "demo"
+    seed: int = 0
+    lr: float = 0.1
+    preview: bool = True
+    model: str | None = None
+    folder: Path = Path("data")
+    size: tuple[int, int] = (1, 2)
+    number: int | float | None = None
+    compare: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    update: Update = field(default_factory=Update)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str, *overrides: str) -> Config:
+        (tmp_path / "c.yaml").write_text(text)
+        return load_config(tmp_path / "c.yaml", overrides, Config)
+
+    return load
+
+
+def message(load, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(text, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_type_is_converted(load):
+    config = load(
+        "prompt: hi\nlr: 1e-3\nseed: 1e4\nmodel: x/y\nfolder: a/b\nsize: [3, 4]\nnumber: 2\ncompare: [in2n]\n"
+        "weights: {a: 1}\nupdate: {method: in2n, svgd: {bandwidth: 2}, extra: {kernel: imq}}"
+    )
+    expected = Config(
+        "hi", lr=1e-3, seed=10000, model="x/y", folder=Path("a/b"), size=(3, 4), number=2, compare=["in2n"],
+        weights={"a": 1.0}, update=Update("in2n", svgd=Kernel("imq", 2.0), extra=Kernel("imq")),
+    )  # fmt: skip
+    assert config == expected
+    assert [type(v) for v in (config.seed, config.number, config.weights["a"], config.update.svgd.bandwidth)] == [
+        int, int, float, float,
+    ]  # fmt: skip
+
+
+def test_a_partial_section_keeps_the_parents_own_default(load):
+    assert load("prompt: a\nupdate: {svgd: {bandwidth: 3.0}}").update.svgd.kernel == "imq"  # not Kernel's own "rbf"
+    assert load("prompt: a\nupdate:").update == Update()  # all its keys commented out
+    assert load("prompt: a", "update.svgd.kernel=rbf").update.svgd == Kernel("rbf", "median")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("prompt=make it: red # now", "prompt", "make it: red # now"),
+        ("prompt=yes", "prompt", "yes"),
+        ("prompt=3", "prompt", "3"),
+        ("prompt='quoted'", "prompt", "quoted"),
+        ("prompt=[a", "prompt", "[a"),
+        ("prompt=a=b", "prompt", "a=b"),
+        ("model=null", "model", None),
+        ("model=123", "model", "123"),
+        ("seed=7", "seed", 7),
+        ("lr=1e-2", "lr", 0.01),
+        ("preview=false", "preview", False),
+        ("compare=[in2n, x]", "compare", ["in2n", "x"]),
+        ("compare=[]", "compare", []),
+        ("number=null", "number", None),
+    ],
+)
+def test_overrides(load, override, key, value):
+    result = getattr(load("prompt: a\nseed: 1\nmodel: m\nnumber: 3\ncompare: [z]", override), key)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        ("prompt: a\nupdate: {mehtod: in2n}", [], ["c.yaml", "update.mehtod", "did you mean update.method?"]),
+        ("prompt: a\nsede: 1", [], ["c.yaml", "sede", "did you mean seed?"]),
+        ("prompt: a\nsteps: 1", [], ["did you mean update.steps?"]),
+        ("prompt: a", ["updat.steps=1"], ["command line", "did you mean update?"]),
+        ("prompt: a\n1: 2", [], ["c.yaml: 1: unknown key"]),
+        ("prompt: 12", [], ["c.yaml: prompt: expected text, got 12"]),
+        ("prompt: a\nseed: true", [], ["seed: expected a whole number, got true"]),
+        ("prompt: a\nseed: 1.5", [], ["seed: expected a whole number, got 1.5"]),
+        ("prompt: a\nseed: .inf", [], ["seed: expected a whole number"]),
+        ("prompt: a\nlr: .nan", [], ["lr: expected a number"]),
+        ("prompt: a\nlr: '0.1'", [], ['lr: expected a number, got "0.1"']),
+        ("prompt: a\npreview: 1", [], ["preview: expected true or false, got 1"]),
+        ("prompt: a\ncompare: in2n", [], ["compare: expected a list of text"]),
+        ("prompt: a\ncompare: [in2n, 3]", [], ["compare[1]: expected text, got 3"]),
+        ("prompt: a\nsize: [1, 2, 3]", [], ["size: expected a list of 2 values, got 3"]),
+        ("prompt: a\nupdate: {method: csd}", [], ["update.method: expected one of csd_edit, in2n"]),
+        ("prompt: a\nupdate: {svgd: {bandwidth: x}}", [], ["svgd.bandwidth: expected a number or one of median"]),
+        ("prompt: a\nupdate: {extra: {kernl: rbf}}", [], ["update.extra.kernl: unknown key", "update.extra.kernel?"]),
+        ("prompt: a\nupdate: 3", [], ["update: expected a section with the keys method, steps"]),
+        ("prompt: a\nupdate: {steps: 0}", [], ["c.yaml: update: steps must be at least 1, got 0"]),
+        ("prompt: a", ["update.steps=0"], ["c.yaml + command line: update: steps must be at least 1, got 0"]),
+        ("prompt: a\nseed: 1", ["seed=x"], ['command line: seed: expected a whole number, got "x"']),
+        ("prompt: a", ["seed=[1"], ["command line: seed: "]),
+        ("prompt: a", ["seed"], ["'seed' is not an override; write key.sub=value"]),
+        ("prompt: a", ["seed.x=3"], ["seed: expected a whole number"]),
+        ("seed: 1", [], ["prompt: missing; expected text"]),
+        ("prompt: ${nowhere}", [], ["prompt: Interpolation key 'nowhere' not found"]),
+        ("prompt: ${", [], ["c.yaml: prompt: "]),
+        ("prompt: a\nseed: [1,", [], ["c.yaml: line 3"]),
+        ("prompt: a\nprompt: b", [], ["c.yaml: line 2", "duplicate key prompt"]),
+        ("prompt: &x [*x]", [], ["recursive aliases"]),
+        ("- a", [], ["c.yaml: expected `key: value` lines"]),
+        ("prompt: !!python/object/apply:os.system ['touch hacked']", [], ["c.yaml: line 1", "python/object"]),
+        ("a" * (1 << 20) + ": 1", [], ["larger than 1 MiB"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_naming_file_and_key(load, text, overrides, parts):
+    text = message(load, text, *overrides)
+    assert all(part in text for part in parts), text
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"prompt: \xe9")
+    for name, part in [("none.yaml", "no such config file"), (".", "cannot be read"), ("latin.yaml", "UTF-8")]:
+        with pytest.raises(InputError, match=part) as caught:
+            load_config(tmp_path / name, [], Config)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_task_name(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("task: edit_scen")
+    assert task_name(path, ["task=edit_scene"], {"edit_scene": ""}) == "edit_scene"
+    with pytest.raises(InputError, match=r"c\.yaml: task: unknown task 'edit_scen'; did you mean edit_scene\?"):
+        task_name(path, [], {"edit_scene": "", "text_to_3d": ""})
+    path.write_text("task: [edit_scene]")
+    with pytest.raises(InputError, match="task: missing"):
+        task_name(path, [], {"edit_scene": ""})
+
+
+printable = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | st.sampled_from(
+    ["${seed}", r"\${a}", r"\\${a", "$", "yes", "null", "1e3", "1", "", " a ", "a: b", "# c", "'", '"', "- x", "???"]
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompt=printable, model=st.none() | printable, lr=st.floats(allow_nan=False), seed=st.integers(0, 2**62),
+    compare=st.lists(printable, max_size=3), number=st.none() | st.integers(-5, 5) | st.floats(allow_nan=False),
+)  # fmt: skip
+def test_what_is_written_reads_back(tmp_path, prompt, model, lr, seed, compare, number):
+    config = Config(prompt, model=model, lr=lr, seed=seed, compare=compare, number=number)
+    (tmp_path / "round.yaml").write_text(to_yaml(config), encoding="utf-8", newline="")
+    back = load_config(tmp_path / "round.yaml", [], Config)
+    assert back == config
+    assert fingerprint(back) == fingerprint(config)
+
+
+def test_fingerprint_is_of_what_defines_the_run():
+    base = Config("a")
+    assert fingerprint(base) == fingerprint(Config("a"))
+    for other in (Config("b"), Config("a", lr=0.1 + 1e-12), Config("a", update=Update(svgd=Kernel("imq", 0.5)))):
+        assert fingerprint(other) != fingerprint(base)
+    other = Config("a", seed=3, update=Update(steps=99))
+    assert fingerprint(other, ignore=["seed", "update"]) == fingerprint(base, ignore=["seed", "update"])
+    assert fingerprint(other, ignore=["seed"]) != fingerprint(base, ignore=["seed"])
+    assert defining_values(base, ignore=["update.svgd"])["update.method"] == "csd_edit"
+    assert not any(key.startswith("update.svgd") for key in defining_values(base, ignore=["update.svgd"]))

@@ -1,0 +1,149 @@
+"""The command line, with a stand-in for csd3d.run: what it is called with, what is printed, and every way out."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import csd3d
+import launch
+from csd3d.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path):
+    """csd3d.run replaced by functions that record their arguments and return a run folder."""
+    calls = []
+    module = types.ModuleType("csd3d.run")
+    for name in ("start", "resume", "export"):
+        setattr(module, name, lambda *args, _name=name, stop: calls.append((_name, *args)) or tmp_path)
+    monkeypatch.setitem(sys.modules, "csd3d.run", module)
+    monkeypatch.setattr(csd3d, "run", module, raising=False)
+    module.calls = calls
+    (tmp_path / "c.yaml").write_text("task: x")
+    return module
+
+
+def test_arguments_reach_the_job(jobs, tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    assert launch.main(["--config", str(config)]) == 0
+    assert (
+        launch.main(["--config", str(config), "a.b=1", "--seed", "3", "c=d e", "--device", "cpu", "--output", "o"]) == 0
+    )
+    assert launch.main(["--resume", "runs/a", "steps=5"]) == 0
+    assert launch.main(["--export", "runs/a", "--device", "cuda"]) == 0
+    assert jobs.calls == [
+        ("start", config, [], None, None, "auto"),
+        ("start", config, ["a.b=1", "c=d e"], Path("o"), 3, "cpu"),
+        ("resume", Path("runs/a"), ["steps=5"], "auto"),
+        ("export", Path("runs/a"), [], "cuda"),
+    ]
+    assert f"Results in {tmp_path}:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["", "a=1", "--config a --resume b", "--resume a --seed 1", "--resume a --output b", "--config a --device tpu",
+     "--config a --seed x", "--config a --nonsense"],
+)  # fmt: skip
+def test_mistakes_in_the_command_line(jobs, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        launch.main(argv.split())
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+    assert not jobs.calls
+
+
+def test_bad_input_is_one_line_and_2(jobs, tmp_path, capsys):
+    def start(*_, stop):
+        raise InputError("c.yaml: key:\n what was wrong")
+
+    jobs.start = start
+    assert launch.main(["--config", str(tmp_path / "c.yaml")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: c.yaml: key: what was wrong\n"
+    assert captured.out == ""
+
+
+def test_other_errors_keep_their_traceback(jobs, tmp_path):
+    def start(*_, stop):
+        raise ZeroDivisionError
+
+    jobs.start = start
+    with pytest.raises(ZeroDivisionError):
+        launch.main(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_results_that_exist_are_named(tmp_path):
+    for name in ("report.html", "mesh/mesh.glb", "videos/orbit.mp4", "metrics.json", "videos/other.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    lines = launch.summary(tmp_path, stopped=False).splitlines()
+    assert [line.strip() for line in lines[1:]] == ["report.html", "videos/orbit.mp4", "mesh/mesh.glb", "metrics.json"]
+    assert f"--resume {tmp_path}" in launch.summary(tmp_path, stopped=True).splitlines()[-1]
+
+
+# -------------------------------------------------------------------------------------------------------- as a process
+
+
+def csd3d_process(*argv: str, code: str = "") -> subprocess.Popen:
+    """launch.main in a process of its own, after `code`."""
+    script = f"import sys, types\n{code}\nimport launch\ncode = launch.main()\nassert 'torch' not in sys.modules\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{script}sys.exit(code)", *argv], cwd=ROOT, env=environment, **pipes
+    )
+
+
+def test_help_and_config_mistakes_do_not_wait_for_torch(tmp_path):
+    (tmp_path / "bad.yaml").write_text("task: x\nseed: [1,")
+    processes = [csd3d_process("--config", str(tmp_path / name)) for name in ("none.yaml", "bad.yaml")]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert errors[0] == f"error: {tmp_path}/none.yaml: no such config file\n"
+    assert re.fullmatch(rf"error: {tmp_path}/bad.yaml: line \d, column \d+: .*\n", errors[1])
+    code = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    assert csd3d_process("--help", code=code).communicate(timeout=60)[0].endswith("False\n")
+
+
+SLOW_JOB = """
+import time
+from pathlib import Path
+def start(*args, stop):
+    print("started", flush=True)
+    for _ in range(600):
+        time.sleep(0.05)
+        if stop.requested and FINISHES: return Path("some/run")
+    raise SystemExit("never stopped")
+sys.modules["csd3d.run"] = module = types.ModuleType("csd3d.run")
+module.start = start
+import csd3d; csd3d.run = module
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_once_finishes_twice_aborts(tmp_path, presses):
+    (tmp_path / "c.yaml").write_text("task: x")
+    process = csd3d_process("--config", str(tmp_path / "c.yaml"), code=f"FINISHES = {presses == 1}" + SLOW_JOB)
+    assert process.stdout.readline() == "started\n"
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    out, err = process.communicate(timeout=60)
+    assert err.count("finishing with what there is") == 1
+    assert "Traceback" not in err
+    if presses == 1:
+        assert process.returncode == 0
+        assert "Stopped before the end. To go on: python launch.py --resume some/run" in out
+    else:
+        assert process.returncode == 130
+        assert "--resume" in err
