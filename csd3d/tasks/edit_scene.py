@@ -289,7 +289,8 @@ def fit_phase(job: Job, phase: Phase, name: str, fit: FitConfig, steps: int, upd
 def not_finite(checkpoint: Path, name: str, step: int) -> str:
     """What to say when a phase gives up."""
     last = f"the last good checkpoint is {checkpoint}" if has_checkpoint(checkpoint) else "there is no checkpoint yet"
-    return f"{name}: {MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient; lower its learning_rate ({last})"
+    failure = f"{MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient"
+    return f"{name}: {failure}; lower its learning_rate ({last})"
 
 
 def save_preview(job: Job, method: str, step: int, images: Tensor) -> None:

@@ -1,13 +1,15 @@
 """Training pairs: source picture, instruction, edited picture, written as raw memmaps that training reads.
 
 `python -m csd3d.world.pairs FOLDER --count N --seed S` writes source.u8, target.u8 [N,S,S,3] uint8, mask.u8 [N,S,S]
-uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json.
+uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json; with --answers, for judging, also answers.u8
+[A,S,S,3], every right answer of the ambiguous pairs, whose lines then say "answers": [first, count].
 """
 
 import argparse
 import json
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,7 +91,8 @@ def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: fl
     }
 
 
-def _chunks(count: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]]:
+def _chunks(count: int, seed: int, size: int) -> Iterator[tuple]:
+    """Source, target, mask [C,S,S,...] uint8, lines and draws of CHUNK pairs at a time."""
     for first in range(0, count, CHUNK):
         rng = random.Random(f"{seed}/{first}")
         drawn = [sample_pair(rng) for _ in range(min(CHUNK, count - first))]
@@ -98,7 +101,7 @@ def _chunks(count: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, np.n
         target = render([scene for _, _, scene, _ in drawn], cameras, size, size)
         rmse = np.sqrt(((source.rgb - target.rgb) ** 2).mean((1, 2, 3)))
         lines = [describe(*pair, float(d)) for pair, d in zip(drawn, rmse, strict=True)]
-        yield to_bytes(source.rgb), to_bytes(target.rgb), to_bytes(source.mask), lines
+        yield to_bytes(source.rgb), to_bytes(target.rgb), to_bytes(source.mask), lines, drawn
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:
@@ -106,12 +109,33 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def write_pairs(folder: Path, count: int, seed: int, size: int = 128) -> None:
+def render_answers(
+    drawn: list[tuple[Scene, Edit, Scene, View]], lines: list[dict], first: int, size: int
+) -> np.ndarray:
+    """Every answer [A,S,S,3] uint8 of the ambiguous pairs; their lines are told which, counting from `first`."""
+    scenes, views = [], []
+    for (_, edit, _, view), line in zip(drawn, lines, strict=True):
+        if edit.ambiguous:
+            line["answers"] = [first + len(scenes), len(edit.answers)]
+            scenes += edit.answers
+            views += [view.row(size)] * len(edit.answers)
+    if not scenes:
+        return np.empty((0, size, size, 3), np.uint8)
+    return to_bytes(render(scenes, np.stack(views), size, size).rgb)
+
+
+def write_pairs(folder: Path, count: int, seed: int, size: int = 128, answers: bool = False) -> None:
     """Writes `count` pairs of `size`² pixels; pair i depends on `seed` and i alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [open(folder / name, "wb") for name in ("source.u8", "target.u8", "mask.u8")]  # noqa: SIM115
-    with files[0], files[1], files[2], open(folder / "pairs.jsonl", "w") as text:
-        for *pictures, lines in _chunks(count, seed, size):
+    names = ["source.u8", "target.u8", "mask.u8", *(["answers.u8"] if answers else [])]
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / name, "wb")) for name in names]
+        text = stack.enter_context(open(folder / "pairs.jsonl", "w"))
+        written = 0
+        for *pictures, lines, drawn in _chunks(count, seed, size):
+            if answers:
+                pictures.append(render_answers(drawn, lines, written, size))
+                written += len(pictures[-1])
             for file, picture in zip(files, pictures, strict=True):
                 picture.tofile(file)
             text.writelines(json.dumps(line) + "\n" for line in lines)
@@ -127,8 +151,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--answers", action="store_true")
     args = parser.parse_args()
-    write_pairs(args.folder, args.count, args.seed, args.size)
+    write_pairs(args.folder, args.count, args.seed, args.size, args.answers)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-// Multiresolution hash encoding (Müller et al. 2022, arXiv 2201.05989, section 3), forward and both backward passes, float32.
+// Multiresolution hash encoding (Müller et al. 2022, arXiv 2201.05989, section 3): forward and both backward passes.
 //
-// Layout and indexing are tiny-cuda-nn's: see custom_kernels/hashgrid.py, whose torch reference this must match. Sixteen points at a
-// time share the arithmetic of a level (cells, weights, table indices); the loads and stores of table entries then go point by point.
+// Layout and indexing are tiny-cuda-nn's: see custom_kernels/hashgrid.py, whose torch reference this must match.
+// Sixteen points at a time share the arithmetic of a level (cells, fractions, table indices), which compilers turn into
+// vectors; table entries are then loaded and stored point by point: gather instructions were tried and no faster.
 #include <cmath>
 #include <cstring>
 
@@ -21,7 +22,8 @@ struct Level {
     bool hashed;
 };
 
-// Where sixteen points lie in a level: table indices of their cells' corners (corner bits are x, y, z from the lowest) and fractions.
+// Where sixteen points lie in a level: table indices of their cells' corners (corner bits are x, y, z from the lowest),
+// cells and fractions.
 struct alignas(64) Cells {
     uint32_t index[CORNERS][LANES];
     uint32_t cell[3][LANES];
@@ -46,7 +48,7 @@ Level level_of(const HashGrid& grid, int l) {
     return {scale, resolution, static_cast<uint32_t>(size), grid.offsets[l], hashed};
 }
 
-// a * b + c rounded once: the product of a position and a fine level's scale has lost the fraction's low bits when rounded by itself.
+// a * b + c rounded once: position times scale, rounded by itself, has lost the low bits of the fraction on fine levels.
 inline float fused(float a, float b, float c) {
 #if defined(__FMA__)
     return __builtin_fmaf(a, b, c);
@@ -55,7 +57,7 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
-// Cell and fraction of x * scale + 0.5 along an axis, for x clamped to [0, 1]; a NaN position gets some cell and keeps its NaN fraction.
+// Cell and fraction of x * scale + 0.5 along an axis, for x clamped to [0, 1]; a NaN gets some cell and a NaN fraction.
 inline void locate(const float* x, const Level& level, uint32_t* cell, float* fraction) {
     for (int i = 0; i < LANES; ++i) {
         float inside = x[i] < 0.0f ? 0.0f : x[i];
@@ -85,15 +87,17 @@ inline void find_corners(const Level& level, const uint32_t step[3], Cells& cell
 
 inline void find_cells(const Level& level, const float* const axes[3], int64_t at, Cells& cells) {
     for (int k = 0; k < 3; ++k) locate(axes[k] + at, level, cells.cell[k], cells.fraction[k]);
-    const uint32_t hashing[3] = {1u, 2654435761u, 805459861u}, counting[3] = {1u, level.resolution, level.resolution * level.resolution};
+    const uint32_t n = level.resolution;
+    const uint32_t hashing[3] = {1u, 2654435761u, 805459861u}, counting[3] = {1u, n, n * n};
     if (level.hashed) find_corners<true>(level, hashing, cells);
     else find_corners<false>(level, counting, cells);
 }
 
-// Points a task takes where points are independent: many, since each level's table is brought into the cache once a task; results do not
-// depend on it.
+// Points a task takes where points are independent: many, since it brings each level's table into the cache once.
+// Results do not depend on it.
 int64_t grain_for(int64_t count, int threads) {
-    return std::min<int64_t>(65536, std::max<int64_t>(1024, count / (2 * std::max(threads, 1)) + LANES)) / LANES * LANES;
+    const int64_t share = count / (2 * std::max(threads, 1)) + LANES;
+    return std::clamp<int64_t>(share, 1024, 65536) / LANES * LANES;
 }
 
 // Copies positions [first, last) to one array an axis, padded to whole lanes.
@@ -118,20 +122,20 @@ struct Pair {
     struct Halves {
         One side[2];
     };
-    static Two join(One near, One far) {
+    static Two join(const One& near, const One& far) {
         const Halves halves = {{near, far}};
         Two both;
         std::memcpy(&both, &halves, sizeof both);
         return both;
     }
-    static Halves split(Two both) {
+    static Halves split(const Two& both) {
         Halves halves;
         std::memcpy(&halves, &both, sizeof both);
         return halves;
     }
 };
 
-// As above, with an entry of two floats handled as one double: compilers then join and split in registers, not through memory.
+// As above, with an entry of two floats handled as one double: compilers then join and split in registers.
 template <>
 struct Pair<2> {
     typedef float One __attribute__((vector_size(8)));
@@ -140,13 +144,13 @@ struct Pair<2> {
     struct Halves {
         One side[2];
     };
-    static Two join(One near, One far) {
+    static Two join(const One& near, const One& far) {
         double first, second;
         std::memcpy(&first, &near, sizeof first);
         std::memcpy(&second, &far, sizeof second);
         return reinterpret_cast<Two>(Doubles{first, second});
     }
-    static Halves split(Two both) {
+    static Halves split(const Two& both) {
         const Doubles doubles = reinterpret_cast<Doubles>(both);
         const double first = doubles[0], second = doubles[1];
         Halves halves;
@@ -211,8 +215,10 @@ inline void scatter(const Cells& cells, const float* grad, int count, float* tab
         const typename Pair<F>::Two rows[4] = {(1.0f - y) * near, y * near, (1.0f - y) * far, y * far};
         for (int r = 0; r < 4; ++r) {
             const auto sums = Pair<F>::split(load_row<F>(cells, table, r, i) + rows[r]);
-            for (int side = 0; side < 2; ++side)
-                std::memcpy(table + static_cast<size_t>(cells.index[2 * r + side][i]) * F, &sums.side[side], sizeof sums.side[side]);
+            for (int side = 0; side < 2; ++side) {
+                float* const entry = table + static_cast<size_t>(cells.index[2 * r + side][i]) * F;
+                std::memcpy(entry, &sums.side[side], sizeof sums.side[side]);
+            }
         }
     }
 }
@@ -229,15 +235,17 @@ std::vector<float> group_by_level(const float* grad, int64_t count, int levels, 
     std::vector<float> grouped(static_cast<size_t>(count) * levels * F);
     parallel_for(count, grain_for(count, threads), threads, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i)
-            for (int l = 0; l < levels; ++l) std::memcpy(&grouped[(l * count + i) * F], grad + (i * levels + l) * F, F * sizeof(float));
+            for (int l = 0; l < levels; ++l)
+                std::memcpy(&grouped[(l * count + i) * F], grad + (i * levels + l) * F, F * sizeof(float));
     });
     return grouped;
 }
 
-// A task owns one level, or a range of its entries where there are more threads than levels, and walks all points in order: an entry's sum
-// never depends on the threads.
+// A task owns one level, or a range of its entries where there are more threads than levels, and walks all points in
+// order: an entry's sum never depends on the threads.
 template <int F>
-void backward_table(const float* grad, const float* positions, int64_t count, const HashGrid& grid, float* grad_table, int threads) {
+void backward_table(const float* grad, const float* positions, int64_t count, const HashGrid& grid, float* grad_table,
+                    int threads) {
     const Axes axes(positions, 0, count);
     const std::vector<float> grouped = group_by_level<F>(grad, count, grid.levels, threads);
     const int shards = std::max(1, (threads + grid.levels - 1) / grid.levels);
@@ -253,15 +261,17 @@ void backward_table(const float* grad, const float* positions, int64_t count, co
         for (int64_t at = 0; at < count; at += LANES) {
             find_cells(level, axes.axis, at, cells);
             if (shards > 1) redirect(cells, low, span);
-            scatter<F>(cells, &grouped[(l * count + at) * F], static_cast<int>(std::min<int64_t>(LANES, count - at)), sums);
+            const int lanes = static_cast<int>(std::min<int64_t>(LANES, count - at));
+            scatter<F>(cells, &grouped[(l * count + at) * F], lanes, sums);
         }
         if (shards > 1) std::copy(copy.begin(), copy.end() - F, own);
     });
 }
 
-// d out / d x_k = scale * sum over corners of (+1 | -1 at x_k's far | near side) * (the other two axes' weights) * entry.
+// d out / d x_k = scale * sum over corners of (+1 | -1 on x_k's far | near side) * (the other axes' weights) * entry.
 template <int F>
-inline void slope(const Cells& cells, const Level& level, const float* table, const float* grad, int64_t stride, int count, float* const sums[3]) {
+inline void slope(const Cells& cells, const Level& level, const float* table, const float* grad, int64_t stride,
+                  int count, float* const sums[3]) {
     alignas(64) float value[CORNERS][LANES] = {};
     for (int i = 0; i < count; ++i)
         for (int c = 0; c < CORNERS; ++c) {
@@ -282,8 +292,8 @@ inline void slope(const Cells& cells, const Level& level, const float* table, co
 }
 
 template <int F>
-void backward_positions(const float* grad, const float* positions, int64_t count, const float* table, const HashGrid& grid,
-                        float* grad_positions, int threads) {
+void backward_positions(const float* grad, const float* positions, int64_t count, const float* table,
+                        const HashGrid& grid, float* grad_positions, int threads) {
     const int64_t stride = static_cast<int64_t>(grid.levels) * F;
     parallel_for(count, grain_for(count, threads), threads, [&](int64_t first, int64_t last) {
         const Axes axes(positions, first, last);
@@ -296,7 +306,8 @@ void backward_positions(const float* grad, const float* positions, int64_t count
                 find_cells(level, axes.axis, at, cells);
                 const int lanes = static_cast<int>(std::min<int64_t>(LANES, last - first - at));
                 float* const here[3] = {&sums[at], &sums[padded + at], &sums[2 * padded + at]};
-                slope<F>(cells, level, table + level.offset * F, grad + (first + at) * stride + l * F, stride, lanes, here);
+                const float* const level_grad = grad + (first + at) * stride + l * F;
+                slope<F>(cells, level, table + level.offset * F, level_grad, stride, lanes, here);
             }
         }
         for (int64_t i = 0; i < last - first; ++i)
@@ -318,17 +329,21 @@ void with_features(int features, const Function& fn) {
 
 }  // namespace
 
-EXPORT void hash_encode_forward(const float* positions, int64_t count, const float* table, const HashGrid* grid, float* out, int threads) {
+EXPORT void hash_encode_forward(const float* positions, int64_t count, const float* table, const HashGrid* grid,
+                                float* out, int threads) {
     with_features(grid->features, [&](auto f) { forward<f()>(positions, count, table, *grid, out, threads); });
 }
 
 // grad_table must come zeroed.
-EXPORT void hash_encode_backward_table(const float* grad, const float* positions, int64_t count, const HashGrid* grid, float* grad_table,
-                                       int threads) {
-    with_features(grid->features, [&](auto f) { backward_table<f()>(grad, positions, count, *grid, grad_table, threads); });
+EXPORT void hash_encode_backward_table(const float* grad, const float* positions, int64_t count, const HashGrid* grid,
+                                       float* grad_table, int threads) {
+    with_features(grid->features,
+                  [&](auto f) { backward_table<f()>(grad, positions, count, *grid, grad_table, threads); });
 }
 
 EXPORT void hash_encode_backward_positions(const float* grad, const float* positions, int64_t count, const float* table,
                                            const HashGrid* grid, float* grad_positions, int threads) {
-    with_features(grid->features, [&](auto f) { backward_positions<f()>(grad, positions, count, table, *grid, grad_positions, threads); });
+    with_features(grid->features, [&](auto f) {
+        backward_positions<f()>(grad, positions, count, table, *grid, grad_positions, threads);
+    });
 }

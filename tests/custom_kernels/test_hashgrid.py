@@ -166,6 +166,18 @@ def test_native_stays_accurate_on_fine_grids(max_resolution):
 
 
 @needs_native
+def test_native_finds_the_cell_below_where_float32_rounds_up():
+    """x·scale + 0.5 just under a whole number k, which float32 makes k: the point still lies in cell k − 1."""
+    _, table, cotangent, offsets, resolutions = problem(200, layout=(1, 16384, 16384, 12))
+    whole = torch.arange(8193, 16384, dtype=torch.float64)
+    x = ((whole - 0.5) / (resolutions[0] - 1)).float()
+    exact = x.double() * (resolutions[0] - 1) + 0.5
+    x = x[(exact < whole) & (exact.float() == whole)][:600].reshape(200, 3)
+    case = (x, table, cotangent, offsets, resolutions)
+    assert_matches_truth(value_and_gradients(native_encode, *case), float64_truth(*case), resolutions)
+
+
+@needs_native
 def test_native_takes_non_contiguous_tensors():
     positions, table, cotangent, offsets, resolutions = problem(100)
     strided = (positions.T.contiguous().T, table.T.contiguous().T, cotangent.T.contiguous().T, offsets, resolutions)

@@ -1,5 +1,6 @@
 """The world's two renderers against each other and against closed forms."""
 
+import json
 import random
 
 import numpy as np
@@ -105,3 +106,17 @@ def test_pairs_are_the_same_for_a_seed_and_show_what_they_say(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a" / "source.u8").stat().st_size == 6 * 16 * 16 * 3
     assert len(FAMILIES) >= 8
+
+
+def test_answers_hold_the_target_among_them(tmp_path):
+    write_pairs(tmp_path, 24, seed=2, size=16, answers=True)
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    answers = np.fromfile(tmp_path / "answers.u8", np.uint8).reshape(-1, 16, 16, 3)
+    targets = np.fromfile(tmp_path / "target.u8", np.uint8).reshape(-1, 16, 16, 3)
+    ambiguous = [i for i, line in enumerate(lines) if line["ambiguous"]]
+    assert ambiguous
+    for i in ambiguous:
+        first, count = lines[i]["answers"]
+        assert count == 3
+        assert any(np.array_equal(targets[i], answer) for answer in answers[first : first + count])
+    assert len(answers) == 3 * len(ambiguous)

@@ -1,0 +1,1 @@
+"""What was measured, by one command each, as JSON."""
