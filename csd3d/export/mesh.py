@@ -25,6 +25,7 @@ Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
 LOG_RANGE = 3.0  # nats about the threshold; farther out the density says nothing about where the surface is
+SEEN = 0.15  # of the rays that are stopped may be stopped by thinner matter: thin shells stay whole
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
 
 
@@ -140,7 +141,7 @@ def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
         slabs = [np.moveaxis(field, axis, 0)[::step] for axis in range(3) for step in (1, -1)]
         found = np.concatenate([_crossing_densities(slab, voxel) for slab in slabs])
         if len(found):
-            return float(np.median(found))
+            return float(np.quantile(found, SEEN))
     return 0.0
 
 

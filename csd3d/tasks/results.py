@@ -76,10 +76,10 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
 
 def facts(metrics: dict, main: str) -> dict[str, str]:
     """The headline numbers of the report."""
-    figures, seconds = metrics["results"][main], metrics["seconds"]
+    figures, seconds = metrics["results"].get(main, {}), metrics["seconds"]
     found = {
         "Reconstruction": (metrics["reconstruction"]["psnr"], "dB"),
-        "Edit, to truth": (figures["psnr_truth"], "dB"),
+        "Edit, to truth": (figures.get("psnr_truth"), "dB"),
     }
     written = {key: f"{value:.1f} {unit}" for key, (value, unit) in found.items() if value is not None}
     return written | {"Reconstructed in": f"{seconds['reconstruct']:.0f} s", "Edited in": f"{seconds['edit']:.0f} s"}

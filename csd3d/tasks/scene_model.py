@@ -21,7 +21,7 @@ from csd3d.scenes import Capture
 class FitConfig:
     """How a scene is fitted to pictures: Adam with a cosine learning rate, L1 on random rays, features on patches."""
 
-    steps: int = 1500
+    steps: int = 500
     rays: int = 4096  # most random rays a step, beside those of the patches
     samples: int = 65536  # samples a step that the number of random rays is chosen for, as instant-ngp does
     learning_rate: float = 1e-2

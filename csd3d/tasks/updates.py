@@ -35,10 +35,10 @@ class CSDEditConfig:
     rounds: int = 2
     views: int | None = None  # views edited together a round, at random; null for all
     later_t_max: float = 0.4
-    later_steps: int = 16
+    later_steps: int = 8
     edit: CollaborativeEditConfig = field(
         default_factory=lambda: CollaborativeEditConfig(
-            steps=48,
+            steps=24,
             lr=1.0,
             lr_decay=1.0,
             weight="x0",
@@ -46,9 +46,9 @@ class CSDEditConfig:
             t_max=0.98,
             t_min=0.02,
             noise="shared",
-            text_scale=3.0,
+            text_scale=4.0,
             image_scale=1.0,
-            svgd=SVGDConfig(bandwidth_scale=10.0, normalize="row", repulsion=0.0),
+            svgd=SVGDConfig(bandwidth=0.02, normalize="row", repulsion=0.0),
         )
     )
 
