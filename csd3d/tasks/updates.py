@@ -46,9 +46,9 @@ class CSDEditConfig:
             t_max=0.98,
             t_min=0.02,
             noise="shared",
-            text_scale=4.0,
+            text_scale=3.0,
             image_scale=1.0,
-            svgd=SVGDConfig(bandwidth=0.02, normalize="row", repulsion=0.0),
+            svgd=SVGDConfig(bandwidth=0.01, normalize="row", repulsion=0.0),
         )
     )
 
