@@ -5,11 +5,12 @@ report), videos/<method>.mp4 (orbit, before | after), mesh/, report.html.
 """
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from csd3d.cameras import Cameras
@@ -139,11 +140,18 @@ def save_strip(path: Path, images: Tensor) -> None:
     Image.fromarray(np.concatenate([to_uint8(image) for image in images], 1)).save(path)
 
 
-def save_grid(path: Path, rows: list[ViewRow]) -> None:
-    """The report's rows as one picture."""
+def save_grid(path: Path, rows: list[ViewRow], margin: int = 190) -> None:
+    """The report's rows as one picture, each row's label in a margin of `margin` pixels before it."""
     lines = [np.concatenate([to_uint8(image) for image in row.images], 1) for row in rows]
+    height, width = lines[0].shape[:2]
+    page = Image.new("RGB", (margin + width, height * len(rows)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    for i, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        page.paste(Image.fromarray(line), (margin, i * height))
+        words = "\n".join(textwrap.wrap(row.label, 24) + textwrap.wrap(row.note, 24))
+        draw.multiline_text((10, i * height + height / 2), words, "black", font, anchor="lm", spacing=5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(lines)).save(path)
+    page.save(path)
 
 
 def save_mesh(job, model: SceneModel, cameras: Cameras) -> tuple[str, list[np.ndarray]]:

@@ -377,3 +377,19 @@ def test_mistakes_end_in_one_line_and_code_2(folder, tmp_path, capsys):
     assert main(["vae", *options, "--steps", "1", "--freeze-encoder"]) == 2
     assert main(["vae", "--pairs", str(tmp_path), "--work", str(tmp_path), "--steps", "1"]) == 2
     assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_training_goes_on_from_a_pipeline(folder, trained, tmp_path):
+    """With --init the first step starts at the pipeline's own weights, words and all."""
+    loaded = ip2p.load_denoiser(trained / "out")
+    stored = load_file(trained / "out/unet/diffusion_pytorch_model.safetensors")
+    for name, value in loaded.unet.state_dict().items():
+        assert torch.equal(value, stored[name].float())
+    options = ["--pairs", str(folder), "--vae", str(trained / "v/vae"), "--init", str(trained / "out")]
+    budget = ["--steps", "1", "--batch", "2", "--lr", "1e-9", "--precision", "fp32", "--threads", "1"]
+    assert main(["ip2p", *options, "--work", str(tmp_path / "i"), "--out", str(tmp_path / "out"), *budget]) == 0
+    again = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    for name, value in stored.items():
+        torch.testing.assert_close(again[name].float(), value.float(), rtol=2e-3, atol=1e-5)
+    vocabularies = [(path / "out/tokenizer/vocab.json").read_text() for path in (trained, tmp_path)]
+    assert vocabularies[0] == vocabularies[1]

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     vae.add_argument("--init", type=Path, help="folder of a VAE to start from")
     vae.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone; needs --init")
     ip2p.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    ip2p.add_argument("--init", type=Path, help="pipeline folder to go on from: its UNet, text encoder and tokenizer")
     ip2p.add_argument("--out", type=Path, required=True, help="where the pipeline folder is written")
     tokenizer = parts.add_parser("tokenizer")
     tokenizer.add_argument("--pairs", type=Path, required=True)
@@ -73,7 +74,7 @@ def run_vae(options: argparse.Namespace) -> None:
 
 
 def run_ip2p(options: argparse.Namespace) -> None:
-    train_ip2p(open_pairs(options.pairs), fit_config(options), options.vae, options.out, options.channels)
+    train_ip2p(open_pairs(options.pairs), fit_config(options), options.vae, options.out, options.channels, options.init)
 
 
 def main(arguments: list[str] | None = None) -> int:

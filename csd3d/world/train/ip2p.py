@@ -88,6 +88,12 @@ def build_denoiser(tokenizer: CLIPTokenizer, channels: tuple[int, ...], latent_s
     return Denoiser(unet, build_text_encoder(tokenizer))
 
 
+def load_denoiser(folder: Path) -> Denoiser:
+    """The networks of a pipeline folder, to go on training."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    return Denoiser(unet, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32))
+
+
 def for_training(denoiser: Denoiser) -> Denoiser:
     """The same networks set up for speed on a CPU, where fused attention has a slow backward, in place.
 
@@ -189,11 +195,13 @@ def fingerprint(vae: AutoencoderKL) -> str:
     return digest.hexdigest()[:8]
 
 
-def work_tokenizer(pairs: Pairs, work: Path) -> CLIPTokenizer:
-    """The work folder's tokenizer, built from the pairs' texts the first time; a resumed run must not build another."""
+def work_tokenizer(pairs: Pairs, work: Path, init: Path | None = None) -> CLIPTokenizer:
+    """The work folder's tokenizer: `init`'s, or built from the pairs' texts the first time; a resumed run must not
+    build another."""
     folder = work / "tokenizer"
     if not (folder / "tokenizer_config.json").exists():
-        save_tokenizer(build_tokenizer(texts(pairs)), folder)
+        found = CLIPTokenizer.from_pretrained(init / "tokenizer") if init else build_tokenizer(texts(pairs))
+        save_tokenizer(found, folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -203,13 +211,16 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
-def train_ip2p(pairs: Pairs, config: FitConfig, vae_folder: Path, out: Path, channels: tuple[int, ...]) -> None:
-    """Train on cached latents and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
+def train_ip2p(
+    pairs: Pairs, config: FitConfig, vae_folder: Path, out: Path, channels: tuple[int, ...], init: Path | None = None
+) -> None:
+    """Train from scratch, or on from the networks of pipeline `init`, on cached latents; export the whole pipeline,
+    averaged weights in fp16, to `out` at every checkpoint."""
     config.work.mkdir(parents=True, exist_ok=True)
-    vae, tokenizer = AutoencoderKL.from_pretrained(vae_folder), work_tokenizer(pairs, config.work)
+    vae, tokenizer = AutoencoderKL.from_pretrained(vae_folder), work_tokenizer(pairs, config.work, init)
     examples = load_examples(pairs, vae, tokenizer, config)
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
-    denoiser = build_denoiser(tokenizer, channels, pairs.size // 8, scaling)
+    denoiser = load_denoiser(init) if init else build_denoiser(tokenizer, channels, pairs.size // 8, scaling)
     trainer = Trainer(for_training(denoiser), config)
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
