@@ -1,6 +1,7 @@
 """The command line: `python launch.py --config FILE [key.sub=value ...]`, also installed as `csd3d`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ def summary(folder: Path, stopped: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one job; returns the exit code: 0, 2 for bad input (one line on stderr), 130 when aborted by Ctrl+C."""
     args = parse(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns at import of parts that are not used here
     try:
         with StopRequest() as stop:
             folder = run(args, stop)

@@ -147,7 +147,8 @@ class Job:
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator of its own for each purpose, from the run's seed."""
-        return torch.Generator().manual_seed((self.config.seed << 32) + zlib.crc32(purpose.encode()))
+        # torch seeds a CPU generator with 32 bits only, so both go into one hash
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
 
     def new_phase(self, name: str, images: Tensor, fit: FitConfig, start: SceneModel | None = None) -> Phase:
         """A phase at its first step: a new scene, or a copy of `start`."""

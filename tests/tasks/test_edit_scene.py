@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from csd3d import run as jobs
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.tasks.edit_scene import Job
 from launch import main
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +139,15 @@ def test_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(tiny_co
     monkeypatch.setattr(scene_model, "fit_loss", broken)
     with pytest.raises(InputError, match=r"last good checkpoint is .*reconstruct"):
         jobs.start(tiny_config, [], tmp_path / "out", None, "cpu", stop=StopRequest())
+
+
+def test_seeds_and_phases_draw_differently(tiny_config, tmp_path):
+    config = jobs.read(tiny_config, [])[1]
+
+    def draw(seed, phase):
+        job = Job(replace(config, seed=seed), tmp_path, None, StopRequest(), None)
+        return torch.rand((), generator=job.generator(phase)).item()
+
+    drawn = [draw(seed, phase) for seed in (0, 1, 2**32) for phase in ("reconstruct", "in2n")]
+    assert len(set(drawn)) == len(drawn)
+    assert draw(1, "in2n") == draw(1, "in2n")
