@@ -10,8 +10,6 @@ from csd3d.errors import InputError
 from csd3d.fields.encoding import contract, mlp, spherical_harmonics, trunc_exp
 from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
 
-UNBOUNDED_REACH = 16  # boxes that a ray crosses in an unbounded scene, for the density of a new field
-
 
 @dataclass
 class FieldConfig:
@@ -26,7 +24,7 @@ class FieldConfig:
     colour_layers: int = 2  # hidden layers of the colour network
     geo_features: int = 15  # handed from the density to the colour network
     sh_degree: int = 4  # the direction enters as sh_degree² harmonics
-    density_scale: float = 5.0  # density is scale / (longest side of what is seen) · exp(network − 1)
+    density_scale: float = 5.0  # density is scale / (the box's longest side) · exp(network − 1)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -58,9 +56,7 @@ class RadianceField(nn.Module):
         if aabb.shape != (6,) or not (aabb[3:] > aabb[:3]).all():
             raise InputError(f"aabb must be six numbers, each maximum above its minimum, got {aabb.tolist()}")
         self.config, self.unbounded = config, unbounded
-        # A new field must be thin enough to see through; an unbounded one is seen through for many boxes.
-        seen_through = float((aabb[3:] - aabb[:3]).max()) * (UNBOUNDED_REACH if unbounded else 1)
-        self.density_scale = config.density_scale / seen_through
+        self.density_scale = config.density_scale / float((aabb[3:] - aabb[:3]).max())
         self.register_buffer("aabb", aabb.clone())
         self.offsets, self.resolutions = grid_layout(
             config.levels, config.base_resolution, config.max_resolution, config.log2_hashmap_size

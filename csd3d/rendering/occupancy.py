@@ -24,7 +24,7 @@ class RenderConfig:
     steps: int = 384  # across the diagonal of the scene's box: the shortest step
     max_samples: int = 1024  # of one ray
     near: float = 0.05
-    cone_angle: float = 0.004  # growth of the step with distance, unbounded scenes only
+    cone_angle: float = 0.015  # growth of the step with distance, unbounded scenes only
     levels: int = 5  # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
     resolution: int = 64  # cells along an edge of the grid
     threshold: float = 0.01  # optical thickness of one step under which a cell is empty

@@ -144,7 +144,8 @@ def test_near_plane_and_rays_that_miss():
 
 
 def test_unbounded_scenes_see_far_things_with_growing_steps():
-    field, config = Ball(sigma=50.0, radius=1.5, centre=(9.0, 0, 0)), RenderConfig(resolution=32, levels=5)
+    field = Ball(sigma=50.0, radius=1.5, centre=(9.0, 0, 0))
+    config = RenderConfig(resolution=32, levels=5, cone_angle=0.004)
     grid = updated_grid(config, field, unbounded=True)
     rays_o, rays_d = torch.tensor([[0.0, 0, 0], [0, 0, 0]]), torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     result = render_rays(field, background, grid, rays_o, rays_d, config)
