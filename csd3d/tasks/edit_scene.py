@@ -38,7 +38,7 @@ from csd3d.priors import PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
 from csd3d.scenes import Capture, SceneConfig, load_capture
 from csd3d.tasks.evaluate import evaluate_edit, evaluate_reconstruction
-from csd3d.tasks.results import save_results
+from csd3d.tasks.results import save_results, save_strip
 from csd3d.tasks.scene_model import (
     FitConfig,
     Pictures,
@@ -234,7 +234,8 @@ def edit(job: Job, editor: ViewEditor, source: SceneModel, method: str) -> Phase
         if inner:
             keys = inner[0].keys()
             curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})
-            save_preview(job, method, step, phase.images)
+            preview = job.folder / "images" / f"preview-{method}.png"
+            save_strip(preview, phase.images[job.capture.train[:8]])
 
     fit_phase(job, phase, method, config.fit, config.fit.steps, update, editor.prior.features)
     return phase
@@ -292,13 +293,6 @@ def not_finite(checkpoint: Path, name: str, step: int) -> str:
     last = f"the last good checkpoint is {checkpoint}" if has_checkpoint(checkpoint) else "there is no checkpoint yet"
     failure = f"{MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient"
     return f"{name}: {failure}; lower its learning_rate ({last})"
-
-
-def save_preview(job: Job, method: str, step: int, images: Tensor) -> None:
-    """The first training views as they are now, images/preview-<method>.png."""
-    from csd3d.tasks.results import save_strip
-
-    save_strip(job.folder / "images" / f"preview-{method}.png", images[job.capture.train[:8]])
 
 
 def peak_memory_gib() -> float:
