@@ -17,13 +17,13 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.world.language import find_edit
-from csd3d.world.pairs import sample_scene, to_bytes
+from csd3d.world.pairs import FOV_DEG, sample_scene, to_bytes
 from csd3d.world.render import Pictures, camera_row, render
 from csd3d.world.scene import Scene
 
 WORLD_FILE = "world.json"
 BOX = [[-1.3, -1.3, -1.0], [1.3, 1.3, 1.3]]
-DISTANCE, FOV_DEG = 4.0, 38.0
+DISTANCE = 4.0
 
 
 def capture_angles(count: int, seed: int) -> list[tuple[float, float]]:

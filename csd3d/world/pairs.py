@@ -21,6 +21,7 @@ from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, PATTERNS, SKIES, Sc
 from csd3d.world.shapes import KINDS
 
 CHUNK = 128
+FOV_DEG = 31.0  # the object fills the picture, and its parts are larger than the 8 pixels of a latent
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def sample_scene(rng: random.Random) -> Scene:
 def sample_view(rng: random.Random) -> View:
     """A camera around the scene, as captures have them."""
     target = tuple(rng.uniform(-0.06, 0.06) for _ in range(3))
-    return View(rng.uniform(0, 360), rng.uniform(2, 58), rng.uniform(3.7, 4.3), 38.0, target)
+    return View(rng.uniform(0, 360), rng.uniform(2, 58), rng.uniform(3.7, 4.3), FOV_DEG, target)
 
 
 def sample_pair(rng: random.Random) -> tuple[Scene, Edit, Scene, View]:

@@ -219,10 +219,11 @@ def test_tokenizer_round_trips_known_and_unknown_words(tmp_path):
     assert loaded("red", padding="max_length").input_ids == tokenizer("red", padding="max_length").input_ids
 
 
-def test_min_snr_weight_bounds_the_weight_of_the_clean_image_error():
+def test_the_weight_of_the_clean_image_error_is_bounded_on_both_sides():
     a = torch.tensor([0.99, 0.9, 0.5, 0.01])
-    weight, snr = ip2p.min_snr_weight(a), a / (1 - a)
-    torch.testing.assert_close(weight * snr, torch.tensor([5.0, 5.0, 1.0, 0.01 / 0.99]))
+    # |v̂ − v|² = (SNR + 1) |ẑ − z|², since ẑ = √ᾱ z_t − √(1−ᾱ) v̂
+    weight, snr = ip2p.velocity_weight(a), a / (1 - a)
+    torch.testing.assert_close(weight * (snr + 1), torch.tensor([6.0, 6.0, 2.0, 1 + 0.01 / 0.99]))
 
 
 def test_drops_have_their_rates():
@@ -249,7 +250,7 @@ def test_batches_carry_what_they_claim():
 
 
 class Oracle(nn.Module):
-    """Returns the noise that a known z must have been mixed with."""
+    """Returns the velocity that a known z must have been mixed with."""
 
     def __init__(self, z, alphas_cumprod):
         super().__init__()
@@ -257,10 +258,11 @@ class Oracle(nn.Module):
 
     def forward(self, noisy, condition, t, tokens):
         a = self.a[t][:, None, None, None]
-        return (noisy - a.sqrt() * self.z) / (1 - a).sqrt()
+        noise = (noisy - a.sqrt() * self.z) / (1 - a).sqrt()
+        return a.sqrt() * noise - (1 - a).sqrt() * self.z
 
 
-def test_the_loss_of_the_true_noise_is_zero():
+def test_the_loss_of_the_true_velocity_is_zero():
     a = ip2p.noise_schedule().alphas_cumprod
     z = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     batch = (z, torch.zeros_like(z), torch.zeros(6, 4, dtype=torch.long))
@@ -284,7 +286,9 @@ def test_a_torn_latent_cache_is_completed(folder, trained, tmp_path):
         whole = ip2p.cache_modes(model, pairs.source, tmp_path / "a", config)
         (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[: 7 * 128 + 31])
         again = ip2p.cache_modes(model, pairs.source, tmp_path / "b", config)
+        read = ip2p.cache_modes(model, pairs.source, tmp_path / "b", config)
     torch.testing.assert_close(whole, again, rtol=0, atol=2e-3)
+    assert torch.equal(again, read)
     assert len(again) == len(pairs)
 
 

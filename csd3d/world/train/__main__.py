@@ -1,11 +1,13 @@
 """`python -m csd3d.world.train vae|tokenizer|ip2p|judge`: train and judge the shipped priors."""
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL
 
 from csd3d.errors import InputError
@@ -70,7 +72,7 @@ def run_vae(options: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(options.init) if options.init else build_vae(options.channels)
     if options.freeze_encoder:
         freeze_encoder(vae)
-    train_vae(open_pairs(options.pairs), fit_config(options), vae, options.kl)
+    train_vae(open_pairs(options.pairs), fit_config(options), vae, options.kl, anchored=not options.init)
 
 
 def run_ip2p(options: argparse.Namespace) -> None:
@@ -84,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(getattr(options, "seed", 0))
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
+    if "RANK" in os.environ:  # torchrun
+        dist.init_process_group("gloo")
     try:
         if options.part == "tokenizer":
             work_tokenizer(open_pairs(options.pairs), options.work)

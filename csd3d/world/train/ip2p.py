@@ -1,7 +1,7 @@
 """Training of the shipped InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): UNet and text encoder, from scratch.
 
 Symbols: z scaled target latents [B,4,h,w], c the unscaled posterior mode of the source [B,4,h,w], t timesteps [B],
-ᾱ alphas_cumprod [T], ε noise, y text embeddings [B,L,D].
+ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity, y text embeddings [B,L,D].
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from csd3d.world.train.data import Pairs, gather, texts
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
+from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 from csd3d.world.train.tokenizer import build_tokenizer
 from csd3d.world.train.vae import save_whole
 
@@ -105,22 +105,31 @@ def for_training(denoiser: Denoiser) -> Denoiser:
 
 
 def noise_schedule() -> DDIMScheduler:
-    """Stable Diffusion's schedule: √β linear from √0.00085 to √0.012, T = 1000, ε-prediction."""
+    """Stable Diffusion's schedule, √β linear from √0.00085 to √0.012, T = 1000; v-prediction.
+
+    At high noise v is −z, most of it the source to be copied. An ε-prediction's error is multiplied by up to 15 on its
+    way to z there, which a network of this size shows as noise all over the background.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
     )
 
 
-def min_snr_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR, γ)/SNR of ε-prediction, SNR = ᾱ/(1 − ᾱ) (Hang et al. 2023, arXiv 2303.09556, eq. 9); [T]."""
+def velocity_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR + 1, γ + 1)/(SNR + 1), SNR = ᾱ/(1 − ᾱ); [T].
+
+    min-SNR (Hang et al. 2023, arXiv 2303.09556) for v-prediction, but an error of z keeps weight 1 at high noise, where
+    theirs falls to SNR: that is where an edit decides what to draw.
+    """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=gamma) / snr
+    return (snr + 1).clamp(max=gamma + 1) / (snr + 1)
 
 
 def drop_masks(count: int, generator: torch.Generator, rate: float = 0.05) -> tuple[Tensor, Tensor]:
@@ -144,14 +153,14 @@ def draw_batch(examples: Examples, batch: int, generator: torch.Generator) -> tu
 def ip2p_loss(
     denoiser: Denoiser, batch: tuple[Tensor, ...], alphas_cumprod: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """min-SNR weighted |ε̂(√ᾱ z + √(1−ᾱ) ε, t, c, y) − ε|², t uniform; a batch of (z scaled, c unscaled, tokens)."""
+    """Weighted |v̂(√ᾱ z + √(1−ᾱ) ε, t, c, y) − v|², t uniform; a batch of (z scaled, c unscaled, tokens)."""
     z, condition, tokens = batch
     t = torch.randint(len(alphas_cumprod), (len(z),), generator=generator)
     noise = torch.randn(z.shape, generator=generator).to(z.device)
     a = alphas_cumprod[t][:, None, None, None].to(z.device)
-    noisy = a.sqrt() * z + (1 - a).sqrt() * noise
-    error = F.mse_loss(denoiser(noisy, condition, t.to(z.device), tokens).float(), noise, reduction="none")
-    return (error.mean((1, 2, 3)) * min_snr_weight(alphas_cumprod)[t].to(z.device)).mean()
+    noisy, velocity = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
+    error = F.mse_loss(denoiser(noisy, condition, t.to(z.device), tokens).float(), velocity, reduction="none")
+    return (error.mean((1, 2, 3)) * velocity_weight(alphas_cumprod)[t].to(z.device)).mean()
 
 
 @torch.no_grad()
@@ -162,13 +171,14 @@ def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfi
     done = path.stat().st_size // record if path.exists() else 0
     with open(path, "ab") as file:
         file.truncate(done * record)
-        for indices in torch.arange(done, len(images)).split(64):
+        for first in range(done, len(images), 64):
+            indices = torch.arange(first, min(first + 64, len(images)))
             x = (2 * gather(images, indices, config.device) - 1).to(memory_format=torch.channels_last)
             with autocast(config):
                 mode = vae.encode(x).latent_dist.mean
             file.write(mode.half().cpu().contiguous().numpy().tobytes())
-            if indices[0] % 3200 == 0:
-                print(f"{path.name}: {indices[0].item()} of {len(images)} latents", flush=True)
+            if (first - done) % 3200 == 0:
+                print(f"{path.name}: {first} of {len(images)} latents", flush=True)
     flat = torch.from_file(str(path), size=len(images) * record // 2, dtype=torch.float16)
     return flat.view(-1, 4, size, size).clone()
 
@@ -217,8 +227,10 @@ def train_ip2p(
     """Train from scratch, or on from the networks of pipeline `init`, on cached latents; export the whole pipeline,
     averaged weights in fp16, to `out` at every checkpoint."""
     config.work.mkdir(parents=True, exist_ok=True)
-    vae, tokenizer = AutoencoderKL.from_pretrained(vae_folder), work_tokenizer(pairs, config.work, init)
-    examples = load_examples(pairs, vae, tokenizer, config)
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    with first_process_first():  # it writes what the others read
+        tokenizer = work_tokenizer(pairs, config.work, init)
+        examples = load_examples(pairs, vae, tokenizer, config)
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
     denoiser = load_denoiser(init) if init else build_denoiser(tokenizer, channels, pairs.size // 8, scaling)
     trainer = Trainer(for_training(denoiser), config)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
 from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.world.train.data import Pairs, gather, open_pairs
-from csd3d.world.train.ip2p import noise_schedule
 from csd3d.world.train.sheet import contact_sheet
 
 SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
@@ -155,7 +154,7 @@ def edit_images(
     generator: torch.Generator,
 ) -> Tensor:
     """DDIM from noise, ε = ε(∅,∅) + ω_s(ε(x̃,∅) − ε(∅,∅)) + ω_y(ε(x̃,y) − ε(x̃,∅)) (Brooks et al. 2023, eq. 3)."""
-    vae, scheduler = pipeline.vae, noise_schedule()
+    vae, scheduler = pipeline.vae, DDIMScheduler.from_config(pipeline.scheduler.config)
     condition = vae.encode(2 * images - 1).latent_dist.mean.float()
     text = embed(pipeline, [""] * len(images) * 2 + instructions)
     condition = torch.cat([torch.zeros_like(condition), condition, condition])

@@ -1,5 +1,7 @@
 """The training loop both parts share: a budget in minutes or steps, atomic checkpoints, EMA, progress lines.
 
+Under torchrun every process takes a batch of its own and a step follows the mean gradient; the first one writes.
+
 Symbols: p in [0, 1] is the part of the budget already used; every schedule is a function of p, so that a resumed run
 with a larger budget simply goes on.
 """
@@ -9,11 +11,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -68,7 +72,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed + 1_000_003 * process())
         self.step, self.seconds, self.skipped = 0, 0.0, 0
 
     @property
@@ -118,6 +122,8 @@ class Trainer:
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{k}.{name}" in tensors]
             self.optimiser.state[parameter] = {k: tensors[f"optimiser.{k}.{name}"] for k in keys}
         self.generator.set_state(tensors["generator"].cpu())
+        if process():  # the checkpoint has the first one's state only
+            self.generator.manual_seed(int(torch.randint(2**31, (), generator=self.generator)) + process())
 
     def update(self, loss_fn: LossFn) -> dict[str, float]:
         """One optimiser step; a step whose gradient is not finite is skipped and counted."""
@@ -126,6 +132,8 @@ class Trainer:
         losses = loss_fn(self.generator, self.progress)
         self.optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        if dist.is_initialized():
+            self._average()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.step += 1
         if not torch.isfinite(norm):
@@ -135,6 +143,31 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
         return {name: value.item() for name, value in losses.items()} | {"grad": norm.item()}
+
+    def _average(self) -> None:
+        """Mean of the gradients over the processes, and of their seconds, so that they stop at the same step."""
+        gradients = [p.grad for p in self.parameters.values()]
+        flat = torch.cat([g.flatten() for g in gradients] + [gradients[0].new_tensor([self.seconds])])
+        dist.all_reduce(flat)
+        *parts, seconds = (flat / dist.get_world_size()).split([g.numel() for g in gradients] + [1])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        self.seconds = seconds.item()
+
+
+def process() -> int:
+    """Which process of a distributed run this is; 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process goes through the block alone, then the others do."""
+    if process():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and not process():
+        dist.barrier()
 
 
 def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda: None) -> None:
@@ -150,6 +183,8 @@ def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda:
             meter.add(trainer.update(loss_fn))
             now = time.monotonic()
             trainer.seconds, tick = trainer.seconds + now - tick, now
+            if process():
+                continue
             if now - meter.started >= config.log_seconds or trainer.progress >= 1:
                 meter.report()
             if now - saved >= config.save_seconds:
@@ -159,8 +194,9 @@ def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda:
                 saved = tick = time.monotonic()
     except KeyboardInterrupt:
         print(f"stopped at step {trainer.step}; the same command continues", flush=True)
-    trainer.save()
-    on_save()
+    if not process():
+        trainer.save()
+        on_save()
 
 
 class Meter:
@@ -183,7 +219,8 @@ class Meter:
     def report(self) -> None:
         trainer, config = self.trainer, self.trainer.config
         seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = (trainer.step - self.first) * config.batch / seconds
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        rate = (trainer.step - self.first) * config.batch * processes / seconds
         p = trainer.progress
         eta = trainer.seconds * (1 - p) / max(p, 1e-9)
         row = {"step": trainer.step, "minutes": trainer.seconds / 60, "images_per_s": rate}

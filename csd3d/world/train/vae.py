@@ -92,8 +92,13 @@ def draw_images(pairs: Pairs, batch: int, generator: torch.Generator, crop: bool
     return (2 * images - 1).to(memory_format=torch.channels_last)
 
 
-def train_vae(pairs: Pairs, config: FitConfig, vae: AutoencoderKL, kl_weight: float = 1e-4) -> Path:
-    """Train on both sides of the pairs and export the average to `work/vae`; half the steps see crops until p = 0.7."""
+def train_vae(
+    pairs: Pairs, config: FitConfig, vae: AutoencoderKL, kl_weight: float = 1e-4, anchored: bool = True
+) -> Path:
+    """Train on both sides of the pairs and export the average to `work/vae`; half the steps see crops until p = 0.7.
+
+    `anchored`: latents start as colours (`anchor_weight`); else, for a VAE that has learned, the last weight holds.
+    """
     # eval: neither dropout nor running statistics are in it, and diffusers copies every shortcut's input in train mode.
     vae = vae.to(memory_format=torch.channels_last).eval()
     trainer = Trainer(vae, config)
@@ -102,7 +107,8 @@ def train_vae(pairs: Pairs, config: FitConfig, vae: AutoencoderKL, kl_weight: fl
         crop = progress < 0.7 and torch.rand((), generator=generator).item() < 0.5
         images = draw_images(pairs, config.batch, generator, crop, config.device)
         with autocast(config):
-            return vae_loss(vae, images, generator, kl_weight, anchor_weight(progress))
+            anchor = anchor_weight(progress if anchored else 1.0)
+            return vae_loss(vae, images, generator, kl_weight, anchor)
 
     fit(trainer, loss_fn, lambda: export_vae(trainer, pairs))
     return config.work / "vae"
