@@ -5,6 +5,7 @@
 // vectors; table entries are then loaded and stored point by point: gather instructions were tried and no faster.
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "common.h"
 
@@ -60,8 +61,8 @@ inline float fused(float a, float b, float c) {
 // Cell and fraction of x * scale + 0.5 along an axis, for x clamped to [0, 1]; a NaN gets some cell and a NaN fraction.
 inline void locate(const float* x, const Level& level, uint32_t* cell, float* fraction) {
     for (int i = 0; i < LANES; ++i) {
-        float inside = x[i] < 0.0f ? 0.0f : x[i];
-        inside = inside > 1.0f ? 1.0f : inside;
+        float inside = 0.0f > x[i] ? 0.0f : x[i];
+        inside = 1.0f < inside ? 1.0f : inside;
         int32_t whole = static_cast<int32_t>(fused(inside, level.scale, 0.5f));
         whole = static_cast<uint32_t>(whole) > level.resolution ? 0 : whole;
         const float rest = fused(inside, level.scale, 0.5f - static_cast<float>(whole));
@@ -96,8 +97,8 @@ inline void find_cells(const Level& level, const float* const axes[3], int64_t a
 // Points a task takes where points are independent: many, since it brings each level's table into the cache once.
 // Results do not depend on it.
 int64_t grain_for(int64_t count, int threads) {
-    const int64_t share = count / (2 * std::max(threads, 1)) + LANES;
-    return std::clamp<int64_t>(share, 1024, 65536) / LANES * LANES;
+    const int64_t share = count / std::max(threads, 1) + LANES;
+    return std::clamp<int64_t>(share, 1024, 131072) / LANES * LANES;
 }
 
 // Copies positions [first, last) to one array an axis, padded to whole lanes.
@@ -175,32 +176,39 @@ inline typename Pair<F>::Two load_row(const Cells& cells, const float* table, in
 }
 
 template <int F>
-inline void interpolate(const Cells& cells, const float* table, int count, float* out, int64_t stride) {
-    for (int i = 0; i < count; ++i) {
+inline void interpolate(const Cells& cells, const float* table, float* out) {
+    for (int i = 0; i < LANES; ++i) {
         const float x = cells.fraction[0][i], y = cells.fraction[1][i], z = cells.fraction[2][i];
         const auto near_near = load_row<F>(cells, table, 0, i), far_near = load_row<F>(cells, table, 1, i);
         const auto near_far = load_row<F>(cells, table, 2, i), far_far = load_row<F>(cells, table, 3, i);
         const auto near = near_near + y * (far_near - near_near), far = near_far + y * (far_far - near_far);
         const auto along_x = Pair<F>::split(near + z * (far - near));
         const auto value = along_x.side[0] + x * (along_x.side[1] - along_x.side[0]);
-        std::memcpy(out + i * stride, &value, sizeof value);
+        std::memcpy(out + i * F, &value, sizeof value);
     }
 }
 
 template <int F>
 void forward(const float* positions, int64_t count, const float* table, const HashGrid& grid, float* out, int threads) {
-    const int64_t stride = static_cast<int64_t>(grid.levels) * F;
-    parallel_for(count, grain_for(count, threads), threads, [&](int64_t first, int64_t last) {
+    const int levels = grid.levels;
+    parallel_for(count, grain_for(count, threads), threads, [=, &grid](int64_t first, int64_t last) {
         const Axes axes(positions, first, last);
+        const int64_t padded = axes.axis[1] - axes.axis[0];
+        // A level's features one after the other: stored straight to `out` they would move all of it once a level.
+        const int64_t row = (padded + LANES) * F;
+        const std::unique_ptr<float[]> features(new float[levels * row]);
         Cells cells;
-        for (int l = 0; l < grid.levels; ++l) {
+        for (int l = 0; l < levels; ++l) {
             const Level level = level_of(grid, l);
-            for (int64_t at = 0; at < last - first; at += LANES) {
+            for (int64_t at = 0; at < padded; at += LANES) {
                 find_cells(level, axes.axis, at, cells);
-                const int lanes = static_cast<int>(std::min<int64_t>(LANES, last - first - at));
-                interpolate<F>(cells, table + level.offset * F, lanes, out + (first + at) * stride + l * F, stride);
+                interpolate<F>(cells, table + level.offset * F, &features[l * row + at * F]);
             }
         }
+        const float* from = features.get();
+        float* to = out + first * levels * F;
+        for (int64_t i = 0; i < last - first; ++i, from += F)
+            for (int64_t at = 0; at < levels * row; at += row, to += F) std::memcpy(to, from + at, F * sizeof(float));
     });
 }
 
