@@ -164,7 +164,7 @@ def run(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopR
     """Does the whole job in `folder`, from wherever its checkpoints say it stands; when stopped, with what there is."""
     job, prior = prepare(config, folder, device, stop)
     source = reconstruct(job)
-    editor = ViewEditor(prior, job.capture, config.prompt)
+    editor = ViewEditor(prior, job.capture, config.prompt, config.update.keep_detail)
     edited = {}
     # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
     for method in config.methods if source.step == config.reconstruct.steps else ():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation import (
@@ -24,6 +25,8 @@ from csd3d.scenes import Capture
 from csd3d.tasks.scene_model import FitConfig, SceneModel
 
 Report = Callable[[dict[str, float]], None]
+KEPT_BELOW = 0.1  # mean difference from the source, pictures being in [0, 1], up to which some detail is kept
+NEIGHBOURHOOD = 9  # pixels along a side over which that difference is averaged
 
 
 @dataclass
@@ -81,6 +84,7 @@ class UpdateConfig:
     """Which updater edits the scene, its settings, and the fit that goes on meanwhile, the same for all of them."""
 
     method: str = "csd_edit"
+    keep_detail: bool = True  # see `restore_detail`
     fit: FitConfig = field(default_factory=_edit_fit)
     csd_edit: CSDEditConfig = field(default_factory=CSDEditConfig)
     in2n: In2nConfig = field(default_factory=In2nConfig)
@@ -93,13 +97,14 @@ class UpdateConfig:
 class ViewEditor:
     """The training views as the prior sees them: source latents and image conditions, encoded once; and the words."""
 
-    def __init__(self, prior: DiffusersPrior, capture: Capture, prompt: str) -> None:
-        self.prior, self.capture = prior, capture
+    def __init__(self, prior: DiffusersPrior, capture: Capture, prompt: str, keep_detail: bool = True) -> None:
+        self.prior, self.capture, self.keep_detail = prior, capture, keep_detail
         sources = capture.images[capture.train].permute(0, 3, 1, 2)
         with torch.no_grad():
             self.z_source = prior.encode(sources)
             self.condition = prior.encode_condition(sources)
             self.null, self.text = prior.embed(["", prompt]).unsqueeze(1)
+            self.decoded_source = self._decode(self.z_source) if keep_detail else None
 
     def predict(self, rows: Tensor) -> Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]:
         """The `predict` of `collaborative_edit` and `guided_predictor` for the training views `rows` [M]."""
@@ -118,9 +123,29 @@ class ViewEditor:
         return self.prior.encode(renders.clamp(0, 1).permute(0, 3, 1, 2))
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Pictures [M,H,W,3] of latents, in the capture's size."""
+    def decode(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Pictures [M,H,W,3] of the edited latents of the training views `rows` [M], in the capture's size."""
+        decoded = self._decode(z)
+        if not self.keep_detail:
+            return decoded
+        return restore_detail(decoded, self.decoded_source[rows], self.capture.images[self.capture.train[rows]])
+
+    def _decode(self, z: Tensor) -> Tensor:
         return self.prior.decode(z, size=tuple(self.capture.images.shape[1:3])).permute(0, 2, 3, 1)
+
+
+def restore_detail(decoded: Tensor, decoded_source: Tensor, source: Tensor) -> Tensor:
+    """Gives edited pictures [M,H,W,3] back what the autoencoder loses of their sources, where they were left alone.
+
+    decoded + w (source − decoded_source), w falling from 1 where the edit's decoding equals the source's to 0 where
+    their mean difference over a neighbourhood and the channels reaches `KEPT_BELOW`. An edit that does nothing returns
+    its source exactly.
+    """
+    difference = (decoded - decoded_source).abs().mean(-1)[:, None]
+    pad = NEIGHBOURHOOD // 2
+    near = F.avg_pool2d(F.pad(difference, (pad,) * 4, mode="replicate"), NEIGHBOURHOOD, stride=1)[:, 0, :, :, None]
+    weight = (1 - near / KEPT_BELOW).clamp(min=0)
+    return (decoded + weight * (source - decoded_source)).clamp(0, 1)
 
 
 def update_csd_edit(
@@ -149,7 +174,7 @@ def update_csd_edit(
         callback=lambda _, __, diagnostics: report(diagnostics),
         z_start=editor.encode_renders(model, rows) if number else None,
     )
-    images[editor.capture.train[rows]] = editor.decode(z)
+    images[editor.capture.train[rows]] = editor.decode(z, rows)
 
 
 def later_round(settings: CSDEditConfig) -> CollaborativeEditConfig:
@@ -178,7 +203,7 @@ def update_in2n(
     predict = guided_predictor(editor.predict(rows), torch.tensor([0]), settings.text_scale, settings.image_scale)
     z = editor.encode_renders(model, rows)
     z = ddim_edit(predict, z, schedule, start=start, steps=settings.ddim_steps, generator=generator)
-    images[editor.capture.train[rows]] = editor.decode(z)
+    images[editor.capture.train[rows]] = editor.decode(z, rows)
     report({"t": float(start)})
 
 

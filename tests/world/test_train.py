@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
+from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
 from csd3d.errors import InputError
 from csd3d.world.scene import COLOURS
-from csd3d.world.train import ip2p, judge, vae
+from csd3d.world.train import diffusion, ip2p, judge, t2i, vae
 from csd3d.world.train.__main__ import main
 from csd3d.world.train.data import gather, open_pairs, random_crop, texts
 from csd3d.world.train.loop import FitConfig, Trainer, fit, learning_rate
@@ -62,6 +62,8 @@ def trained(folder, tmp_path_factory):
     assert main(["vae", *pairs, "--work", str(work / "v"), "--channels", "8,8,16,16", *steps, *small]) == 0
     ip2p_options = ["--vae", str(work / "v/vae"), "--out", str(work / "out"), "--channels", "32,32,64"]
     assert main(["ip2p", *pairs, "--work", str(work / "i"), *ip2p_options, *steps, *small]) == 0
+    t2i_options = ["--base", str(work / "out"), "--out", str(work / "text")]
+    assert main(["t2i", *pairs, "--work", str(work / "t"), *t2i_options, *steps, *small]) == 0
     return work
 
 
@@ -193,7 +195,7 @@ def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(folder, tra
     options = ["--pairs", str(folder), "--work", str(tmp_path / "w"), "--init", str(trained / "v/vae")]
     assert main(["vae", *options, "--freeze-encoder", "--steps", "3", "--batch", "2", "--precision", "fp32"]) == 0
     after = AutoencoderKL.from_pretrained(tmp_path / "w/vae")
-    assert ip2p.fingerprint(before) == ip2p.fingerprint(after)
+    assert diffusion.fingerprint(before) == diffusion.fingerprint(after)
     assert before.config.scaling_factor == after.config.scaling_factor
     x = gather(pairs.source, torch.arange(2))
     assert not torch.equal(judge.reconstruct(before, x), judge.reconstruct(after, x))
@@ -222,7 +224,7 @@ def test_tokenizer_round_trips_known_and_unknown_words(tmp_path):
 def test_the_weight_of_the_clean_image_error_is_bounded_on_both_sides():
     a = torch.tensor([0.99, 0.9, 0.5, 0.01])
     # |v̂ − v|² = (SNR + 1) |ẑ − z|², since ẑ = √ᾱ z_t − √(1−ᾱ) v̂
-    weight, snr = ip2p.velocity_weight(a), a / (1 - a)
+    weight, snr = diffusion.velocity_weight(a), a / (1 - a)
     torch.testing.assert_close(weight * (snr + 1), torch.tensor([6.0, 6.0, 2.0, 1 + 0.01 / 0.99]))
 
 
@@ -263,7 +265,7 @@ class Oracle(nn.Module):
 
 
 def test_the_loss_of_the_true_velocity_is_zero():
-    a = ip2p.noise_schedule().alphas_cumprod
+    a = diffusion.noise_schedule().alphas_cumprod
     z = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     batch = (z, torch.zeros_like(z), torch.zeros(6, 4, dtype=torch.long))
     assert ip2p.ip2p_loss(Oracle(z, a), batch, a, torch.Generator().manual_seed(0)).item() < 1e-8
@@ -272,7 +274,7 @@ def test_the_loss_of_the_true_velocity_is_zero():
 
 def test_the_cached_latents_are_the_unscaled_modes(folder, trained):
     pairs, model = open_pairs(folder), AutoencoderKL.from_pretrained(trained / "v/vae")
-    path = trained / f"i/latents-{ip2p.fingerprint(model)}-source.f16"
+    path = trained / f"i/latents-{diffusion.fingerprint(model)}-source.f16"
     cached = torch.from_numpy(np.fromfile(path, np.float16)).view(-1, 4, SIZE // 8, SIZE // 8)
     with torch.no_grad():
         modes = model.encode(2 * gather(pairs.source, torch.arange(len(pairs))) - 1).latent_dist.mode()
@@ -283,10 +285,10 @@ def test_a_torn_latent_cache_is_completed(folder, trained, tmp_path):
     pairs, model = open_pairs(folder), AutoencoderKL.from_pretrained(trained / "v/vae")
     config = FitConfig(tmp_path, steps=1, precision="fp32")
     with torch.no_grad():
-        whole = ip2p.cache_modes(model, pairs.source, tmp_path / "a", config)
+        whole = diffusion.cache_modes(model, pairs.source, tmp_path / "a", config)
         (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[: 7 * 128 + 31])
-        again = ip2p.cache_modes(model, pairs.source, tmp_path / "b", config)
-        read = ip2p.cache_modes(model, pairs.source, tmp_path / "b", config)
+        again = diffusion.cache_modes(model, pairs.source, tmp_path / "b", config)
+        read = diffusion.cache_modes(model, pairs.source, tmp_path / "b", config)
     torch.testing.assert_close(whole, again, rtol=0, atol=2e-3)
     assert torch.equal(again, read)
     assert len(again) == len(pairs)
@@ -313,6 +315,39 @@ def test_the_exported_folder_is_an_ordinary_pipeline(trained):
     assert (trained / "out/tokenizer/vocab.json").exists()
     stored = load_file(trained / "out/unet/diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_the_text_model_is_an_ordinary_pipeline_on_the_editing_models_parts(trained):
+    pipeline = StableDiffusionPipeline.from_pretrained(trained / "text", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline("a red disc", height=SIZE, width=SIZE, num_inference_steps=2, generator=generator).images
+    assert images[0].size == (SIZE, SIZE)
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        ours, theirs = (load_file(trained / folder / f"{part}.safetensors") for folder in ("text", "out"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_text_unet_starts_as_the_editing_unet_without_a_picture():
+    tokenizer = build_tokenizer(["make it red"])
+    edit = ip2p.build_denoiser(tokenizer, (32, 32, 64), 4, 0.5).unet.eval()
+    g = torch.Generator().manual_seed(0)
+    z, t, y = torch.randn(3, 4, 4, 4, generator=g), torch.tensor([1, 500, 999]), torch.randn(3, 32, 128, generator=g)
+    with torch.no_grad():
+        alone = t2i.text_unet(edit).eval()(z, t, y).sample
+        torch.testing.assert_close(alone, edit(torch.cat([z, torch.zeros_like(z)], 1), t, y).sample)
+
+
+def test_captions_belong_to_their_pictures_and_are_dropped_at_their_rate():
+    count = 50
+    modes = torch.arange(1.0, count + 1)[:, None, None, None].expand(count, 4, 2, 2)
+    tokens = torch.arange(1, count + 1)[:, None].expand(count, 4)
+    data = t2i.Captioned(modes, tokens, torch.zeros(4, dtype=torch.long))
+    drawn, words = t2i.draw_captioned(data, 20_000, torch.Generator().manual_seed(0))
+    dropped = words[:, 0] == 0
+    assert torch.equal(words[~dropped][:, 0].float(), drawn[~dropped][:, 0, 0, 0])
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 
 def test_nearest_colours_are_the_masked_means():

@@ -1,4 +1,4 @@
-"""`python -m csd3d.world.train vae|tokenizer|ip2p|judge`: train and judge the shipped priors."""
+"""`python -m csd3d.world.train vae|tokenizer|ip2p|t2i|judge`: train and judge the shipped priors."""
 
 import argparse
 import os
@@ -15,26 +15,35 @@ from csd3d.world.train import judge
 from csd3d.world.train.data import open_pairs
 from csd3d.world.train.ip2p import train_ip2p, work_tokenizer
 from csd3d.world.train.loop import FitConfig
+from csd3d.world.train.t2i import train_t2i
 from csd3d.world.train.vae import build_vae, freeze_encoder, train_vae
 
-DEFAULTS = {"vae": {"batch": 16, "lr": 2e-3}, "ip2p": {"batch": 64, "lr": 1e-3}}
+DEFAULTS = {
+    "vae": {"batch": 16, "lr": 2e-3},
+    "ip2p": {"batch": 64, "lr": 1e-3},
+    "t2i": {"batch": 64, "lr": 1e-3},
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every FitConfig field is an option of vae and ip2p."""
+    """The command line; every FitConfig field is an option of the parts that train."""
     root = argparse.ArgumentParser(prog="python -m csd3d.world.train", description=__doc__)
     parts = root.add_subparsers(dest="part", required=True)
     for name, defaults in DEFAULTS.items():
         part = parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         _fit_options(part, defaults)
-        part.add_argument("--channels", type=_integers, default=(16, 32, 64, 96) if name == "vae" else (64, 128, 192))
-    vae, ip2p = parts.choices["vae"], parts.choices["ip2p"]
+    vae, ip2p, t2i = (parts.choices[name] for name in DEFAULTS)
+    vae.add_argument("--channels", type=_integers, default=(16, 32, 64, 96))
+    ip2p.add_argument("--channels", type=_integers, default=(64, 128, 192))
     vae.add_argument("--kl", type=float, default=1e-4, help="weight of the mean KL a latent element")
     vae.add_argument("--init", type=Path, help="folder of a VAE to start from")
     vae.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone; needs --init")
     ip2p.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     ip2p.add_argument("--init", type=Path, help="pipeline folder to go on from: its UNet, text encoder and tokenizer")
-    ip2p.add_argument("--out", type=Path, required=True, help="where the pipeline folder is written")
+    t2i.add_argument("--base", type=Path, required=True, help="InstructPix2Pix pipeline: VAE, text encoder, first UNet")
+    t2i.add_argument("--init", type=Path, help="text-to-image pipeline folder to go on from")
+    for part in (ip2p, t2i):
+        part.add_argument("--out", type=Path, required=True, help="where the pipeline folder is written")
     tokenizer = parts.add_parser("tokenizer")
     tokenizer.add_argument("--pairs", type=Path, required=True)
     tokenizer.add_argument("--work", type=Path, required=True)
@@ -79,6 +88,10 @@ def run_ip2p(options: argparse.Namespace) -> None:
     train_ip2p(open_pairs(options.pairs), fit_config(options), options.vae, options.out, options.channels, options.init)
 
 
+def run_t2i(options: argparse.Namespace) -> None:
+    train_t2i(open_pairs(options.pairs), fit_config(options), options.base, options.out, options.init)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one part; a user's mistake ends in one line and exit code 2."""
     options = parser().parse_args(arguments)
@@ -92,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.part == "tokenizer":
             work_tokenizer(open_pairs(options.pairs), options.work)
         else:
-            {"vae": run_vae, "ip2p": run_ip2p, "judge": judge.run}[options.part](options)
+            {"vae": run_vae, "ip2p": run_ip2p, "t2i": run_t2i, "judge": judge.run}[options.part](options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

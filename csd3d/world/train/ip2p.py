@@ -1,21 +1,20 @@
 """Training of the shipped InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): UNet and text encoder, from scratch.
 
 Symbols: z scaled target latents [B,4,h,w], c the unscaled posterior mode of the source [B,4,h,w], t timesteps [B],
-ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity, y text embeddings [B,L,D].
+ᾱ alphas_cumprod [T], y text embeddings [B,L,D].
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from csd3d.world.train.data import Pairs, gather, texts
+from csd3d.world.train.data import Pairs, texts
+from csd3d.world.train.diffusion import cache_pairs, noise_schedule, velocity_loss
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 from csd3d.world.train.tokenizer import build_tokenizer
 from csd3d.world.train.vae import save_whole
@@ -104,34 +103,6 @@ def for_training(denoiser: Denoiser) -> Denoiser:
     return denoiser.eval()  # nothing in it has a train mode, but diffusers copies every shortcut's input there
 
 
-def noise_schedule() -> DDIMScheduler:
-    """Stable Diffusion's schedule, √β linear from √0.00085 to √0.012, T = 1000; v-prediction.
-
-    At high noise v is −z, most of it the source to be copied. An ε-prediction's error is multiplied by up to 15 on its
-    way to z there, which a network of this size shows as noise all over the background.
-    """
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def velocity_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR + 1, γ + 1)/(SNR + 1), SNR = ᾱ/(1 − ᾱ); [T].
-
-    min-SNR (Hang et al. 2023, arXiv 2303.09556) for v-prediction, but an error of z keeps weight 1 at high noise, where
-    theirs falls to SNR: that is where an edit decides what to draw.
-    """
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    return (snr + 1).clamp(max=gamma + 1) / (snr + 1)
-
-
 def drop_masks(count: int, generator: torch.Generator, rate: float = 0.05) -> tuple[Tensor, Tensor]:
     """Which text and which image conditions to drop, bool [B] each: rate text only, rate image only, rate both."""
     u = torch.rand(count, generator=generator)
@@ -153,56 +124,18 @@ def draw_batch(examples: Examples, batch: int, generator: torch.Generator) -> tu
 def ip2p_loss(
     denoiser: Denoiser, batch: tuple[Tensor, ...], alphas_cumprod: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Weighted |v̂(√ᾱ z + √(1−ᾱ) ε, t, c, y) − v|², t uniform; a batch of (z scaled, c unscaled, tokens)."""
+    """`velocity_loss` of a batch of (z scaled, c unscaled, tokens)."""
     z, condition, tokens = batch
-    t = torch.randint(len(alphas_cumprod), (len(z),), generator=generator)
-    noise = torch.randn(z.shape, generator=generator).to(z.device)
-    a = alphas_cumprod[t][:, None, None, None].to(z.device)
-    noisy, velocity = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
-    error = F.mse_loss(denoiser(noisy, condition, t.to(z.device), tokens).float(), velocity, reduction="none")
-    return (error.mean((1, 2, 3)) * velocity_weight(alphas_cumprod)[t].to(z.device)).mean()
-
-
-@torch.no_grad()
-def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfig) -> Tensor:
-    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` so that a kill loses little."""
-    size = images.shape[1] // 8
-    record = 4 * size * size * 2
-    done = path.stat().st_size // record if path.exists() else 0
-    with open(path, "ab") as file:
-        file.truncate(done * record)
-        for first in range(done, len(images), 64):
-            indices = torch.arange(first, min(first + 64, len(images)))
-            x = (2 * gather(images, indices, config.device) - 1).to(memory_format=torch.channels_last)
-            with autocast(config):
-                mode = vae.encode(x).latent_dist.mean
-            file.write(mode.half().cpu().contiguous().numpy().tobytes())
-            if (first - done) % 3200 == 0:
-                print(f"{path.name}: {first} of {len(images)} latents", flush=True)
-    flat = torch.from_file(str(path), size=len(images) * record // 2, dtype=torch.float16)
-    return flat.view(-1, 4, size, size).clone()
+    return velocity_loss(lambda noisy, t: denoiser(noisy, condition, t, tokens), z, alphas_cumprod, generator)
 
 
 def load_examples(pairs: Pairs, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> Examples:
-    """Encode both sides of every pair and tokenise every text; latents are cached under the VAE's fingerprint."""
-    vae = vae.to(config.device, memory_format=torch.channels_last).eval()
-    modes = [
-        cache_modes(vae, images, config.work / f"latents-{fingerprint(vae)}-{name}.f16", config)
-        for name, images in (("source", pairs.source), ("target", pairs.target))
-    ]
+    """Encode both sides of every pair (cached in config.work) and tokenise every text."""
     sentences = texts(pairs)
     rows = {sentence: i for i, sentence in enumerate(sentences)}
     tokens = tokenizer(sentences, padding="max_length", truncation=True, return_tensors="pt").input_ids
     columns = [torch.tensor([rows[r[key]] for r in pairs.records]) for key in ("instruction", "target_caption")]
-    return Examples(*modes, tokens, *columns)
-
-
-def fingerprint(vae: AutoencoderKL) -> str:
-    """Eight hex digits of the encoder's weights: latents cached under another encoder are not reused."""
-    digest = hashlib.sha256()
-    for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
-        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+    return Examples(*cache_pairs(vae, pairs, config), tokens, *columns)
 
 
 def work_tokenizer(pairs: Pairs, work: Path, init: Path | None = None) -> CLIPTokenizer:

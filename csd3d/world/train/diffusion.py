@@ -1,0 +1,91 @@
+"""What the shipped diffusion models share: the noise schedule, the loss, latents kept on disk.
+
+Symbols: z scaled latents [B,4,h,w], t timesteps [B], ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor
+
+from csd3d.world.train.data import Pairs, gather
+from csd3d.world.train.loop import FitConfig, autocast
+
+
+def noise_schedule() -> DDIMScheduler:
+    """Stable Diffusion's schedule, √β linear from √0.00085 to √0.012, T = 1000; v-prediction.
+
+    At high noise v is −z, most of it the source to be copied. An ε-prediction's error is multiplied by up to 15 on its
+    way to z there, which a network of this size shows as noise all over the background.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def velocity_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR + 1, γ + 1)/(SNR + 1), SNR = ᾱ/(1 − ᾱ); [T].
+
+    min-SNR (Hang et al. 2023, arXiv 2303.09556) for v-prediction, but an error of z keeps weight 1 at high noise, where
+    theirs falls to SNR: that is where an edit decides what to draw.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return (snr + 1).clamp(max=gamma + 1) / (snr + 1)
+
+
+def velocity_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Weighted |v̂(√ᾱ z + √(1−ᾱ) ε, t) − v|² for t uniform and ε normal, both drawn here; a scalar."""
+    t = torch.randint(len(alphas_cumprod), (len(z),), generator=generator)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    a = alphas_cumprod[t][:, None, None, None].to(z.device)
+    noisy, velocity = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
+    error = (predict(noisy, t.to(z.device)).float() - velocity).square().mean((1, 2, 3))
+    return (error * velocity_weight(alphas_cumprod)[t].to(z.device)).mean()
+
+
+@torch.no_grad()
+def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfig) -> Tensor:
+    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` so that a kill loses little."""
+    size = images.shape[1] // 8
+    record = 4 * size * size * 2
+    done = path.stat().st_size // record if path.exists() else 0
+    with open(path, "ab") as file:
+        file.truncate(done * record)
+        for first in range(done, len(images), 64):
+            indices = torch.arange(first, min(first + 64, len(images)))
+            x = (2 * gather(images, indices, config.device) - 1).to(memory_format=torch.channels_last)
+            with autocast(config):
+                mode = vae.encode(x).latent_dist.mean
+            file.write(mode.half().cpu().contiguous().numpy().tobytes())
+            if (first - done) % 3200 == 0:
+                print(f"{path.name}: {first} of {len(images)} latents", flush=True)
+    flat = torch.from_file(str(path), size=len(images) * record // 2, dtype=torch.float16)
+    return flat.view(-1, 4, size, size).clone()
+
+
+def cache_pairs(vae: AutoencoderKL, pairs: Pairs, config: FitConfig) -> tuple[Tensor, Tensor]:
+    """`cache_modes` of both sides of every pair, under the VAE's fingerprint in config.work: sources, targets."""
+    vae = vae.to(config.device, memory_format=torch.channels_last).eval()
+    stem = f"{config.work}/latents-{fingerprint(vae)}"
+    sides = (("source", pairs.source), ("target", pairs.target))
+    return tuple(cache_modes(vae, images, Path(f"{stem}-{name}.f16"), config) for name, images in sides)
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """Eight hex digits of the encoder's weights: latents cached under another encoder are not reused."""
+    digest = hashlib.sha256()
+    for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

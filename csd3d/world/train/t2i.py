@@ -1,0 +1,93 @@
+"""Training of the shipped text-to-image UNet on captions, with the InstructPix2Pix's VAE and text encoder, both frozen.
+
+Symbols: z scaled latents [B,4,h,w], y text embeddings [B,L,D].
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from csd3d.world.train.data import Pairs
+from csd3d.world.train.diffusion import cache_pairs, noise_schedule, velocity_loss
+from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from csd3d.world.train.vae import save_whole
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Unscaled modes of every picture, sources then targets [2P,4,h,w], and the tokens of their captions [2P,L]."""
+
+    modes: Tensor
+    tokens: Tensor
+    empty: Tensor  # the tokens of the empty prompt [L]
+
+
+def load_captioned(pairs: Pairs, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> Captioned:
+    """Encode both sides of every pair (cached in config.work) and tokenise their captions."""
+    captions = [record[key] for key in ("caption", "target_caption") for record in pairs.records]
+    tokens = tokenizer(["", *captions], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return Captioned(torch.cat(cache_pairs(vae, pairs, config)), tokens[1:], tokens[0])
+
+
+def draw_captioned(data: Captioned, batch: int, generator: torch.Generator, drop: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Modes [B,4,h,w] and tokens [B,L] of random pictures, a share `drop` of the captions replaced by the empty one."""
+    pick = torch.randint(len(data.modes), (batch,), generator=generator)
+    dropped = torch.rand(batch, generator=generator) < drop
+    return data.modes[pick].float(), torch.where(dropped[:, None], data.empty, data.tokens[pick])
+
+
+def text_unet(edit_unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The editing UNet without its image channels: it has seen captions with no source picture, so it can draw."""
+    unet = UNet2DConditionModel.from_config({**edit_unet.config, "in_channels": 4})
+    state = edit_unet.state_dict()
+    state["conv_in.weight"] = state["conv_in.weight"][:, :4]
+    unet.load_state_dict(state)
+    return unet
+
+
+def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path | None = None) -> None:
+    """Train from the UNet of the InstructPix2Pix pipeline `base`, or on from that of the text-to-image pipeline `init`,
+    and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).eval().to(config.device)
+    text_encoder.requires_grad_(False).set_attn_implementation("eager")
+    with first_process_first():  # it writes what the others read
+        data = load_captioned(pairs, vae, tokenizer, config)
+    unet = UNet2DConditionModel.from_pretrained((init or base) / "unet", torch_dtype=torch.float32)
+    unet = (unet if init else text_unet(unet)).eval()
+    unet.set_attn_processor(AttnProcessor())
+    trainer = Trainer(unet, config)
+    scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
+
+    def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
+        modes, tokens = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
+        with autocast(config):
+            y = text_encoder(tokens).last_hidden_state
+            predict = lambda noisy, t: unet(noisy, t, y, return_dict=False)[0]  # noqa: E731 (a name for one call)
+            return {"loss": velocity_loss(predict, scaling * modes, alphas_cumprod, generator)}
+
+    fit(trainer, loss_fn, lambda: export_t2i(trainer.ema_model(), base, out))
+
+
+def export_t2i(unet: UNet2DConditionModel, base: Path, out: Path) -> None:
+    """Write the diffusers folder that `StableDiffusionPipeline.from_pretrained` loads, fp16 safetensors."""
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(base / "vae").half(),
+        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float16),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    save_whole(pipeline, out)
+    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))
