@@ -1,0 +1,182 @@
+"""Training of the small CLIP (Radford et al. 2021, arXiv 2103.00020) by which the world's pictures are judged.
+
+Symbols: n images of a batch, I and T their unit embeddings and those of their captions [n,D], s the learnt scale.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from csd3d.world.train.data import Pairs, gather
+from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
+
+VIEWS = ("front view", "side view", "back view")
+MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the image tower sees them
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Tokens [U,L] of all captions and of their view variants; rows of them by pair.
+
+    `caption` [2,P] of the sources and of the targets; `variants` [U,2] the same caption with the other two view words,
+    or −1 where it has none.
+    """
+
+    tokens: Tensor
+    caption: Tensor
+    variants: Tensor
+
+
+def build_clip(tokenizer: CLIPTokenizer, image_size: int = 64, patch: int = 8, width: int = 192) -> CLIPModel:
+    """Both towers, small: patches of `patch`² of a picture of `image_size`², text of width 128."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 4,
+        "num_attention_heads": width // 32,
+        "image_size": image_size,
+        "patch_size": patch,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+
+
+def view_variants(caption: str) -> list[str]:
+    """The caption with each of the other two view words in place of its own; empty where it has none."""
+    for view in VIEWS:
+        if caption.endswith(view):
+            return [caption.removesuffix(view) + other for other in VIEWS if other != view]
+    return []
+
+
+def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
+    """Tokenise every caption of both sides, and its view variants."""
+    captions = [[record[key] for record in pairs.records] for key in ("caption", "target_caption")]
+    texts = dict.fromkeys(caption for side in captions for caption in side)
+    texts |= dict.fromkeys(variant for caption in list(texts) for variant in view_variants(caption))
+    row = {text: i for i, text in enumerate(texts)}
+    variants = [[row[v] for v in view_variants(text) if v in row] for text in texts]
+    return Sentences(
+        tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids,
+        torch.tensor([[row[caption] for caption in side] for side in captions]),
+        torch.tensor([found if len(found) == 2 else [-1, -1] for found in variants]),
+    )
+
+
+def clip_pixels(images: Tensor, size: int) -> Tensor:
+    """Images [B,3,H,W] in [0, 1] as the image tower takes them, [B,3,size,size], antialiased."""
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return (images.clamp(0, 1) - MEAN) / STD
+
+
+def embed_images(model: CLIPModel, images: Tensor) -> Tensor:
+    """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]."""
+    pixels = clip_pixels(images, model.config.vision_config.image_size)
+    pooled = model.vision_model(pixel_values=pixels).pooler_output
+    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
+
+
+def embed_tokens(model: CLIPModel, tokens: Tensor) -> Tensor:
+    """Unit embeddings [B,D] of tokens [B,L]."""
+    return F.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output).float(), dim=-1)
+
+
+def clip_loss(image: Tensor, text: Tensor, variants: Tensor, row: Tensor, has_view: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy of s I Tᵀ; captions that are equal (`row` [n]) share the target.
+
+    `variants` [n,2,D] embed each caption with wrong view words: two more columns for its own image (where `has_view`
+    [n]). Without them nothing asks for the view, since any two captions of a batch differ in much else.
+    """
+    logits = scale * image @ text.T
+    target = (row[:, None] == row[None]).float()
+    target = target / target.sum(1, keepdim=True)
+    wrong = scale * torch.einsum("nd,nvd->nv", image, variants)
+    wrong = wrong.masked_fill(~has_view[:, None], -1e4)  # not −inf: their targets are 0, and 0 · ∞ is no number
+    by_image = F.cross_entropy(torch.cat([logits, wrong], 1), F.pad(target, (0, wrong.shape[1])))
+    return 0.5 * (by_image + F.cross_entropy(logits.T, target))
+
+
+def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Path, noise: float = 0.02) -> None:
+    """Train on both sides of random pairs, which differ in little, and export the average to `out`, fp16.
+
+    `noise`: standard deviation added to the pixels, since renders of radiance fields are never as clean.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    model, sentences = build_clip(tokenizer).eval(), load_sentences(pairs, tokenizer)
+    model.set_attn_implementation("eager")
+    trainer = Trainer(model, config)
+
+    def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
+        pick = torch.randint(len(pairs), (config.batch // 2,), generator=generator)
+        images = torch.cat([gather(side, pick, config.device) for side in (pairs.source, pairs.target)])
+        images = images + noise * torch.randn(images.shape, generator=generator).to(images)
+        row = sentences.caption[:, pick].flatten()
+        variants = sentences.variants[row]
+        rows = torch.cat([row, variants.clamp(min=0).flatten()])
+        with autocast(config):
+            image = embed_images(model, images)
+            text = embed_tokens(model, sentences.tokens[rows].to(config.device))
+        own, wrong = text[: len(row)], text[len(row) :].unflatten(0, (len(row), 2))
+        scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
+        loss = clip_loss(image, own, wrong, row.to(image.device), (variants[:, 0] >= 0).to(image.device), scale)
+        return {"loss": loss, "scale": scale.detach()}
+
+    fit(trainer, loss_fn, lambda: export_clip(trainer.ema_model(), tokenizer, out))
+
+
+def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write a folder that CLIPModel and CLIPProcessor load, fp16 safetensors, replacing it whole."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.half().save_pretrained(temporary, safe_serialization=True)
+    tokenizer.save_pretrained(temporary)
+    side = model.config.vision_config.image_size
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    CLIPImageProcessor(**size, image_mean=[MEAN] * 3, image_std=[STD] * 3).save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(temporary, out)
+
+
+@torch.no_grad()
+def judge_clip(model: CLIPModel, tokenizer: CLIPTokenizer, pairs: Pairs, among: int = 64) -> dict[str, float]:
+    """Share of target pictures whose caption ranks first among `among` different ones, and of right view words."""
+    sentences = load_sentences(pairs, tokenizer)
+    image = torch.cat([embed_images(model, gather(pairs.target, i)) for i in torch.arange(len(pairs)).split(64)])
+    text = torch.cat([embed_tokens(model, tokens) for tokens in sentences.tokens.split(256)])
+    row = sentences.caption[1]
+    first = [_is_first(image[i], text, row[i], row.roll(-i)[1:], among) for i in range(len(pairs))]
+    variants = sentences.variants[row]
+    seen = variants[:, 0] >= 0
+    right = torch.einsum("nd,nd->n", image[seen], text[row[seen]])
+    wrong = torch.einsum("nd,nvd->nv", image[seen], text[variants[seen]]).amax(1)
+    return {
+        "pictures": len(pairs),
+        "retrieval_at_1": sum(first) / len(first),
+        "among": among,
+        "view_words": (right > wrong).float().mean().item() if seen.any() else float("nan"),
+        "views": int(seen.sum()),
+    }
+
+
+def _is_first(image: Tensor, text: Tensor, own: Tensor, others: Tensor, among: int) -> bool:
+    """Whether the caption `own` beats the first `among` − 1 different ones of `others`."""
+    rows = torch.unique(others[others != own], sorted=False)[: among - 1]
+    return bool((text[rows] @ image < text[own] @ image).all())

@@ -1,0 +1,75 @@
+"""The small CLIP: its loss against the definition, and that it learns what it is trained on."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from csd3d.world.train import clip
+from csd3d.world.train.__main__ import main
+from csd3d.world.train.data import gather, open_pairs
+from csd3d.world.train.tokenizer import build_tokenizer
+from tests.world.test_train import write_discs
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_the_loss_is_the_mean_of_both_ways_written_out():
+    image, text, variants = unit(3, 8), unit(3, 8, seed=1), unit(3, 2, 8, seed=2)
+    row, has_view, s = torch.arange(3), torch.tensor([True, False, True]), torch.tensor(5.0)
+    total = 0.0
+    for i in range(3):
+        own = math.exp(5 * image[i] @ text[i])
+        texts = sum(math.exp(5 * image[i] @ text[j]) for j in range(3))
+        texts += sum(math.exp(5 * image[i] @ variants[i, v]) for v in range(2)) if has_view[i] else 0
+        images = sum(math.exp(5 * image[j] @ text[i]) for j in range(3))
+        total -= (math.log(own / texts) + math.log(own / images)) / 2 / 3
+    assert clip.clip_loss(image, text, variants, row, has_view, s).item() == pytest.approx(total, rel=1e-9)
+
+
+def test_equal_captions_are_no_negatives_of_each_other():
+    image, text = unit(2, 8), unit(1, 8, seed=1).repeat(2, 1)
+    none = torch.zeros(2, dtype=torch.bool)
+    loss = clip.clip_loss(image, text, unit(2, 2, 8), torch.tensor([7, 7]), none, torch.tensor(3.0))
+    by_image = math.log(2)  # both columns are the same text: half each, whatever the image
+    by_text = -(0.5 * (3 * image @ text[0]).log_softmax(0)).sum().item()
+    assert loss.item() == pytest.approx((by_image + by_text) / 2, rel=1e-9)
+
+
+def test_variants_change_the_view_word_alone():
+    assert clip.view_variants("a red chair, grey background, side view") == [
+        "a red chair, grey background, front view",
+        "a red chair, grey background, back view",
+    ]
+    assert clip.view_variants("a red ball, grey background") == []
+
+
+def test_pixels_are_resized_and_normalised():
+    images = torch.full((1, 3, 128, 96), 0.75)
+    pixels = clip.clip_pixels(images, 64)
+    assert pixels.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(pixels, torch.ones(1, 3, 64, 64))
+
+
+def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
+    folder = write_discs(tmp_path / "pairs", 48)
+    pairs = open_pairs(folder)
+    tokenizer = build_tokenizer([r[key] for r in pairs.records for key in ("caption", "target_caption")])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = ["--pairs", str(folder), "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "clip")]
+    options += ["--work", str(tmp_path / "w"), "--batch", "32", "--warmup", "5", "--ema", "0.8", "--precision", "fp32"]
+    assert main(["clip", *options, "--steps", "40"]) == 0
+    model = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
+    report = clip.judge_clip(model, CLIPTokenizer.from_pretrained(tmp_path / "clip"), pairs, among=8)
+    assert report["retrieval_at_1"] > 0.8  # chance: 1 in 8
+    processor = CLIPProcessor.from_pretrained(tmp_path / "clip")
+    image = gather(pairs.target, torch.arange(1))
+    inputs = processor(text=["a red disc"], images=image[0], do_rescale=False, return_tensors="pt")
+    assert inputs["pixel_values"].shape[-2:] == (64, 64)
+    with torch.no_grad():
+        theirs = model(**inputs).image_embeds
+    assert F.cosine_similarity(theirs, clip.embed_images(model, image)).item() > 0.99
