@@ -1,11 +1,7 @@
 """A capture of the world and a random prior, both tiny, and a config that makes an edit of seconds out of them."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_models import save_tiny_pipeline
 
 from csd3d.world.dataset import write_capture
 from csd3d.world.scene import Scene
@@ -20,8 +16,6 @@ def tiny_capture(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_prior(tmp_path_factory):
-    from tiny_models import save_tiny_pipeline
-
     return save_tiny_pipeline(tmp_path_factory.mktemp("prior"))
 
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from discs import write_discs
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from csd3d.world.train import clip
 from csd3d.world.train.__main__ import main
 from csd3d.world.train.data import gather, open_pairs
 from csd3d.world.train.tokenizer import build_tokenizer
-from tests.world.test_train import write_discs
 
 
 def unit(*shape, seed=0):
