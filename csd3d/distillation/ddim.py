@@ -36,6 +36,18 @@ def ddim_sample(predict: PredictNoise, z_t: Tensor, alphas_cumprod: Tensor, time
     return z_t
 
 
+def ddim_invert(predict: PredictNoise, z: Tensor, alphas_cumprod: Tensor, timesteps: list[int]) -> Tensor:
+    """Noise clean latents `z` along their own flow, through the rising `timesteps`: DDIM run backwards (section 4.3).
+
+    Each step predicts at the level it leaves, as z_t' = √ᾱ' ẑ_0 + √(1−ᾱ') ε with ε, ẑ_0 of (z_t, t); the first leaves
+    ᾱ = 1 and predicts at timesteps[0]. `ddim_sample` over the reversed list returns to z as the steps grow.
+    """
+    alpha_bars = [1.0] + [alphas_cumprod[t].item() for t in timesteps]
+    for at, (alpha_bar, alpha_bar_next) in zip([timesteps[0], *timesteps], pairwise(alpha_bars), strict=False):
+        z = ddim_step(z, predict(z, at), alpha_bar, alpha_bar_next)
+    return z
+
+
 @torch.no_grad()
 def ddim_edit(
     predict: PredictNoise,

@@ -1,5 +1,7 @@
 """Where the noise ε of a step comes from."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,29 @@ def draw_noise(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 def add_noise(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """z_t = √ᾱ_t z + √(1 − ᾱ_t) ε, DDPM (arXiv 2006.11239) Eq. 4."""
     return alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * eps
+
+
+def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generator: torch.Generator) -> Tensor:
+    """A sphere of standard normal ε, [C, rows, columns], for `world_noise` of views of `size` = (h, w) latent pixels.
+
+    Its columns are the whole turn at fov_deg/w a pixel, w of them a view; its rows go from below −90° of elevation to
+    above 90°, so that every view lies inside.
+    """
+    height, width = size
+    rows, columns = math.ceil(180 * height / fov_deg) + height + 1, math.ceil(360 * width / fov_deg)
+    return torch.randn(channels, rows, columns, generator=generator, device=generator.device)
+
+
+def world_noise(noise_map: Tensor, azimuth_deg: Tensor, elevation_deg: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow score distillation (Yan et al. 2024): ε [N, C, h, w], a function of the camera alone, fixed for a run.
+
+    The window of `noise_map` (`draw_noise_map`) that the view covers, periodic in azimuth; `azimuth_deg`,
+    `elevation_deg` [N]. It moves by whole pixels, so ε stays exactly white: an interpolated map would not be.
+    """
+    height, width = size
+    rows, columns = noise_map.shape[1:]
+    left = (azimuth_deg / 360 * columns).round().long()
+    top = ((90 - elevation_deg) / 180 * (rows - height - 1)).round().long()
+    row = top[:, None] + torch.arange(height, device=top.device)
+    column = (left[:, None] + torch.arange(width, device=left.device)) % columns
+    return noise_map[:, row[:, :, None], column[:, None, :]].movedim(0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_edit, ddim_sample, ddim_step, ddim_timesteps
+from csd3d.distillation.ddim import ddim_edit, ddim_invert, ddim_sample, ddim_step, ddim_timesteps
 from csd3d.distillation.noise import add_noise, draw_noise
 
 MEAN, VARIANCE = 1.5, 0.09
@@ -72,6 +72,20 @@ def test_timesteps_fall_evenly_from_the_start():
         assert all(a > b for a, b in pairwise(steps))
     with pytest.raises(ValueError, match="steps 0"):
         ddim_timesteps(10, 0)
+
+
+def test_inversion_follows_the_flow_up_and_sampling_comes_back():
+    alphas, z = schedule(40000), torch.linspace(0.5, 2.5, 9, dtype=torch.float64)
+    up, down = [], []
+    for steps in (100, 400, 1600):
+        falling = ddim_timesteps(36000, steps)
+        z_t = ddim_invert(exact_eps(alphas), z, alphas, falling[::-1])
+        up.append((flow_to_clean(z_t, alphas[36000].item()) - z).abs().max().item())
+        down.append((ddim_sample(exact_eps(alphas), z_t, alphas, falling) - z).abs().max().item())
+    for errors in (up, down):
+        assert errors[2] < 0.01
+        assert errors[0] > 2.5 * errors[1]
+        assert errors[1] > 1.5 * errors[2]  # a floor stays: nothing lies between ᾱ = 1 and the first level
 
 
 @pytest.mark.parametrize("noise", ["independent", "shared"])

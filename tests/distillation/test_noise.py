@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from csd3d.distillation.noise import add_noise, draw_noise
+from csd3d.distillation.noise import add_noise, draw_noise, draw_noise_map, world_noise
 from csd3d.distillation.schedules import annealed_fraction, stage, step_weight, timestep, uniform_timestep
 
 
@@ -78,3 +78,29 @@ def test_x0_weight_measures_directions_in_latents():
     assert step_weight("one", 0.3) == 1.0
     with pytest.raises(ValueError, match="weight is 'snr'"):
         step_weight("snr", 0.3)
+
+
+def test_world_noise_is_white_and_a_function_of_the_camera():
+    noise_map = draw_noise_map(4, (16, 16), 40.0, torch.Generator().manual_seed(0))
+    azimuth, elevation = torch.tensor([10.0, 10.0, 190.0]), torch.tensor([0.0, 0.0, 30.0])
+    eps = world_noise(noise_map, azimuth, elevation, (16, 16))
+    assert eps.shape == (3, 4, 16, 16)
+    assert torch.equal(eps[0], eps[1])
+    assert eps.std().item() == pytest.approx(1, abs=0.05)
+    assert abs((eps[0] * eps[2]).mean().item()) < 0.1  # views that share no direction share no noise
+
+
+def test_world_noise_turns_with_the_camera_and_closes_after_a_turn():
+    noise_map = draw_noise_map(1, (8, 8), 45.0, torch.Generator().manual_seed(0))
+    per_pixel = 360 / noise_map.shape[2]
+    turned = world_noise(noise_map, torch.tensor([0.0, 3 * per_pixel, 360.0]), torch.zeros(3), (8, 8))
+    assert torch.equal(turned[1, 0, :, :5], turned[0, 0, :, 3:])
+    assert torch.equal(turned[2], turned[0])
+    raised = world_noise(noise_map, torch.zeros(2), torch.tensor([0.0, 2 * 45.0 / 8]), (8, 8))
+    assert torch.equal(raised[1, 0, 2:], raised[0, 0, :6])  # looking up moves the window up the map
+
+
+def test_world_noise_stays_inside_the_map_at_the_poles():
+    noise_map = draw_noise_map(1, (8, 12), 60.0, torch.Generator().manual_seed(0))
+    eps = world_noise(noise_map, torch.tensor([0.0, 359.9]), torch.tensor([90.0, -90.0]), (8, 12))
+    assert eps.shape == (2, 1, 8, 12)
