@@ -2,17 +2,20 @@
 
 from csd3d.distillation.ddim import ddim_edit
 from csd3d.distillation.directions import csd_edit, sds
+from csd3d.distillation.distill import DistillConfig, distill_step
 from csd3d.distillation.edit import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.guidance import cfg, ip2p_guidance
 from csd3d.distillation.svgd import SVGDConfig, svgd_combine, svgd_diagnostics
 
 __all__ = [
     "CollaborativeEditConfig",
+    "DistillConfig",
     "SVGDConfig",
     "cfg",
     "collaborative_edit",
     "csd_edit",
     "ddim_edit",
+    "distill_step",
     "ip2p_guidance",
     "sds",
     "svgd_combine",

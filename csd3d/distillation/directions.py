@@ -9,6 +9,8 @@ import math
 
 from torch import Tensor
 
+from csd3d.distillation.noise import implied_noise
+
 
 def sds(eps_guided: Tensor, noise: Tensor) -> Tensor:
     """Score distillation: Δ = ε^ω(z_t; y) − ε, DreamFusion (arXiv 2209.14988) Eq. 3 without w(t)."""
@@ -73,12 +75,13 @@ def bridge(eps_target: Tensor, eps_source: Tensor) -> Tensor:
     return eps_target - eps_source
 
 
-def nfsd(eps_null: Tensor, eps_text: Tensor, eps_negative: Tensor, scale: float, t: int) -> Tensor:
+def nfsd(eps_null: Tensor, eps_text: Tensor, eps_negative: Tensor | None, scale: float) -> Tensor:
     """Noise-free score distillation (arXiv 2310.17590) Eq. 9: Δ = δ_D + ω (ε_y − ε_∅), without the noise ε.
 
-    δ_D = ε_∅ where t < 200 of 1000, else ε_∅ − ε(z_t; negative prompt): what is out of domain, told from what is noise.
+    δ_D = ε_∅ − ε(z_t; negative prompt), what is out of domain told from what is noise; where t < 200 of 1000 there is
+    little noise in ε_∅, and δ_D is ε_∅ itself: pass None for `eps_negative`.
     """
-    domain = eps_null if t < 200 else eps_null - eps_negative
+    domain = eps_null if eps_negative is None else eps_null - eps_negative
     return domain + scale * (eps_text - eps_null)
 
 
@@ -90,11 +93,10 @@ def vsd(eps_guided: Tensor, eps_lora: Tensor) -> Tensor:
     return eps_guided - eps_lora
 
 
-def lmc(z_expected: Tensor, z_t: Tensor, eps_guided: Tensor, alpha_bar: float) -> Tensor:
+def lmc(eps_guided: Tensor, z_expected: Tensor, z_t: Tensor, alpha_bar: float) -> Tensor:
     """LMC-SDS (arXiv 2401.05293): b_ψ(z, t) − ẑ_0(z_t) in place of z − ẑ_0, in units of ε (times √(ᾱ/(1−ᾱ))).
 
     `z_expected` is b_ψ(z, t), the prior's one-step reconstruction that a picture as good as z would get; against it the
     blur of the step cancels. From the abstract and secondary sources. With b_ψ(z, t) = z it is `sds`.
     """
-    z_denoised = (z_t - math.sqrt(1 - alpha_bar) * eps_guided) / math.sqrt(alpha_bar)
-    return math.sqrt(alpha_bar / (1 - alpha_bar)) * (z_expected - z_denoised)
+    return eps_guided - implied_noise(z_t, z_expected, alpha_bar)

@@ -26,6 +26,11 @@ def add_noise(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     return alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * eps
 
 
+def implied_noise(z_t: Tensor, z: Tensor, alpha_bar: float) -> Tensor:
+    """The ε with which z became z_t: (z_t − √ᾱ z)/√(1−ᾱ), `add_noise` solved for it."""
+    return (z_t - alpha_bar**0.5 * z) / (1 - alpha_bar) ** 0.5
+
+
 def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generator: torch.Generator) -> Tensor:
     """A sphere of standard normal ε, [C, rows, columns], for `world_noise` of views of `size` = (h, w) latent pixels.
 

@@ -126,13 +126,13 @@ def test_bridge_descends_from_the_source_words_to_the_target_words():
     )
 
 
-def test_nfsd_drops_the_noise_and_changes_its_domain_term_at_200():
+def test_nfsd_drops_the_noise_and_tells_its_domain_term_from_it():
     null, text, negative = predictions(3, torch.float64)
-    torch.testing.assert_close(nfsd(null, text, negative, 7.5, 199), null + 7.5 * (text - null))
-    torch.testing.assert_close(nfsd(null, text, negative, 7.5, 200), null - negative + 7.5 * (text - null))
+    torch.testing.assert_close(nfsd(null, text, None, 7.5), null + 7.5 * (text - null))
+    torch.testing.assert_close(nfsd(null, text, negative, 7.5), null - negative + 7.5 * (text - null))
     # without the noise it subtracts, sds is nfsd at low t
     noise = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    torch.testing.assert_close(sds(cfg(null, text, 7.5), noise) + noise, nfsd(null, text, negative, 7.5, 10))
+    torch.testing.assert_close(sds(cfg(null, text, 7.5), noise) + noise, nfsd(null, text, None, 7.5))
 
 
 def test_vsd_vanishes_where_the_renders_are_the_priors_own_samples():
@@ -153,7 +153,7 @@ def test_lmc_with_a_perfect_reconstruction_is_sds_and_in_units_of_the_latent_wha
     a = ALPHAS[350].item()
     z, eps, guided, expected = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     z_t = add_noise(z, eps, a)
-    torch.testing.assert_close(lmc(z, z_t, guided, a), sds(guided, eps), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(lmc(guided, z, z_t, a), sds(guided, eps), rtol=1e-9, atol=1e-9)
     denoised = (z_t - (1 - a) ** 0.5 * guided) / a**0.5
-    in_latents = step_weight("x0", a) * lmc(expected, z_t, guided, a)
+    in_latents = step_weight("x0", a) * lmc(guided, expected, z_t, a)
     torch.testing.assert_close(in_latents, expected - denoised, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,190 @@
+"""Score distillation of particles towards a text: every method as one step, with or without SVGD between the particles.
+
+Symbols: z [N, ...] latents of the particles (renders of one NeRF, of N NeRFs, or images), ε their noise, t one timestep
+for all. The network is reached through one callable, one batched call a prediction:
+
+    predict(z_stack [B*N, ...], t, branches) -> eps [B*N, ...]
+
+Rows come in B groups of N, group b under branches[b]: "null" (empty prompt), "text", "negative" (NFSD's negative
+prompt), "good" and "bad" (SDS-Bridge's descriptions), "lora" (VSD's network of the renders).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
+from csd3d.distillation.directions import bridge, lmc, nfsd, sds, vsd
+from csd3d.distillation.guidance import cfg
+from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
+from csd3d.distillation.schedules import (
+    SCHEDULES,
+    WEIGHTS,
+    annealed_fraction,
+    stage,
+    step_weight,
+    timestep,
+    uniform_timestep,
+)
+from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
+
+PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
+METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc")
+SOURCES = (*NOISES, "camera", "inverted")
+
+
+@dataclass
+class DistillConfig:
+    """Settings of `distill_step`; times are fractions of the schedule.
+
+    `method`: "sds", "bridge" (SDS-Bridge), "nfsd", "vsd", "lmc". Two more methods are a noise source under "sds": FSD
+    is noise "camera", SDI is noise "inverted" with weight "x0". `schedule`: as CSD-Edit's; SDS-Bridge changes its stage
+    at `switch` of the steps whatever the schedule. `inversion_*`: DDIM steps up to t at most, the guidance scale they
+    use, and the share of fresh noise mixed in afterwards. `svgd` null: every particle for itself.
+    """
+
+    method: str = "sds"
+    steps: int = 1000
+    guidance_scale: float = 7.5
+    weight: str = "sigma2"
+    schedule: str = "uniform"
+    t_min: float = 0.02
+    t_max: float = 0.98
+    t_late: float = 0.5
+    switch: float = 0.5
+    noise: str = "independent"
+    inversion_steps: int = 10
+    inversion_scale: float = -7.5
+    inversion_noise: float = 0.3
+    svgd: SVGDConfig | None = None
+
+    def __post_init__(self):
+        choices = {"method": METHODS, "weight": WEIGHTS, "schedule": SCHEDULES, "noise": SOURCES}
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(known)}")
+        for key in ("t_min", "t_max", "t_late", "switch", "inversion_noise"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a number in [0, 1]")
+        highest = min(self.t_max, self.t_late) if self.schedule == "staged" else self.t_max
+        if self.t_min > highest:
+            raise ValueError(f"t_min is {self.t_min}: give at most {highest}, the upper end of the range")
+        for key in ("steps", "inversion_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+
+
+@torch.no_grad()
+def distill_step(
+    predict: PredictBranches,
+    z: Tensor,
+    step: int,
+    config: DistillConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    *,
+    camera_noise: Tensor | None = None,
+    expected: Callable[[Tensor, int], Tensor] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """G [N, ...], to be descended by z and through it by whatever made z, and diagnostics.
+
+    `camera_noise` [N, ...] is the ε of noise "camera" (`world_noise`); `expected(z, t)` is LMC's b_ψ. A step is a
+    function of its arguments: with the generator's state, a resumed run goes on as an unbroken one.
+    """
+    t = draw_timestep(step, config, len(alphas_cumprod), generator)
+    alpha_bar = alphas_cumprod[t].item()
+    eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, camera_noise)
+    noisy = add_noise(z, eps, alpha_bar)
+    names = branches(config, step, t, len(alphas_cumprod))
+    found = dict(zip(names, predict(torch.cat([noisy] * len(names)), t, names).chunk(len(names)), strict=True))
+    z_expected = expected(z, t) if expected else None
+    delta = _direction(config, found, eps, noisy, z_expected, alpha_bar)
+    shared = combine(delta, noisy, z, alpha_bar=alpha_bar, config=config.svgd)
+    gradient = step_weight(config.weight, alpha_bar) * shared
+    return gradient, {
+        "t": float(t),
+        "gradient_rms": gradient.float().square().mean().sqrt().item(),
+        **svgd_diagnostics(delta, noisy, z, alpha_bar=alpha_bar, config=config.svgd),
+    }
+
+
+def draw_timestep(step: int, config: DistillConfig, num_train_timesteps: int, generator: torch.Generator) -> int:
+    """The one t of a step, shared by all particles; an annealed schedule draws nothing from the generator."""
+    if config.schedule == "annealed":
+        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
+    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
+    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
+
+
+def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int = 1000) -> tuple[str, ...]:
+    """What the network is asked for at a step; nothing that the method would multiply by zero."""
+    if config.method == "bridge" and stage(step, config.steps, config.switch) == 2:
+        return ("good", "bad")
+    if config.method == "nfsd":
+        return ("null", "text") if 1000 * t < 200 * num_train_timesteps else ("null", "text", "negative")
+    guided = ("text",) if config.guidance_scale == 1 else ("null", "text")
+    return (*guided, "lora") if config.method == "vsd" else guided
+
+
+def particle_noise(
+    predict: PredictBranches,
+    z: Tensor,
+    t: int,
+    config: DistillConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    camera_noise: Tensor | None = None,
+) -> Tensor:
+    """ε [N, ...] of the step by config.noise; ValueError where "camera" has no `camera_noise`."""
+    if config.noise == "camera":
+        if camera_noise is None:
+            raise ValueError('noise is "camera": it needs camera_noise, a function of the views')
+        return camera_noise.to(z)
+    if config.noise == "inverted":
+        return _inverted_noise(predict, z, t, config, alphas_cumprod, generator)
+    return draw_noise(z, config.noise, generator)
+
+
+def _inverted_noise(
+    predict: PredictBranches,
+    z: Tensor,
+    t: int,
+    config: DistillConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """SDI (arXiv 2405.15891): the ε whose z_t is z's own DDIM inversion, √(1 − η²) of it and η of fresh noise."""
+
+    def guided(z_t: Tensor, at: int) -> Tensor:
+        null, text = predict(torch.cat([z_t] * 2), at, ("null", "text")).chunk(2)
+        return cfg(null, text, config.inversion_scale)
+
+    z_t = ddim_invert(guided, z, alphas_cumprod, ddim_timesteps(t, config.inversion_steps)[::-1])
+    inverted, eta = implied_noise(z_t, z, alphas_cumprod[t].item()), config.inversion_noise
+    return math.sqrt(1 - eta**2) * inverted + eta * draw_noise(z, "independent", generator)
+
+
+def _direction(
+    config: DistillConfig,
+    found: dict[str, Tensor],
+    eps: Tensor,
+    noisy: Tensor,
+    z_expected: Tensor | None,
+    alpha_bar: float,
+) -> Tensor:
+    """Δ [N, ...] of config.method from the predictions `found`."""
+    if "good" in found:
+        return bridge(found["good"], found["bad"])
+    if config.method == "nfsd":
+        return nfsd(found["null"], found["text"], found.get("negative"), config.guidance_scale)
+    guided = cfg(found["null"], found["text"], config.guidance_scale) if "null" in found else found["text"]
+    if config.method == "vsd":
+        return vsd(guided, found["lora"])
+    if config.method == "lmc":
+        if z_expected is None:
+            raise ValueError("method is lmc: it needs expected(z, t), its trained b_ψ")
+        return lmc(guided, z_expected, noisy, alpha_bar)
+    return sds(guided, eps)

@@ -1,0 +1,149 @@
+"""Distillation steps on an exact mixture prior: where particles end, and which method becomes which."""
+
+import math
+
+import pytest
+import torch
+
+from csd3d.distillation import SVGDConfig
+from csd3d.distillation.ddim import ddim_timesteps
+from csd3d.distillation.distill import DistillConfig, branches, distill_step, draw_timestep, particle_noise
+from csd3d.distillation.noise import add_noise
+from csd3d.priors import Condition, GaussianMixturePrior
+
+PROMPTS = {"text": [0.0, 1.0, 0.0], "bad": [0.0, 0.0, 1.0], "good": [0.0, 1.0, 0.0], "negative": [0.0, 0.0, 1.0]}
+
+
+class Prior:
+    """predict() of a mixture in 2-D: "text" and "good" mean its second mode, "bad" and "negative" its third."""
+
+    def __init__(self, std: float = 0.2):
+        means = torch.tensor([[0.0, 0.0], [1.5, -1.0], [-2.0, 0.5]], dtype=torch.float64)
+        prompts = {name: torch.tensor(weights) for name, weights in PROMPTS.items()}
+        self.mixture, self.std = GaussianMixturePrior(means, torch.full((3,), std), prompts=prompts), std
+        self.alphas, self.target = self.mixture.alphas_cumprod, means[1]
+
+    def __call__(self, z_stack, t, names):
+        rows = len(z_stack) // len(names)
+        text = self.mixture.embed([{"lora": "text"}.get(name, name) for name in names])
+        return self.mixture.predict_noise(z_stack, t, Condition(text.repeat_interleave(rows, 0)))
+
+
+def particles(count=6, seed=0):
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def descend(config, lr=0.1, seed=0, count=6, **options):
+    prior, z, generator = Prior(), particles(count), torch.Generator().manual_seed(seed)
+    for step in range(config.steps):
+        gradient, _ = distill_step(prior, z, step, config, prior.alphas, generator, **options)
+        z = z - lr * gradient
+    return prior, z
+
+
+@pytest.mark.parametrize("noise", ["independent", "shared"])
+@pytest.mark.parametrize("weight", ["sigma2", "one"])
+def test_sds_seeks_the_mode_of_the_prompt(noise, weight):
+    prior, z = descend(DistillConfig(steps=600, guidance_scale=1.0, noise=noise, weight=weight), lr=0.05)
+    torch.testing.assert_close(z.mean(0), prior.target, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("method", ["sds", "vsd", "lmc", "bridge", "nfsd"])
+def test_one_particle_with_svgd_is_the_method_alone(method):
+    for step in (0, 9):  # both stages of bridge
+        config = DistillConfig(method, steps=10)
+        collaborative = DistillConfig(method, steps=10, svgd=SVGDConfig())
+        found = []
+        for settings in (config, collaborative):
+            arguments = (Prior(), particles(1), step, settings, Prior().alphas, torch.Generator().manual_seed(step))
+            found.append(distill_step(*arguments, expected=lambda z, t: z)[0])
+        assert torch.equal(*found)
+
+
+def test_bridge_is_sds_before_its_switch_and_two_descriptions_from_there_on():
+    prior, z = Prior(), particles()
+    for step, same in ((4, True), (5, False)):
+        steps = [DistillConfig(method, steps=10) for method in ("sds", "bridge")]
+        g = [distill_step(prior, z, step, c, prior.alphas, torch.Generator().manual_seed(1))[0] for c in steps]
+        assert torch.equal(*g) == same
+    assert branches(DistillConfig("nfsd"), 0, 199) == ("null", "text")
+    assert branches(DistillConfig("nfsd"), 0, 200) == ("null", "text", "negative")
+    assert branches(steps[1], 4, 500) == ("null", "text")
+    assert branches(steps[1], 5, 500) == ("good", "bad")
+
+
+def test_vsd_with_a_perfect_network_of_the_renders_has_zero_direction():
+    prior, z = Prior(), particles()
+    config = DistillConfig("vsd", guidance_scale=1.0)  # "lora" answers as "text" does: the renders are samples
+    gradient, _ = distill_step(prior, z, 0, config, prior.alphas, torch.Generator().manual_seed(0))
+    assert torch.equal(gradient, torch.zeros_like(z))
+
+
+def test_lmc_with_the_latent_itself_is_sds():
+    prior, z, g = Prior(), particles(), []
+    for method in ("sds", "lmc"):
+        config, generator = DistillConfig(method, guidance_scale=3.0), torch.Generator().manual_seed(2)
+        g.append(distill_step(prior, z, 0, config, prior.alphas, generator, expected=lambda z, t: z)[0])
+    torch.testing.assert_close(*g, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="b_ψ"):
+        distill_step(prior, z, 0, config, prior.alphas, torch.Generator())
+
+
+def test_inversion_finds_the_noise_that_the_flow_of_a_gaussian_has():
+    """On N(μ, s²) the flow keeps the quantile: z_t = √ᾱ μ + (z − μ)/s √(ᾱ s² + 1 − ᾱ)."""
+    prior, z, t = Prior(), particles(), 700
+    config = DistillConfig(noise="inverted", inversion_steps=700, inversion_scale=1.0, inversion_noise=0.0)
+    eps = particle_noise(prior, z, t, config, prior.alphas, torch.Generator())
+    a = prior.alphas[t].item()
+    quantile = (z - prior.target) / prior.std
+    expected = math.sqrt(a) * prior.target + quantile * math.sqrt(a * prior.std**2 + 1 - a)
+    torch.testing.assert_close(add_noise(z, eps, a), expected, rtol=0.02, atol=0.01)
+
+
+def test_sdi_with_exact_inversion_follows_ddim():
+    """z − ẑ_0(z_t) at the inverted z_t is the rest of DDIM's way: a sample of the prior stays where it is at low t."""
+    prior = Prior()
+    z = prior.target + prior.std * particles()
+    settings = {"steps": 1, "schedule": "annealed", "weight": "x0", "guidance_scale": 1.0, "t_min": 0.0}
+    exact = {"noise": "inverted", "inversion_scale": 1.0, "inversion_noise": 0.0, "inversion_steps": 1000}
+    for t_max in (0.05, 0.3, 0.7):
+        config = DistillConfig(t_max=t_max, **settings, **exact)
+        gradient, report = distill_step(prior, z, 0, config, prior.alphas, torch.Generator())
+        a = prior.alphas[int(report["t"])].item()
+        # ẑ_0 = μ + (z_t − √ᾱ μ) √ᾱ s²/v with v = ᾱ s² + 1 − ᾱ: shrunk towards the mean by √ᾱ s/√v
+        shrunk = math.sqrt(a) * prior.std / math.sqrt(a * prior.std**2 + 1 - a)
+        torch.testing.assert_close(gradient, (1 - shrunk) * (z - prior.target), rtol=0.05, atol=0.02)
+
+
+def test_camera_noise_is_used_as_it_is_and_asked_for():
+    prior, z = Prior(), particles()
+    config = DistillConfig(noise="camera", guidance_scale=1.0, schedule="annealed", steps=2)
+    eps = particles(seed=5)
+    gradient, report = distill_step(prior, z, 0, config, prior.alphas, torch.Generator(), camera_noise=eps)
+    a = prior.alphas[int(report["t"])].item()
+    predicted = prior(add_noise(z, eps, a), int(report["t"]), ("text",))
+    torch.testing.assert_close(gradient, (1 - a) * (predicted - eps))
+    with pytest.raises(ValueError, match="camera_noise"):
+        distill_step(prior, z, 0, config, prior.alphas, torch.Generator())
+
+
+def test_timesteps_keep_to_their_ranges():
+    generator = torch.Generator().manual_seed(0)
+    staged = DistillConfig(steps=10, schedule="staged", t_min=0.1, t_max=0.9, t_late=0.3, switch=0.5)
+    early = [draw_timestep(4, staged, 1000, generator) for _ in range(300)]
+    late = [draw_timestep(5, staged, 1000, generator) for _ in range(300)]
+    assert min(early) >= 100
+    assert 850 < max(early) <= 900
+    assert max(late) <= 300
+    annealed = DistillConfig(steps=3, schedule="annealed", t_min=0.2, t_max=0.8)
+    assert [draw_timestep(step, annealed, 1000, generator) for step in range(3)] == [800, 500, 200]
+    assert ddim_timesteps(500, 5)[0] == 500
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"method": "csd"}, "method"), ({"noise": "pink"}, "noise"), ({"t_min": 0.99}, "t_min"), ({"steps": 0}, "steps")],
+)
+def test_settings_that_mean_nothing_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        DistillConfig(**settings)
