@@ -46,7 +46,7 @@ class CSDEditConfig:
             lr_decay=1.0,
             weight="x0",
             schedule="annealed",
-            t_max=0.98,
+            t_max=0.8,
             t_min=0.02,
             noise="shared",
             text_scale=3.0,
