@@ -20,15 +20,7 @@ from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
 from csd3d.distillation.directions import bridge, lmc, nfsd, sds, vsd
 from csd3d.distillation.guidance import cfg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
-from csd3d.distillation.schedules import (
-    SCHEDULES,
-    WEIGHTS,
-    annealed_fraction,
-    stage,
-    step_weight,
-    timestep,
-    uniform_timestep,
-)
+from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, stage, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
@@ -62,19 +54,15 @@ class DistillConfig:
     svgd: SVGDConfig | None = None
 
     def __post_init__(self):
-        choices = {"method": METHODS, "weight": WEIGHTS, "schedule": SCHEDULES, "noise": SOURCES}
-        for key, known in choices.items():
+        for key, known in {"method": METHODS, "weight": WEIGHTS, "noise": SOURCES}.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(known)}")
-        for key in ("t_min", "t_max", "t_late", "switch", "inversion_noise"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} is {getattr(self, key)}: give a number in [0, 1]")
-        highest = min(self.t_max, self.t_late) if self.schedule == "staged" else self.t_max
-        if self.t_min > highest:
-            raise ValueError(f"t_min is {self.t_min}: give at most {highest}, the upper end of the range")
         for key in ("steps", "inversion_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if not 0 <= self.inversion_noise <= 1:
+            raise ValueError(f"inversion_noise is {self.inversion_noise}: give a share in [0, 1]")
+        check_timesteps(self)
 
 
 @torch.no_grad()
@@ -94,7 +82,7 @@ def distill_step(
     `camera_noise` [N, ...] is the ε of noise "camera" (`world_noise`); `expected(z, t)` is LMC's b_ψ. A step is a
     function of its arguments: with the generator's state, a resumed run goes on as an unbroken one.
     """
-    t = draw_timestep(step, config, len(alphas_cumprod), generator)
+    t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
     alpha_bar = alphas_cumprod[t].item()
     eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, camera_noise)
     noisy = add_noise(z, eps, alpha_bar)
@@ -109,14 +97,6 @@ def distill_step(
         "gradient_rms": gradient.float().square().mean().sqrt().item(),
         **svgd_diagnostics(delta, noisy, z, alpha_bar=alpha_bar, config=config.svgd),
     }
-
-
-def draw_timestep(step: int, config: DistillConfig, num_train_timesteps: int, generator: torch.Generator) -> int:
-    """The one t of a step, shared by all particles; an annealed schedule draws nothing from the generator."""
-    if config.schedule == "annealed":
-        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
-    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
-    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
 
 
 def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int = 1000) -> tuple[str, ...]:

@@ -22,15 +22,7 @@ from torch import Tensor
 from csd3d.distillation.directions import csd_edit
 from csd3d.distillation.guidance import ip2p_guidance
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
-from csd3d.distillation.schedules import (
-    SCHEDULES,
-    WEIGHTS,
-    annealed_fraction,
-    stage,
-    step_weight,
-    timestep,
-    uniform_timestep,
-)
+from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]
@@ -74,19 +66,15 @@ class CollaborativeEditConfig:
         for key, (holds, wanted) in _RULES.items():
             if not holds(getattr(self, key)):
                 raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
-        highest = min(self.t_max, self.t_late) if self.schedule == "staged" else self.t_max
-        if self.t_min > highest:
-            raise ValueError(f"t_min is {self.t_min}: give at most {highest}, the upper end of the range")
+        check_timesteps(self)
 
 
 _CHOICES = {
     "weight": WEIGHTS,
-    "schedule": SCHEDULES,
     "noise": NOISES,
     "init": ("source", "noise"),
     "baseline": ("image", "guided"),
 }
-_FRACTION = (lambda x: 0 <= x <= 1, "a fraction of the schedule in [0, 1]")
 _COUNT = (lambda x: x >= 1, "a whole number of at least 1")
 _FINITE = (math.isfinite, "a finite number")
 _RULES = {
@@ -96,10 +84,6 @@ _RULES = {
     "lr_decay_every": _COUNT,
     "text_scale": _FINITE,
     "image_scale": _FINITE,
-    "t_min": _FRACTION,
-    "t_max": _FRACTION,
-    "t_late": _FRACTION,
-    "switch": _FRACTION,
     "batch": (lambda x: x is None or x >= 1, "a whole number of at least 1, or null for all particles"),
 }
 
@@ -153,7 +137,7 @@ def edit_step(
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
     """Step `step` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and diagnostics."""
-    t = edit_timestep(step, config, len(alphas_cumprod), generator)
+    t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
     alpha_bar = alphas_cumprod[t].item()
     indices = _draw_indices(z, config.batch, generator)
     clean, source = z[indices], z_source[indices]
@@ -175,16 +159,6 @@ def edit_step(
         "skipped": float(not finite),
         **svgd_diagnostics(direction, noisy, clean, alpha_bar=alpha_bar, config=config.svgd),
     }
-
-
-def edit_timestep(
-    step: int, config: CollaborativeEditConfig, num_train_timesteps: int, generator: torch.Generator
-) -> int:
-    """The one t shared by all particles at `step`; an annealed schedule draws nothing from the generator."""
-    if config.schedule == "annealed":
-        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
-    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
-    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
 
 
 def guided_predictor(

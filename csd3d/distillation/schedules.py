@@ -1,6 +1,7 @@
 """Which timestep a step uses, and how much it weighs. Times are fractions of the schedule: 0 clean, 1 noise."""
 
 import math
+from typing import Protocol
 
 import torch
 
@@ -27,6 +28,37 @@ def uniform_timestep(t_min: float, t_max: float, num_train_timesteps: int, gener
     """One timestep drawn uniformly from [t_min, t_max] of the schedule, ends included."""
     low, high = timestep(t_min, num_train_timesteps), timestep(t_max, num_train_timesteps)
     return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
+
+
+class Timesteps(Protocol):
+    """The settings of a timestep schedule, which every config of a distillation loop has."""
+
+    steps: int
+    schedule: str  # "uniform" in [t_min, t_max] | "annealed", t_max falling to t_min | "staged", t_late above `switch`
+    t_min: float
+    t_max: float
+    t_late: float
+    switch: float
+
+
+def check_timesteps(config: Timesteps) -> None:
+    """Raises ValueError naming the key that makes no schedule."""
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    for key in ("t_min", "t_max", "t_late", "switch"):
+        if not 0 <= getattr(config, key) <= 1:
+            raise ValueError(f"{key} is {getattr(config, key)}: give a fraction of the schedule in [0, 1]")
+    highest = min(config.t_max, config.t_late) if config.schedule == "staged" else config.t_max
+    if config.t_min > highest:
+        raise ValueError(f"t_min is {config.t_min}: give at most {highest}, the upper end of the range")
+
+
+def scheduled_timestep(config: Timesteps, step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
+    """The one t shared by all particles at `step`; an annealed schedule draws nothing from the generator."""
+    if config.schedule == "annealed":
+        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
+    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
+    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
 
 
 def step_weight(kind: str, alpha_bar: float) -> float:

@@ -7,8 +7,9 @@ import torch
 
 from csd3d.distillation import SVGDConfig
 from csd3d.distillation.ddim import ddim_timesteps
-from csd3d.distillation.distill import DistillConfig, branches, distill_step, draw_timestep, particle_noise
+from csd3d.distillation.distill import DistillConfig, branches, distill_step, particle_noise
 from csd3d.distillation.noise import add_noise
+from csd3d.distillation.schedules import scheduled_timestep
 from csd3d.priors import Condition, GaussianMixturePrior
 
 PROMPTS = {"text": [0.0, 1.0, 0.0], "bad": [0.0, 0.0, 1.0], "good": [0.0, 1.0, 0.0], "negative": [0.0, 0.0, 1.0]}
@@ -130,13 +131,13 @@ def test_camera_noise_is_used_as_it_is_and_asked_for():
 def test_timesteps_keep_to_their_ranges():
     generator = torch.Generator().manual_seed(0)
     staged = DistillConfig(steps=10, schedule="staged", t_min=0.1, t_max=0.9, t_late=0.3, switch=0.5)
-    early = [draw_timestep(4, staged, 1000, generator) for _ in range(300)]
-    late = [draw_timestep(5, staged, 1000, generator) for _ in range(300)]
+    early = [scheduled_timestep(staged, 4, 1000, generator) for _ in range(300)]
+    late = [scheduled_timestep(staged, 5, 1000, generator) for _ in range(300)]
     assert min(early) >= 100
     assert 850 < max(early) <= 900
     assert max(late) <= 300
     annealed = DistillConfig(steps=3, schedule="annealed", t_min=0.2, t_max=0.8)
-    assert [draw_timestep(step, annealed, 1000, generator) for step in range(3)] == [800, 500, 200]
+    assert [scheduled_timestep(annealed, step, 1000, generator) for step in range(3)] == [800, 500, 200]
     assert ddim_timesteps(500, 5)[0] == 500
 
 

@@ -3,16 +3,19 @@
 Symbols: z scaled latents [B,4,h,w], t timesteps [B], ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from csd3d.world.train.data import Pairs, gather
 from csd3d.world.train.loop import FitConfig, autocast
+from csd3d.world.train.vae import save_whole
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -89,3 +92,29 @@ def fingerprint(vae: AutoencoderKL) -> str:
     for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+def save_pipeline(
+    kind: type[DiffusionPipeline],
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vae_folder: Path,
+    out: Path,
+) -> None:
+    """Write the diffusers folder that `kind.from_pretrained` loads, fp16 safetensors, replacing `out` whole.
+
+    The VAE is read again each time, so that a decoder still in training elsewhere is picked up.
+    """
+    pipeline = kind(
+        vae=AutoencoderKL.from_pretrained(vae_folder).half(),
+        text_encoder=copy.deepcopy(text_encoder).half(),
+        tokenizer=tokenizer,
+        unet=copy.deepcopy(unet).half(),
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    save_whole(pipeline, out)
+    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))

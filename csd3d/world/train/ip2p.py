@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from csd3d.world.train.data import Pairs, texts
-from csd3d.world.train.diffusion import cache_pairs, noise_schedule, velocity_loss
+from csd3d.world.train.diffusion import cache_pairs, noise_schedule, save_pipeline, velocity_loss
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 from csd3d.world.train.tokenizer import build_tokenizer
-from csd3d.world.train.vae import save_whole
 
 
 @dataclass(frozen=True)
@@ -173,23 +172,8 @@ def train_ip2p(
         with autocast(config):
             return {"loss": ip2p_loss(denoiser, (scaling * z, c, tokens), alphas_cumprod, generator)}
 
-    fit(trainer, loss_fn, lambda: export_pipeline(trainer.ema_model(), vae_folder, tokenizer, out))
+    def export() -> None:
+        trained, kind = trainer.ema_model(), StableDiffusionInstructPix2PixPipeline
+        save_pipeline(kind, trained.unet, trained.text_encoder, tokenizer, vae_folder, out)
 
-
-def export_pipeline(denoiser: Denoiser, vae_folder: Path, tokenizer: CLIPTokenizer, out: Path) -> None:
-    """Write the diffusers folder that `StableDiffusionInstructPix2PixPipeline.from_pretrained` loads, fp16 safetensors.
-
-    The VAE is read again each time, so that a decoder still in training elsewhere is picked up.
-    """
-    pipeline = StableDiffusionInstructPix2PixPipeline(
-        vae=AutoencoderKL.from_pretrained(vae_folder).half(),
-        text_encoder=denoiser.text_encoder.half(),
-        tokenizer=tokenizer,
-        unet=denoiser.unet.half(),
-        scheduler=noise_schedule(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    save_whole(pipeline, out)
-    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))
+    fit(trainer, loss_fn, export)

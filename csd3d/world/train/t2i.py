@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from csd3d.world.train.data import Pairs
-from csd3d.world.train.diffusion import cache_pairs, noise_schedule, velocity_loss
+from csd3d.world.train.diffusion import cache_pairs, noise_schedule, save_pipeline, velocity_loss
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
-from csd3d.world.train.vae import save_whole
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
             predict = lambda noisy, t: unet(noisy, t, y, return_dict=False)[0]  # noqa: E731 (a name for one call)
             return {"loss": velocity_loss(predict, scaling * modes, alphas_cumprod, generator)}
 
-    fit(trainer, loss_fn, lambda: export_t2i(trainer.ema_model(), base, out))
+    def export() -> None:
+        save_pipeline(StableDiffusionPipeline, trainer.ema_model(), text_encoder, tokenizer, base / "vae", out)
 
-
-def export_t2i(unet: UNet2DConditionModel, base: Path, out: Path) -> None:
-    """Write the diffusers folder that `StableDiffusionPipeline.from_pretrained` loads, fp16 safetensors."""
-    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(base / "vae").half(),
-        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float16),
-        tokenizer=tokenizer,
-        unet=unet.half(),
-        scheduler=noise_schedule(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    save_whole(pipeline, out)
-    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))
+    fit(trainer, loss_fn, export)
