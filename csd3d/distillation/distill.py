@@ -118,25 +118,17 @@ def particle_noise(
     generator: torch.Generator,
     camera_noise: Tensor | None = None,
 ) -> Tensor:
-    """ε [N, ...] of the step by config.noise; ValueError where "camera" has no `camera_noise`."""
+    """ε [N, ...] of the step by config.noise; ValueError where "camera" has no `camera_noise`.
+
+    "inverted" is SDI's (arXiv 2405.15891): the ε whose z_t is z's own DDIM inversion, √(1 − η²) of it and η of fresh
+    noise.
+    """
     if config.noise == "camera":
         if camera_noise is None:
             raise ValueError('noise is "camera": it needs camera_noise, a function of the views')
         return camera_noise.to(z)
-    if config.noise == "inverted":
-        return _inverted_noise(predict, z, t, config, alphas_cumprod, generator)
-    return draw_noise(z, config.noise, generator)
-
-
-def _inverted_noise(
-    predict: PredictBranches,
-    z: Tensor,
-    t: int,
-    config: DistillConfig,
-    alphas_cumprod: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """SDI (arXiv 2405.15891): the ε whose z_t is z's own DDIM inversion, √(1 − η²) of it and η of fresh noise."""
+    if config.noise != "inverted":
+        return draw_noise(z, config.noise, generator)
 
     def guided(z_t: Tensor, at: int) -> Tensor:
         null, text = predict(torch.cat([z_t] * 2), at, ("null", "text")).chunk(2)

@@ -3,8 +3,6 @@
 Symbols: n images of a batch, I and T their unit embeddings and those of their captions [n,D], s the learnt scale.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from csd3d.world.train.data import Pairs, gather
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
+from csd3d.world.train.vae import save_whole
 
 VIEWS = ("front view", "side view", "back view")
 MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the image tower sees them
@@ -144,15 +143,9 @@ def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Pat
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Write a folder that CLIPModel and CLIPProcessor load, fp16 safetensors, replacing it whole."""
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.half().save_pretrained(temporary, safe_serialization=True)
-    tokenizer.save_pretrained(temporary)
     side = model.config.vision_config.image_size
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    CLIPImageProcessor(**size, image_mean=[MEAN] * 3, image_std=[STD] * 3).save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(temporary, out)
+    save_whole(out, model.half(), tokenizer, CLIPImageProcessor(**size, image_mean=[MEAN] * 3, image_std=[STD] * 3))
 
 
 @torch.no_grad()

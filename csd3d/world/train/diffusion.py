@@ -116,5 +116,5 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    save_whole(pipeline, out)
+    save_whole(out, pipeline)
     tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))

@@ -6,6 +6,7 @@ Symbols: x images [B,3,S,S] in [-1, 1], x̂ reconstructions, d = x̂ − x, z la
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ def export_vae(trainer: Trainer, pairs: Pairs) -> None:
     vae = trainer.ema_model()
     if next(trainer.model.encoder.parameters()).requires_grad:
         vae.register_to_config(scaling_factor=scaling_factor(vae, pairs, trainer.config))
-    save_whole(vae, trainer.config.work / "vae")
+    save_whole(trainer.config.work / "vae", vae)
 
 
 @torch.no_grad()
@@ -134,12 +135,13 @@ def scaling_factor(vae: AutoencoderKL, pairs: Pairs, config: FitConfig, count: i
     return round(1 / torch.cat(chunks).std().item(), 5)
 
 
-def save_whole(model: AutoencoderKL, folder: Path) -> None:
-    """save_pretrained into a temporary folder, then swapped in, so that a reader never sees half a model."""
+def save_whole(folder: Path, *parts: Any) -> None:
+    """save_pretrained of every part into a temporary folder, then swapped in: a reader never sees half a model."""
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(temporary, safe_serialization=True)
+    for part in parts:
+        part.save_pretrained(temporary)
     if folder.exists():
         os.replace(folder, old)
     os.replace(temporary, folder)
