@@ -14,7 +14,7 @@ import fast_simplification
 import numpy as np
 import torch
 import trimesh
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.measure import marching_cubes
 from torch import Tensor
 
@@ -26,12 +26,13 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 
 LOG_RANGE = 3.0  # nats about the threshold; farther out the density says nothing about where the surface is
 SEEN = 0.15  # of the rays that are stopped may be stopped by thinner matter: thin shells stay whole
+FAINT = 0.02  # the same where solid matter lies all around
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
 
 
 @dataclass
 class MeshConfig:
-    """How a mesh is extracted; `threshold` is a density per world unit, or None for `visible_threshold`."""
+    """How a mesh is extracted; `threshold` is a density per world unit, None for the seen surface's."""
 
     resolution: int = 160  # samples along the box's longest side
     threshold: float | None = None
@@ -96,7 +97,8 @@ def extract_mesh(
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
-    threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
+    threshold, faint = (config.threshold,) * 2 if config.threshold is not None else visible_thresholds(sigma, voxel)
+    close_holes(sigma, threshold, faint)
     volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=-LOG_RANGE)
     if not volume.max() > 0:
         _no_surface(sigma, voxel, threshold)
@@ -128,21 +130,32 @@ def sample_grid(
     return np.nan_to_num(out.reshape(*counts).cpu().numpy(), nan=0.0, posinf=1e9, neginf=0.0)
 
 
-def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
+def visible_thresholds(sigma: np.ndarray, voxel: float) -> tuple[float, float]:
     """The density where the renderer sees the surface: the σ at which rays along ±x, ±y, ±z reach optical
-    depth ln 2, its 15 % quantile, so that thin shells, which stop light with less, stay whole.
+    depth ln 2, its 15 % quantile, so that thin shells, which stop light with less, stay whole; and its 2 % quantile.
 
     Haze, which takes more than 1/16 of the box to stop half the light, counts as empty unless there is nothing
-    denser; rays already inside something at the box's wall are left out. 0 where no ray is half stopped: there is no
-    surface then.
+    denser; rays already inside something at the box's wall are left out. Zeros where no ray is half stopped: there is
+    no surface then.
     """
     haze = 16.0 * VISIBLE_DEPTH / (max(sigma.shape) * voxel)
     for field in (np.where(sigma >= haze, sigma, 0.0), sigma):
         slabs = [np.moveaxis(field, axis, 0)[::step] for axis in range(3) for step in (1, -1)]
         found = np.concatenate([_crossing_densities(slab, voxel) for slab in slabs])
         if len(found):
-            return float(np.quantile(found, SEEN))
-    return 0.0
+            return float(np.quantile(found, SEEN)), float(np.quantile(found, FAINT))
+    return 0.0, 0.0
+
+
+def close_holes(sigma: np.ndarray, threshold: float, faint: float) -> None:
+    """Make solid, in place, what is denser than `faint` and in some slice along an axis has the solid all around it:
+    the thin spots of a flat sheet. A hole that is empty stays one.
+    """
+    spots = np.zeros(sigma.shape, bool)
+    for axis in range(3):
+        for slab, spot in zip(np.moveaxis(sigma, axis, 0), np.moveaxis(spots, axis, 0), strict=True):
+            spot |= binary_fill_holes(slab >= threshold) & (slab > faint) & (slab < threshold)
+    sigma[spots] = math.e * threshold
 
 
 def _crossing_densities(slab: np.ndarray, voxel: float) -> np.ndarray:

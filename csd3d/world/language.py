@@ -1,7 +1,8 @@
 """Words for scenes: captions with view words, and instructions with the scenes they lead to.
 
 An instruction's `answers` are the edited scenes it admits. Families in `AMBIGUOUS` admit several that differ plainly,
-and whose average is none of them; all others admit exactly one.
+and whose average is none of them; all others admit exactly one. No answer depends on what the picture cannot show:
+how far a ball is turned, for one.
 """
 
 import random
@@ -9,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from csd3d.world.scene import BACKDROPS, COLOURS, PATTERNS, Scene
-from csd3d.world.shapes import KINDS
+from csd3d.world.shapes import KINDS, ROUND
 
 PRIMARY = ("red", "green", "blue")
-SOLIDS = ("ball", "cube", "cone")
+SOLIDS = ("ball", "cylinder", "cone")
 DESIGNS = PATTERNS[1:]
 LIGHT_COLOURS = ("white", "yellow", "cyan", "pink", "orange")
 
@@ -45,8 +46,13 @@ def _recolour(s: Scene) -> Answers:
             yield {"colour": colour}, (replace(s, colour=colour),)
 
 
+def _designs(s: Scene) -> tuple[str, ...]:
+    """The patterns whose place on the object shows: on a round one only stripes, which run around it."""
+    return ("stripes",) if KINDS[s.kind].symmetry == ROUND else DESIGNS
+
+
 def _pattern(s: Scene) -> Answers:
-    for design in DESIGNS:
+    for design in _designs(s):
         for colour in COLOURS:
             if colour != s.colour and (design, colour) != (s.pattern, s.pattern_colour):
                 yield {"pattern": design, "colour": colour}, (replace(s, pattern=design, pattern_colour=colour),)
@@ -59,7 +65,7 @@ def _plain(s: Scene) -> Answers:
 
 def _replace(s: Scene) -> Answers:
     for kind in KINDS:
-        if kind != s.kind:
+        if kind != s.kind and KINDS[kind].symmetry % KINDS[s.kind].symmetry == 0:  # else how it is turned is a guess
             yield {"kind": kind}, (replace(s, kind=kind),)
 
 
@@ -106,7 +112,7 @@ def _any_colour(s: Scene) -> Answers:
 
 
 def _any_pattern(s: Scene) -> Answers:
-    if s.pattern == "plain":
+    if s.pattern == "plain" and KINDS[s.kind].symmetry != ROUND:
         yield {}, tuple(replace(s, pattern=design, pattern_colour=contrast(s.colour)) for design in DESIGNS)
 
 

@@ -104,17 +104,18 @@ def pattern_weight(pattern: int, p: Tensor, n: Tensor) -> Tensor:
     """Share [R] of the pattern's second colour at object-frame points and normals [R,3]."""
     name = PATTERNS[pattern]
     if name == "stripes":
-        u = (p @ torch.tensor([0.5, 0.33, 0.8])) / 0.36
+        u = (p[:, 2] + 0.5 * p[:, :2].norm(dim=1)) / 0.56  # the same from all around
         return (u - u.floor() < 0.5).float()
     if name == "checks":
-        total = (p / 0.32 + torch.tensor([0.5, 0.5, 0.25])).floor().sum(1)
+        total = (p / 0.48 + torch.tensor([0.5, 0.5, 0.25])).floor().sum(1)
         return total.remainder(2)
     if name == "dots":
         a = n.abs()
-        u = torch.where((a[:, 0] >= a[:, 1]) & (a[:, 0] >= a[:, 2]), p[:, 1], p[:, 0]) / 0.34
-        v = torch.where((a[:, 2] > a[:, 0]) & (a[:, 2] > a[:, 1]), p[:, 1], p[:, 2]) / 0.34
-        u = u + 0.5 * v.floor().remainder(2)
-        return ((u - u.floor() - 0.5).square() + (v - v.floor() - 0.5).square() < 0.1).float()
+        u = torch.where((a[:, 0] >= a[:, 1]) & (a[:, 0] >= a[:, 2]), p[:, 1], p[:, 0]) / 0.38 + 0.5
+        v = torch.where((a[:, 2] > a[:, 0]) & (a[:, 2] > a[:, 1]), p[:, 1], p[:, 2]) / 0.38 + 0.5
+        i, j = u.floor(), v.floor()
+        near = (u - i - 0.5).square() + (v - j - 0.5).square() < 0.18
+        return (near & ((i + j).remainder(2) == 0)).float()
     return torch.zeros(len(p))
 
 

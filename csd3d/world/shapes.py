@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOOR = -0.8
+ROUND = 360
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """An object's parts, where a hat sits on it, and whether its front can be told from its back."""
+    """An object's parts, where a hat sits on it, whether its front can be told from its back, and how many turns
+    about z leave it as it is (ROUND: any)."""
 
     parts: tuple[Part, ...]
     top: tuple[float, float, float]
     top_radius: float
     has_front: bool = False
+    symmetry: int = 1
 
 
 def hat_parts(top: tuple[float, float, float], radius: float) -> list[Part]:
     """A brimmed cone whose brim lies at `top`."""
     x, y, z = top
     return [
-        Part("cylinder", (x, y, z + 0.02), (radius * 1.5, 0.03, 0.02), "hat"),
-        Part("cone", (x, y, z + 0.05 + radius * 0.7), (radius, radius * 0.25, radius * 0.7), "hat"),
+        Part("cylinder", (x, y, z + 0.02), (radius * 1.7, 0.04, 0.02), "hat"),
+        Part("cone", (x, y, z + 0.06 + radius * 0.75), (radius * 1.2, radius * 0.35, radius * 0.75), "hat"),
     ]
 
 
@@ -64,11 +67,11 @@ def _eyes(x: float, y: float, z: float, radius: float, material: str = "dark") -
 
 
 KINDS: dict[str, Kind] = {
-    "ball": Kind((Part("sphere", (0, 0, -0.08), (0.72,)),), (0, 0, 0.58), 0.26),
-    "cube": Kind((Part("box", (0, 0, -0.22), (0.58, 0.58, 0.58, 0.05)),), (0, 0, 0.36), 0.3),
-    "cylinder": Kind((Part("cylinder", (0, 0, -0.12), (0.52, 0.68, 0.04)),), (0, 0, 0.56), 0.3),
-    "cone": Kind((Part("cone", (0, 0, -0.05), (0.72, 0.04, 0.75)),), (0, 0, 0.45), 0.2),
-    "donut": Kind((Part("torus", (0, 0, -0.02), (0.52, 0.26), tilt=(0, 90, 0)),), (0, 0, 0.72), 0.2),
+    "ball": Kind((Part("sphere", (0, 0, -0.08), (0.72,)),), (0, 0, 0.58), 0.26, symmetry=ROUND),
+    "cube": Kind((Part("box", (0, 0, -0.22), (0.58, 0.58, 0.58, 0.05)),), (0, 0, 0.36), 0.3, symmetry=4),
+    "cylinder": Kind((Part("cylinder", (0, 0, -0.12), (0.52, 0.68, 0.04)),), (0, 0, 0.56), 0.3, symmetry=ROUND),
+    "cone": Kind((Part("cone", (0, 0, -0.05), (0.72, 0.04, 0.75)),), (0, 0, 0.45), 0.2, symmetry=ROUND),
+    "donut": Kind((Part("torus", (0, 0, -0.02), (0.52, 0.26), tilt=(0, 90, 0)),), (0, 0, 0.72), 0.2, symmetry=2),
     "snowman": Kind(
         (
             Part("sphere", (0, 0, -0.4), (0.46,)),
@@ -82,7 +85,10 @@ KINDS: dict[str, Kind] = {
         True,
     ),
     "table": Kind(
-        (Part("box", (0, 0, 0.0), (0.82, 0.56, 0.09, 0.03)), *_legs(0.68, 0.42, -0.06, 0.085)), (0, 0, 0.09), 0.25
+        (Part("box", (0, 0, 0.0), (0.82, 0.56, 0.09, 0.03)), *_legs(0.68, 0.42, -0.06, 0.085)),
+        (0, 0, 0.09),
+        0.25,
+        symmetry=2,
     ),
     "chair": Kind(
         (
@@ -103,6 +109,7 @@ KINDS: dict[str, Kind] = {
         ),
         (0, 0, 0.62),
         0.17,
+        symmetry=ROUND,
     ),
     "house": Kind(
         (
@@ -136,6 +143,7 @@ KINDS: dict[str, Kind] = {
         ),
         (0, 0, 0.7),
         0.22,
+        symmetry=ROUND,
     ),
     "robot": Kind(
         (

@@ -104,21 +104,20 @@ struct Scene {
 // the share of the pattern's second colour at an object point with object-frame normal n
 float pattern_weight(int pattern, const float* p, const float* n) {
     if (pattern == STRIPES) {
-        const float u = (0.5f * p[0] + 0.33f * p[1] + 0.8f * p[2]) / 0.36f;
+        const float u = (p[2] + 0.5f * sqrtf(p[0] * p[0] + p[1] * p[1])) / 0.56f;  // the same from all around
         return u - floorf(u) < 0.5f ? 1.f : 0.f;
     }
     if (pattern == CHECKS) {
-        const float s = floorf(p[0] / 0.32f + 0.5f) + floorf(p[1] / 0.32f + 0.5f) + floorf(p[2] / 0.32f + 0.25f);
+        const float s = floorf(p[0] / 0.48f + 0.5f) + floorf(p[1] / 0.48f + 0.5f) + floorf(p[2] / 0.48f + 0.25f);
         return s - 2.f * floorf(s / 2.f);
     }
     if (pattern == DOTS) {  // on the plane most parallel to the surface
         const float ax = fabsf(n[0]), ay = fabsf(n[1]), az = fabsf(n[2]);
         float u = ax >= ay && ax >= az ? p[1] : p[0], v = az > ax && az > ay ? p[1] : p[2];
-        u /= 0.34f;
-        v /= 0.34f;
-        u += 0.5f * (floorf(v) - 2.f * floorf(floorf(v) / 2.f));
-        const float du = u - floorf(u) - 0.5f, dv = v - floorf(v) - 0.5f;
-        return du * du + dv * dv < 0.1f ? 1.f : 0.f;
+        u = u / 0.38f + 0.5f;
+        v = v / 0.38f + 0.5f;
+        const float i = floorf(u), j = floorf(v), du = u - i - 0.5f, dv = v - j - 0.5f;
+        return i + j == 2.f * floorf((i + j) / 2.f) && du * du + dv * dv < 0.18f ? 1.f : 0.f;
     }
     return 0.f;
 }

@@ -10,7 +10,7 @@ import trimesh
 
 from csd3d.cameras import orbit
 from csd3d.errors import InputError
-from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_threshold
+from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_thresholds
 from csd3d.export.texture import bake_texture, grow, rasterise, render_mesh, surface_colours, unwrap
 
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -90,9 +90,28 @@ def test_threshold_of_a_slab_in_closed_form():
     s = np.linspace(-0.5, 0.5, 201, dtype=np.float32).clip(0)
     slab = np.broadcast_to(100.0 * s[:, None, None], (201, 5, 5))
     expected = math.sqrt(2 * 100.0 * math.log(2.0) + (16 * math.log(2.0) / 1.005) ** 2)
-    assert visible_threshold(slab, 0.005) == pytest.approx(expected, rel=0.02)
-    assert visible_threshold(slab[::-1], 0.005) == pytest.approx(expected, rel=0.02)
-    assert visible_threshold(np.zeros((9, 9, 9), np.float32), 0.1) == 0.0
+    assert visible_thresholds(slab, 0.005)[0] == pytest.approx(expected, rel=0.02)
+    assert visible_thresholds(slab[::-1], 0.005)[0] == pytest.approx(expected, rel=0.02)
+    assert visible_thresholds(np.zeros((9, 9, 9), np.float32), 0.1) == (0.0, 0.0)
+
+
+def disc(hole: float):
+    """A flat disc whose density rises to 80 in its middle plane, but to `hole` times that within 0.1 of its axis."""
+
+    def density(x):
+        radius = x[:, :2].norm(dim=1)
+        share = torch.where(radius < 0.1, hole, 1.0) * (radius < 0.7)
+        return 80.0 * (1.0 - x[:, 2].abs() / 0.08).clamp_min(0.0) * share
+
+    return density
+
+
+@pytest.mark.parametrize(("hole", "euler"), [(1.0, 2), (0.3, 2), (0.0, 0)])
+def test_a_thin_spot_of_a_sheet_is_no_hole_but_an_empty_one_is(hole, euler):
+    """The spot stops 85 % of the light, nowhere as dense as the threshold. Euler number of a ball: 2, of a ring: 0."""
+    mesh = extract_mesh(disc(hole), AABB, MeshConfig(resolution=96, face_budget=100_000))
+    assert mesh.metadata["threshold"] > 0.3 * 80.0
+    assert mesh.euler_number == euler
 
 
 def test_surface_cut_by_the_box_is_closed():

@@ -1,6 +1,7 @@
 """Instructions lead where they say, and ambiguous ones have answers that differ plainly and do not average to one."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from csd3d.world.dataset import read_scene, true_answers, write_capture
 from csd3d.world.language import AMBIGUOUS, FAMILIES, caption, find_edit, sample_edit, view_word
 from csd3d.world.pairs import sample_scene
 from csd3d.world.render import camera_row, render
-from csd3d.world.scene import Scene
+from csd3d.world.scene import COLOURS, Scene
+from csd3d.world.shapes import KINDS, ROUND
 
 
 def test_instructions_lead_where_they_say():
@@ -50,6 +52,36 @@ def test_edits_are_visible_and_ambiguity_is_where_it_should_be(family):
             gaps = [((a - b) ** 2).mean() for j, b in enumerate(answers) if j != i]
             assert min(gaps) > 1e-3  # they differ plainly ...
             assert ((average - a) ** 2).mean() > 0.15 * min(gaps)  # ... and their average is none of them
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_symmetry_is_that_of_the_pictures(kind):
+    """A turn by 360° / symmetry changes nothing but the noise of a few edge pixels; by half of that it does."""
+    order, scene = KINDS[kind].symmetry, Scene(kind, "blue", sun_azimuth_deg=30)
+    turns = (0, 360 / order, 180 / order) if order != ROUND else (0, 37, 121)
+    scenes = [replace(scene, azimuth_deg=turn) for turn in turns]
+    first, same, other = render(scenes, np.stack([camera_row(50, 30, 4, 38, 64)] * 3), 64, 64).rgb
+    assert np.abs(same - first).mean() < 1e-3
+    assert (np.abs(other - first).mean() < 1e-3) == (order == ROUND)
+
+
+def test_no_answer_depends_on_what_the_picture_cannot_show():
+    """Two scenes that look the same, a turn of the object apart, have answers that look the same."""
+    rng = random.Random(3)
+    for kind in KINDS:
+        order = KINDS[kind].symmetry
+        for family in FAMILIES:
+            scene = Scene(kind, rng.choice(list(COLOURS)), pattern="stripes" if family == "plain" else "plain")
+            edit = sample_edit(scene, rng, family)
+            if edit is None or order == 1:
+                continue
+            turned = [
+                replace(s, azimuth_deg=s.azimuth_deg + (77 if order == ROUND else 360 / order)) for s in edit.answers
+            ]
+            both = [*edit.answers, *turned]
+            views = render(both, np.stack([camera_row(20, 25, 4, 38, 48)] * len(both)), 48, 48).rgb
+            gap = np.abs(views[: len(turned)] - views[len(turned) :]).mean()
+            assert gap < 2e-3, (kind, edit.instruction, gap)
 
 
 def test_captions_and_view_words():
