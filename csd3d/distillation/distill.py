@@ -6,7 +6,8 @@ for all. The network is reached through one callable, one batched call a predict
     predict(z_stack [B*N, ...], t, branches) -> eps [B*N, ...]
 
 Rows come in B groups of N, group b under branches[b]: "null" (empty prompt), "text", "negative" (NFSD's negative
-prompt), "good" and "bad" (SDS-Bridge's descriptions), "lora" (VSD's network of the renders).
+prompt), "good" and "bad" (SDS-Bridge's descriptions), "lora" (VSD's network of the renders), "away" and "away2"
+(Perp-Neg's other views).
 """
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
 from csd3d.distillation.directions import bridge, lmc, nfsd, sds, vsd
-from csd3d.distillation.guidance import cfg
+from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
 from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, stage, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
@@ -26,6 +27,7 @@ from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
 METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc")
 SOURCES = (*NOISES, "camera", "inverted")
+GUIDED = ("sds", "vsd", "lmc")  # methods that use one guided prediction, which Perp-Neg can shape
 
 
 @dataclass
@@ -35,7 +37,8 @@ class DistillConfig:
     `method`: "sds", "bridge" (SDS-Bridge), "nfsd", "vsd", "lmc". Two more methods are a noise source under "sds": FSD
     is noise "camera", SDI is noise "inverted" with weight "x0". `schedule`: as CSD-Edit's; SDS-Bridge changes its stage
     at `switch` of the steps whatever the schedule. `inversion_*`: DDIM steps up to t at most, the guidance scale they
-    use, and the share of fresh noise mixed in afterwards. `svgd` null: every particle for itself.
+    use, and the share of fresh noise mixed in afterwards. `perp_neg`: views that a particle is not are held away from
+    it. `svgd` null: every particle for itself.
     """
 
     method: str = "sds"
@@ -51,6 +54,7 @@ class DistillConfig:
     inversion_steps: int = 10
     inversion_scale: float = -7.5
     inversion_noise: float = 0.3
+    perp_neg: bool = False
     svgd: SVGDConfig | None = None
 
     def __post_init__(self):
@@ -62,7 +66,20 @@ class DistillConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if not 0 <= self.inversion_noise <= 1:
             raise ValueError(f"inversion_noise is {self.inversion_noise}: give a share in [0, 1]")
+        if self.perp_neg and self.method not in GUIDED:
+            raise ValueError(f"perp_neg shapes a guided prediction, which {self.method} has not: set it to false")
         check_timesteps(self)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What only some methods need: `camera_noise` [N, ...], the ε of noise "camera" (`world_noise`); `expected(z, t)`,
+    LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `groups` [N], within which particles share."""
+
+    camera_noise: Tensor | None = None
+    expected: Callable[[Tensor, int], Tensor] | None = None
+    away: Tensor | None = None
+    groups: Tensor | None = None
 
 
 @torch.no_grad()
@@ -73,30 +90,37 @@ def distill_step(
     config: DistillConfig,
     alphas_cumprod: Tensor,
     generator: torch.Generator,
-    *,
-    camera_noise: Tensor | None = None,
-    expected: Callable[[Tensor, int], Tensor] | None = None,
+    extras: Extras = Extras(),
 ) -> tuple[Tensor, dict[str, float]]:
     """G [N, ...], to be descended by z and through it by whatever made z, and diagnostics.
 
-    `camera_noise` [N, ...] is the ε of noise "camera" (`world_noise`); `expected(z, t)` is LMC's b_ψ. A step is a
-    function of its arguments: with the generator's state, a resumed run goes on as an unbroken one.
+    A step is a function of its arguments: with the generator's state, a resumed run goes on as an unbroken one.
+    ValueError where the method needs an extra that is not given.
     """
     t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
     alpha_bar = alphas_cumprod[t].item()
-    eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, camera_noise)
+    eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, extras.camera_noise)
     noisy = add_noise(z, eps, alpha_bar)
     names = branches(config, step, t, len(alphas_cumprod))
     found = dict(zip(names, predict(torch.cat([noisy] * len(names)), t, names).chunk(len(names)), strict=True))
-    z_expected = expected(z, t) if expected else None
-    delta = _direction(config, found, eps, noisy, z_expected, alpha_bar)
-    shared = combine(delta, noisy, z, alpha_bar=alpha_bar, config=config.svgd)
+    delta = _direction(config, found, eps, noisy, _expected(config, extras, z, t), extras.away, alpha_bar)
+    shared, report = _share(delta, noisy, z, alpha_bar, config.svgd, extras.groups)
     gradient = step_weight(config.weight, alpha_bar) * shared
-    return gradient, {
-        "t": float(t),
-        "gradient_rms": gradient.float().square().mean().sqrt().item(),
-        **svgd_diagnostics(delta, noisy, z, alpha_bar=alpha_bar, config=config.svgd),
-    }
+    return gradient, {"t": float(t), "gradient_rms": gradient.float().square().mean().sqrt().item(), **report}
+
+
+def _share(
+    delta: Tensor, noisy: Tensor, z: Tensor, alpha_bar: float, config: SVGDConfig | None, groups: Tensor | None
+) -> tuple[Tensor, dict[str, float]]:
+    """The combiner's G without w(t), within each group, and the mean of the groups' diagnostics."""
+    groups = torch.zeros(len(z), dtype=torch.long) if groups is None else groups
+    shared, reports = torch.empty_like(delta), []
+    for group in groups.unique():
+        own = (groups == group).to(z.device)
+        options = {"alpha_bar": alpha_bar, "config": config}
+        shared[own] = combine(delta[own], noisy[own], z[own], **options)
+        reports.append(svgd_diagnostics(delta[own], noisy[own], z[own], **options))
+    return shared, {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
 
 
 def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int = 1000) -> tuple[str, ...]:
@@ -105,7 +129,8 @@ def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int 
         return ("good", "bad")
     if config.method == "nfsd":
         return ("null", "text") if 1000 * t < 200 * num_train_timesteps else ("null", "text", "negative")
-    guided = ("text",) if config.guidance_scale == 1 else ("null", "text")
+    guided = ("text",) if config.guidance_scale == 1 and not config.perp_neg else ("null", "text")
+    guided += ("away", "away2") if config.perp_neg else ()
     return (*guided, "lora") if config.method == "vsd" else guided
 
 
@@ -145,6 +170,7 @@ def _direction(
     eps: Tensor,
     noisy: Tensor,
     z_expected: Tensor | None,
+    away: Tensor | None,
     alpha_bar: float,
 ) -> Tensor:
     """Δ [N, ...] of config.method from the predictions `found`."""
@@ -152,11 +178,30 @@ def _direction(
         return bridge(found["good"], found["bad"])
     if config.method == "nfsd":
         return nfsd(found["null"], found["text"], found.get("negative"), config.guidance_scale)
-    guided = cfg(found["null"], found["text"], config.guidance_scale) if "null" in found else found["text"]
+    guided = _guided(config, found, away)
     if config.method == "vsd":
         return vsd(guided, found["lora"])
     if config.method == "lmc":
-        if z_expected is None:
-            raise ValueError("method is lmc: it needs expected(z, t), its trained b_ψ")
         return lmc(guided, z_expected, noisy, alpha_bar)
     return sds(guided, eps)
+
+
+def _guided(config: DistillConfig, found: dict[str, Tensor], away: Tensor | None) -> Tensor:
+    """ε^ω [N, ...] under the text."""
+    if "null" not in found:
+        return found["text"]
+    if not config.perp_neg:
+        return cfg(found["null"], found["text"], config.guidance_scale)
+    if away is None:
+        raise ValueError("perp_neg is on: it needs away, the weights [N, 2] of the other views")
+    others = [found["away"], found["away2"]]
+    return perp_neg(found["null"], found["text"], others, away, config.guidance_scale)
+
+
+def _expected(config: DistillConfig, extras: Extras, z: Tensor, t: int) -> Tensor | None:
+    """b_ψ(z, t) [N, ...] where the method wants it."""
+    if config.method != "lmc":
+        return None
+    if extras.expected is None:
+        raise ValueError("method is lmc: it needs expected(z, t), its trained b_ψ")
+    return extras.expected(z, t)

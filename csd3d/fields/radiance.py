@@ -10,6 +10,8 @@ from csd3d.errors import InputError
 from csd3d.fields.encoding import contract, mlp, spherical_harmonics, trunc_exp
 from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
 
+_TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+
 
 @dataclass
 class FieldConfig:
@@ -25,6 +27,8 @@ class FieldConfig:
     geo_features: int = 15  # handed from the density to the colour network
     sh_degree: int = 4  # the direction enters as sh_degree² harmonics
     density_scale: float = 5.0  # density is scale / (the box's longest side) · exp(network − 1)
+    blob_scale: float = 0.0  # added to the network in the middle of the box, falling to 0 at blob_radius: text to 3D
+    blob_radius: float = 0.5  # of half the box's shortest side
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -33,6 +37,8 @@ class FieldConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if not 0 < self.density_scale < math.inf:
             raise ValueError(f"density_scale is {self.density_scale}: give a number above 0")
+        if not self.blob_radius > 0:
+            raise ValueError(f"blob_radius is {self.blob_radius}: give a number above 0")
         if not 1 <= self.sh_degree <= 4:
             raise ValueError(f"sh_degree is {self.sh_degree}: give 1 to 4")
         if self.backend not in BACKENDS:
@@ -66,6 +72,7 @@ class RadianceField(nn.Module):
         self.density_net = mlp([encoded, config.hidden, 1 + config.geo_features], generator)
         seen = config.sh_degree**2 + config.geo_features
         self.colour_net = mlp([seen, *[config.hidden] * config.colour_layers, 3], generator)
+        self.active_levels = config.levels  # levels of the hash grid that count: coarse ones first (Li et al. 2023)
 
     def normalise(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """World positions [S, 3] -> grid positions [S, 3] in [0, 1], and which of them [S] can hold density."""
@@ -77,10 +84,47 @@ class RadianceField(nn.Module):
 
     def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """World positions [S, 3] -> density sigma [S] per world unit, features [S, geo_features] for the colour."""
+        raw, features, inside = self._raw(positions)
+        return trunc_exp(raw - 1) * (self.density_scale * inside), features
+
+    def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log of the density up to a constant [S], features [S, geo_features], and where the box is [S]."""
         unit, inside = self.normalise(positions)
         encoded = hash_encode(unit, self.table, self.offsets, self.resolutions, backend=self.config.backend)
+        if self.active_levels < self.config.levels:
+            used = torch.arange(encoded.shape[1], device=encoded.device) < self._active_features
+            encoded = torch.where(used, encoded, 0)
         raw, features = self.density_net(encoded).split([1, self.config.geo_features], dim=-1)
-        return trunc_exp(raw[:, 0] - 1) * (self.density_scale * inside), features
+        return raw[:, 0] + self._blob(positions), features, inside
+
+    @property
+    def _active_features(self) -> int:
+        return self.active_levels * self.config.features_per_level
+
+    def _blob(self, positions: Tensor) -> Tensor | float:
+        """Magic3D's bias (arXiv 2211.10440, section 4): a start with matter in the middle, scale (1 − r/radius)."""
+        if not self.config.blob_scale:
+            return 0.0
+        low, high = self.aabb[:3], self.aabb[3:]
+        radius = self.config.blob_radius * (high - low).min() / 2
+        distance = (positions - (low + high) / 2).norm(dim=-1)
+        return self.config.blob_scale * (1 - distance / radius).clamp_min(0)
+
+    def normals(self, positions: Tensor, step: float | None = None) -> Tensor:
+        """Unit normals [S, 3], against the density's gradient; zero where it has none.
+
+        With a `step` in world units, by differences of log sigma at the corners of a tetrahedron, which carry gradients
+        to the table; None: the analytic ones, without gradients (they would need the kernel's second derivatives).
+        """
+        if step is None:
+            with torch.enable_grad():
+                at = positions.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self._raw(at)[0].sum(), at)
+        else:
+            corners = positions.new_tensor(_TETRAHEDRON)
+            taps = self._raw((positions + step * corners[:, None]).reshape(-1, 3))[0].view(4, -1)
+            gradient = torch.einsum("ks,kc->sc", taps, corners)
+        return -torch.nn.functional.normalize(gradient, dim=-1, eps=1e-12)
 
     def colour(self, features: Tensor, directions: Tensor) -> Tensor:
         """Features [S, geo_features] and unit directions [S, 3] -> rgb [S, 3] in [0, 1]."""

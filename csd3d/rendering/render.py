@@ -1,7 +1,8 @@
 """A field seen along rays: march, evaluate, composite, background behind.
 
 A field is callable, (positions [S, 3], directions [S, 3]) -> rgb [S, 3], sigma [S], and has density(positions) ->
-sigma [S], features; a background is callable, (directions [R, 3]) -> rgb [R, 3].
+sigma [S], features; a background is callable, (directions [R, 3]) -> rgb [R, 3]. A field may return a third value, a
+penalty of each sample [S], whose weighted sum along the ray is reported (`ShadedField`'s orientation).
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ class Rendered:
     """What rays see: leading shape [R], or [H, W] of a whole picture.
 
     rgb [..., 3] over the background; depth [...] the expected distance along the ray, sum w t / sum w, world units, 0
-    where nothing is hit; opacity [...] in [0, 1]; samples, how many were composited; distortion [...] or None.
+    where nothing is hit; opacity [...] in [0, 1]; samples, how many were composited; distortion [...] or None; penalty
+    [...] of the samples, or None, its gradient not reaching the weights.
     """
 
     rgb: Tensor
@@ -30,6 +32,7 @@ class Rendered:
     opacity: Tensor
     samples: int
     distortion: Tensor | None = None
+    penalty: Tensor | None = None
 
 
 def render_rays(
@@ -51,14 +54,21 @@ def render_rays(
     samples = grid.march(rays_o, rays_d, jitter)
     if torch.is_grad_enabled():
         samples = _lit(field, rays_o, rays_d, samples, config.early_stop)
-        rgbs, sigmas = field(*_points(rays_o, rays_d, samples))
+        rgbs, sigmas, *more = field(*_points(rays_o, rays_d, samples))
     else:
         rgbs, sigmas = _visible_colours(field, rays_o, rays_d, samples, config.early_stop)
+        more = []
     out = kernels.composite(sigmas, rgbs, samples.t_starts, samples.t_ends, samples.packed_info, config.backend)
     rgb = out.rgb + (1 - out.opacity)[:, None] * background(rays_d)
     depth = out.depth / out.opacity.clamp(min=1e-6)
     distortion = _distortion(grid, samples, out.weights) if config.distortion else None
-    return Rendered(rgb, depth, out.opacity, len(samples.t_starts), distortion)
+    penalty = _along_rays(out.weights.detach() * more[0], samples) if more else None
+    return Rendered(rgb, depth, out.opacity, len(samples.t_starts), distortion, penalty)
+
+
+def _along_rays(values: Tensor, samples: kernels.Samples) -> Tensor:
+    """Sums [R] of the samples' values [S] along each ray."""
+    return values.new_zeros(len(samples.packed_info)).index_add(0, samples.ray_indices, values)
 
 
 def _points(rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples) -> tuple[Tensor, Tensor]:

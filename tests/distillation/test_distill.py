@@ -1,13 +1,16 @@
 """Distillation steps on an exact mixture prior: where particles end, and which method becomes which."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from csd3d.distillation import SVGDConfig
 from csd3d.distillation.ddim import ddim_timesteps
-from csd3d.distillation.distill import DistillConfig, branches, distill_step, particle_noise
+from csd3d.distillation.distill import DistillConfig, Extras, branches, distill_step, particle_noise
+from csd3d.distillation.guidance import cfg, perp_neg
+from csd3d.distillation.methods import method_config
 from csd3d.distillation.noise import add_noise
 from csd3d.distillation.schedules import scheduled_timestep
 from csd3d.priors import Condition, GaussianMixturePrior
@@ -57,7 +60,7 @@ def test_one_particle_with_svgd_is_the_method_alone(method):
         found = []
         for settings in (config, collaborative):
             arguments = (Prior(), particles(1), step, settings, Prior().alphas, torch.Generator().manual_seed(step))
-            found.append(distill_step(*arguments, expected=lambda z, t: z)[0])
+            found.append(distill_step(*arguments, Extras(expected=lambda z, t: z))[0])
         assert torch.equal(*found)
 
 
@@ -84,7 +87,7 @@ def test_lmc_with_the_latent_itself_is_sds():
     prior, z, g = Prior(), particles(), []
     for method in ("sds", "lmc"):
         config, generator = DistillConfig(method, guidance_scale=3.0), torch.Generator().manual_seed(2)
-        g.append(distill_step(prior, z, 0, config, prior.alphas, generator, expected=lambda z, t: z)[0])
+        g.append(distill_step(prior, z, 0, config, prior.alphas, generator, Extras(expected=lambda z, t: z))[0])
     torch.testing.assert_close(*g, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="b_ψ"):
         distill_step(prior, z, 0, config, prior.alphas, torch.Generator())
@@ -120,7 +123,7 @@ def test_camera_noise_is_used_as_it_is_and_asked_for():
     prior, z = Prior(), particles()
     config = DistillConfig(noise="camera", guidance_scale=1.0, schedule="annealed", steps=2)
     eps = particles(seed=5)
-    gradient, report = distill_step(prior, z, 0, config, prior.alphas, torch.Generator(), camera_noise=eps)
+    gradient, report = distill_step(prior, z, 0, config, prior.alphas, torch.Generator(), Extras(camera_noise=eps))
     a = prior.alphas[int(report["t"])].item()
     predicted = prior(add_noise(z, eps, a), int(report["t"]), ("text",))
     torch.testing.assert_close(gradient, (1 - a) * (predicted - eps))
@@ -148,3 +151,64 @@ def test_timesteps_keep_to_their_ranges():
 def test_settings_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         DistillConfig(**settings)
+
+
+def test_particles_share_within_their_group_only():
+    """Two groups at once are the two groups one by one, and groups of one are no collaboration."""
+    prior, z = Prior(), particles(6)
+    config = DistillConfig(guidance_scale=1.0, noise="shared", svgd=SVGDConfig())
+
+    def step(z, groups, settings=config):
+        extras = Extras(groups=groups)
+        return distill_step(prior, z, 0, settings, prior.alphas, torch.Generator().manual_seed(4), extras)[0]
+
+    groups = torch.tensor([0, 1, 0, 1, 1, 0])
+    together = step(z, groups)
+    for group in (0, 1):
+        torch.testing.assert_close(together[groups == group], step(z[groups == group], None))
+    alone = DistillConfig(guidance_scale=1.0, noise="shared")
+    torch.testing.assert_close(step(z, torch.arange(6)), step(z, None, alone))
+
+
+def test_perp_neg_takes_away_only_what_the_prompt_does_not_say():
+    """A negative along the prompt changes nothing; one across it moves the guided prediction straight away from it."""
+    null, text = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+    along, across = torch.tensor([[5.0, 0.0]]), torch.tensor([[3.0, 1.0]])
+    weights = torch.tensor([[0.7, 0.5]])
+    assert torch.equal(perp_neg(null, text, [along, along], weights, 4.0), torch.tensor([[8.0, 0.0]]))
+    torch.testing.assert_close(perp_neg(null, text, [along, across], weights, 4.0), torch.tensor([[8.0, -2.0]]))
+    assert torch.equal(perp_neg(null, text, [across, across], 0 * weights, 4.0), cfg(null, text, 4.0))
+
+
+def test_perp_neg_without_weights_is_the_method_and_asks_for_them():
+    prior, z = Prior(), particles()
+    answers = {"away": "bad", "away2": "null"}
+
+    def predict(z_stack, t, names):
+        return prior(z_stack, t, tuple(answers.get(name, name) for name in names))
+
+    plain, held = DistillConfig(), DistillConfig(perp_neg=True)
+    steps = []
+    for config, away in ((plain, None), (held, torch.zeros(6, 2)), (held, torch.ones(6, 2))):
+        generator = torch.Generator().manual_seed(1)
+        steps.append(distill_step(predict, z, 0, config, prior.alphas, generator, Extras(away=away))[0])
+    torch.testing.assert_close(steps[0], steps[1])
+    assert not torch.allclose(steps[0], steps[2])
+    with pytest.raises(ValueError, match="away"):
+        distill_step(predict, z, 0, held, prior.alphas, torch.Generator())
+    with pytest.raises(ValueError, match="perp_neg"):
+        DistillConfig("nfsd", perp_neg=True)
+
+
+def test_names_make_methods():
+    """The name csd is SDS that collaborates; +csd goes with any; a method's own settings win over the config's."""
+    base = DistillConfig(schedule="uniform", svgd=SVGDConfig(bandwidth=0.5))
+    assert method_config("sds", base).svgd is None
+    assert method_config("csd", base) == method_config("sds+csd", base) == replace(base, method="sds")
+    assert method_config("csd", DistillConfig()).svgd == SVGDConfig()
+    sdi = method_config("sdi+csd", base)
+    assert (sdi.noise, sdi.weight, sdi.schedule, sdi.svgd) == ("inverted", "x0", "annealed", base.svgd)
+    with pytest.raises(ValueError, match="edits a source"):
+        method_config("dds", base)
+    with pytest.raises(ValueError, match="choose one of"):
+        method_config("sds+ism", base)

@@ -110,3 +110,59 @@ def test_backgrounds():
 def test_bad_settings_are_named(key, value):
     with pytest.raises(ValueError, match=key if key != "levels" else "levels"):
         FieldConfig(**{key: value})
+
+
+def blob(**options):
+    """A field that is its blob alone: its density network says nothing."""
+    found = field(blob_scale=8.0, blob_radius=0.8, **options)
+    torch.nn.init.zeros_(found.density_net[-1].weight)
+    return found
+
+
+def points(count=50, seed=3):
+    return torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) - 0.5
+
+
+def test_blob_is_a_cone_of_log_density():
+    """log σ = log(scale/side) − 1 + 8 (1 − r/0.8), of half the box's side, and flat beyond."""
+    at = torch.tensor([[0.0, 0, 0], [0.4, 0, 0], [0.0, 0.8, 0], [0.9, 0.9, 0.0]])
+    raw = blob().density(at)[0].log() + 1 - math.log(5.0 / 2)
+    assert torch.allclose(raw, torch.tensor([8.0, 4.0, 0.0, 0.0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [None, 5e-3])
+def test_normals_of_a_ball_point_outwards(step):
+    at = points()
+    at = at[at.norm(dim=1) > 0.2]  # near the tip of the cone a step is not small
+    assert torch.allclose(blob().normals(at, step), at / at.norm(dim=1, keepdim=True), atol=0.02)
+
+
+def test_normals_by_differences_are_the_analytic_ones_and_teach_the_table():
+    """One dense level: within its cells the encoding is smooth."""
+    found = field(levels=1, base_resolution=4)
+    torch.nn.init.normal_(found.table, std=0.5, generator=torch.Generator().manual_seed(1))
+    at = points(200)
+    analytic, differences = found.normals(at), found.normals(at, 1e-4)
+    assert (analytic * differences).sum(1).median() > 0.999
+    assert not analytic.requires_grad
+    differences.square().sum().backward()  # of unit vectors: no gradient ...
+    assert found.table.grad.abs().max() < 1e-3
+    found.normals(at, 1e-2)[:, 2].sum().backward()  # ... but turning them has one
+    assert found.table.grad.abs().max() > 1e-2
+
+
+def test_levels_that_are_not_active_count_for_nothing():
+    found, at = field(), points()
+    torch.nn.init.normal_(found.table, generator=torch.Generator().manual_seed(1))
+    full = found.density(at)[0]
+    found.active_levels = 2
+    coarse = found.density(at)[0]
+    assert not torch.allclose(full, coarse)
+    with torch.no_grad():
+        found.table[found.offsets[2] :] = 7.0
+    again = found.density(at)[0]
+    assert torch.equal(again, coarse)
+    again.sum().backward()
+    assert found.table.grad[found.offsets[2] :].eq(0).all()
+    found.active_levels = 3
+    assert not torch.allclose(found.density(at)[0], coarse)

@@ -1,0 +1,155 @@
+"""Random cameras of text to 3D, and what the prompt says at each of them.
+
+Angles in degrees. Azimuth 0 is the object's front (+x), counter-clockwise from above; elevation 90 is straight above.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from csd3d.cameras import Cameras, look_at
+
+Range = tuple[float, float]
+
+
+@dataclass
+class ViewsConfig:
+    """Where a step's views are: uniform in each range, azimuths stratified over a step's views; lengths in world units.
+
+    The perturbations are standard deviations: of the camera's position, of the point it looks at, of its up vector.
+    """
+
+    elevation_deg: Range = (0.0, 60.0)
+    azimuth_deg: Range = (0.0, 360.0)
+    distance: Range = (3.7, 4.3)
+    fov_deg: Range = (31.0, 31.0)
+    position_jitter: float = 0.0
+    target_jitter: float = 0.03
+    up_jitter: float = 0.0
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("elevation_deg", "azimuth_deg", "distance", "fov_deg"):
+            low, high = getattr(self, key)
+            if not low <= high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}]: give the lower end first")
+        limits = {"elevation_deg": (-90, 90), "fov_deg": (1, 170), "distance": (1e-3, math.inf)}
+        for key, (least, most) in limits.items():
+            if not (least <= getattr(self, key)[0] and getattr(self, key)[1] <= most):
+                raise ValueError(f"{key} is {list(getattr(self, key))}: both ends must be in [{least:g}, {most:g}]")
+        if self.azimuth_deg[1] - self.azimuth_deg[0] > 360:
+            raise ValueError(f"azimuth_deg is {list(self.azimuth_deg)}: a range of at most 360 degrees")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Cameras [B] and where they stand: azimuth, elevation [B] in degrees, azimuth in [−180, 180)."""
+
+    cameras: Cameras
+    azimuth_deg: Tensor
+    elevation_deg: Tensor
+
+
+def sample_views(config: ViewsConfig, count: int, size: int, generator: torch.Generator) -> Views:
+    """`count` random views of `size`² pixels; every draw is made whatever the ranges, so a seed means the same."""
+
+    def uniform(limits: Range, strata: int = 1) -> Tensor:
+        u = torch.rand(count, generator=generator)
+        u = (torch.arange(count) + u) / count if strata > 1 else u
+        return limits[0] + (limits[1] - limits[0]) * u
+
+    azimuth = uniform(config.azimuth_deg, count if config.stratified else 1)
+    elevation, distance, fov = (uniform(getattr(config, key)) for key in ("elevation_deg", "distance", "fov_deg"))
+    position, target, up = torch.randn(3, count, 3, generator=generator)
+    place = distance[:, None] * unit_vector(azimuth, elevation) + config.position_jitter * position
+    poses = look_at(place, config.target_jitter * target)
+    if config.up_jitter:
+        poses = tilt(poses, config.up_jitter * up[:, 0])
+    focal = 0.5 * size / torch.deg2rad(fov / 2).tan()
+    middle = torch.full((count,), size / 2)
+    return Views(Cameras(poses, focal, focal, middle, middle, size, size), wrap(azimuth), elevation)
+
+
+def tilt(poses: Tensor, angle: Tensor) -> Tensor:
+    """Poses [B,3,4] rolled about their viewing axes by `angle` [B] radians."""
+    c, s = angle.cos()[:, None], angle.sin()[:, None]
+    right, up = poses[:, :, 0], poses[:, :, 1]
+    return torch.stack((c * right + s * up, c * up - s * right, poses[:, :, 2], poses[:, :, 3]), -1)
+
+
+def unit_vector(azimuth_deg: Tensor, elevation_deg: Tensor) -> Tensor:
+    """[B,3], from the middle towards where a camera stands."""
+    a, e = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
+    return torch.stack((e.cos() * a.cos(), e.cos() * a.sin(), e.sin()), -1)
+
+
+def wrap(azimuth_deg: Tensor) -> Tensor:
+    """The same azimuths in [−180, 180)."""
+    return (azimuth_deg + 180) % 360 - 180
+
+
+# --- what the prompt says ---
+
+
+@dataclass
+class PromptConfig:
+    """How the prompt is said of a view: `template` with {prompt} and {view}, the view's word from `words`.
+
+    Front and back reach `front_deg` and `back_deg` to either side of theirs; overhead starts at `overhead_deg` of
+    elevation. `negative`: what NFSD's and every unconditional prediction is of, the empty prompt by default.
+    """
+
+    template: str = "{prompt}, {view}"
+    words: dict[str, str] = field(
+        default_factory=lambda: {
+            "front": "front view",
+            "side": "side view",
+            "back": "back view",
+            "overhead": "overhead view",
+        }
+    )
+    front_deg: float = 45.0
+    back_deg: float = 45.0
+    overhead_deg: float = 60.0
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.template:
+            raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
+        if missing := {"front", "side", "back", "overhead"} - self.words.keys():
+            raise ValueError(f"words lacks {', '.join(sorted(missing))}")
+        for key in ("front_deg", "back_deg"):
+            if not 0 <= getattr(self, key) <= 180:
+                raise ValueError(f"{key} is {getattr(self, key):g}: give degrees to either side, 0 to 180")
+        if self.front_deg + self.back_deg > 180:
+            raise ValueError(
+                f"front_deg {self.front_deg:g} and back_deg {self.back_deg:g} overlap: at most 180 together"
+            )
+
+    def text(self, prompt: str, view: str) -> str:
+        """The prompt as said of a view ("front", "side", "back", "overhead")."""
+        return self.template.replace("{view}", self.words[view]).replace("{prompt}", prompt)
+
+
+def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:
+    """ "front", "side", "back" or "overhead"; at a threshold the nearer to the front, and overhead before all."""
+    if elevation_deg > config.overhead_deg:
+        return "overhead"
+    off = abs((azimuth_deg + 180) % 360 - 180)
+    return "front" if off <= config.front_deg else "back" if off >= 180 - config.back_deg else "side"
+
+
+def away_views(azimuth_deg: float, elevation_deg: float) -> tuple[tuple[str, str], tuple[float, float]]:
+    """The two views that a particle is held away from by Perp-Neg, and their weights (arXiv 2304.04968, section 4.2).
+
+    Between front and side, r = 1 − |azimuth|/90 is how much of a front it is: away from the side by r and from the
+    back fully; between side and back: away from the front fully, and from the side by −r. Linear, and on predictions
+    at one prompt a view: the paper's interpolated prompts and fitted exponentials are for Stable Diffusion's bias.
+    Nothing is held away from above.
+    """
+    if elevation_deg > 60:
+        return ("front", "back"), (0.0, 0.0)
+    off = abs((azimuth_deg + 180) % 360 - 180) / 90
+    return (("side", "back"), (max(1 - off, 0.0), 1.0)) if off < 1 else (("side", "front"), (off - 1, 1.0))
