@@ -15,7 +15,7 @@ import torch
 from csd3d import run as jobs
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.tasks.edit_scene import Job
+from csd3d.tasks.loop import Job
 from launch import main
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def test_seeds_and_phases_draw_differently(tiny_config, tmp_path):
     config = jobs.read(tiny_config, [])[1]
 
     def draw(seed, phase):
-        job = Job(replace(config, seed=seed), tmp_path, None, StopRequest(), None)
+        job = Job(replace(config, seed=seed), tmp_path, StopRequest(), None)
         return torch.rand((), generator=job.generator(phase)).item()
 
     drawn = [draw(seed, phase) for seed in (0, 1, 2**32) for phase in ("reconstruct", "in2n")]
