@@ -46,6 +46,7 @@ CORE = [
     "diffusers>=0.31",
     "transformers>=4.45",
     "accelerate>=1.0",
+    "peft>=0.13",
     "safetensors>=0.4.3",
     "nerfacc>=0.5.3",
     "trimesh>=4.4",

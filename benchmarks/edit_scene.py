@@ -11,8 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from csd3d import run as jobs
-from csd3d.interrupt import StopRequest
+from benchmarks.runs import cell, finished_run, mean, mean_table
 from csd3d.logs import environment
 from csd3d.world.dataset import write_capture
 from csd3d.world.scene import Scene
@@ -40,45 +39,20 @@ def run_one(name: str, prompt: str, seed: int, work: Path, overrides: list[str])
     capture = work / "captures" / name
     if not (capture / "world.json").exists():
         write_capture(capture, SCENES[name], seed=3)
-    folder = work / f"{name}-{prompt.replace(' ', '-')}-{seed}"
-    metrics = folder / "metrics.json"
-    if metrics.exists() and json.loads(metrics.read_text())["finished"]:
-        return json.loads(metrics.read_text())
-    stop = StopRequest()
-    if folder.exists():
-        jobs.resume(folder, [], "auto", stop=stop)
-    else:
-        keys = [f"scene.path={capture}", f"prompt={prompt}", *overrides]
-        jobs.start(CONFIG, keys, folder, seed, "auto", stop=stop)
-    return json.loads(metrics.read_text())
-
-
-def mean(runs: list[dict], method: str, figure: str) -> float | None:
-    """Mean of a figure of one method over the runs that have it."""
-    values = [run["results"][method][figure] for run in runs]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    keys = [f"scene.path={capture}", f"prompt={prompt}", *overrides]
+    return finished_run(CONFIG, keys, work / f"{name}-{prompt.replace(' ', '-')}-{seed}", seed)
 
 
 def table(runs: list[dict]) -> str:
     """Markdown: a row a method, the mean over all runs; then a row a run."""
-    methods = list(runs[0]["results"])
-    lines = [f"| mean of {len(runs)} runs | {' | '.join(label for label, _ in FIGURES.values())} |"]
-    lines += ["|" + "---|" * (len(FIGURES) + 1)]
-    for method in methods:
-        cells = [_cell(mean(runs, method, figure), digits) for figure, (_, digits) in FIGURES.items()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+    methods, lines = list(runs[0]["results"]), mean_table(runs, FIGURES)
     lines += ["", "| scene | instruction | seed | " + " | ".join(f"{m}: PSNR, warped" for m in methods) + " |"]
     lines += ["|" + "---|" * (3 + len(methods))]
     for run in runs:
         pairs = [(run["results"][m]["psnr_truth"], run["results"][m]["warped_error"]) for m in methods]
-        cells = [f"{_cell(psnr, 2)}, {_cell(error, 4)}" for psnr, error in pairs]
+        cells = [f"{cell(psnr, 2)}, {cell(error, 4)}" for psnr, error in pairs]
         lines.append(f"| {run['scene']} | {run['instruction']} | {run['seed']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:

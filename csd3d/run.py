@@ -11,7 +11,11 @@ from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 from csd3d.logs import create_run_folder, logging_to
 
-TASKS = {"edit_scene": "csd3d.tasks.edit_scene:EditSceneConfig"}
+TASKS = {
+    "edit_scene": "csd3d.tasks.edit_scene:EditSceneConfig",
+    "text_to_image": "csd3d.tasks.text_to_image:TextToImageConfig",
+    "text_to_3d": "csd3d.tasks.text_to_3d:TextTo3DConfig",
+}
 PACKAGE_ROOT = Path(__file__).parent.parent
 
 
@@ -66,8 +70,17 @@ def read(config_file: Path, overrides: Sequence[str]):
     module, schema = TASKS[task_name(config_file, overrides, TASKS)].split(":")
     task = importlib.import_module(module)
     config = load_config(config_file, overrides, getattr(task, schema))
-    scene = replace(config.scene, path=shipped(config.scene.path))
-    return task, replace(config, scene=scene, prior=replace(config.prior, model=shipped(config.prior.model)))
+    return task, with_shipped(config)
+
+
+def with_shipped(config):
+    """The config with its paths (scene, prior, LMC-SDS's network) resolved by `shipped`."""
+    changes = {"prior": replace(config.prior, model=shipped(config.prior.model))}
+    if hasattr(config, "scene"):
+        changes["scene"] = replace(config.scene, path=shipped(config.scene.path))
+    if hasattr(config, "guide"):
+        changes["guide"] = replace(config.guide, expected=shipped(config.guide.expected))
+    return replace(config, **changes)
 
 
 def shipped(path: str) -> str:

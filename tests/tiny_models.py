@@ -7,12 +7,26 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IFPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 MERGES = [("r", "e"), ("re", "d</w>"), ("b", "l"), ("bl", "u"), ("blu", "e</w>")]
 MAX_TOKENS = 12
@@ -29,12 +43,15 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def build_text_encoder(
+    tokenizer: CLIPTokenizer, width: int = 16, projection: int | None = None
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A CLIP of `width` features; with `projection` one whose first output is the pooled text of so many."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
-        projection_dim=16,
+        projection_dim=projection or 16,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=MAX_TOKENS,
@@ -42,7 +59,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def build_t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
+    """T5 with a Unigram vocabulary of small letters and two words; tokens are </s> at the end, <pad> behind it."""
+    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxy"]  # no z: one letter is unknown
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁red", -1.0), ("▁blue", -1.0), *letters]
+    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0)
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    config = T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **sizes)
+    return tokenizer, T5EncoderModel(config).eval()
 
 
 def build_unet(in_channels: int) -> UNet2DConditionModel:
@@ -61,7 +88,7 @@ def build_unet(in_channels: int) -> UNet2DConditionModel:
     ).eval()
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae(**options) -> AutoencoderKL:
     """Eight pixels to one latent, as Stable Diffusion's."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 16),
@@ -69,9 +96,20 @@ def build_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.18215,
+        **{"latent_channels": 4, "scaling_factor": 0.18215} | options,
     ).eval()
+
+
+def build_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
 
 
 def save_tiny_pipeline(folder: Path, kind: str = "edit", prediction_type: str = "epsilon", seed: int = 0) -> Path:
@@ -84,17 +122,112 @@ def save_tiny_pipeline(folder: Path, kind: str = "edit", prediction_type: str = 
             "text_encoder": build_text_encoder(tokenizer),
             "tokenizer": tokenizer,
             "unet": build_unet(8 if kind == "edit" else 4),
-            "scheduler": DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type=prediction_type,
-            ),
+            "scheduler": build_scheduler(prediction_type),
         }
     pipeline = StableDiffusionInstructPix2PixPipeline if kind == "edit" else StableDiffusionPipeline
     extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline(**parts, **extra).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_sdxl(folder: Path, in_channels: int = 4, zero_null: bool = True, seed: int = 0) -> Path:
+    """SDXL: two CLIPs of 16 and 24 features, a pooled text of 12; 8 channels make an editing model of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizers = {name: build_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")}
+        unet = UNet2DConditionModel(
+            sample_size=4,
+            in_channels=in_channels,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=40,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 12,
+        ).eval()
+        pipeline = StableDiffusionXLPipeline(
+            vae=build_vae(scaling_factor=0.13025),
+            text_encoder=build_text_encoder(tokenizers["tokenizer"]),
+            text_encoder_2=build_text_encoder(tokenizers["tokenizer_2"], 24, 12),
+            **tokenizers,
+            unet=unet,
+            scheduler=build_scheduler(),
+            force_zeros_for_empty_prompt=zero_null,
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_if(folder: Path, seed: int = 0) -> Path:
+    """DeepFloyd IF's first stage: pictures of 8 pixels, T5, learned variance, text in the time embedding too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, text_encoder = build_t5(16)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=6,
+            block_out_channels=(8, 16),
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=32,  # its norm has 32 groups
+            encoder_hid_dim=16,
+            attention_head_dim=4,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+            cross_attention_norm="group_norm",
+            resnet_time_scale_shift="scale_shift",
+            act_fn="gelu",
+        ).eval()
+        scheduler = DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", thresholding=True, sample_max_value=1.0, variance_type="learned_range"
+        )
+        parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "scheduler": scheduler}
+    extra = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
+    IFPipeline(**parts, **extra, requires_safety_checker=False).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0) -> Path:
+    """Stable Diffusion 3: patches of two latents, 16 channels, text of width 48, a pooled text of 16 + 12."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizers = {name: build_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")}
+        tokenizer_3, text_encoder_3 = build_t5(48) if t5 else (None, None)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            caption_projection_dim=16,
+            pooled_projection_dim=28,
+            pos_embed_max_size=8,
+        ).eval()
+        vae = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+        pipeline = StableDiffusion3Pipeline(
+            vae=build_vae(**vae, use_quant_conv=False, use_post_quant_conv=False),
+            transformer=transformer,
+            text_encoder=build_text_encoder(tokenizers["tokenizer"], 16, 16),
+            text_encoder_2=build_text_encoder(tokenizers["tokenizer_2"], 24, 12),
+            **tokenizers,
+            tokenizer_3=tokenizer_3,
+            text_encoder_3=text_encoder_3,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

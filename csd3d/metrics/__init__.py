@@ -1,6 +1,38 @@
-"""What is measured: images against images, views against each other."""
+"""What is measured: images against images, views against each other, images against words."""
 
+from csd3d.metrics.clip import (
+    ClipModel,
+    directional_similarity,
+    image_consistency,
+    image_similarity,
+    load_clip,
+    mean_pairwise_distance,
+    retrieval_rank,
+    text_image_score,
+    view_word_accuracy,
+)
 from csd3d.metrics.consistency import view_pairs, warp_view, warped_error
+from csd3d.metrics.fid import frechet_distance, named_fid
 from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
 
-__all__ = ["best_answer", "dilate", "psnr", "psnr_outside", "ssim", "view_pairs", "warp_view", "warped_error"]
+__all__ = [
+    "ClipModel",
+    "best_answer",
+    "dilate",
+    "directional_similarity",
+    "frechet_distance",
+    "image_consistency",
+    "image_similarity",
+    "load_clip",
+    "mean_pairwise_distance",
+    "named_fid",
+    "psnr",
+    "psnr_outside",
+    "retrieval_rank",
+    "ssim",
+    "text_image_score",
+    "view_pairs",
+    "view_word_accuracy",
+    "warp_view",
+    "warped_error",
+]

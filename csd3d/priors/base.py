@@ -8,7 +8,8 @@ Symbols and shapes, here and in the other modules of this package:
 Guidance is no business of a prior: a method asks for each branch and combines them itself.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -17,50 +18,74 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the noise is predicted under: `text` [B, L, D], and for an editing model the source `image` [B, 4, h, w]."""
+    """What the noise is predicted under: `text` [B, L, D], and for an editing model the source `image` [B, 4, h, w].
+
+    Models with a second, pooled description of the prompt (SDXL, Stable Diffusion 3) need it in `pooled` [B, P]:
+    `Prior.condition` fills it in. `time_ids` [B, 6] are SDXL's (height, width) of the source, (top, left) of its crop
+    and (height, width) of the target, in pixels; where it is None they stand for the whole picture that z_t is.
+    """
 
     text: Tensor
     image: Tensor | None = None
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.text.ndim != 3:
             raise ValueError(f"Condition.text must be [B, L, D], got {tuple(self.text.shape)}")
         if self.image is not None and (self.image.ndim != 4 or len(self.image) != len(self.text)):
             raise ValueError(f"Condition.image must be [{len(self.text)}, C, h, w], got {tuple(self.image.shape)}")
+        for name, width in (("pooled", "P"), ("time_ids", 6)):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != 2 or len(value) != len(self.text)):
+                raise ValueError(f"Condition.{name} must be [{len(self.text)}, {width}], got {tuple(value.shape)}")
 
     def __len__(self) -> int:
         return len(self.text)
 
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
-        return Condition(self.text[rows], None if self.image is None else self.image[rows])
+        return self._map(lambda value: value[rows])
 
     def expand(self, batch: int) -> "Condition":
         """Repeats a condition of one element `batch` times without copying."""
-        image = None if self.image is None else self.image.expand(batch, -1, -1, -1)
-        return Condition(self.text.expand(batch, -1, -1), image)
+        return self._map(lambda value: value.expand(batch, *value.shape[1:]))
 
     @staticmethod
     def cat(conditions: list["Condition"]) -> "Condition":
-        """Stacks conditions along the batch; all have an image or none has (ValueError)."""
-        images = [condition.image for condition in conditions if condition.image is not None]
-        if images and len(images) != len(conditions):
-            raise ValueError(f"{len(images)} of {len(conditions)} conditions have an image: all must, or none")
-        return Condition(torch.cat([condition.text for condition in conditions]), torch.cat(images) if images else None)
+        """Stacks conditions along the batch; all have an image (pooled text, ...) or none has (ValueError)."""
+        parts = {}
+        for name in (field.name for field in fields(Condition)):
+            present = [value for condition in conditions if (value := getattr(condition, name)) is not None]
+            if present and len(present) != len(conditions):
+                raise ValueError(f"{len(present)} of {len(conditions)} conditions have `{name}`: all must, or none")
+            parts[name] = torch.cat(present) if present else None
+        return Condition(**parts)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Condition(**{name: None if value is None else function(value) for name, value in values.items()})
 
 
-def edit_branches(text: Tensor, null_text: Tensor, image: Tensor) -> tuple[Condition, Condition, Condition]:
+def edit_branches(
+    text: Tensor | Condition, null_text: Tensor | Condition, image: Tensor
+) -> tuple[Condition, Condition, Condition]:
     """The three branches of InstructPix2Pix (arXiv 2211.09800, Eq. 3): (∅, ∅), (x̃, ∅), (x̃, y).
 
-    `text` and `null_text` are [B | 1, L, D] embeddings of the instruction and of "", `image` [B, 4, h, w] is the
-    *unscaled* posterior mode (`encode_condition`). The null image is a zero latent.
+    `text` and `null_text` are [B | 1, L, D] embeddings of the instruction and of "" (as `Condition`s where the model
+    takes pooled text too), `image` [B, 4, h, w] is the *unscaled* posterior mode (`encode_condition`). The null image
+    is a zero latent.
     """
-    batch = len(image)
-    null, full = (embedding.expand(batch, -1, -1) for embedding in (null_text, text))
-    return Condition(null, torch.zeros_like(image)), Condition(null, image), Condition(full, image)
+    given = (words if isinstance(words, Condition) else Condition(words) for words in (null_text, text))
+    null, full = (words.expand(len(image)) for words in given)
+    return replace(null, image=torch.zeros_like(image)), replace(null, image=image), replace(full, image=image)
 
 
 class Prior(Protocol):
-    """A diffusion model as the methods see it: a VAE, a text encoder and a noise predictor, frozen."""
+    """A diffusion model as the methods see it: an image codec, a text encoder and a noise predictor, frozen.
+
+    `condition(prompts, image)` is what every kind of model takes; `Condition(embed(prompts), image)` is the same for
+    models without pooled text.
+    """
 
     alphas_cumprod: Tensor  # [T] float32
     num_train_timesteps: int
@@ -78,6 +103,8 @@ class Prior(Protocol):
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor: ...
 
     def embed(self, prompts: list[str]) -> Tensor: ...
+
+    def condition(self, prompts: list[str], image: Tensor | None = None) -> Condition: ...
 
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor: ...
 

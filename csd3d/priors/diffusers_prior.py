@@ -1,169 +1,133 @@
-"""Stable Diffusion and InstructPix2Pix behind the `Prior` interface: any latent diffusion UNet that diffusers loads.
+"""Models of diffusers behind the `Prior` interface: a codec, a text encoder and a noise predictor, put together.
 
-Symbols as in `base`. All networks are frozen and in eval mode; the VAE and the text encoder run in float32, the UNet
-under autocast when a lower precision is asked for. Latents and images come back as contiguous float32.
+Symbols as in `base`. All networks are frozen and in eval mode. Every weight is held in float32; the VAE and the text
+encoders run in it, the noise predictor under autocast when a lower precision is asked for. Latents and images come back
+as contiguous float32. Which kinds of model there are, and what each is made of: `kinds`.
 """
 
-import logging
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
 
 from csd3d.priors.base import Condition
-
-logger = logging.getLogger("csd3d")
-
-
-def to_epsilon(output: Tensor, z_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Turns a network's output into the noise ε it implies.
-
-        v_prediction: v = √ᾱ ε − σ z    =>  ε = √ᾱ v + σ z_t           (arXiv 2202.00512, appendix D)
-        sample:       z_t = √ᾱ z + σ ε  =>  ε = (z_t − √ᾱ z) / σ
-
-    `output`, `z_t` [B, C, h, w]; `alpha_bar` [B]. Raises ValueError for another prediction type.
-    """
-    a, sigma = (value.sqrt().reshape(-1, 1, 1, 1) for value in (alpha_bar, 1 - alpha_bar))
-    if prediction_type == "epsilon":
-        return output
-    if prediction_type == "v_prediction":
-        return a * output + sigma * z_t
-    if prediction_type == "sample":
-        return (z_t - a * output) / sigma
-    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction_type!r}")
+from csd3d.priors.codecs import PixelCodec, VaeCodec
+from csd3d.priors.flow import flow_noise
+from csd3d.priors.text import TextEncoder
+from csd3d.priors.unet import to_epsilon, unet_output
 
 
 class DiffusersPrior:
-    """A frozen latent diffusion model made of diffusers' and transformers' own modules (see `load_prior`).
+    """A frozen diffusion model made of diffusers' and transformers' own modules (see `load_prior`).
 
-    Sizes need not divide by the VAE's factor: images are padded at the right and bottom by reflection before they are
-    encoded, and `decode(z, size)` crops the padding off again.
+    unet: the noise predictor, a UNet or the transformer of a flow model (`prediction_type` "flow"), on its device
+    prediction_type: what it predicts: epsilon | v_prediction | sample | flow
+    unet_dtype: of its matrix products; micro_batch: most elements sent through a network at once
+    drop_text_encoder: the first `predict_noise` frees the text encoders, as `release_text_encoder` does
     """
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        codec: VaeCodec | PixelCodec,
+        unet: nn.Module,
+        text: TextEncoder,
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
         *,
         unet_dtype: torch.dtype = torch.float32,
         micro_batch: int = 16,
+        drop_text_encoder: bool = False,
     ):
-        self.vae, self.unet, self.text_encoder = (m.eval().requires_grad_(False) for m in (vae, unet, text_encoder))
-        for convolutional in (vae, unet):
-            convolutional.to(memory_format=torch.channels_last)
-        self.tokenizer = tokenizer
+        self.codec, self.text = codec, text
+        self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.device = next(unet.parameters()).device
         self.alphas_cumprod = alphas_cumprod.to(self.device, torch.float32)
         self.prediction_type = prediction_type
         self.unet_dtype = unet_dtype
         self.micro_batch = micro_batch
+        self.drop_text_encoder = drop_text_encoder
         self.unet_evaluations = 0
-        self._embeddings: dict[str, Tensor] = {}
+
+    @property
+    def vae(self) -> nn.Module:
+        return self.codec.vae
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.text.parts["text_encoder"]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.text.parts["tokenizer"]
 
     @property
     def num_train_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
     @property
-    def downscale(self) -> int:
-        """Pixels to one latent, along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def edits(self) -> bool:
+        """Whether the model takes a source image beside z_t (InstructPix2Pix)."""
+        return self.unet.config.in_channels == 2 * self.codec.channels
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of an image of `height` x `width` pixels, padded sizes included."""
-        return self.vae.config.latent_channels, -(-height // self.downscale), -(-width // self.downscale)
+        """(C, h, w) of z for an image of `height` x `width` pixels, padded sizes included."""
+        return self.codec.latent_shape(height, width)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents z = scaling_factor · E(images), differentiable: the posterior's mode, or with a generator a sample.
+        """z of images, differentiable; of a VAE the posterior's mode, or with a generator a sample.
 
-        Raises ValueError for anything but [B, 3, H, W] with sides of at least `downscale` pixels.
+        Raises ValueError for anything but [B, 3, H, W] with sides that the VAE can halve to a latent.
         """
-        posterior = self._posterior(images)
-        z = posterior.mode() if generator is None else posterior.sample(generator)
-        return (z * self.vae.config.scaling_factor).contiguous()
+        return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
 
     def encode_condition(self, images: Tensor) -> Tensor:
-        """The image condition of InstructPix2Pix: the posterior's mode, *not* scaled."""
-        return self._posterior(images).mode().contiguous()
+        """The image condition of InstructPix2Pix: the posterior's mode, *not* scaled. ValueError for other models."""
+        if not self.edits:
+            raise ValueError("this model takes no image condition: an editing model (InstructPix2Pix) does")
+        return self.codec.encode_condition(self._normalised(images), self.micro_batch).contiguous()
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images of latents, cropped to `size` = (H, W) if given; clamped to [0, 1] unless z wants a gradient."""
-        chunks = (z.float() / self.vae.config.scaling_factor).split(self.micro_batch)
-        images = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks]) / 2 + 0.5
-        if size is not None:
-            images = _crop(images, size)
+        """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z wants a gradient."""
+        images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
         return (images if images.requires_grad else images.clamp(0, 1)).contiguous()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the VAE's encoder for a perceptual loss, differentiable: `conv_in`, then each down block.
+
+        Raises ValueError for a pixel-space model, which has no VAE.
+        """
+        return self.codec.features(self._normalised(images))
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Text embeddings [B, L, D], padded to the encoder's length as diffusers' pipelines do; each prompt is kept."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                self._embeddings[prompt] = self._embed(prompt)
-        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+        return self.text(prompts)["text"]
+
+    def condition(self, prompts: list[str], image: Tensor | None = None) -> Condition:
+        """What `predict_noise` takes for a batch of prompts: their embeddings, pooled ones too if the model has any."""
+        return Condition(**self.text(prompts), image=image)
+
+    def release_text_encoder(self) -> None:
+        """Frees the text encoders. Prompts embedded before (or kept in the embedding cache) can still be asked for."""
+        self.text.release()
 
     @torch.no_grad()
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
         """ε(z_t; condition) [B, C, h, w], without guidance and without a graph, `micro_batch` elements at a time.
 
-        Raises ValueError where batch, channels or t do not suit the UNet.
+        Raises ValueError where batch, channels, t or the condition do not suit the model.
         """
         self._check(z_t, t, condition)
+        if self.drop_text_encoder:
+            self.release_text_encoder()
         steps = torch.as_tensor(t, device=self.device).expand(len(z_t))
         rows = [slice(i, i + self.micro_batch) for i in range(0, len(z_t), self.micro_batch)]
         self.unet_evaluations += len(z_t)
         return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the VAE's encoder for a perceptual loss, differentiable: `conv_in`, then each down block."""
-        encoder = self.vae.encoder
-        maps = [encoder.conv_in(self._to_vae(images))]
-        for block in encoder.down_blocks:
-            maps.append(block(maps[-1]))
-        return maps
-
-    def _to_vae(self, images: Tensor) -> Tensor:
+    def _normalised(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W] in [0, 1], got {tuple(images.shape)}")
         return (images.to(self.device, torch.float32) * 2 - 1).to(memory_format=torch.channels_last)
-
-    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        chunks = self._pad(self._to_vae(images)).split(self.micro_batch)
-        return DiagonalGaussianDistribution(torch.cat([self.vae.encode(x).latent_dist.parameters for x in chunks]))
-
-    def _pad(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if min(height, width) < self.downscale:
-            raise ValueError(f"images must be at least {self.downscale} pixels a side, got {height}x{width}")
-        if height % self.downscale == 0 and width % self.downscale == 0:
-            return images
-        return F.pad(images, (0, -width % self.downscale, 0, -height % self.downscale), mode="reflect")
-
-    @torch.no_grad()
-    def _embed(self, prompt: str) -> Tensor:
-        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        self._warn_of_lost_text(prompt, limit)
-        tokens = self.tokenizer(prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        tokens = tokens.to(self.device)
-        # diffusers masks the padding for the few text encoders that were trained so, and for no other
-        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        return self.text_encoder(tokens.input_ids, attention_mask=mask)[0][0].float()
-
-    def _warn_of_lost_text(self, prompt: str, limit: int) -> None:
-        ids = self.tokenizer(prompt, verbose=False).input_ids
-        if len(ids) > limit:
-            cut = self.tokenizer.decode(ids[limit - 1 : -1])
-            logger.warning(
-                "prompt %r is longer than the text encoder takes (%d tokens): cut off %r", prompt, limit, cut
-            )
-        if self.tokenizer.unk_token_id in ids[1:-1]:
-            logger.warning("prompt %r holds characters that the text encoder's vocabulary lacks", prompt)
 
     def _check(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> None:
         image_channels = 0 if condition.image is None else condition.image.shape[1]
@@ -178,15 +142,14 @@ class DiffusersPrior:
             raise ValueError(f"t must be in 0..{self.num_train_timesteps - 1}, got {t}")
 
     def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        sample = z_t if condition.image is None else torch.cat([z_t, condition.image], dim=1)
-        sample = sample.float().to(memory_format=torch.channels_last)
+        z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
+        if self.prediction_type == "flow":
+            return flow_noise(self._network, z_t, alpha_bar, condition, self.num_train_timesteps)
+        told_sizes = self.unet.config.get("addition_embed_type") == "text_time"
+        picture_scale = self.codec.downscale if told_sizes else None
+        output = unet_output(self._network, z_t, t, condition, picture_scale)
+        return to_epsilon(output, z_t, alpha_bar, self.prediction_type)
+
+    def _network(self, *args: Any, **options: Any) -> Tensor:
         with torch.autocast(self.device.type, self.unet_dtype, enabled=self.unet_dtype != torch.float32):
-            output = self.unet(sample, t, encoder_hidden_states=condition.text, return_dict=False)[0]
-        return to_epsilon(output.float(), z_t.float(), self.alphas_cumprod[t], self.prediction_type)
-
-
-def _crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = size
-    if height > images.shape[-2] or width > images.shape[-1]:
-        raise ValueError(f"size {height}x{width} is larger than the {images.shape[-2]}x{images.shape[-1]} decoded")
-    return images[..., :height, :width]
+            return self.unet(*args, **options, return_dict=False)[0].float()

@@ -72,6 +72,9 @@ class GaussianMixturePrior:
         weights = torch.stack([self.prompts.get(prompt, self.weights).to(self.means) for prompt in prompts])
         return (weights / weights.sum(1, keepdim=True)).log()[:, None]
 
+    def condition(self, prompts: list[str], image: Tensor | None = None) -> Condition:
+        return Condition(self.embed(prompts), image)
+
     @torch.no_grad()
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
         """The exact ε(z_t; condition), shaped as `z_t` [B, ...], whose trailing shape is that of a mean."""

@@ -8,8 +8,6 @@ import copy
 import dataclasses
 import json
 import logging
-import resource
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from torch import Tensor
 
 from csd3d.checkpoint import write_atomically
-from csd3d.export import MeshConfig
 from csd3d.fields import FieldConfig
 from csd3d.interrupt import StopRequest
 from csd3d.logs import Curves
@@ -26,8 +23,8 @@ from csd3d.priors import PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
 from csd3d.scenes import Capture, SceneConfig, load_capture
 from csd3d.tasks.evaluate import evaluate_edit, evaluate_reconstruction
-from csd3d.tasks.loop import Job, Phase, run_steps
-from csd3d.tasks.results import save_results, save_strip
+from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
+from csd3d.tasks.results import ExportConfig, save_results, save_strip
 from csd3d.tasks.scene_model import (
     FitConfig,
     Pictures,
@@ -41,16 +38,6 @@ from csd3d.tasks.truth import Truth, load_truth
 from csd3d.tasks.updates import UPDATERS, UpdateConfig, ViewEditor
 
 logger = logging.getLogger("csd3d")
-
-
-@dataclass
-class ExportConfig:
-    """What is written at the end: the mesh, and an orbit video before | after."""
-
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    video_frames: int = 72
-    video_fps: int = 24
-    video_elevation_deg: float = 25.0
 
 
 @dataclass
@@ -108,7 +95,8 @@ class EditJob(Job):
         """A phase at its first step: a new scene, or a copy of `start`."""
         config, generator = self.config, self.generator(name)
         if start is None:
-            model = SceneModel(config.field, config.render, self.capture, generator).to(self.device)
+            box = (self.capture.aabb, generator, self.capture.unbounded)
+            model = SceneModel(config.field, config.render, *box).to(self.device)
         else:
             model = copy.deepcopy(start)
         return EditPhase(generator, model=model, optimiser=make_optimiser(model, fit), images=images.clone())
@@ -213,9 +201,3 @@ def fit_phase(job: EditJob, phase: EditPhase, name: str, fit: FitConfig, update=
         return report
 
     run_steps(job, phase, name, fit.steps, advance, lambda: f"psnr {report.get('psnr', 0):.1f} dB")
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has had resident."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,5 +1,7 @@
 """Loops that may be killed at any step: their state, checkpoints, curves and progress, and what asks them to stop."""
 
+import resource
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ from csd3d.interrupt import StopRequest
 from csd3d.logs import Curves, progress
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
-IGNORED = ("name", "compare", "export", "save_seconds", "prior.device", "prior.micro_batch")
+RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
+IGNORED = ("name", "compare", "export", "save_seconds", *(f"prior.{key}" for key in RUNNING))
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
 
 
@@ -121,3 +124,9 @@ def _not_finite(checkpoint: Path, name: str, step: int) -> str:
     last = f"the last good checkpoint is {checkpoint}" if has_checkpoint(checkpoint) else "there is no checkpoint yet"
     failure = f"{MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient"
     return f"{name}: {failure}; lower its learning_rate ({last})"
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has had resident."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

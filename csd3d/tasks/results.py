@@ -6,6 +6,7 @@ report), videos/<method>.mp4 (orbit, before | after), mesh/, report.html.
 
 import json
 import textwrap
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from csd3d.config import to_yaml
 from csd3d.errors import InputError
 from csd3d.export import (
     Curves,
+    MeshConfig,
     ReportData,
     ViewRow,
     export_mesh,
@@ -36,6 +38,15 @@ SHOWN_VIEWS = 6
 TURNTABLE_FRAMES = 36
 
 
+@dataclass
+class ExportConfig:
+    """What is written at the end: the mesh, and an orbit video before | after."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    video_frames: int = 72
+    video_fps: int = 24
+
+
 def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
     """Writes everything but metrics.json, which is to hold how long this took."""
     main = job.config.update.method
@@ -50,7 +61,7 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
         scale = max(1, round(384 / min(cameras.width, cameras.height)))
         write_video(path, side_by_side(before, after), fps=job.config.export.video_fps, scale=scale)
         videos[f"Before and after: {NAMES[method]}"] = path
-    note, turntable = save_mesh(job, final, cameras)
+    note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb)
     rows = view_rows(job, edited, truth, metrics)
     save_grid(job.folder / "images" / "views.png", rows)
     report = ReportData(
@@ -68,7 +79,7 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
         videos=videos,
         turntable=turntable,
         mesh_note=note,
-        curves=charts(job.folder),
+        curves=charts(job.folder, (("PSNR of the fit, dB", "psnr"), ("Loss", "loss"))),
         config=to_yaml(job.config),
         environment=json.loads((job.folder / "environment.json").read_text()),
     )
@@ -154,30 +165,30 @@ def save_grid(path: Path, rows: list[ViewRow], margin: int = 190) -> None:
     page.save(path)
 
 
-def save_mesh(job, model: SceneModel, cameras: Cameras) -> tuple[str, list[np.ndarray]]:
-    """Writes mesh/ and returns a note and turntable frames; a scene without a surface is said, not written."""
+def save_mesh(
+    job, model: SceneModel, cameras: Cameras, aabb: Tensor, folder: str = "mesh"
+) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
+    """Writes mesh/; returns a note, turntable frames and figures. A scene without a surface is said, not written."""
     config = job.config.export.mesh
 
     def density(positions: Tensor) -> Tensor:
         return model.field.density(positions)[0]
 
     try:
-        mesh, figures = export_mesh(
-            density, model.field, job.capture.aabb, job.folder / "mesh", config, str(job.device)
-        )
+        mesh, figures = export_mesh(density, model.field, aabb, job.folder / folder, config, str(job.device))
     except InputError as error:
         logger.error("%s", error)
-        return f"No mesh: {error}", []
+        return f"No mesh: {error}", [], {}
     steps = torch.linspace(0, len(cameras) - 1, min(TURNTABLE_FRAMES, len(cameras))).round().long()
     larger = (
         cameras.resized(cameras.width * 3, cameras.height * 3) if min(cameras.width, cameras.height) < 200 else cameras
     )
     frames = [render_mesh(mesh, larger, int(i)) for i in steps]
-    return f"{figures['faces']:,} faces, {config.texture_size}² texture.", frames
+    return f"{figures['faces']:,} faces, {config.texture_size}² texture.", frames, figures
 
 
-def charts(folder: Path) -> list[Curves]:
-    """The curves that say how it went: the fits' PSNR, and what the collaborating particles saw."""
+def charts(folder: Path, wanted: tuple[tuple[str, str], ...]) -> list[Curves]:
+    """The curves that say how it went, as (title, tag); a loss is drawn on a logarithmic scale."""
     curves = read_curves(folder)
 
     def chart(title: str, tag: str, log: bool = False) -> Curves:
@@ -188,5 +199,4 @@ def charts(folder: Path) -> list[Curves]:
         }
         return Curves(title, {phase: line for phase, line in lines.items() if line}, log=log)
 
-    wanted = (("PSNR of the fit, dB", "psnr"), ("Loss", "loss"))
     return [chart(title, tag, log=tag == "loss") for title, tag in wanted]

@@ -4,6 +4,7 @@ Symbols: rgb [R,3] in [0,1], rays_o, rays_d [R,3]; a patch is S×S neighbouring 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,18 @@ from csd3d.cameras import Cameras
 from csd3d.errors import InputError
 from csd3d.fields import Background, FieldConfig, RadianceField
 from csd3d.priors import perceptual_distance
-from csd3d.rendering import OccupancyGrid, RenderConfig, Rendered, render_image, render_rays
+from csd3d.rendering import (
+    OccupancyGrid,
+    RenderConfig,
+    Rendered,
+    ShadedField,
+    Shading,
+    render_image,
+    render_rays,
+)
 from csd3d.scenes import Capture
+
+ALBEDO = Shading()
 
 
 @dataclass
@@ -45,21 +56,40 @@ class FitConfig:
 class SceneModel(nn.Module):
     """What a checkpoint holds of a scene: its radiance field, its background and its occupancy grid."""
 
-    def __init__(self, field: FieldConfig, render: RenderConfig, capture: Capture, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        field: FieldConfig,
+        render: RenderConfig,
+        aabb: Tensor,
+        generator: torch.Generator,
+        unbounded: bool = False,
+        background: str = "learned",
+    ) -> None:
         super().__init__()
-        self.field = RadianceField(field, capture.aabb, capture.unbounded, generator)
-        self.background = Background("learned", generator=generator)
-        self.grid = OccupancyGrid(render, capture.aabb, capture.unbounded)
+        self.field = RadianceField(field, aabb, unbounded, generator)
+        self.background = Background(background, generator=generator)
+        self.grid = OccupancyGrid(render, aabb, unbounded)
         self.render_config = render
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None = None) -> Rendered:
-        """Differentiable render of rays; `jitter` [R] in [0,1) shifts their samples, None takes the middles."""
-        parts = (self.field, self.background, self.grid)
+    def render_rays(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        jitter: Tensor | None = None,
+        shading: Shading = ALBEDO,
+        background: Callable[[Tensor], Tensor] | None = None,
+    ) -> Rendered:
+        """Differentiable render of rays; `jitter` [R] in [0,1) shifts their samples, None takes the middles;
+        `background(directions)` stands in for the scene's own."""
+        parts = (self._shaded(shading), background or self.background, self.grid)
         return render_rays(*parts, rays_o, rays_d, self.render_config, jitter=jitter)
 
-    def render_views(self, cameras: Cameras, indices: Tensor) -> Rendered:
+    def _shaded(self, shading: Shading) -> RadianceField | ShadedField:
+        return self.field if shading == ALBEDO else ShadedField(self.field, shading)
+
+    def render_views(self, cameras: Cameras, indices: Tensor, shading: Shading = ALBEDO) -> Rendered:
         """Whole views without a graph: rgb [B,H,W,3], depth and opacity [B,H,W]."""
-        parts = (self.field, self.background, self.grid)
+        parts = (self._shaded(shading), self.background, self.grid)
         views = [render_image(*parts, cameras, int(i), self.render_config) for i in indices]
         return Rendered(
             rgb=torch.stack([v.rgb for v in views]),

@@ -103,7 +103,7 @@ class ViewEditor:
         with torch.no_grad():
             self.z_source = prior.encode(sources)
             self.condition = prior.encode_condition(sources)
-            self.null, self.text = prior.embed(["", prompt]).unsqueeze(1)
+            self.null, self.text = prior.condition([""]), prior.condition([prompt])
             self.decoded_source = self._decode(self.z_source) if keep_detail else None
 
     def predict(self, rows: Tensor) -> Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]:

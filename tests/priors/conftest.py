@@ -1,5 +1,5 @@
 import pytest
-from tiny_models import save_tiny_pipeline
+from tiny_models import save_tiny_if, save_tiny_pipeline, save_tiny_sd3, save_tiny_sdxl
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +12,21 @@ def edit_folder(tmp_path_factory):
 def text_folder(tmp_path_factory):
     """A tiny Stable Diffusion, for reading only."""
     return save_tiny_pipeline(tmp_path_factory.mktemp("prior") / "text", "text")
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory):
+    """A tiny SDXL, for reading only."""
+    return save_tiny_sdxl(tmp_path_factory.mktemp("prior") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def if_folder(tmp_path_factory):
+    """A tiny DeepFloyd IF, first stage, for reading only."""
+    return save_tiny_if(tmp_path_factory.mktemp("prior") / "if")
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory):
+    """A tiny Stable Diffusion 3, for reading only."""
+    return save_tiny_sd3(tmp_path_factory.mktemp("prior") / "sd3")

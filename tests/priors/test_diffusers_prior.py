@@ -199,7 +199,7 @@ def test_a_long_prompt_warns_with_what_is_cut(prior, caplog):
 
 def test_characters_out_of_the_vocabulary_warn(prior, caplog):
     vocab = {token: i for token, i in prior.tokenizer.get_vocab().items() if token not in ("z", "z</w>")}
-    prior.tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=MAX_TOKENS)
+    prior.text.parts["tokenizer"] = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=MAX_TOKENS)
     with caplog.at_level(logging.WARNING, "csd3d"):
         prior.embed(["make it red"])
         assert not caplog.records

@@ -48,13 +48,6 @@ def test_variants_change_the_view_word_alone():
     assert clip.view_variants("a red ball, grey background") == []
 
 
-def test_pixels_are_resized_and_normalised():
-    images = torch.full((1, 3, 128, 96), 0.75)
-    pixels = clip.clip_pixels(images, 64)
-    assert pixels.shape == (1, 3, 64, 64)
-    torch.testing.assert_close(pixels, torch.ones(1, 3, 64, 64))
-
-
 def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
     folder = write_discs(tmp_path / "pairs", 48)
     pairs = open_pairs(folder)

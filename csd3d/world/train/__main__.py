@@ -1,4 +1,4 @@
-"""`python -m csd3d.world.train vae|tokenizer|ip2p|t2i|clip|judge`: train and judge the shipped priors."""
+"""`python -m csd3d.world.train vae|tokenizer|ip2p|t2i|clip|lmc|judge`: train and judge the shipped priors."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from csd3d.world.train import judge
 from csd3d.world.train.clip import train_clip
 from csd3d.world.train.data import open_pairs
 from csd3d.world.train.ip2p import train_ip2p, work_tokenizer
+from csd3d.world.train.lmc import train_lmc
 from csd3d.world.train.loop import FitConfig
 from csd3d.world.train.t2i import train_t2i
 from csd3d.world.train.vae import build_vae, freeze_encoder, train_vae
@@ -24,6 +25,7 @@ DEFAULTS = {
     "ip2p": {"batch": 64, "lr": 1e-3},
     "t2i": {"batch": 64, "lr": 1e-3},
     "clip": {"batch": 128, "lr": 1e-3},
+    "lmc": {"batch": 64, "lr": 1e-3},
 }
 
 
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     for name, defaults in DEFAULTS.items():
         part = parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         _fit_options(part, defaults)
-    vae, ip2p, t2i, clip = (parts.choices[name] for name in DEFAULTS)
+    vae, ip2p, t2i, clip, lmc = (parts.choices[name] for name in DEFAULTS)
     vae.add_argument("--channels", type=_integers, default=(16, 32, 64, 96))
     ip2p.add_argument("--channels", type=_integers, default=(64, 128, 192))
     vae.add_argument("--kl", type=float, default=1e-4, help="weight of the mean KL a latent element")
@@ -45,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     t2i.add_argument("--base", type=Path, required=True, help="InstructPix2Pix pipeline: VAE, text encoder, first UNet")
     t2i.add_argument("--init", type=Path, help="text-to-image pipeline folder to go on from")
     clip.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder of the shipped pipelines")
-    for part in (ip2p, t2i, clip):
+    lmc.add_argument("--base", type=Path, required=True, help="text-to-image pipeline that b_psi is to accompany")
+    for part in (ip2p, t2i, clip, lmc):
         part.add_argument("--out", type=Path, required=True, help="where the finished folder is written")
     tokenizer = parts.add_parser("tokenizer")
     tokenizer.add_argument("--pairs", type=Path, required=True)
@@ -99,6 +102,10 @@ def run_clip(options: argparse.Namespace) -> None:
     train_clip(open_pairs(options.pairs), fit_config(options), options.tokenizer, options.out)
 
 
+def run_lmc(options: argparse.Namespace) -> None:
+    train_lmc(open_pairs(options.pairs), fit_config(options), options.base, options.out)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one part; a user's mistake ends in one line and exit code 2."""
     options = parser().parse_args(arguments)
@@ -112,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.part == "tokenizer":
             work_tokenizer(open_pairs(options.pairs), options.work)
         else:
-            runs = {"vae": run_vae, "ip2p": run_ip2p, "t2i": run_t2i, "clip": run_clip, "judge": judge.run}
+            runs = {"vae": run_vae, "ip2p": run_ip2p, "t2i": run_t2i, "clip": run_clip, "lmc": run_lmc}
+            runs |= {"judge": judge.run}
             runs[options.part](options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.image_utils import PILImageResampling
 
+from csd3d.metrics.clip import MEAN, STD, VIEWS, embed_images, embed_tokens
 from csd3d.world.train.data import Pairs, gather
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
 from csd3d.world.train.vae import save_whole
 
-VIEWS = ("front view", "side view", "back view")
-MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the image tower sees them
 MAX_SCALE = 100.0
 
 
@@ -79,25 +79,6 @@ def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
     )
 
 
-def clip_pixels(images: Tensor, size: int) -> Tensor:
-    """Images [B,3,H,W] in [0, 1] as the image tower takes them, [B,3,size,size], antialiased."""
-    if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return (images.clamp(0, 1) - MEAN) / STD
-
-
-def embed_images(model: CLIPModel, images: Tensor) -> Tensor:
-    """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]."""
-    pixels = clip_pixels(images, model.config.vision_config.image_size)
-    pooled = model.vision_model(pixel_values=pixels).pooler_output
-    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
-
-
-def embed_tokens(model: CLIPModel, tokens: Tensor) -> Tensor:
-    """Unit embeddings [B,D] of tokens [B,L]."""
-    return F.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output).float(), dim=-1)
-
-
 def clip_loss(image: Tensor, text: Tensor, variants: Tensor, row: Tensor, has_view: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy of s I Tᵀ; captions that are equal (`row` [n]) share the target.
 
@@ -145,7 +126,8 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Write a folder that CLIPModel and CLIPProcessor load, fp16 safetensors, replacing it whole."""
     side = model.config.vision_config.image_size
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    save_whole(out, model.half(), tokenizer, CLIPImageProcessor(**size, image_mean=[MEAN] * 3, image_std=[STD] * 3))
+    pixels = {"resample": PILImageResampling.BILINEAR, "image_mean": [MEAN] * 3, "image_std": [STD] * 3}
+    save_whole(out, model.half(), tokenizer, CLIPImageProcessor(**size, **pixels))
 
 
 @torch.no_grad()

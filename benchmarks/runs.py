@@ -1,0 +1,42 @@
+"""What the benchmarks share: runs that are not repeated once finished, and tables of their figures."""
+
+import json
+from pathlib import Path
+
+from csd3d import run as jobs
+from csd3d.interrupt import StopRequest
+
+
+def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict:
+    """metrics.json of a run in `folder`: made now, resumed where it was broken off, or found finished."""
+    metrics = folder / "metrics.json"
+    if metrics.exists() and json.loads(metrics.read_text())["finished"]:
+        return json.loads(metrics.read_text())
+    stop = StopRequest()
+    if folder.exists():
+        jobs.resume(folder, [], "auto", stop=stop)
+    else:
+        jobs.start(config, keys, folder, seed, "auto", stop=stop)
+    return json.loads(metrics.read_text())
+
+
+def mean(runs: list[dict], method: str, figure: str) -> float | None:
+    """Mean of a figure of one method over the runs that have it."""
+    values = [run["results"][method].get(figure) for run in runs if method in run["results"]]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def mean_table(runs: list[dict], figures: dict[str, tuple[str, int]]) -> list[str]:
+    """Markdown lines: a row a method, the mean over all runs of `figures` (key -> label, decimals)."""
+    lines = [f"| mean of {len(runs)} runs | {' | '.join(label for label, _ in figures.values())} |"]
+    lines += ["|" + "---|" * (len(figures) + 1)]
+    for method in dict.fromkeys(name for run in runs for name in run["results"]):
+        cells = [cell(mean(runs, method, figure), digits) for figure, (_, digits) in figures.items()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def cell(value: float | None, digits: int) -> str:
+    """A figure as a table has it."""
+    return "–" if value is None else f"{value:.{digits}f}"

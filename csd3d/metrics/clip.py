@@ -1,0 +1,326 @@
+"""CLIP as a measure (Radford et al. 2021, arXiv 2103.00020): opening one, and what is read off its embeddings.
+
+Symbols: E_I, E_T unit embeddings of images and texts, D wide; B images, V views of one object, N particles (NeRFs),
+K distractors. A figure belongs under its network's `name`, which no two networks share.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import logging
+
+from csd3d.errors import InputError
+
+WORLD = "world"
+WORLD_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
+OPEN_CLIP = "open_clip:"
+VIEWS = ("front view", "side view", "back view")
+MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the shipped CLIP sees them
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+INSTALL = 'pip install -e ".[metrics]"'
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A CLIP under the name its figures carry; the towers map images [B,3,H,W] and texts to unit embeddings [B,D]."""
+
+    name: str
+    image_tower: Callable[[Tensor], Tensor]
+    text_tower: Callable[[list[str]], Tensor]
+    batch: int = 64
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images [B, 3, H, W], got {tuple(images.shape)}")
+        return torch.cat([self.image_tower(part) for part in images.split(self.batch)])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings [B,D] of texts, cut at the tower's length."""
+        texts = list(texts)
+        return torch.cat([self.text_tower(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)])
+
+
+def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") -> ClipModel:
+    """Opens `world` (the shipped CLIP), a folder of transformers' CLIPModel, or `open_clip:ARCHITECTURE/WEIGHTS`.
+
+    It is called "CLIP (world)" or "CLIP (SOURCE)". Raises InputError where it is missing, broken or of another kind.
+    """
+    given = str(source)
+    if given.startswith(OPEN_CLIP):
+        return _load_open_clip(given, device)
+    folder = WORLD_FOLDER if given == WORLD else Path(given).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"CLIP: {given!r} is no folder ({folder}); give {WORLD}, a folder that transformers' CLIPModel was saved "
+            f"to, or {OPEN_CLIP}ARCHITECTURE/WEIGHTS"
+        )
+    return _load_folder(folder, WORLD if folder.resolve() == WORLD_FOLDER.resolve() else given, device)
+
+
+def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipModel:
+    if (kind := _read_json(folder / "config.json").get("model_type")) != "clip":
+        raise InputError(f"{folder}/config.json: holds a {kind}, a clip (CLIPModel) is needed")
+    if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        raise InputError(f"{folder}: model.safetensors is missing; pickles (.bin, .pt) can run code and are not opened")
+    # transformers makes an empty vocabulary where files are missing, and says nothing
+    if not (folder / "tokenizer.json").is_file() and not all((folder / f).is_file() for f in TOKENIZER_FILES):
+        raise InputError(f"{folder}: tokenizer missing; needs tokenizer.json, or {' with '.join(TOKENIZER_FILES)}")
+    model, tokenizer = _open_parts(folder)
+    model = model.eval().requires_grad_(False).to(device, torch.float32)
+    prepare = partial(clip_pixels, **read_preparation(folder, model.config.vision_config.image_size))
+    length = model.config.text_config.max_position_embeddings
+
+    def embed(texts: list[str]) -> Tensor:
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        return embed_tokens(model, tokenizer(texts, **options).input_ids.to(device))
+
+    return ClipModel(f"CLIP ({name})", lambda images: embed_images(model, images.to(device), prepare), embed)
+
+
+def _open_parts(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    try:
+        with _quiet():
+            model, info = CLIPModel.from_pretrained(folder, **options)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a broken file shows up as any of a dozen libraries' errors
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{folder}: could not be opened ({type(error).__name__}: {reason})") from None
+    if lacking := sorted(info["missing_keys"]):
+        raise InputError(f"{folder}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        rows = model.config.text_config.vocab_size
+        raise InputError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {rows}")
+    return model, tokenizer
+
+
+def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
+    """A model of the open_clip package, which downloads its weights the first time."""
+    architecture, _, weights = source.removeprefix(OPEN_CLIP).partition("/")
+    if not architecture or not weights:
+        raise InputError(f"CLIP: {source!r} should read {OPEN_CLIP}ViT-bigG-14/laion2b_s39b_b160k")
+    try:
+        import open_clip
+    except ImportError:
+        raise InputError(f"CLIP: {source} needs open_clip: {INSTALL}") from None
+    try:
+        model = open_clip.create_model(architecture, pretrained=weights, device=device).eval()
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # an unknown name, no network, a broken download: one line for each
+        raise InputError(f"CLIP: open_clip gave no {source} ({' '.join(str(error).split())[:160]})") from None
+    wanted = model.visual.preprocess_cfg
+    size, mode = wanted["size"], wanted.get("resize_mode", "shortest")
+    size = size if isinstance(size, int) else size[0]
+    if mode not in ("shortest", "squash"):
+        raise InputError(f"CLIP: {source} resizes by {mode!r}; shortest and squash are supported")
+    prepare = partial(
+        clip_pixels,
+        size=size,
+        edge=size if mode == "shortest" else None,
+        mode=wanted.get("interpolation", "bicubic"),
+        mean=wanted["mean"],
+        std=wanted["std"],
+    )
+    return ClipModel(
+        f"CLIP ({source})",
+        lambda images: F.normalize(model.encode_image(prepare(images.to(device))).float(), dim=-1),
+        lambda texts: F.normalize(model.encode_text(tokenizer(texts).to(device)).float(), dim=-1),
+    )
+
+
+def read_preparation(folder: Path, image_size: int) -> dict[str, Any]:
+    """The arguments of `clip_pixels` that preprocessor_config.json states, for a tower of `image_size`² pixels.
+
+    Keys that are left out have CLIPImageProcessor's defaults. Raises InputError for what it can't be made to do.
+    """
+    path = folder / "preprocessor_config.json"
+    config = _read_json(path)
+    if not all(config.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
+        raise InputError(f"{path}: do_resize, do_rescale and do_normalize must be true")
+    if (mode := MODES.get(config.get("resample", 3))) is None:
+        raise InputError(f"{path}: resample {config['resample']!r} is none of 2 (bilinear), 3 (bicubic)")
+    resize, cropped = config.get("size", {"shortest_edge": 224}), config.get("do_center_crop", True)
+    edge = resize.get("shortest_edge") if isinstance(resize, dict) else resize
+    side = (_square(config.get("crop_size", 224)) if cropped else None) if edge else _square(resize)
+    if side != image_size or (edge or side) < side:
+        wanted = f"{image_size} × {image_size} pixels"
+        raise InputError(f"{path}: size and crop_size do not lead to the {wanted} that the model takes")
+    mean, std = config.get("image_mean", OPENAI_CLIP_MEAN), config.get("image_std", OPENAI_CLIP_STD)
+    return {"size": side, "edge": edge, "mode": mode, "mean": tuple(mean), "std": tuple(std)}
+
+
+def _square(size: int | dict[str, int]) -> int | None:
+    """The side of a square given as a number or as height and width, else None."""
+    if isinstance(size, dict):
+        return size.get("height") if size.get("height") == size.get("width") else None
+    return size
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; give a folder that transformers' CLIPModel was saved to") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: must hold a JSON object, holds a {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' bars and tables; what matters of them is checked by the caller."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def clip_pixels(
+    images: Tensor,
+    size: int,
+    edge: int | None = None,
+    mode: str = "bilinear",
+    mean: float | Sequence[float] = MEAN,
+    std: float | Sequence[float] = STD,
+) -> Tensor:
+    """Images [B,3,H,W] in [0, 1] as an image tower takes them, [B,3,size,size], resized with antialiasing.
+
+    edge: the shorter side is brought to this and the middle cut out (None: both sides are brought to `size`). Unlike
+    PIL, in between nothing is rounded to 8 bits.
+    """
+    height, width = images.shape[-2:]
+    shape = (size, size)
+    if edge is not None:
+        short = min(height, width)
+        shape = (edge * height // short, edge * width // short)
+    if (height, width) != shape:
+        images = F.interpolate(images, shape, mode=mode, antialias=True, align_corners=False)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    images = images[..., top : top + size, left : left + size].clamp(0, 1)
+    mean, std = (torch.as_tensor(x).to(images).reshape(-1, 1, 1) for x in (mean, std))
+    return (images - mean) / std
+
+
+def embed_images(model: CLIPModel, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]; `prepare` is `clip_pixels` of the shipped CLIP if None."""
+    pixels = prepare(images) if prepare else clip_pixels(images, model.config.vision_config.image_size)
+    pooled = model.vision_model(pixel_values=pixels).pooler_output
+    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
+
+
+def embed_tokens(model: CLIPModel, tokens: Tensor) -> Tensor:
+    """Unit embeddings [B,D] of tokens [B,L]."""
+    return F.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output).float(), dim=-1)
+
+
+def text_image_score(images: Tensor, text: Tensor) -> Tensor:
+    """cos(E_I, E_T) of each image `[V, D]` and one text `[D]` → `[V]`."""
+    return F.cosine_similarity(images, text[None], dim=-1)
+
+
+def retrieval_rank(images: Tensor, text: Tensor, distractors: Tensor) -> int:
+    """Place of the text among all texts by mean cosine over the views, from 1 (best) to K + 1.
+
+    images `[V, D]`, text `[D]`, distractors `[K, D]`. A tie counts against it: who tells nothing apart comes last.
+    """
+    _expect(images, 2, "images [V, D]")
+    scores = F.cosine_similarity(images[:, None], torch.cat([text[None], distractors])[None], dim=-1).mean(0)
+    return 1 + int((scores[1:] >= scores[0]).sum())
+
+
+def directional_similarity(edited: Tensor, source: Tensor, edited_text: Tensor, source_text: Tensor) -> Tensor:
+    """cos(E_I(edited) − E_I(source), E_T(edited) − E_T(source)) (Gal et al. 2021, StyleGAN-NADA, eq. 2) → `[B]`.
+
+    Images `[B, D]`, texts `[D]`; 0 for an image or a text that did not change.
+    """
+    return F.cosine_similarity(edited - source, (edited_text - source_text)[None], dim=-1)
+
+
+def image_similarity(edited: Tensor, source: Tensor) -> Tensor:
+    """cos(E_I(edited), E_I(source)) of each pair, `[B, D]` → `[B]`."""
+    return F.cosine_similarity(edited, source, dim=-1)
+
+
+def image_consistency(images: Tensor, closed: bool = False) -> Tensor:
+    """cos(E_I(v), E_I(v + 1)) of neighbouring views or frames, `[V, D]` → `[V − 1]`; `closed`: an orbit, → `[V]`."""
+    _expect(images, 2, "images [V, D]")
+    following = images.roll(-1, 0)
+    similarity = F.cosine_similarity(images, following, dim=-1)
+    return similarity if closed else similarity[:-1]
+
+
+def mean_pairwise_distance(particles: Tensor) -> float:
+    """Mean over pairs of particles i < j of 1 − cos(E_i, E_j), `[N, D]`; of `[N, V, D]` also over views, each with its
+    like.
+    """
+    if particles.ndim not in (2, 3) or len(particles) < 2:
+        raise ValueError(f"expected at least two particles [N, D] or [N, V, D], got {tuple(particles.shape)}")
+    first, second = torch.triu_indices(len(particles), len(particles), offset=1, device=particles.device)
+    return float((1 - F.cosine_similarity(particles[first], particles[second], dim=-1)).mean())
+
+
+def expected_view(azimuth_deg: float, thresholds_deg: tuple[float, float] = (45.0, 135.0)) -> str:
+    """The view word at an azimuth counted from the object's front: nearer than the first threshold, past the second."""
+    turn = abs((azimuth_deg + 180) % 360 - 180)
+    return VIEWS[0] if turn < thresholds_deg[0] else VIEWS[2] if turn > thresholds_deg[1] else VIEWS[1]
+
+
+def view_word_accuracy(
+    clip: ClipModel,
+    images: Tensor,
+    prompt: str,
+    azimuths_deg: Sequence[float],
+    thresholds_deg: tuple[float, float] = (45.0, 135.0),
+) -> dict[str, Any]:
+    """Share of views whose caption with the right view word beats the two with wrong ones: a back must be a back.
+
+    images `[V, 3, H, W]` in [0, 1]; azimuths_deg [V] from the object's front, any of them more than once. Returns
+    `accuracy` (chance: 1/3), `by_azimuth` {"30": share, …} and `by_view` {"front view": share, … of those there are}.
+    """
+    if len(images) != len(azimuths_deg):
+        raise ValueError(f"{len(images)} images and {len(azimuths_deg)} azimuths")
+    bare = re.sub(r",?\s*(front|side|back|overhead) view\s*\.?\s*$", "", prompt, flags=re.IGNORECASE)
+    scores = clip.embed_images(images) @ clip.embed_texts([f"{bare}, {view}" for view in VIEWS]).T
+    words = [expected_view(azimuth, thresholds_deg) for azimuth in azimuths_deg]
+    wanted = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)
+    wrong = scores.scatter(1, wanted, -torch.inf).amax(1)
+    right = (scores.gather(1, wanted)[:, 0] > wrong).tolist()
+    return {
+        "accuracy": sum(right) / len(right),
+        "by_azimuth": _shares([f"{azimuth:g}" for azimuth in azimuths_deg], right),
+        "by_view": _shares(words, right),
+    }
+
+
+def _shares(keys: list[str], right: list[bool]) -> dict[str, float]:
+    grouped: dict[str, list[bool]] = {}
+    for key, hit in zip(keys, right, strict=True):
+        grouped.setdefault(key, []).append(hit)
+    return {key: sum(hits) / len(hits) for key, hits in grouped.items()}
+
+
+def _expect(x: Tensor, ndim: int, what: str) -> None:
+    if x.ndim != ndim:
+        raise ValueError(f"expected {what}, got {tuple(x.shape)}")

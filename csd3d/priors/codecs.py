@@ -1,0 +1,114 @@
+"""Images to the latents that a model denoises and back: through a VAE, or as small pictures for a pixel-space model.
+
+Symbols as in `base`, and: x [B, 3, H, W] in [−1, 1] float32, the images as networks see them. Every function of a codec
+is differentiable, and sends at most `micro_batch` elements through a network at once.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+
+class VaeCodec:
+    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; a missing shift_factor (all but SD3's) is 0.
+
+    Sizes need not divide by `multiple` pixels (the VAE's factor times the denoiser's patch): images are padded at the
+    right and bottom by reflection before they are encoded, and `decode(z, size)` crops the padding off again.
+    """
+
+    def __init__(self, vae: AutoencoderKL, patch: int = 1):
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.channels = vae.config.latent_channels
+        self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.multiple = self.downscale * patch
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of `height` x `width` pixels, padding included."""
+        h, w = (-(-side // self.multiple) * self.multiple // self.downscale for side in (height, width))
+        return self.channels, h, w
+
+    def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
+        """The posterior's mode, or with a generator a sample, shifted and scaled. ValueError for too small images."""
+        posterior = self._posterior(x, micro_batch)
+        z = posterior.mode() if generator is None else posterior.sample(generator)
+        return (z - self.shift) * self.scale
+
+    def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
+        """The posterior's mode as it is."""
+        return self._posterior(x, micro_batch).mode()
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
+        """x of latents, cropped to `size` if given; ValueError for a size that is larger than what is decoded."""
+        chunks = (z / self.scale + self.shift).split(micro_batch)
+        x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks])
+        return x if size is None else _crop(x, size)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of the encoder: `conv_in`, then each down block."""
+        maps = [self.vae.encoder.conv_in(x)]
+        for block in self.vae.encoder.down_blocks:
+            maps.append(block(maps[-1]))
+        return maps
+
+    def _posterior(self, x: Tensor, micro_batch: int) -> DiagonalGaussianDistribution:
+        chunks = self._pad(x).split(micro_batch)
+        return DiagonalGaussianDistribution(torch.cat([self.vae.encode(c).latent_dist.parameters for c in chunks]))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if min(height, width) < self.multiple:
+            raise ValueError(f"images must be at least {self.multiple} pixels a side, got {height}x{width}")
+        if height % self.multiple == 0 and width % self.multiple == 0:
+            return x
+        return F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
+
+
+class PixelCodec:
+    """z is the picture itself in [−1, 1], its shorter side resized to `sample_size` pixels (DeepFloyd IF's stage I).
+
+    The longer side keeps the aspect ratio up to the nearest multiple of `multiple`, the UNet's factor; a square picture
+    becomes exactly `sample_size` squared. Resizing is bilinear and antialiased, both ways.
+    """
+
+    def __init__(self, sample_size: int, multiple: int = 1):
+        self.channels, self.sample_size, self.multiple = 3, sample_size, multiple
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(3, h, w) that a picture of `height` x `width` pixels is resized to."""
+        scale = self.sample_size / min(height, width)
+        units = (math.floor(side * scale / self.multiple + 0.5) for side in (height, width))
+        return self.channels, *(max(1, unit) * self.multiple for unit in units)
+
+    def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
+        """The resized pictures; there is no posterior, so a generator changes nothing."""
+        return _resize(x, self.latent_shape(*x.shape[-2:])[1:])
+
+    def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
+        raise ValueError("a pixel-space prior takes no image condition: an editing model (InstructPix2Pix) does")
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
+        """The pictures, resized to `size` if given."""
+        return z if size is None else _resize(z, size)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        raise ValueError(
+            "a pixel-space prior has no VAE, so no features for a perceptual loss: use LPIPS (csd3d.priors.load_lpips)"
+        )
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    if height > images.shape[-2] or width > images.shape[-1]:
+        raise ValueError(f"size {height}x{width} is larger than the {images.shape[-2]}x{images.shape[-1]} decoded")
+    return images[..., :height, :width]

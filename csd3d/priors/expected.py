@@ -1,0 +1,114 @@
+"""LMC-SDS's b_ψ: the one-step reconstruction that a prior is expected to make of a picture, at every noise level.
+
+Symbols as in `base`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. The method (arXiv 2401.05293) is followed from its
+abstract and from secondary sources; the network's form is our own. Trained by `csd3d.world.train.lmc`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from csd3d.errors import InputError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LIMITS = {"channels": 64, "width": 1024, "blocks": 64}  # what a folder may ask for
+
+
+class ExpectedReconstruction(nn.Module):
+    """b_ψ(z, t) = z + correction(z, t) ≈ E[ẑ_0(z_t; y) | z], for z [B, C, h, w] of any size.
+
+    The correction is a few residual blocks of 3x3 convolutions, each modulated by the time, dilated 1, 2, 4, 1, ... so
+    that four of them see the whole of a latent of 16². There is no normalisation, which would lose how far z is from
+    the mean. Its last layer starts at 0: then b_ψ(z, t) = z, with which LMC-SDS is SDS.
+    """
+
+    def __init__(self, channels: int = 4, width: int = 64, blocks: int = 4):
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"width must be even, half sines and half cosines of the time; got {width}")
+        self.config = {"channels": channels, "width": width, "blocks": blocks}
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(_Block(width, 2 ** (i % 3)) for i in range(blocks))
+        self.modulation = _zeroed(nn.Linear(width, 2 * width))
+        self.conv_out = _zeroed(nn.Conv2d(width, channels, 3, padding=1))
+
+    def forward(self, z: Tensor, t: int | Tensor) -> Tensor:
+        """b_ψ(z, t) [B, C, h, w] float32; t an int, or [B]. Raises ValueError for another number of channels."""
+        if z.ndim != 4 or z.shape[1] != self.config["channels"]:
+            raise ValueError(f"z must be [B, {self.config['channels']}, h, w], got {tuple(z.shape)}")
+        steps = torch.as_tensor(t, device=z.device).expand(len(z))
+        time = self.time(get_timestep_embedding(steps, self.config["width"]))
+        x = self.conv_in(z.float())
+        for block in self.blocks:
+            x = block(x, time)
+        return z.float() + self.conv_out(_modulated(x, self.modulation(time))).float()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes config.json and model.safetensors; `save_whole` replaces a folder in one step."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n")
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, str(folder / WEIGHTS))
+
+
+def load_expected(folder: Path | str, device: torch.device | str = "cpu") -> ExpectedReconstruction:
+    """Opens a folder written by `save_pretrained`, frozen, on `device`; InputError naming the file that is broken."""
+    folder = Path(folder)
+    model = ExpectedReconstruction(**_read_config(folder / CONFIG))
+    try:
+        model.load_state_dict(load_file(str(folder / WEIGHTS)))
+    except FileNotFoundError:
+        raise InputError(f"{folder / WEIGHTS}: not found; train it with python -m csd3d.world.train lmc") from None
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS}: does not fit ({' '.join(str(error).split())[:200]})") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _read_config(path: Path) -> dict[str, int]:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; train it with python -m csd3d.world.train lmc") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({type(error).__name__})") from None
+    if not isinstance(config, dict) or config.get("_class_name") != ExpectedReconstruction.__name__:
+        raise InputError(f"{path}: is not the config of an {ExpectedReconstruction.__name__}, the b_ψ of LMC-SDS")
+    for key, limit in LIMITS.items():
+        value = config.get(key)
+        if type(value) is not int or not 1 <= value <= limit or (key == "width" and value % 2):
+            kind = "an even" if key == "width" else "a"
+            raise InputError(f"{path}: {key}: {value!r} is not {kind} whole number in 1..{limit}")
+    return {key: config[key] for key in LIMITS}
+
+
+class _Block(nn.Module):
+    """x + conv(silu(conv(x), modulated by the time)), both 3x3 with `dilation`."""
+
+    def __init__(self, width: int, dilation: int):
+        super().__init__()
+        same = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        self.first, self.second = nn.Conv2d(width, width, **same), _zeroed(nn.Conv2d(width, width, **same))
+        self.modulation = _zeroed(nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return x + self.second(F.silu(_modulated(self.first(x), self.modulation(time))))
+
+
+def _modulated(x: Tensor, parameters: Tensor) -> Tensor:
+    """x (1 + scale) + shift; x [B, W, h, w], parameters [B, 2W]."""
+    scale, shift = parameters[..., None, None].chunk(2, dim=1)
+    return x * (1 + scale) + shift
+
+
+def _zeroed(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

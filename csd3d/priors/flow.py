@@ -1,0 +1,79 @@
+"""Flow-matching models (Stable Diffusion 3, arXiv 2403.03206) in the variance-preserving terms of `base`.
+
+Symbols as in `base`, a = √ᾱ_t, σ = √(1 − ᾱ_t), and:
+  s    the flow's time in (0, 1): x_s = (1 − s) x_0 + s ε
+  v    [B, C, h, w] the velocity that the network predicts, dx_s/ds = ε − x_0
+
+Both noisings mix the same x_0 = z and ε, so z_t = a x_0 + σ ε is x_s up to scale where the two mixing ratios agree:
+
+    s/(1 − s) = σ/a   =>   s = σ/(a + σ),   1 − s = a/(a + σ),   x_s = z_t/(a + σ)
+
+and the noise follows from the velocity with no approximation:
+
+    x_s + (1 − s) v = (1 − s) x_0 + s ε + (1 − s)(ε − x_0) = ε
+
+Taking conditional expectations given z_t (given x_s: the same event) it holds for what the networks predict as well.
+"""
+
+from collections.abc import Callable
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from csd3d.priors.base import Condition
+
+
+def flow_time(alpha_bar: Tensor) -> Tensor:
+    """s = σ/(a + σ) of ᾱ, any shape, in float64: near ᾱ = 1, σ = √(1 − ᾱ) is exact for the given ᾱ."""
+    a, sigma = alpha_bar.double().sqrt(), (1 - alpha_bar.double()).sqrt()
+    return sigma / (a + sigma)
+
+
+def flow_alphas(s: Tensor) -> Tensor:
+    """ᾱ = (1 − s)²/((1 − s)² + s²), the inverse of `flow_time`, float64."""
+    s = s.double()
+    return (1 - s).square() / ((1 - s).square() + s.square())
+
+
+def flow_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
+    """ᾱ_t [T] float64, decreasing, of the model's own T times s with their shift; t = 0 is the least noise.
+
+    Where the shift depends on the resolution (`use_dynamic_shifting`), it is that of pictures of `tokens` patches. The
+    last time is s = 1, pure noise, with ᾱ = 0 and no x̂_0 = (z_t − σ ε)/a to speak of: half a step before it stands in.
+    The schedule only says which noise level a t means; what is predicted at that level is exact for any schedule.
+    """
+    s = scheduler.sigmas.double()
+    if scheduler.config.use_dynamic_shifting:
+        s = scheduler.time_shift(_dynamic_shift(scheduler, tokens), 1.0, s)
+    s = s.flip(0)
+    s[-1] = (s[-1] + s[-2]) / 2
+    return flow_alphas(s)
+
+
+def _dynamic_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
+    """μ, linear in the number of patches, as diffusers' pipelines reckon it (arXiv 2403.03206, section 5.3.2)."""
+    config = scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def flow_noise(
+    transformer: Callable[..., Tensor], z_t: Tensor, alpha_bar: Tensor, condition: Condition, timesteps: int
+) -> Tensor:
+    """ε(z_t; condition) of a velocity predictor, as derived above; the network is told the time as s · `timesteps`.
+
+    z_t [B, C, h, w] float32, alpha_bar [B]. Raises ValueError for a condition without pooled text.
+    """
+    if condition.pooled is None:
+        raise ValueError("this model takes pooled text too: build conditions with prior.condition(prompts)")
+    s = flow_time(alpha_bar)
+    norm = alpha_bar.double().sqrt() + (1 - alpha_bar.double()).sqrt()
+    s, norm = (value.to(z_t.dtype).view(-1, 1, 1, 1) for value in (s, norm))
+    x_s = z_t / norm
+    velocity = transformer(
+        hidden_states=x_s,
+        timestep=s.flatten() * timesteps,
+        encoder_hidden_states=condition.text,
+        pooled_projections=condition.pooled,
+    )
+    return x_s + (1 - s) * velocity

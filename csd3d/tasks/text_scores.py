@@ -1,0 +1,122 @@
+"""How well what was made fits its text, by a CLIP: of pictures, and of assets seen from held-out cameras.
+
+Symbols: I [V,D] embeddings of views, T [K,V,D] of K texts as said of each view, the first the right one.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csd3d.errors import InputError
+from csd3d.metrics.clip import ClipModel, load_clip, mean_pairwise_distance, view_word_accuracy
+from csd3d.metrics.fid import frechet_distance
+from csd3d.world.prompts import (
+    distinct_values,
+    distractors,
+    open_attribute_values,
+    parse_prompt,
+    true_renders,
+    write_prompt,
+)
+
+logger = logging.getLogger("csd3d")
+DISTRACTORS = 31
+Say = Callable[[str, int], str]  # (prompt, view) -> the prompt as said of that view
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Figures by one CLIP, whose name goes with them."""
+
+    clip: ClipModel
+
+    @property
+    def name(self) -> str:
+        """The CLIP's name, "CLIP (world)" for the shipped one."""
+        return self.clip.name
+
+    def rank(self, embedded: Tensor, prompt: str, say: Say, seed: int) -> int | None:
+        """Place of the prompt among 32 by mean cosine over the views; None where it is no prompt of the world."""
+        if parse_prompt(prompt) is None:
+            return None
+        prompts = [prompt, *distractors(prompt, DISTRACTORS, seed)]
+        texts = [say(text, view) for text in prompts for view in range(len(embedded))]
+        scores = (self.clip.embed_texts(texts).view(len(prompts), len(embedded), -1) * embedded).sum(-1).mean(1)
+        return 1 + int((scores[1:] >= scores[0]).sum())
+
+    def score(self, embedded: Tensor, prompt: str, say: Say) -> float:
+        """Mean cosine of the views [V,D] and the prompt."""
+        texts = self.clip.embed_texts([say(prompt, view) for view in range(len(embedded))])
+        return (embedded * texts).sum(-1).mean().item()
+
+    def score_pictures(self, pictures: list[Tensor], texts: list[str], seed: int) -> dict[str, float]:
+        """Means over prompts: of each prompt's particles [N,3,S,S]."""
+        rows = []
+        for images, text in zip(pictures, texts, strict=True):
+            embedded = self.clip.embed_images(images)
+            ranks = [self.rank(one[None], text, lambda t, v: t, seed) for one in embedded]
+            row = {"clip_score": self.score(embedded, text, lambda t, v: t)}
+            if None not in ranks:
+                row["ranked_first"] = sum(rank == 1 for rank in ranks) / len(ranks)
+            if len(images) > 1:
+                row["clip_diversity"] = mean_pairwise_distance(embedded)
+            rows.append(row)
+        keys = set.intersection(*(set(row) for row in rows))
+        return {key: sum(row[key] for row in rows) / len(rows) for key in sorted(keys)}
+
+    def score_assets(
+        self, colour: Tensor, shape: Tensor, prompt: str, azimuths_deg: list[float], say: Say, seed: int
+    ) -> dict[str, float | int | None]:
+        """Figures of N assets seen in V views: `colour` and `shape` (white, lit) [N,V,3,S,S] in [0, 1]."""
+        embedded = torch.stack([self.clip.embed_images(views) for views in colour])
+        shapes = torch.stack([self.clip.embed_images(views) for views in shape])
+        plain = shape_prompt(prompt)
+        ranks = [self.rank(views, prompt, say, seed) for views in embedded]
+        words = [view_word_accuracy(self.clip, views, say(prompt, 0), azimuths_deg)["accuracy"] for views in colour]
+        report: dict[str, float | int | None] = {
+            "clip_colour": _mean([self.score(views, prompt, say) for views in embedded]),
+            "clip_geometry": _mean([self.score(views, plain, say) for views in shapes]),
+            "rank": None if None in ranks else max(ranks),
+            "ranked_first": None if None in ranks else _mean([float(rank == 1) for rank in ranks]),
+            "view_words": _mean(words),
+            "fid": self.fid(embedded, prompt, azimuths_deg, colour.shape[-1], seed),
+            "diversity": mean_pairwise_distance(embedded) if len(colour) > 1 else None,
+        }
+        if len(colour) > 1 and parse_prompt(prompt) is not None:
+            found = distinct_values(open_attribute_values(self.clip, colour, prompt))
+            report |= {f"distinct_{attribute}": count for attribute, count in found.items()}
+        return report
+
+    def fid(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
+        """Fréchet distance of this CLIP's embeddings to those of true renders of the prompt's scenes."""
+        if parse_prompt(prompt) is None:
+            return None
+        true = true_renders(prompt, azimuths_deg, 30.0, 16, size, seed)
+        return frechet_distance(embedded.flatten(0, 1), self.clip.embed_images(true.flatten(0, 1)))
+
+
+def shape_prompt(prompt: str) -> str:
+    """What a white, unpatterned object of the prompt's shape is called; the prompt itself outside the world."""
+    said = parse_prompt(prompt)
+    if said is None:
+        return prompt
+    kept = {key: value for key, value in said.items() if key not in ("pattern", "pattern_colour", "material")}
+    return write_prompt(kept | {"colour": "white"})
+
+
+def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
+    """The judge of config key `clip` ("" and "world": the shipped one); None, with a warning, where that is missing."""
+    try:
+        return Judge(load_clip(source or "world", device))
+    except InputError as error:
+        if source:
+            raise
+        logger.warning("no figures by a CLIP: %s", error)
+        return None
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,305 @@
+"""Text to 3D: radiance fields distilled from a text-to-image prior, through renders at random cameras.
+
+Particles of a step are the V views of one asset, or the N assets at the same cameras, or both (`share`). Each method is
+a phase of its own, from the same start, with checkpoints under its name.
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from csd3d.checkpoint import write_atomically
+from csd3d.distillation import DistillConfig, SVGDConfig
+from csd3d.distillation.distill import Extras
+from csd3d.distillation.methods import method_config
+from csd3d.distillation.noise import draw_noise_map, world_noise
+from csd3d.interrupt import StopRequest
+from csd3d.logs import Curves
+from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.tasks.assets import (
+    AssetConfig,
+    Assets,
+    LossConfig,
+    ShadingConfig,
+    averaged,
+    check_memory,
+    draw_shading,
+    milestone,
+    regularisers,
+)
+from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
+from csd3d.tasks.results import ExportConfig, save_strip
+from csd3d.tasks.scene_model import gradients_finite
+from csd3d.tasks.text_guide import (
+    Guide,
+    GuideConfig,
+    Networks,
+    branch_texts,
+    embed_all,
+    expand_methods,
+    open_networks,
+)
+from csd3d.tasks.text_results import EvaluateConfig, evaluate, save_results
+from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+
+SHARES = ("auto", "views", "assets", "all")
+
+
+@dataclass
+class OptimConfig:
+    """Adam: the hash table's and the networks' learning rates, the background's as a share of those; the norm that
+    gradients are clipped to (0: not), the decay of the averaged weights (0: none), warm-up steps."""
+
+    learning_rate: float = 1e-2
+    background: float = 0.1
+    clip: float = 0.0
+    ema: float = 0.0
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}, ema {self.ema:g}: above 0, and in [0, 1)")
+
+
+@dataclass
+class TextTo3DConfig:
+    """The job of `configs/csd-text-to-3d.yaml`."""
+
+    task: str = "text_to_3d"
+    name: str = "text-to-3d"
+    prompt: str = ""
+    seed: int = 0
+    method: str = "csd"
+    compare: list[str] = field(default_factory=list)
+    particles: int = 1  # assets
+    views_per_step: int = 4
+    share: str = "auto"  # who share scores: "views" of an asset, "assets" at a camera, "all"; auto: views if alone
+    guidance_size: int = 128  # pixels of what the prior is shown
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    asset: AssetConfig = field(default_factory=AssetConfig)
+    shading: ShadingConfig = field(default_factory=ShadingConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=600, svgd=SVGDConfig()))
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    save_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError('prompt is empty: say what to make, such as "a red chair with yellow stripes"')
+        if self.share not in SHARES:
+            raise ValueError(f"share is {self.share!r}: choose one of {', '.join(SHARES)}")
+        for key in ("particles", "views_per_step"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        for name in self.methods:
+            method_config(name, self.distill)
+        for key in ("resolution", "levels"):
+            if getattr(self.asset, key)[-1][0] >= self.distill.steps:
+                raise ValueError(
+                    f"asset.{key} has a milestone at or past the last of distill.steps, {self.distill.steps}"
+                )
+        self.asset.render.distortion = bool(self.losses.distortion)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods run, the main one first."""
+        return expand_methods([self.method, *self.compare])
+
+    def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
+        """The prompt as said of a view."""
+        return self.prompts.text(prompt, view_of(azimuth_deg, elevation_deg, self.prompts))
+
+
+@dataclass(kw_only=True)
+class AssetPhase(Phase):
+    """The assets as one method makes them."""
+
+    model: Assets
+    optimiser: torch.optim.Adam
+    average: AveragedModel | None = None
+    score: object | None = None
+    score_optimiser: torch.optim.Optimizer | None = None
+
+    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "score", "score_optimiser")
+
+
+def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
+    """Does the whole job in `folder`, from wherever its checkpoints say it stands; when stopped, with what there is."""
+    job, networks = prepare(config, folder, device, stop)
+    made: dict[str, AssetPhase] = {}
+    for name in config.methods:
+        made[name] = distil(job, networks, name)
+        if stop.requested:
+            break
+    started = time.monotonic()
+    assets = {name: averaged(phase.model, phase.average) for name, phase in made.items()}
+    figures, judge = evaluate(job, assets)
+    for name, phase in made.items():
+        figures[name] |= {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+    main = made[config.methods[0]]
+    metrics = {
+        "task": config.task,
+        "prompt": config.prompt,
+        "finished": not stop.requested,
+        "judge": judge,
+        "seconds": {"distil": main.seconds, "compare": sum(p.seconds for p in made.values()) - main.seconds},
+        "results": figures,
+    }
+    evaluated = time.monotonic()
+    metrics["mesh"] = save_results(job, assets, metrics)
+    metrics["seconds"] |= {"evaluate": evaluated - started, "export": time.monotonic() - evaluated}
+    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
+    metrics["peak_memory_gib"] = peak_memory_gib()
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRequest) -> tuple[Job, Networks]:
+    """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
+    check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
+    prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
+    said = [config.prompts.text(config.prompt, view) for view in config.prompts.words]
+    embed_all(prior, branch_texts(said, config.guide.words))
+    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
+
+
+def distil(job: Job, networks: Networks, name: str) -> AssetPhase:
+    """Makes the assets by one method."""
+    config, prior = job.config, networks.prior
+    distill = method_config(name, config.distill)
+    guide = Guide(name, networks, distill, config.guide, job.generator(f"{name}/lora"))
+    phase = new_phase(job, guide, name)
+    noise_map = camera_noise_map(job, prior) if distill.noise == "camera" else None
+    report: dict[str, float] = {}
+
+    def advance(step: int, curves: Curves) -> dict[str, float]:
+        before = prior.unet_evaluations
+        report.update(asset_step(config, phase, guide, step, noise_map))
+        phase.unet_evaluations += prior.unet_evaluations - before
+        if step % 50 == 0:
+            preview(job, phase.model, name)
+        return report
+
+    run_steps(job, phase, name, distill.steps, advance, lambda: f"t {report.get('t', 0):.0f}")
+    preview(job, phase.model, name)
+    return phase
+
+
+def new_phase(job: Job, guide: Guide, name: str) -> AssetPhase:
+    """A phase at its first step; the start depends on the seed alone, so that methods begin alike."""
+    config = job.config
+    model = Assets(config.asset, config.particles, job.generator("start")).to(job.device)
+    background = {id(p) for m in model.models for p in m.background.parameters()}
+    rate = config.optim.learning_rate
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in background], "lr": rate},
+        {"params": [p for p in model.parameters() if id(p) in background], "lr": rate * config.optim.background},
+    ]
+    optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99), eps=1e-15)
+    ema = config.optim.ema
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+    parts = {"model": model, "optimiser": optimiser, "average": average}
+    return AssetPhase(job.generator(name), **parts, score=guide.score, score_optimiser=guide.optimiser)
+
+
+def asset_step(
+    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
+) -> dict[str, float]:
+    """One step: render, ask for directions, push them back; a step that is not finite changes nothing."""
+    model, generator = phase.model, phase.generator
+    model.set_levels(milestone(config.asset.levels, step))
+    model.update_grids(step, generator)
+    views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
+    shown = render_step(config, model, views, step, generator)
+    side = config.guidance_size
+    z = guide.prior.encode(F.interpolate(shown.images, (side, side), mode="bilinear", align_corners=False))
+    extras = step_extras(config, guide, views, z, noise_map)
+    cameras = views.cameras.camera_to_world.flatten(1).repeat(config.particles, 1)
+    gradient, report = guide.step(z, view_texts(config, views), step, generator, extras, cameras)
+    penalty, losses = regularisers(shown, config.losses, step)
+    loss = (z * gradient.to(z)).sum() / len(z) + penalty
+    finite = descend(config.optim, phase, loss, step)
+    opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
+    return report | losses | {"opacity": opacity, "skipped": float(not finite)}
+
+
+def render_step(config: TextTo3DConfig, model: Assets, views: Views, step: int, generator: torch.Generator):
+    """The step's renders, lit and before a background as the step's draws say."""
+    pixels = len(views.cameras) * views.cameras.height * views.cameras.width
+    jitter = torch.rand(config.particles, pixels, generator=generator)
+    shading = draw_shading(config.shading, config.losses, step, generator)
+    u, colour = torch.rand((), generator=generator).item(), torch.rand(3, generator=generator)
+    return model.render(views.cameras, jitter, shading, colour if u < config.asset.random_background else None)
+
+
+def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, step: int) -> bool:
+    """Backward, clip, one step of Adam at the warmed-up rate, average; False where the gradients are not finite."""
+    phase.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if not gradients_finite(phase.model):
+        return False
+    if config.clip:
+        torch.nn.utils.clip_grad_norm_(phase.model.parameters(), config.clip)
+    rates = [group["lr"] for group in phase.optimiser.param_groups]
+    for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate * min(1.0, (step + 1) / max(config.warmup, 1))
+    phase.optimiser.step()
+    for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
+    if phase.average is not None:
+        phase.average.update_parameters(phase.model)
+    return True
+
+
+def view_texts(config: TextTo3DConfig, views: Views) -> dict[str, list[str]]:
+    """Every branch's prompts [N·V], each view told what it is, and what it is not."""
+    places = list(zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True))
+    texts = [config.say(config.prompt, *place) for place in places]
+    others = [[config.prompts.text(config.prompt, away_views(*place)[0][k]) for place in places] for k in (0, 1)]
+    repeat = config.particles
+    return branch_texts(texts * repeat, config.guide.words, [other * repeat for other in others])
+
+
+def step_extras(config: TextTo3DConfig, guide: Guide, views: Views, z: Tensor, noise_map: Tensor | None) -> Extras:
+    """Perp-Neg's weights, who shares with whom, and FSD's noise, for particles in asset-major order."""
+    count, repeat = len(views.azimuth_deg), config.particles
+    places = zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True)
+    away = torch.tensor([away_views(*place)[1] for place in places]).repeat(repeat, 1).to(z)
+    share = config.share if config.share != "auto" else "views" if repeat == 1 else "assets"
+    index = torch.arange(repeat * count)
+    groups = {"views": index // count, "assets": index % count, "all": 0 * index}[share]
+    noise = None
+    if noise_map is not None:
+        noise = world_noise(noise_map, views.azimuth_deg, views.elevation_deg, z.shape[-2:]).repeat(repeat, 1, 1, 1)
+    return Extras(camera_noise=noise, away=away if guide.distill.perp_neg else None, groups=groups)
+
+
+def camera_noise_map(job: Job, prior: Prior) -> Tensor:
+    """FSD's sphere of noise, the same for a whole run."""
+    config = job.config
+    channels, *size = prior.latent_shape(config.guidance_size, config.guidance_size)
+    fov = sum(config.views.fov_deg) / 2
+    return draw_noise_map(channels, tuple(size), fov, job.generator("camera noise"))
+
+
+@torch.no_grad()
+def preview(job: Job, model: Assets, name: str) -> None:
+    """images/preview-METHOD.png: every asset from the front, half right, the side and behind."""
+    from csd3d.cameras import orbit
+
+    config = job.config
+    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
+    cameras = orbit(4, distance, config.evaluate.elevation_deg, fov, 96, 96)
+    strip = [m.render_views(cameras, torch.arange(4)).rgb.clamp(0, 1) for m in model.models]
+    save_strip(job.folder / "images" / f"preview-{name.replace('+', '-')}.png", torch.cat(strip))

@@ -1,0 +1,213 @@
+"""Pictures of a text by score distillation: N particles a prompt, latents or pixels, by one method or by all."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from csd3d.checkpoint import write_atomically
+from csd3d.distillation import DistillConfig, SVGDConfig
+from csd3d.distillation.distill import Extras
+from csd3d.distillation.methods import find_method, method_config
+from csd3d.distillation.noise import draw_noise
+from csd3d.errors import InputError
+from csd3d.export import ViewRow
+from csd3d.interrupt import StopRequest
+from csd3d.logs import Curves
+from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
+from csd3d.tasks.results import save_each, save_grid
+from csd3d.tasks.text_guide import (
+    Guide,
+    GuideConfig,
+    Networks,
+    branch_texts,
+    embed_all,
+    expand_methods,
+    open_networks,
+)
+from csd3d.tasks.text_scores import load_judge
+
+
+@dataclass
+class TextToImageConfig:
+    """The job of `configs/text-to-image.yaml`. `space`: what is distilled, "latent" or "pixel" (through the encoder).
+
+    `learning_rate` is Adam's, in units of the latent or of the pixels; under the weight "x0" it is plain descent's, of
+    which 1 lands on the denoised estimate.
+    """
+
+    task: str = "text_to_image"
+    name: str = "text-to-image"
+    prompts: list[str] = field(default_factory=list)
+    prompt: str = ""
+    method: list[str] = field(default_factory=lambda: ["csd"])
+    seed: int = 0
+    particles: int = 4
+    size: int = 128
+    space: str = "latent"
+    learning_rate: float = 0.03
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=SVGDConfig()))
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    clip: str = ""
+    save_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise ValueError('prompts is empty: say what to draw, such as prompt="a red chair"')
+        for key in ("particles", "size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if self.space not in ("latent", "pixel"):
+            raise ValueError(f"space is {self.space!r}: choose latent or pixel")
+        for name in self.methods:
+            method_config(name, self.distill)
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts; `prompt` alone wins over the list, so that a command line can give one."""
+        return [self.prompt] if self.prompt.strip() else [text for text in self.prompts if text.strip()]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods run, in order."""
+        return expand_methods(self.method)
+
+
+class Particles(nn.Module):
+    """N pictures as parameters: latents, or logits of pixels."""
+
+    def __init__(self, prior: Prior, count: int, size: int, space: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.space, self.size = space, size
+        shape = prior.latent_shape(size, size) if space == "latent" else (3, size, size)
+        start = 0.1 * torch.randn(count, *shape, generator=generator)
+        self.values = nn.Parameter(start.to(prior.device))
+
+    def latents(self, prior: Prior) -> Tensor:
+        """z [N, C, h, w], differentiable."""
+        return self.values if self.space == "latent" else prior.encode(self.values.sigmoid())
+
+    @torch.no_grad()
+    def images(self, prior: Prior) -> Tensor:
+        """[N, 3, S, S] in [0, 1]."""
+        found = prior.decode(self.values, (self.size, self.size)) if self.space == "latent" else self.values.sigmoid()
+        return found.clamp(0, 1)
+
+
+@dataclass(kw_only=True)
+class ImagePhase(Phase):
+    """One prompt by one method."""
+
+    model: Particles
+    optimiser: torch.optim.Optimizer
+    score: object | None = None
+    score_optimiser: torch.optim.Optimizer | None = None
+
+    PARTS = (*Phase.PARTS, "model", "optimiser", "score", "score_optimiser")
+
+
+def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
+    """Every prompt by every method, from wherever the checkpoints say it stands; then the grid and metrics.json."""
+    job, networks = prepare(config, folder, device, stop)
+    found: dict[str, list[Tensor]] = {}
+    reports: dict[str, dict[str, float]] = {}
+    for name in config.methods:
+        found[name], seconds, evaluations = [], 0.0, 0
+        for k, text in enumerate(config.texts):
+            phase = distil(job, networks, name, text, f"{name}-{k}")
+            found[name].append(phase.model.images(networks.prior).cpu())
+            seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
+            if stop.requested:
+                break
+        reports[name] = {"seconds": seconds, "unet_evaluations": evaluations}
+        if stop.requested:
+            break
+    save(job, found)
+    started = time.monotonic()
+    judge = load_judge(config.clip, device)
+    for name, pictures in found.items() if judge else ():
+        reports[name] |= judge.score_pictures(pictures, config.texts[: len(pictures)], config.seed)
+    metrics = {
+        "task": config.task,
+        "prompts": config.texts,
+        "finished": not stop.requested,
+        "judge": judge.name if judge else None,
+        "seconds": {
+            "distil": sum(r["seconds"] for r in reports.values()), "evaluate": time.monotonic() - started,
+        },
+        "results": reports,
+        "peak_memory_gib": peak_memory_gib(),
+    }  # fmt: skip
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def prepare(config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> tuple[Job, Networks]:
+    """Opens everything that can be wrong before any work is done: the prior, and what the methods need."""
+    prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
+    if config.space == "pixel" and "vsd" in {name.partition("+")[0] for name in config.methods}:
+        raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
+    for text in config.texts:  # all of them now: the text encoder may be dropped before the last is drawn
+        embed_all(prior, branch_texts([text], config.guide.words))
+    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
+
+
+def distil(job: Job, networks: Networks, name: str, text: str, phase_name: str) -> ImagePhase:
+    """The particles of one prompt by one method."""
+    config, generator, prior = job.config, job.generator(phase_name), networks.prior
+    distill = method_config(name, config.distill)
+    guide = Guide(name, networks, distill, config.guide, job.generator(f"{phase_name}/lora"))
+    model = Particles(prior, config.particles, config.size, config.space, job.generator("start"))
+    plain = distill.weight == "x0"
+    optimiser = (
+        torch.optim.SGD(model.parameters(), 1.0)
+        if plain
+        else torch.optim.Adam(model.parameters(), config.learning_rate)
+    )
+    phase = ImagePhase(generator, model=model, optimiser=optimiser, score=guide.score, score_optimiser=guide.optimiser)
+    texts = branch_texts([text] * config.particles, config.guide.words)
+    extras = Extras(camera_noise=fixed_noise(job, model) if distill.noise == "camera" else None)
+    report: dict[str, float] = {}
+
+    def advance(step: int, curves: Curves) -> dict[str, float]:
+        before = prior.unet_evaluations
+        z = model.latents(prior)
+        gradient, found = guide.step(z, texts, step, phase.generator, extras)
+        optimiser.zero_grad(set_to_none=True)
+        z.backward(gradient.to(z))
+        finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        if finite:
+            optimiser.step()
+        phase.unet_evaluations += prior.unet_evaluations - before
+        report.update(found | {"skipped": float(not finite)})
+        return report
+
+    run_steps(job, phase, phase_name, distill.steps, advance, lambda: f"t {report.get('t', 0):.0f}")
+    return phase
+
+
+def fixed_noise(job: Job, model: Particles) -> Tensor:
+    """FSD's ε of pictures, which have no cameras: one draw a particle, the same for the whole run."""
+    return draw_noise(model.values.detach(), "independent", job.generator("camera noise"))
+
+
+def save(job: Job, found: dict[str, list[Tensor]]) -> None:
+    """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side."""
+    rows = []
+    for name, pictures in found.items():
+        images = torch.cat(pictures).permute(0, 2, 3, 1)
+        save_each(job.folder / "images" / name, images, torch.arange(len(images)))
+        rows.append(ViewRow(title(name), list(images)))
+    save_grid(job.folder / "images" / "grid.png", rows)
+
+
+def title(name: str) -> str:
+    """A method's name as tables and pictures have it."""
+    if name == "csd":
+        return "CSD"
+    return find_method(name)[0].title + (", collaborative" if name.endswith("+csd") else "")
