@@ -22,7 +22,8 @@ def noise_schedule() -> DDIMScheduler:
     """Stable Diffusion's schedule, √β linear from √0.00085 to √0.012, T = 1000; v-prediction.
 
     At high noise v is −z, most of it the source to be copied. An ε-prediction's error is multiplied by up to 15 on its
-    way to z there, which a network of this size shows as noise all over the background.
+    way to z there, which a network of this size shows as noise all over the background. Samplers start at t = 999, as
+    arXiv 2305.08891 (section 3.3) finds they must: pure noise is what that level holds, and not quite what 950 does.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -33,6 +34,7 @@ def noise_schedule() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        timestep_spacing="trailing",
     )
 
 
