@@ -26,7 +26,6 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 
 LOG_RANGE = 3.0  # nats about the threshold; farther out the density says nothing about where the surface is
 SEEN = 0.15  # of the rays that are stopped may be stopped by thinner matter: thin shells stay whole
-FAINT = 0.02  # the same where solid matter lies all around
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
 
 
@@ -97,8 +96,8 @@ def extract_mesh(
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
-    threshold, faint = (config.threshold,) * 2 if config.threshold is not None else visible_thresholds(sigma, voxel)
-    close_holes(sigma, threshold, faint)
+    threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
+    close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
     volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=-LOG_RANGE)
     if not volume.max() > 0:
         _no_surface(sigma, voxel, threshold)
@@ -130,31 +129,35 @@ def sample_grid(
     return np.nan_to_num(out.reshape(*counts).cpu().numpy(), nan=0.0, posinf=1e9, neginf=0.0)
 
 
-def visible_thresholds(sigma: np.ndarray, voxel: float) -> tuple[float, float]:
-    """The density where the renderer sees the surface: the σ at which rays along ±x, ±y, ±z reach optical
-    depth ln 2, its 15 % quantile, so that thin shells, which stop light with less, stay whole; and its 2 % quantile.
+def haze_density(sigma: np.ndarray, voxel: float) -> float:
+    """What takes 1/16 of the box to stop half the light: thinner matter counts as empty."""
+    return 16.0 * VISIBLE_DEPTH / (max(sigma.shape) * voxel)
 
-    Haze, which takes more than 1/16 of the box to stop half the light, counts as empty unless there is nothing
-    denser; rays already inside something at the box's wall are left out. Zeros where no ray is half stopped: there is
-    no surface then.
+
+def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
+    """The density where the renderer sees the surface: the σ at which rays along ±x, ±y, ±z reach optical
+    depth ln 2, its 15 % quantile, so that thin shells, which stop light with less, stay whole.
+
+    Haze counts as empty unless there is nothing denser; rays already inside something at the box's wall are left out.
+    0 where no ray is half stopped: there is no surface then.
     """
-    haze = 16.0 * VISIBLE_DEPTH / (max(sigma.shape) * voxel)
+    haze = haze_density(sigma, voxel)
     for field in (np.where(sigma >= haze, sigma, 0.0), sigma):
         slabs = [np.moveaxis(field, axis, 0)[::step] for axis in range(3) for step in (1, -1)]
         found = np.concatenate([_crossing_densities(slab, voxel) for slab in slabs])
         if len(found):
-            return float(np.quantile(found, SEEN)), float(np.quantile(found, FAINT))
-    return 0.0, 0.0
+            return float(np.quantile(found, SEEN))
+    return 0.0
 
 
-def close_holes(sigma: np.ndarray, threshold: float, faint: float) -> None:
-    """Make solid, in place, what is denser than `faint` and in some slice along an axis has the solid all around it:
+def close_holes(sigma: np.ndarray, threshold: float, empty: float) -> None:
+    """Make solid, in place, what is denser than `empty` and in some slice along an axis has the solid all around it:
     the thin spots of a flat sheet. A hole that is empty stays one.
     """
     spots = np.zeros(sigma.shape, bool)
     for axis in range(3):
         for slab, spot in zip(np.moveaxis(sigma, axis, 0), np.moveaxis(spots, axis, 0), strict=True):
-            spot |= binary_fill_holes(slab >= threshold) & (slab > faint) & (slab < threshold)
+            spot |= binary_fill_holes(slab >= threshold) & (slab > empty) & (slab < threshold)
     sigma[spots] = math.e * threshold
 
 

@@ -10,7 +10,7 @@ import trimesh
 
 from csd3d.cameras import orbit
 from csd3d.errors import InputError
-from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_thresholds
+from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_threshold
 from csd3d.export.texture import bake_texture, grow, rasterise, render_mesh, surface_colours, unwrap
 
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -90,9 +90,9 @@ def test_threshold_of_a_slab_in_closed_form():
     s = np.linspace(-0.5, 0.5, 201, dtype=np.float32).clip(0)
     slab = np.broadcast_to(100.0 * s[:, None, None], (201, 5, 5))
     expected = math.sqrt(2 * 100.0 * math.log(2.0) + (16 * math.log(2.0) / 1.005) ** 2)
-    assert visible_thresholds(slab, 0.005)[0] == pytest.approx(expected, rel=0.02)
-    assert visible_thresholds(slab[::-1], 0.005)[0] == pytest.approx(expected, rel=0.02)
-    assert visible_thresholds(np.zeros((9, 9, 9), np.float32), 0.1) == (0.0, 0.0)
+    assert visible_threshold(slab, 0.005) == pytest.approx(expected, rel=0.02)
+    assert visible_threshold(slab[::-1], 0.005) == pytest.approx(expected, rel=0.02)
+    assert visible_threshold(np.zeros((9, 9, 9), np.float32), 0.1) == 0.0
 
 
 def disc(hole: float):
