@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.media import encode
 
 Picture = np.ndarray | Tensor  # [H, W, 3], float in [0, 1] or uint8
 
@@ -21,39 +20,20 @@ def write_video(path: Path, frames: Iterable[Picture], fps: int = 24, scale: int
 
     Raises InputError for no frames, ValueError for frames of differing size.
     """
-    frames = (enlarge(to_uint8(frame), scale) for frame in frames)
-    first = next(frames, None)
-    if first is None:
-        raise InputError(f"{path}: a video needs at least one frame")
-    height, width = (side - side % 2 for side in first.shape[:2])
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial.mp4")
     try:
-        _encode(partial, chain([first], frames), (width, height), first.shape, fps, crf)
+        encode(partial, (_even(enlarge(to_uint8(frame), scale)) for frame in frames), fps, crf)
         os.replace(partial, path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _encode(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int], shape: tuple, fps: int, crf: int) -> None:
-    """Feed frames of `shape`, cropped to `size` (width, height), to ffmpeg's libx264."""
-    # untagged, each player guesses another matrix
-    tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-    filters = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,{tags}"]
-    options = [*filters, "-crf", str(crf), "-preset", "medium", "-movflags", "+faststart"]
-    encoder = imageio_ffmpeg.write_frames(
-        str(path), size, fps=fps, codec="libx264", quality=None, macro_block_size=1, output_params=options,
-        ffmpeg_log_level="error",
-    )  # fmt: skip
-    encoder.send(None)
-    try:
-        for frame in frames:
-            if frame.shape != shape:
-                raise ValueError(f"video frames differ in size: {frame.shape} after {shape}")
-            encoder.send(np.ascontiguousarray(frame[: size[1], : size[0]]))
-    finally:
-        encoder.close()
+def _even(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    return frame[: height - height % 2, : width - width % 2]
 
 
 def side_by_side(before: Iterable[Picture], after: Iterable[Picture], divider: int = 2) -> Iterator[np.ndarray]:

@@ -1,37 +1,18 @@
 """Decoding a capture's pictures: sizes from headers first, then pixels; alpha, 16 bits, masks, area downscaling."""
 
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from csd3d.errors import InputError
+from csd3d.media.pictures import channels, opened, upright_size
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # others, as EPS, run programs of their own
-EXIF_ORIENTATION = 0x0112
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
-
-
-@contextmanager
-def _opened(path: Path):
-    """A picture opened by its header; whatever the decoder raises, then or later, becomes one InputError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `image_size` has its own limit
-            with Image.open(path, formats=FORMATS) as image:
-                yield image
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be decoded ({reason}); expected a whole {', '.join(FORMATS)} file") from error
 
 
 def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     """(width, height) as stored, from the header alone; InputError over `max_pixels`."""
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
     if width * height > max_pixels:
         raise InputError(f"{path}: {width}x{height} pixels; the limit scene.max_pixels is {max_pixels}")
@@ -40,8 +21,9 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
 
 def turned_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as displayed, where the file's EXIF orientation swaps them; else None."""
-    with _opened(path) as image:
-        return image.size[::-1] if image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else None
+    with opened(path) as image:
+        size = upright_size(image)
+        return None if size == image.size else size
 
 
 def read_image(path: Path, size: tuple[int, int], background: str, turned: bool) -> tuple[np.ndarray, bool]:
@@ -50,8 +32,8 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
     `size` (width, height) is of the capture's raster, smaller than the file's or equal: area-averaged to it.
     `turned` applies the EXIF orientation.
     """
-    with _opened(path) as image:
-        values = _channels(ImageOps.exif_transpose(image) if turned else image)
+    with opened(path) as image:
+        values, _ = channels(image, turned)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds pixels that are not finite")
     has_alpha = False
@@ -63,23 +45,10 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, has_alpha
 
 
-def _channels(image: Image.Image) -> np.ndarray:
-    """[H, W, 1 | 2 | 3 | 4] float32 in 0..1: grey, grey + alpha, RGB or RGBA."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float32)[:, :, None]
-        return values.clip(0, 1) if image.mode == "F" else (values / 65535).clip(0, 1)  # I: 16 bits in wider storage
-    if image.mode == "PA" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    values = np.asarray(image, dtype=np.float32) / 255
-    return values if values.ndim == 3 else values[:, :, None]
-
-
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Decodes a mask to [H, W] bool, True = usable: where every pixel averaged into this one is non-zero."""
-    with _opened(path) as image:
-        values = _channels(image)
+    with opened(path) as image:
+        values, _ = channels(image, turned=False)
     colour = values if values.shape[2] in (1, 3) else values[:, :, :-1]
     usable = (colour.max(axis=2, keepdims=True) > 0).astype(np.float32)
     return area_resize(usable, *size)[:, :, 0] > 1 - 1e-6
