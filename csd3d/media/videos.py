@@ -172,10 +172,17 @@ def _decode(path: Path, cache: Path, max_frames: int, max_pixels: int) -> tuple[
             process.wait()
         errors.seek(0)
         problem = changed or complaint(errors.read(2**20))
+    if problem is not None and shape[0] > 1 and _is_gif(path):
+        shape = (shape[0] - 1, *shape[1:])  # of the last, ffmpeg hands out what there is
     if shape[0] == 0:
         expected = "expected MP4, MOV, MKV, WebM, AVI, GIF or a folder of frames"
         raise InputError(f"{path}: no frame can be decoded ({problem or 'it holds no pictures'}); {expected}")
     return shape, problem
+
+
+def _is_gif(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GIF8"
 
 
 def _store(stream: IO[bytes], file: Path, path: Path, max_frames: int) -> tuple[tuple[int, int, int], str | None]:

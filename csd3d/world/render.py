@@ -30,9 +30,13 @@ class Pictures:
 
 def render(scenes: Sequence[Scene], cameras: np.ndarray, width: int, height: int, samples: int = 2) -> Pictures:
     """Renders scene i through camera i (`cameras` [B,16]) with `samples`² rays a pixel."""
-    if len(scenes) != len(cameras) or cameras.shape[1:] != (16,):
-        raise ValueError(f"need one camera row of 16 a scene, got {len(scenes)} scenes and cameras {cameras.shape}")
-    arrays = [compile_scene(scene) for scene in scenes]
+    return render_arrays([compile_scene(scene) for scene in scenes], cameras, width, height, samples)
+
+
+def render_arrays(arrays: Sequence[Arrays], cameras: np.ndarray, width: int, height: int, samples: int = 2) -> Pictures:
+    """As `render`, of compiled scenes."""
+    if len(arrays) != len(cameras) or cameras.shape[1:] != (16,):
+        raise ValueError(f"need one camera row of 16 a scene, got {len(arrays)} scenes and cameras {cameras.shape}")
     lib = library()
     if lib is None:
         from csd3d.world.reference import render_reference
@@ -42,7 +46,7 @@ def render(scenes: Sequence[Scene], cameras: np.ndarray, width: int, height: int
 
 
 def _render_native(
-    lib: ctypes.CDLL, arrays: list[Arrays], cameras: np.ndarray, width: int, height: int, samples: int
+    lib: ctypes.CDLL, arrays: Sequence[Arrays], cameras: np.ndarray, width: int, height: int, samples: int
 ) -> Pictures:
     def pack(name: str) -> tuple[np.ndarray, np.ndarray]:
         rows = [getattr(a, name) for a in arrays]
