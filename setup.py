@@ -54,6 +54,7 @@ CORE = [
     "omegaconf>=2.3",
     "imageio>=2.34",
     "imageio-ffmpeg>=0.5",
+    "opencv-python-headless>=4.9",
     "numpy>=1.26",
     "scipy>=1.11",
     "pillow>=10.3",

@@ -1,5 +1,6 @@
 """Score distillation on tensors alone: directions, how particles share them, noise, schedules, the CSD-Edit loop."""
 
+from csd3d.distillation.correspondence import Correspondence, flow_correspondence, window_correspondence
 from csd3d.distillation.ddim import ddim_edit
 from csd3d.distillation.directions import csd_edit, sds
 from csd3d.distillation.distill import DistillConfig, distill_step
@@ -9,6 +10,7 @@ from csd3d.distillation.svgd import SVGDConfig, svgd_combine, svgd_diagnostics
 
 __all__ = [
     "CollaborativeEditConfig",
+    "Correspondence",
     "DistillConfig",
     "SVGDConfig",
     "cfg",
@@ -16,8 +18,10 @@ __all__ = [
     "csd_edit",
     "ddim_edit",
     "distill_step",
+    "flow_correspondence",
     "ip2p_guidance",
     "sds",
     "svgd_combine",
     "svgd_diagnostics",
+    "window_correspondence",
 ]

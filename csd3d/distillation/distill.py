@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csd3d.distillation.correspondence import Correspondence
 from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
 from csd3d.distillation.directions import bridge, lmc, nfsd, sds, vsd
 from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
 from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, stage, step_weight
-from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
+from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
 METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc")
@@ -74,12 +75,14 @@ class DistillConfig:
 @dataclass(frozen=True)
 class Extras:
     """What only some methods need: `camera_noise` [N, ...], the ε of noise "camera" (`world_noise`); `expected(z, t)`,
-    LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `groups` [N], within which particles share."""
+    LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `groups` [N], within which particles share;
+    `correspondence` of all N, which of their pixels share (None: those at the same address)."""
 
     camera_noise: Tensor | None = None
     expected: Callable[[Tensor, int], Tensor] | None = None
     away: Tensor | None = None
     groups: Tensor | None = None
+    correspondence: Correspondence | None = None
 
 
 @torch.no_grad()
@@ -104,20 +107,22 @@ def distill_step(
     names = branches(config, step, t, len(alphas_cumprod))
     found = dict(zip(names, predict(torch.cat([noisy] * len(names)), t, names).chunk(len(names)), strict=True))
     delta = _direction(config, found, eps, noisy, _expected(config, extras, z, t), extras.away, alpha_bar)
-    shared, report = _share(delta, noisy, z, alpha_bar, config.svgd, extras.groups)
+    seen = kernel_latents(noisy, z, alpha_bar, config.noise, extras.correspondence)
+    shared, report = _share(delta, seen, z, alpha_bar, config.svgd, extras)
     gradient = step_weight(config.weight, alpha_bar) * shared
     return gradient, {"t": float(t), "gradient_rms": gradient.float().square().mean().sqrt().item(), **report}
 
 
 def _share(
-    delta: Tensor, noisy: Tensor, z: Tensor, alpha_bar: float, config: SVGDConfig | None, groups: Tensor | None
+    delta: Tensor, noisy: Tensor, z: Tensor, alpha_bar: float, config: SVGDConfig | None, extras: Extras
 ) -> tuple[Tensor, dict[str, float]]:
     """The combiner's G without w(t), within each group, and the mean of the groups' diagnostics."""
-    groups = torch.zeros(len(z), dtype=torch.long) if groups is None else groups
+    groups = torch.zeros(len(z), dtype=torch.long) if extras.groups is None else extras.groups
     shared, reports = torch.empty_like(delta), []
     for group in groups.unique():
         own = (groups == group).to(z.device)
-        options = {"alpha_bar": alpha_bar, "config": config}
+        among = None if extras.correspondence is None else extras.correspondence.select(own)
+        options = {"alpha_bar": alpha_bar, "config": config, "correspondence": among}
         shared[own] = combine(delta[own], noisy[own], z[own], **options)
         reports.append(svgd_diagnostics(delta[own], noisy[own], z[own], **options))
     return shared, {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from csd3d.distillation.correspondence import Correspondence
 from csd3d.distillation.directions import csd_edit
 from csd3d.distillation.guidance import ip2p_guidance
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
 from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, step_weight
-from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
+from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]
+Correspond = Callable[[Tensor], Correspondence]  # of the particles indices [M]; a Correspondence's `select` is one
 MAX_SKIPPED = 3  # non-finite steps in a row before giving up
 
 
@@ -97,10 +99,12 @@ def collaborative_edit(
     generator: torch.Generator,
     callback: Callable[[int, Tensor, dict[str, float]], None] | None = None,
     z_start: Tensor | None = None,
+    correspond: Correspond | None = None,
 ) -> Tensor:
     """Edit `z_source` [N, ...] by config.steps of z ← z − lr G, G = w(t) SVGD(Δ); returns the edited latents [N, ...].
 
     The target starts at `z_start` [N, ...] if given (a later round of a scene's edit), else where config.init says.
+    `correspond(indices [M])` tells which pixels of a step's particles show the same; None: those at one address.
 
     `callback(step, z, diagnostics)` is called after each step: "t", "lr", "gradient_rms", "skipped" (1.0 where the
     gradient was not finite and z was left alone), and those of `svgd_diagnostics`. There is no optimiser state: to
@@ -110,7 +114,7 @@ def collaborative_edit(
     z = start_latents(z_source, config, generator) if z_start is None else z_start
     skipped = 0
     for step in range(config.steps):
-        z, diagnostics = edit_step(predict, z, z_source, step, config, alphas_cumprod, generator)
+        z, diagnostics = edit_step(predict, z, z_source, step, config, alphas_cumprod, generator, correspond)
         skipped = skipped + 1 if diagnostics["skipped"] else 0
         if skipped == MAX_SKIPPED:
             raise FloatingPointError(f"collaborative edit: gradient not finite {MAX_SKIPPED} steps in a row, at {step}")
@@ -135,6 +139,7 @@ def edit_step(
     config: CollaborativeEditConfig,
     alphas_cumprod: Tensor,
     generator: torch.Generator,
+    correspond: Correspond | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Step `step` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and diagnostics."""
     t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
@@ -144,7 +149,10 @@ def edit_step(
     eps = draw_noise(clean, config.noise, generator)
     noisy = add_noise(clean, eps, alpha_bar)
     direction = _direction(predict, noisy, add_noise(source, eps, alpha_bar), t, indices, config)
-    shared = combine(direction, noisy, clean, alpha_bar=alpha_bar, config=config.svgd)
+    among = None if correspond is None or config.svgd is None else correspond(indices)
+    seen = kernel_latents(noisy, clean, alpha_bar, config.noise, among)
+    options = {"alpha_bar": alpha_bar, "config": config.svgd, "correspondence": among}
+    shared = combine(direction, seen, clean, **options)
     gradient = step_weight(config.weight, alpha_bar) * shared
     lr = config.lr * config.lr_decay ** (step // config.lr_decay_every)
     finite = bool(torch.isfinite(gradient).all())
@@ -157,7 +165,7 @@ def edit_step(
         "lr": lr,
         "gradient_rms": gradient.float().square().mean().sqrt().item(),
         "skipped": float(not finite),
-        **svgd_diagnostics(direction, noisy, clean, alpha_bar=alpha_bar, config=config.svgd),
+        **svgd_diagnostics(direction, seen, clean, **options),
     }
 
 

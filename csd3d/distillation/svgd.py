@@ -4,6 +4,9 @@ Symbols, as in CSD (arXiv 2307.04787): particles `z [N, ...]` (noised latents z_
 ...]` (minus sigma_t times a score, plus a baseline), kernel matrix `K [N, N]` with ones on its diagonal, `gamma` its
 inverse squared width. Everything is accumulated in float32 (float64 for float64 input) and returned in the
 directions' dtype.
+
+Plain SVGD shares directions at the same pixel address. Given a `Correspondence`, particle j is first brought to i's
+pixels, and i shares with what shows the same content (`_brought`).
 """
 
 import math
@@ -11,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from csd3d.distillation.correspondence import Correspondence
 
 KERNELS = ("rbf", "imq")
 NORMALIZATIONS = ("mean", "row")
@@ -59,6 +64,7 @@ def svgd_combine(
     bandwidth_scale: float = 1.0,
     repulsion: float = 1.0,
     normalize: str = "mean",
+    correspondence: Correspondence | None = None,
 ) -> Tensor:
     """Combine N directions into the N gradients to *descend*; one particle gets its direction back unchanged.
 
@@ -74,6 +80,8 @@ def svgd_combine(
     Kernel on clean latents: pass the clean `particles` and `sigma` = σ_t / √ᾱ_t, for z_t = √ᾱ_t z + σ_t ε has ∇_{z_t}
     = ∇_z / √ᾱ_t.
 
+    `correspondence`: share between corresponding pixels of particles [N, C, h, w]; identities give the plain form.
+
     Returns [N, ...] in the directions' dtype. O(N² + N D) memory. Raises ValueError on shapes that differ or unknown
     settings.
     """
@@ -81,8 +89,8 @@ def svgd_combine(
     _check_choice("normalize", normalize, NORMALIZATIONS)
     if len(directions) == 1:
         return directions.clone()
-    K, slope = kernel_matrix(particles, kernel=kernel, bandwidth=bandwidth, bandwidth_scale=bandwidth_scale)
-    score, force = _shared_score(K, directions, normalize), _kernel_gradient(K, slope, particles, normalize)
+    K, slope = kernel_matrix(particles, kernel, bandwidth, bandwidth_scale, correspondence)
+    score, force = _score_and_force(K, slope, directions, particles, normalize, correspondence)
     return (score - repulsion * sigma * force).view_as(directions).to(directions.dtype)
 
 
@@ -109,65 +117,124 @@ def svgd_combine_features(
     return (score - _coefficient(config, sigma) * pulled_back).to(directions.dtype)
 
 
-def combine(directions: Tensor, noisy: Tensor, clean: Tensor, *, alpha_bar: float, config: SVGDConfig | None) -> Tensor:
+def combine(
+    directions: Tensor,
+    noisy: Tensor,
+    clean: Tensor,
+    *,
+    alpha_bar: float,
+    config: SVGDConfig | None,
+    correspondence: Correspondence | None = None,
+) -> Tensor:
     """G without w(t) as `config` says; None is no collaboration: each particle keeps its own direction.
 
-    `directions`, `noisy` (z_t), `clean` (z): [N, ...]; `alpha_bar` = ᾱ_t of the noised latents.
+    `directions`, `noisy` (z_t), `clean` (z): [N, ...]; `alpha_bar` = ᾱ_t of the noised latents. `correspondence`: see
+    `svgd_combine`; noise shared by address is then to be left out of `noisy` (`kernel_latents`).
     """
     if config is None:
         return directions
     particles, options = _options(noisy, clean, alpha_bar, config)
-    return svgd_combine(directions, particles, normalize=config.normalize, **options)
+    return svgd_combine(directions, particles, normalize=config.normalize, correspondence=correspondence, **options)
+
+
+def kernel_latents(
+    noisy: Tensor, clean: Tensor, alpha_bar: float, noise: str, correspondence: Correspondence | None
+) -> Tensor:
+    """z_t [N, ...] as the kernel is to see it, for `combine`'s `noisy`: without noise that plain distances are free of.
+
+    `noise` "shared" cancels in ‖z_{t,i} − z_{t,j}‖² = ᾱ_t ‖z_i − z_j‖² address by address; z_{t,j} brought to i's
+    pixels has other noise there, which would drown the content. √ᾱ_t z has the distances meant.
+    """
+    return alpha_bar**0.5 * clean if noise == "shared" and correspondence is not None else noisy
 
 
 def svgd_diagnostics(
-    directions: Tensor, noisy: Tensor, clean: Tensor, *, alpha_bar: float, config: SVGDConfig | None
+    directions: Tensor,
+    noisy: Tensor,
+    clean: Tensor,
+    *,
+    alpha_bar: float,
+    config: SVGDConfig | None,
+    correspondence: Correspondence | None = None,
 ) -> dict[str, float]:
-    """What the kernel sees at this step, to be logged: all three are 0 for one particle or without SVGD.
+    """What the kernel sees at this step, to be logged: all are 0 for one particle or without SVGD.
 
     kernel_mean and kernel_spread: mean and standard deviation of the off-diagonal k (spread 0: the kernel is blind to
-    content and only averages); repulsion_ratio: |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles.
+    content and only averages), with a correspondence only of pairs that have content in common; repulsion_ratio:
+    |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles; with a correspondence also shared_pixels, the mean share of a
+    particle's pixels that another shows.
     """
+    report = dict.fromkeys(("kernel_mean", "kernel_spread", "repulsion_ratio"), 0.0)
+    if correspondence is not None:
+        report["shared_pixels"] = 0.0
     if config is None or len(directions) == 1:
-        return {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": 0.0}
+        return report
     particles, options = _options(noisy, clean, alpha_bar, config)
     coefficient = options.pop("repulsion") * options.pop("sigma")
-    K, slope = kernel_matrix(particles, **options)
-    off_diagonal = K[~torch.eye(len(K), dtype=torch.bool, device=K.device)]
-    score, force = _shared_score(K, directions, "mean").norm(), _kernel_gradient(K, slope, particles, "mean").norm()
-    return {
-        "kernel_mean": off_diagonal.mean().item(),
-        "kernel_spread": off_diagonal.std(correction=0).item(),
-        "repulsion_ratio": (abs(coefficient) * force / score.clamp_min(1e-12)).item(),
-    }
+    K, slope = kernel_matrix(particles, **options, correspondence=correspondence)
+    terms = _score_and_force(K, slope, directions, particles, "mean", correspondence)
+    score, force = (term.norm() for term in terms)
+    report["repulsion_ratio"] = (abs(coefficient) * force / score.clamp_min(1e-12)).item()
+    counted = ~torch.eye(len(K), dtype=torch.bool, device=K.device)
+    if correspondence is not None:
+        report["shared_pixels"] = correspondence.validity[counted].mean().item()
+        counted &= correspondence.validity.sum((2, 3)) > 0
+    if counted.any():
+        report["kernel_mean"] = K[counted].mean().item()
+        report["kernel_spread"] = K[counted].std(correction=0).item()
+    return report
 
 
 def kernel_matrix(
-    features: Tensor, kernel: str = "rbf", bandwidth: str | float = "median", bandwidth_scale: float = 1.0
+    features: Tensor,
+    kernel: str = "rbf",
+    bandwidth: str | float = "median",
+    bandwidth_scale: float = 1.0,
+    correspondence: Correspondence | None = None,
 ) -> tuple[Tensor, Tensor]:
     """K [N, N], and its slope −dk/d‖·‖² [N, N], between rows of `features` [N, ...].
 
     "rbf": k = exp(−γ d²). "imq": k = (1 + γ d²)^(−1/2), whose heavy tail still shares at several median distances.
+
+    With a `correspondence` (features [N, C, h, w]) row i compares z_i with every particle brought to i's pixels, over
+    the content they have in common, scaled to the whole so that one γ serves all pairs:
+
+        d²_ij = h w / Σ_p v_ij(p) · Σ_p v_ij(p) ‖z_i(p) − z_j(x_ij(p))‖²
+
+    and both results are 0 where there is none. What i sees of j is not what j sees of i: K need not be symmetric.
     """
     _check_choice("kernel", kernel, KERNELS)
     flat = _flat(features)
-    squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
-    gamma = _gamma(squared, flat.shape[1], bandwidth) / bandwidth_scale
+    if correspondence is None:
+        squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
+        common = None
+    else:
+        squared, common = _brought_distances(flat.view_as(features), correspondence)
+    gamma = _gamma(squared, flat.shape[1], bandwidth, common) / bandwidth_scale
     if kernel == "rbf":
         K = torch.exp(-gamma * squared)
-        return K, gamma * K
-    K = torch.rsqrt(1 + gamma * squared)
-    return K, 0.5 * gamma * K**3
+        slope = gamma * K
+    else:
+        K = torch.rsqrt(1 + gamma * squared)
+        slope = 0.5 * gamma * K**3
+    return (K, slope) if common is None else (K * common, slope * common)
 
 
-def _gamma(squared: Tensor, dimensions: int, bandwidth: str | float) -> Tensor | float:
-    """γ = ln(N+1) / median of the squared distances, floored so that coinciding particles leave it finite."""
+def _gamma(squared: Tensor, dimensions: int, bandwidth: str | float, common: Tensor | None = None) -> Tensor | float:
+    """γ = ln(N+1) / median of the squared distances, floored so that coinciding particles leave it finite.
+
+    `common` [N, N] bool: which of them are known.
+    """
     if not isinstance(bandwidth, str):
         return bandwidth
     N = len(squared)
     _check_choice("bandwidth", bandwidth, MEDIANS)
-    i, j = torch.triu_indices(N, N, offset=1, device=squared.device)
-    pairs = squared[i, j]
+    if common is None:
+        i, j = torch.triu_indices(N, N, offset=1, device=squared.device)
+        pairs = squared[i, j]
+    else:
+        pairs, squared = squared[common & ~torch.eye(N, dtype=torch.bool, device=squared.device)], squared[common]
+        pairs = pairs if len(pairs) else squared
     median = pairs.median() if bandwidth == "median" else squared.median()
     floor = (MIN_RELATIVE_MEDIAN * pairs.mean()).clamp_min(MIN_RMS_DISTANCE**2 * dimensions)
     return math.log(N + 1) / torch.maximum(median, floor)
@@ -184,6 +251,67 @@ def _kernel_gradient(K: Tensor, slope: Tensor, features: Tensor, normalize: str)
     centred = _flat(features) - _flat(features).mean(dim=0)  # changes nothing but the rounding
     force = 2 * (slope.sum(dim=1, keepdim=True) * centred - slope @ centred)
     return force / _denominator(K, normalize)
+
+
+def _score_and_force(
+    K: Tensor,
+    slope: Tensor,
+    directions: Tensor,
+    particles: Tensor,
+    normalize: str,
+    correspondence: Correspondence | None,
+) -> tuple[Tensor, Tensor]:
+    """Σ_j k_ij Δ_j and Σ_j ∇_j k_ij, normalised, [N, D] both."""
+    if correspondence is not None:
+        return _brought(K, slope, directions, particles, normalize, correspondence)
+    return _shared_score(K, directions, normalize), _kernel_gradient(K, slope, particles, normalize)
+
+
+def _brought_distances(z: Tensor, correspondence: Correspondence) -> tuple[Tensor, Tensor]:
+    """d² [N, N] of `kernel_matrix` between z [N, C, h, w], and which pairs have anything in common [N, N]."""
+    shown = correspondence.validity.sum((2, 3))
+    rows = []
+    for i in range(len(z)):
+        difference = z[i] - correspondence.sample(z, i)
+        rows.append((correspondence.validity[i, :, None] * difference.square()).sum((1, 2, 3)))
+    scale = z[0, 0].numel() / torch.where(shown > 0, shown, 1.0)
+    return torch.stack(rows) * scale.to(z), shown > 0
+
+
+def _brought(
+    K: Tensor, slope: Tensor, directions: Tensor, particles: Tensor, normalize: str, correspondence: Correspondence
+) -> tuple[Tensor, Tensor]:
+    """SVGD's two sums for particle i among the others as they look from i, y_j = z_j(x_ij(·)); [N, D] both.
+
+        score_i(p) = Σ_j k_ij (A_ij Δ_j)(p) / n_i(p)
+        force_i(p) = Σ_j 2 s_ij v_ij(p) (z_i − y_j)(p) / n_i(p),   s the slope
+
+    Repulsion. With B_ij the bilinear rows alone, A_ij = v_ij B_ij, k depends on z_j through y_j = B_ij z_j, so that
+    ∇_{z_j} k = B_ijᵀ ∇_{y_j} k: on j's pixels, spread there by the adjoint. A gradient, unlike a direction, comes back
+    to i by the inverse of that adjoint, not by A_ij (A_ij B_ijᵀ would blur it), and what is back is ∇_{y_j} k itself,
+    as from SVGD among the y_j: 2 s_ij v_ij (z_i − y_j). d² is Σ_p v ‖z_i − y_j‖² and, for what is not shown, a
+    guess in proportion to it. The guess is no coordinate of y_j and is held fixed: the force on a pixel that is shared
+    does not grow as fewer are.
+
+    Normalisation. Where j does not show p, its weight k_ij goes to those who do, i itself always among them:
+
+        n_i(p) = n_i Σ_j k_ij v_ij(p) / Σ_j k_ij,   n_i = N ("mean") or Σ_j k_ij ("row")
+
+    With "row" the weights at every pixel sum to one. With "mean" they sum to what they do in the plain form,
+    Σ_j k_ij / N, at all pixels of i, so that agreeing directions move the whole of i alike and the ends of an overlap
+    do not show; an i that shares nothing with anyone gets Δ_i / N, as plain SVGD gives one infinitely far from all.
+    """
+    z, delta = (_flat(x).view_as(x) for x in (particles, directions))
+    both, plain = torch.cat([delta, z], 1), _denominator(K, normalize)
+    score, force = torch.empty_like(delta), torch.empty_like(z)
+    for i in range(len(z)):
+        validity = correspondence.validity[i].to(z)
+        weight, pull = (factor[i, :, None, None] * validity for factor in (K, slope))
+        count = weight.sum(0) / K[i].sum() * (plain if normalize == "mean" else plain[i])
+        delta_j, y_j = correspondence.sample(both, i).chunk(2, dim=1)
+        score[i] = (weight[:, None] * delta_j).sum(0) / count
+        force[i] = 2 * (pull[:, None] * (z[i] - y_j)).sum(0) / count
+    return score.flatten(1), force.flatten(1)
 
 
 def _denominator(K: Tensor, normalize: str) -> Tensor | int:

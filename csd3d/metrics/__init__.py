@@ -1,4 +1,4 @@
-"""What is measured: images against images, views against each other, images against words."""
+"""What is measured: images against images and words, views against each other, frames along their motion."""
 
 from csd3d.metrics.clip import (
     ClipModel,
@@ -11,24 +11,30 @@ from csd3d.metrics.clip import (
     text_image_score,
     view_word_accuracy,
 )
-from csd3d.metrics.consistency import view_pairs, warp_view, warped_error
+from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
 from csd3d.metrics.fid import frechet_distance, named_fid
 from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
+from csd3d.metrics.motion import flow_warped_error, frame_pairs, neighbour_distance, seam_visibility
 
 __all__ = [
     "ClipModel",
     "best_answer",
     "dilate",
     "directional_similarity",
+    "flow_warped_error",
+    "frame_pairs",
     "frechet_distance",
     "image_consistency",
     "image_similarity",
     "load_clip",
     "mean_pairwise_distance",
     "named_fid",
+    "neighbour_distance",
     "psnr",
     "psnr_outside",
+    "reproject",
     "retrieval_rank",
+    "seam_visibility",
     "ssim",
     "text_image_score",
     "view_pairs",

@@ -67,6 +67,17 @@ def warp_view(
     with the distance from b to the point within `depth_tolerance` (relative): else something stands in between, or
     the sample straddles an edge.
     """
+    pixels, seen = reproject(depths, cameras, a, b, depth_tolerance)
+    usable = torch.ones_like(depths[b]) if weights is None else (weights[b] > 0).to(depths)
+    sampled = sample_pixels(torch.cat([images[b], usable[..., None]], -1), pixels)
+    return sampled[..., :3], seen & (sampled[..., 3] > 0.999)
+
+
+def reproject(depths: Tensor, cameras: Cameras, a: int, b: int, depth_tolerance: float = 0.02) -> tuple[Tensor, Tensor]:
+    """Where view b shows the surface points of view a's pixels → (pixels of b `[H, W, 2]`, seen `[H, W]` bool).
+
+    Pixels are (u, v), the first centre at (0.5, 0.5); `seen` as `warp_view` says.
+    """
     height, width = depths.shape[1:]
     rays_o, rays_d = cameras.image_rays(a)
     distance = depths[a].reshape(-1)
@@ -75,11 +86,11 @@ def warp_view(
     pixels, axial = cameras.project(points, b)
     size = pixels.new_tensor([width, height])
     inside = (axial > 0) & (pixels >= 0.5).all(-1) & (pixels <= size - 0.5).all(-1)
-    colour, depth_b, weight_b = _sample_view(images, depths, weights, b, pixels)
+    pixels = pixels.reshape(height, width, 2)
+    depth_b = sample_pixels(torch.where(_has_surface(depths[b]), depths[b], FAR)[..., None], pixels).reshape(-1)
     reach = (points - cameras.positions[b]).norm(dim=-1)
     agrees = (reach - depth_b).abs() <= depth_tolerance * reach
-    seen = surface & inside & agrees & (weight_b > 0.999)
-    return colour.reshape(height, width, 3), seen.reshape(height, width)
+    return pixels, (surface & inside & agrees).reshape(height, width)
 
 
 def view_pairs(
@@ -120,14 +131,10 @@ def _has_surface(depth: Tensor) -> Tensor:
     return torch.isfinite(depth) & (depth > 0)
 
 
-def _sample_view(images: Tensor, depths: Tensor, weights: Tensor | None, b: int, pixels: Tensor) -> tuple[Tensor, ...]:
-    """Bilinear colour `[N, 3]`, depth `[N]` and non-zero-weight share `[N]` of view b at `pixels` (first centre at
-    0.5, 0.5).
-    """
-    depth = torch.where(_has_surface(depths[b]), depths[b], FAR)
-    usable = torch.ones_like(depth) if weights is None else (weights[b] > 0).to(depth)
-    stack = torch.cat([images[b].permute(2, 0, 1), depth[None], usable[None]])
-    size = pixels.new_tensor([depth.shape[1], depth.shape[0]])
-    grid = (2.0 * pixels / size - 1.0).nan_to_num(-2.0).reshape(1, 1, -1, 2)
-    sampled = F.grid_sample(stack[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
-    return sampled[:, :3], sampled[:, 3], sampled[:, 4]
+def sample_pixels(values: Tensor, pixels: Tensor) -> Tensor:
+    """Bilinear `values` `[H, W, C]` at `pixels` `[H, W, 2]` (first centre at 0.5, 0.5); the border's beyond it."""
+    size = pixels.new_tensor([values.shape[1], values.shape[0]])
+    grid = (2.0 * pixels / size - 1.0).nan_to_num(-2.0)[None]
+    stack = values.movedim(-1, 0)[None]
+    found = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found[0].movedim(0, -1)

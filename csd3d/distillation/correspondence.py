@@ -1,0 +1,129 @@
+"""Which pixel of one particle shows what a pixel of another shows: sparse linear operators between their latents.
+
+Symbols: N particles of latents [C, h, w]; i the particle looked from, j the one looked at, p a pixel of i. `positions`
+[N, N, h, w, 2]: x_ij(p) = (x, y), where in j the content of pixel p of i is, in pixels, the first pixel's centre at
+(0, 0). `validity` [N, N, h, w] in [0, 1]: v_ij(p), 0 where j does not show it (outside, occluded, unknown). The
+operators act on every channel alike:
+
+    (A_ij u)(p) = v_ij(p) Σ_q b(q − x_ij(p)) u(q),   b bilinear
+
+so that a row of A_ij sums to v_ij(p), and A_ii is the identity. Stored is x and v, 3 numbers a row: O(N² h w).
+"""
+
+import torch
+from torch import Tensor
+
+BORDER = 0.5  # pixels: a position in the outer half of a border pixel is that pixel
+
+
+class Correspondence:
+    """The operators A_ij of N particles. What a particle shows of itself is the identity, whatever is given for it."""
+
+    def __init__(self, positions: Tensor, validity: Tensor) -> None:
+        """`positions` [N, N, h, w, 2] and `validity` [N, N, h, w], bool or in [0, 1], as the module's docstring says.
+
+        Validity becomes 0 where a position is not finite or lies outside the picture. Raises ValueError on shapes that
+        differ and on validity outside [0, 1].
+        """
+        N = len(positions)
+        if positions.ndim != 5 or positions.shape[1] != N or positions.shape[4] != 2 or N == 0:
+            raise ValueError(f"positions must be [N, N, h, w, 2] with N >= 1, got {tuple(positions.shape)}")
+        if validity.shape != positions.shape[:4]:
+            shapes = f"{tuple(validity.shape)} and {tuple(positions.shape)}"
+            raise ValueError(f"validity must be [N, N, h, w] as positions [N, N, h, w, 2] are, got {shapes}")
+        positions = positions.to(torch.promote_types(positions.dtype, torch.float32))
+        validity = validity.to(positions)
+        if not ((validity >= 0) & (validity <= 1)).all():
+            raise ValueError("validity must be in [0, 1]")
+        h, w = self.size = tuple(positions.shape[2:4])
+        last = positions.new_tensor([w - 1, h - 1])
+        inside = ((positions >= -BORDER) & (positions <= last + BORDER)).all(-1)  # false for NaN
+        held = torch.where(inside[..., None], positions, 0.0).clamp_min(0).minimum(last)
+        diagonal = torch.arange(N, device=positions.device)
+        held[diagonal, diagonal] = pixel_grid(h, w).to(held)
+        validity = torch.where(inside, validity, 0.0)
+        validity[diagonal, diagonal] = 1.0
+        self.positions, self.validity = held, validity
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device | str) -> "Correspondence":
+        return Correspondence(self.positions.to(device), self.validity.to(device))
+
+    def select(self, indices: Tensor) -> "Correspondence":
+        """That of the particles `indices` [M] alone."""
+        return Correspondence(self.positions[indices][:, indices], self.validity[indices][:, indices])
+
+    def bring(self, values: Tensor, j: int, i: int) -> Tensor:
+        """A_ij u_j: row j of `values` [N, C, h, w] brought to i's pixels, [C, h, w]; 0 where j does not show them."""
+        self._check(values)
+        return self.validity[i, j] * self._sample(values[j : j + 1], i, slice(j, j + 1))[0]
+
+    def adjoint(self, cotangent: Tensor, j: int, i: int) -> Tensor:
+        """A_ijᵀ g: `cotangent` [C, h, w] of i's pixels spread over j's, [C, h, w]; ⟨g, A_ij u⟩ = ⟨A_ijᵀ g, u⟩."""
+        if cotangent.ndim != 3 or tuple(cotangent.shape[1:]) != self.size:
+            raise ValueError(f"cotangent must be [C, {self.size[0]}, {self.size[1]}], got {tuple(cotangent.shape)}")
+        index, weight = self._taps(i, j)
+        rows = (self.validity[i, j] * cotangent).flatten(1)
+        spread = torch.zeros_like(rows)
+        for tap in range(4):
+            spread.index_add_(1, index[:, tap], weight[:, tap].to(rows) * rows)
+        return spread.view_as(cotangent)
+
+    def sample(self, values: Tensor, i: int) -> Tensor:
+        """All particles' `values` [N, C, h, w] where i's pixels are in them, [N, C, h, w]: A_ij u_j / v_ij for every j.
+
+        It says nothing where validity[i] is 0.
+        """
+        self._check(values)
+        return self._sample(values, i, slice(None))
+
+    def _sample(self, values: Tensor, i: int, chosen: slice) -> Tensor:
+        index, weight = self._taps(i, chosen)
+        flat, found = values.flatten(2), 0
+        for tap in range(4):
+            picked = flat.gather(2, index[:, None, :, tap].expand(-1, values.shape[1], -1))
+            found = found + weight[:, None, :, tap].to(picked) * picked
+        return found.view_as(values)
+
+    def _taps(self, i: int, chosen: int | slice) -> tuple[Tensor, Tensor]:
+        """The four pixels [..., h w, 4] each row looks at, as flat indices, and their bilinear weights."""
+        h, w = self.size
+        position = self.positions[i, chosen].flatten(-3, -2)
+        low = position.floor()
+        x, y = (position - low).unbind(-1)
+        x0, y0 = low.long().unbind(-1)
+        x1, y1 = (x0 + 1).clamp_max(w - 1), (y0 + 1).clamp_max(h - 1)
+        index = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1], -1)
+        return index, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)
+
+    def _check(self, values: Tensor) -> None:
+        if values.ndim != 4 or len(values) != len(self) or tuple(values.shape[2:]) != self.size:
+            wanted = f"[{len(self)}, C, {self.size[0]}, {self.size[1]}]"
+            raise ValueError(f"a correspondence of particles {wanted} was given values {tuple(values.shape)}")
+
+
+def pixel_grid(h: int, w: int) -> Tensor:
+    """(x, y) of every pixel's centre, [h, w, 2], the first at (0, 0)."""
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack([x, y], -1).float()
+
+
+def flow_correspondence(flow: Tensor, validity: Tensor) -> Correspondence:
+    """Of frames with `flow` [N, N, h, w, 2]: what i shows at p, j shows at p + flow_ij(p), (x, y) latent pixels."""
+    return Correspondence(pixel_grid(*flow.shape[2:4]).to(flow) + flow, validity)
+
+
+def window_correspondence(top: Tensor, left: Tensor, size: tuple[int, int], wrap: int | None = None) -> Correspondence:
+    """Of windows `size` = (h, w) on one canvas, from their offsets `top`, `left` [N] in latent pixels, whole or not.
+
+    `wrap`: the canvas's width where its two ends meet, as a 360° panorama's do.
+    """
+    offset = torch.stack([left, top], -1)
+    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+    positions = pixel_grid(*size).to(offset) + (offset[:, None] - offset)[:, :, None, None]
+    if wrap is not None:
+        x, y = positions.unbind(-1)
+        positions = torch.stack([(x + BORDER) % wrap - BORDER, y], -1)
+    return Correspondence(positions, torch.ones_like(positions[..., 0]))

@@ -1,0 +1,106 @@
+"""How steady an edited clip is along the motion of its source, and how visible the seams of a picture made of patches.
+
+Frames are [H, W, 3] in [0, 1]; flow_ab [H, W, 2] is (x, y) in pixels: what frame a shows at p, frame b shows at
+p + flow_ab(p).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from csd3d.cameras import pixel_centres
+from csd3d.metrics.consistency import sample_pixels
+
+Flow = Callable[[int, int], tuple[Tensor, Tensor]]
+SEAM_FLOOR = (0.5 / 255) ** 2  # of squared differences: below half of an 8-bit level there is no edge to be seen
+
+
+def warp_frame(frame: Tensor, flow: Tensor) -> Tensor:
+    """Frame b `[H, W, C]` on frame a's pixels: b(p + flow_ab(p)), bilinear, its border continued."""
+    height, width = flow.shape[:2]
+    if frame.shape[:2] != flow.shape[:2] or flow.shape[2:] != (2,):
+        raise ValueError(f"expected [H, W, C] and [H, W, 2] of one size, got {tuple(frame.shape)}, {tuple(flow.shape)}")
+    centres = pixel_centres(width, height, flow.device).reshape(height, width, 2)
+    return sample_pixels(frame, centres + flow)
+
+
+def frame_pairs(count: int, gap: int = 4) -> dict[str, Tensor]:
+    """Pairs (t, t + 1), `short`, and (t, t + gap), `long`, of `count` frames: `[P, 2]` long each, perhaps none."""
+    if gap < 2:
+        raise ValueError(f"gap is {gap}: a long range spans at least 2 frames")
+    first = torch.arange(count)
+    pairs = {name: torch.stack([first, first + step], 1) for name, step in (("short", 1), ("long", gap))}
+    return {name: both[both[:, 1] < count] for name, both in pairs.items()}
+
+
+def flow_warped_error(
+    frames: Sequence[Tensor] | Tensor, flow: Flow, pairs: dict[str, Tensor]
+) -> dict[str, float | int | None]:
+    """Masked RMSE of frame a against frame b brought back by the *source's* flow, pooled over all pairs of a range
+    (after Lai et al. 2018, arXiv 1808.00449, whose error is squared, and averaged pair by pair).
+
+        E = √( Σ_ab Σ_p m_ab(p) ‖I_a(p) − I_b(p + flow_ab(p))‖² / 3  /  Σ_ab Σ_p m_ab(p) )
+
+    frames: the edited clip, `frames[t]` `[H, W, 3]` in [0, 1]; `flow(a, b)` → (`[H, W, 2]`, m `[H, W]`, 0 where b does
+    not show the pixel), of the source; pairs: `frame_pairs`. Returns per range its RMSE (None where no pixel is seen
+    twice), `<range>_pixels` and `<range>_pairs`.
+    """
+    report: dict[str, float | int | None] = {}
+    for name, chosen in pairs.items():
+        squared, weight, pixels = 0.0, 0.0, 0
+        for a, b in chosen.tolist():
+            motion, mask = flow(a, b)
+            mask = mask.double()
+            error = (frames[a].double() - warp_frame(frames[b].float(), motion).double()).square().mean(-1)
+            squared, weight = squared + float((mask * error).sum()), weight + float(mask.sum())
+            pixels += int((mask > 0).sum())
+        report[name] = (squared / weight) ** 0.5 if weight else None
+        report |= {f"{name}_pixels": pixels, f"{name}_pairs": len(chosen)}
+    return report
+
+
+def seam_visibility(
+    image: Tensor, rows: Iterable[int] = (), columns: Iterable[int] = (), wrap: bool = False
+) -> float | None:
+    """Gradient energy on patch borders over that elsewhere: 1 where the borders cannot be told, more where they show.
+
+        Σ_borders ‖I(p) − I(p − e)‖² / Σ_borders mean over the other lines of the same direction
+
+    image `[H, W, 3]` in [0, 1]. Border y of `rows` lies between pixel rows y − 1 and y, and so do `columns`; `wrap`:
+    column 0 follows the last, and border 0 lies between them. None without borders. Raises ValueError for borders
+    outside the picture, or where there is no other line to compare with.
+    """
+    found, expected, count = 0.0, 0.0, 0
+    for axis, borders, closed in ((0, rows, False), (1, columns, wrap)):
+        borders, length = sorted(set(borders)), image.shape[axis]
+        if not borders:
+            continue
+        first = 0 if closed else 1
+        if borders[0] < first or borders[-1] >= length:
+            raise ValueError(f"borders {borders} along a side of {length} pixels: give numbers {first}..{length - 1}")
+        lines = (image.double() - image.double().roll(1, axis)).square().mean((1 - axis, 2))
+        on = torch.zeros(length, dtype=torch.bool)
+        on[borders] = True
+        elsewhere = lines[first:][~on[first:]]
+        if not len(elsewhere):
+            raise ValueError(f"all {length - first} lines of a side are borders: nothing to compare them with")
+        found, count = found + float(lines[on].sum()), count + len(borders)
+        expected += len(borders) * float(elsewhere.mean())
+    return (found + SEAM_FLOOR * count) / (expected + SEAM_FLOOR * count) if count else None
+
+
+def neighbour_distance(
+    frames: Sequence[Tensor] | Tensor, distance: Callable[[Tensor, Tensor], Tensor], closed: bool = False
+) -> Tensor:
+    """d(t, t + 1) of neighbouring frames `[H, W, 3]` in [0, 1] → `[F − 1]`; `closed`: an orbit, → `[F]`.
+
+    `distance` of two batches [1, 3, H, W] is LPIPS (`csd3d.priors.load_lpips`), or LPIPS-like on a prior's features:
+    lambda a, b: perceptual_distance(features(a), features(b)).
+    """
+    count = len(frames)
+    found = torch.zeros(max(0, count if closed else count - 1))
+    for t in range(len(found)):
+        pair = (frames[i].movedim(-1, 0)[None] for i in (t, (t + 1) % count))
+        found[t] = float(distance(*pair))
+    return found
