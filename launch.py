@@ -9,7 +9,7 @@ from pathlib import Path
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
-RESULTS = ("report.html", "images/*.png", "videos/*.mp4", "mesh/*.glb", "mesh/*.obj", "metrics.json")
+RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", "mesh/*.glb", "mesh/*.obj", "metrics.json")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,10 @@ from csd3d.interrupt import StopRequest
 from csd3d.logs import create_run_folder, logging_to
 
 TASKS = {
+    "edit_image": "csd3d.tasks.edit_image:EditImageConfig",
+    "edit_panorama": "csd3d.tasks.edit_panorama:EditPanoramaConfig",
     "edit_scene": "csd3d.tasks.edit_scene:EditSceneConfig",
+    "edit_video": "csd3d.tasks.edit_video:EditVideoConfig",
     "text_to_image": "csd3d.tasks.text_to_image:TextToImageConfig",
     "text_to_3d": "csd3d.tasks.text_to_3d:TextTo3DConfig",
 }

@@ -6,9 +6,10 @@ step. The network is reached through one callable, one batched call a step:
     predict(z_stack [B*M, ...], t, branches, indices [M]) -> eps [B*M, ...]
 
 Rows come in B groups of M, group b to be predicted under branches[b]: "null" (no image, empty text), "image" (source
-image, empty text) or "full" (source image, instruction); row m of each group is particle indices[m]. The last group
-(or two) holds the noised source, whose prediction is the baseline; what a branch's conditions are does not depend on
-that.
+image, empty text) or "full" (source image, instruction); row m of each group is particle indices[m]. Where several
+instructions share the latents there is a group "full/0", "full/1", … for each, of which only those rows need be right
+that the instruction has a share of. The last group (or two) holds the noised source, whose prediction is the baseline;
+what a branch's conditions are does not depend on that.
 """
 
 import logging
@@ -90,6 +91,21 @@ _RULES = {
 }
 
 
+@dataclass(frozen=True)
+class Particles:
+    """The particles of one step, of any larger whole: target latents `z` and `source` [M, ...], noised by `eps`.
+
+    `shares` [K, M, 1, h, w] ≥ 0, summing over K to at most 1, is what each of K instructions has of each latent pixel;
+    the source has what is left over. None: one instruction has all. `correspondence`: see `combine`.
+    """
+
+    z: Tensor
+    source: Tensor
+    eps: Tensor
+    shares: Tensor | None = None
+    correspondence: Correspondence | None = None
+
+
 @torch.no_grad()
 def collaborative_edit(
     predict: PredictBranches,
@@ -143,30 +159,72 @@ def edit_step(
 ) -> tuple[Tensor, dict[str, float]]:
     """Step `step` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and diagnostics."""
     t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
-    alpha_bar = alphas_cumprod[t].item()
     indices = _draw_indices(z, config.batch, generator)
-    clean, source = z[indices], z_source[indices]
+    clean = z[indices]
     eps = draw_noise(clean, config.noise, generator)
-    noisy = add_noise(clean, eps, alpha_bar)
-    direction = _direction(predict, noisy, add_noise(source, eps, alpha_bar), t, indices, config)
     among = None if correspond is None or config.svgd is None else correspond(indices)
-    seen = kernel_latents(noisy, clean, alpha_bar, config.noise, among)
-    options = {"alpha_bar": alpha_bar, "config": config.svgd, "correspondence": among}
-    shared = combine(direction, seen, clean, **options)
-    gradient = step_weight(config.weight, alpha_bar) * shared
-    lr = config.lr * config.lr_decay ** (step // config.lr_decay_every)
-    finite = bool(torch.isfinite(gradient).all())
-    if finite:
-        z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
-    else:
+    particles = Particles(clean, z_source[indices], eps, correspondence=among)
+    gradient, report = edit_gradient(predict, particles, t, indices, config, alphas_cumprod[t].item())
+    lr = learning_rate(config, step)
+    if report["skipped"]:
         logging.getLogger("csd3d").warning("collaborative edit: gradient not finite at step %d, t %d: skipped", step, t)
-    return z, {
-        "t": float(t),
-        "lr": lr,
+    else:
+        z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
+    return z, {"t": float(t), "lr": lr, **report}
+
+
+def learning_rate(config: CollaborativeEditConfig, step: int) -> float:
+    """lr · lr_decay^⌊step / lr_decay_every⌋."""
+    return config.lr * config.lr_decay ** (step // config.lr_decay_every)
+
+
+@torch.no_grad()
+def edit_gradient(
+    predict: PredictBranches,
+    particles: Particles,
+    t: int,
+    indices: Tensor,
+    config: CollaborativeEditConfig,
+    alpha_bar: float,
+) -> tuple[Tensor, dict[str, float]]:
+    """G = w(t) SVGD(Δ) [M, ...] of some particles at timestep t, ᾱ_t = `alpha_bar`; and diagnostics.
+
+    With K instructions G = w(t) [Σ_k s_k SVGD_k(Δ_k) + (1 − Σ_k s_k) (√ᾱ_t/σ_t)(z − z̃)], s the shares: each is shared
+    among the particles that it has a part of, so that none leaks into another's region, and the rest is drawn to the
+    source as if a prior that knows nothing else denoised it. The diagnostics have "skipped" 1 where G is not finite:
+    the caller then leaves its latents alone.
+    """
+    noisy, noisy_source = (add_noise(z, particles.eps, alpha_bar) for z in (particles.z, particles.source))
+    directions = _directions(predict, noisy, noisy_source, t, indices, config, particles.shares)
+    seen = kernel_latents(noisy, particles.z, alpha_bar, config.noise, particles.correspondence)
+    gradient = step_weight(config.weight, alpha_bar) * _combined(directions, particles, seen, alpha_bar, config)
+    options = {"alpha_bar": alpha_bar, "config": config.svgd, "correspondence": particles.correspondence}
+    return gradient, {
         "gradient_rms": gradient.float().square().mean().sqrt().item(),
-        "skipped": float(not finite),
-        **svgd_diagnostics(direction, seen, clean, **options),
+        "skipped": float(not torch.isfinite(gradient).all()),
+        **svgd_diagnostics(directions[0], seen, particles.z, **options),
     }
+
+
+def _combined(
+    directions: list[Tensor], particles: Particles, noisy: Tensor, alpha_bar: float, config: CollaborativeEditConfig
+) -> Tensor:
+    """SVGD of one direction a particle, or the mix of K instructions, each combined over its own particles."""
+
+    def shared(direction: Tensor, rows: Tensor | slice, among: Correspondence | None) -> Tensor:
+        own = (direction[rows], noisy[rows], particles.z[rows])
+        return combine(*own, alpha_bar=alpha_bar, config=config.svgd, correspondence=among)
+
+    if particles.shares is None:
+        return shared(directions[0], slice(None), particles.correspondence)
+    rest = 1 - particles.shares.sum(0)
+    total = rest * math.sqrt(alpha_bar / (1 - alpha_bar)) * (particles.z - particles.source)
+    for direction, share in zip(directions, particles.shares, strict=True):
+        rows = share.flatten(1).any(1).nonzero()[:, 0]
+        if len(rows):
+            among = None if particles.correspondence is None else particles.correspondence.select(rows)
+            total[rows] += share[rows] * shared(direction, rows, among)
+    return total
 
 
 def guided_predictor(
@@ -198,29 +256,34 @@ def _target_branches(image_scale: float) -> tuple[str, ...]:
     return ("image", "full") if image_scale == 1 else ("image", "full", "null")
 
 
-def _direction(
+def _directions(
     predict: PredictBranches,
     noisy: Tensor,
     noisy_source: Tensor,
     t: int,
     indices: Tensor,
     config: CollaborativeEditConfig,
-) -> Tensor:
-    """Δ [M, ...] from one network call."""
+    shares: Tensor | None,
+) -> list[Tensor]:
+    """Δ [M, ...] of each instruction from one network call."""
     target, source = _branches(config)
+    texts = ("full",) if shares is None else tuple(f"full/{k}" for k in range(len(shares)))
+    target = (target[0], *texts, *target[2:])
     stack = torch.cat([noisy] * len(target) + [noisy_source] * len(source))
     eps = predict(stack, t, target + source, indices).chunk(len(target + source))
-    guided = _guide(target, eps[: len(target)], config.text_scale, config.image_scale)
     # Without "null" among the source's branches the baseline is the image branch alone, at scale 1.
     baseline = _guide(source, eps[len(target) :], 0.0, config.image_scale if "null" in source else 1.0)
-    return csd_edit(guided, baseline)
+    scales = config.text_scale, config.image_scale
+    return [csd_edit(_guide(target, eps[: len(target)], *scales, text), baseline) for text in texts]
 
 
-def _guide(branches: tuple[str, ...], eps: tuple[Tensor, ...], text_scale: float, image_scale: float) -> Tensor:
+def _guide(
+    branches: tuple[str, ...], eps: tuple[Tensor, ...], text_scale: float, image_scale: float, text: str = "full"
+) -> Tensor:
     """Guidance over the branches evaluated: one left out has weight 0, and the image branch stands in its place."""
     by_name = dict(zip(branches, eps, strict=True))
     image = by_name["image"]
-    return ip2p_guidance(by_name.get("null", image), image, by_name.get("full", image), text_scale, image_scale)
+    return ip2p_guidance(by_name.get("null", image), image, by_name.get(text, image), text_scale, image_scale)
 
 
 def _draw_indices(z: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:

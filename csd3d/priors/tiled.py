@@ -1,0 +1,246 @@
+"""Pictures of any size through a prior's autoencoder, in bounded memory and without seams.
+
+A picture of at most `pixels` goes through whole. A larger one goes in tiles that overlap by the receptive field of the
+network, of which only the middles are kept; tiles end where the picture ends, so its borders see the same padding.
+What is then left to tell a tile from the whole is what looks at all pixels at once:
+
+- GroupNorm. Tiles that normalised themselves would each come out in another tint. Here every GroupNorm uses one mean
+  and variance for all tiles, measured by sending `samples` tiles through together and pooling over the parts of them
+  that are kept. Where these are all the tiles the result is that of the whole picture up to rounding; else the
+  statistics are estimates from evenly spread tiles, but the same everywhere, so that there are still no seams.
+- Attention in the middle block, which Stable Diffusion's autoencoders have and the shipped one has not: it stays within
+  a tile.
+
+Lengths are in latent pixels, each `downscale` pixels of the picture.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csd3d.priors.diffusers_prior import DiffusersPrior
+
+Statistics = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # mean and variance of every channel
+Network = Callable[[Tensor], Tensor]
+
+
+class TiledVae:
+    """Encodes and decodes batches of pictures of one size; `wrap`: the left border continues at the right.
+
+    `pixels`: most of them at once, None for what suits the autoencoder's width; larger pictures go in tiles of `tile`
+    pixels each, of which `samples` are measured together. Raises ValueError for a prior without an autoencoder.
+    """
+
+    def __init__(
+        self,
+        prior: DiffusersPrior,
+        pixels: int | None = None,
+        wrap: bool = False,
+        *,
+        tile: int | None = None,
+        samples: int = 4,
+    ):
+        if not hasattr(prior.codec, "vae"):
+            raise ValueError("this prior works on pixels: it has no autoencoder to tile")
+        self.prior, self.wrap, self.samples = prior, wrap, samples
+        self.pixels = pixels or min(2**21, max(2**20, 2**25 // prior.vae.config.block_out_channels[0]))
+        self.tile = tile or self.pixels // samples
+        self.unit = prior.codec.downscale
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """z [B, C, h, w] of images [B, 3, H, W] in [0, 1], padded by reflection to whole latent pixels.
+
+        ValueError for a picture that wraps around and whose width is no whole number of latent pixels.
+        """
+        if self.wrap and images.shape[-1] % self.unit:
+            raise ValueError(f"a picture that wraps around must be a multiple of {self.unit} wide, got {images.shape}")
+        if whole := self._whole(*images.shape[-2:]):
+            return torch.cat([self.prior.encode(part) for part in images.split(whole)])
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit), mode="reflect")
+        vae = self.prior.vae
+        measure, reach = (lambda x: vae.encoder(x * 2 - 1)), encoder_reach(vae)
+        return torch.stack([self._tiled(x, vae.encoder, measure, self.prior.encode, reach, self.unit) for x in images])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of z [B, C, h, w], cropped to `size`."""
+        if whole := self._whole(z.shape[-2] * self.unit, z.shape[-1] * self.unit):
+            return torch.cat([self.prior.decode(part, size) for part in z.split(whole)])
+        vae = self.prior.vae
+
+        def measure(part: Tensor) -> Tensor:
+            inner = self.to_condition(part)
+            return vae.decoder(inner if vae.post_quant_conv is None else vae.post_quant_conv(inner))
+
+        parts = vae.decoder, measure, self.prior.decode, decoder_reach(vae), 1
+        return torch.stack([self._tiled(one, *parts)[:, : size[0], : size[1]] for one in z])
+
+    def to_condition(self, z: Tensor) -> Tensor:
+        """The image condition of InstructPix2Pix, the posterior's mode as it is, of the same pictures' z."""
+        return z / self.prior.codec.scale + self.prior.codec.shift
+
+    def _whole(self, height: int, width: int) -> int:
+        """How many pictures go through at once as they are; 0: they need tiles."""
+        return 0 if self.wrap else self.pixels // (height * width)
+
+    def _tiled(self, x: Tensor, network: nn.Module, measure: Network, run: Network, reach: int, unit: int) -> Tensor:
+        """`run` of x [C, H, W], `unit` of its pixels to a latent pixel, tile by tile.
+
+        `measure` sends tiles through `network`, whose norms it is that are measured, and `reach` its receptive field.
+        """
+        x = x.to(self.prior.device, torch.float32)
+        height, width = (side // unit for side in x.shape[1:])
+        rows, columns = self._split(height, width, reach)
+        tiles = list(product(rows, columns))
+        whole = None
+        with shared_norms(network) as norms:
+            sample = [tiles[int((i + 0.5) * len(tiles) / self.samples)] for i in range(self.samples)]
+            sample = list(dict.fromkeys(sample if len(tiles) > self.samples else tiles))
+            with norms.measuring([(row.kept, column.kept) for row, column in sample], (rows[0].size, columns[0].size)):
+                measure(torch.stack([_cut(x, row, column, unit) for row, column in sample]))
+            for row, column in tiles:
+                found = run(_cut(x, row, column, unit)[None])[0]
+                scale = found.shape[1] // row.size
+                if whole is None:
+                    whole = found.new_empty(len(found), height * scale, width * scale)
+                inner = found[:, _times(row.kept, scale), _times(column.kept, scale)]
+                whole[:, _times(row.target, scale), _times(column.target, scale)] = inner
+        return whole
+
+    def _split(self, height: int, width: int, reach: int) -> tuple[list["Tile"], list["Tile"]]:
+        """Tiles along both sides, of `tile` pixels at most."""
+        area = max(16, self.tile // self.unit**2)
+        tall = min(height, max(math.isqrt(area), area // width))
+        wide = area // tall
+        return split_side(height, tall, reach, False), split_side(width, wide, reach, self.wrap)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Along one side: `size` latent pixels from `start`, of which those from `begin` to `end` of the side are kept.
+
+    On a side of `length` that wraps around, `start` may be negative and the tile go round.
+    """
+
+    start: int
+    size: int
+    begin: int
+    end: int
+    length: int
+
+    @property
+    def kept(self) -> slice:
+        """What is kept, within the tile."""
+        return slice(self.begin - self.start, self.end - self.start)
+
+    @property
+    def target(self) -> slice:
+        """What is kept, within the side."""
+        return slice(self.begin, self.end)
+
+
+def split_side(length: int, size: int, reach: int, wrap: bool) -> list[Tile]:
+    """Tiles of one size ≤ `size` that keep every pixel once, with `reach` pixels about it or the side's own end.
+
+    A reach of more than a quarter of a tile is cut to that.
+    """
+    if wrap:
+        margin = min(reach, size // 4)
+        count = math.ceil(length / (size - 2 * margin))
+        cuts = [round(i * length / count) for i in range(count + 1)]
+        size = max(end - begin for begin, end in pairwise(cuts)) + 2 * margin
+        return [Tile(cuts[i] - margin, size, cuts[i], cuts[i + 1], length) for i in range(count)]
+    if length <= size:
+        return [Tile(0, length, 0, length, length)]
+    steps = math.ceil((length - size) / (size - 2 * min(reach, size // 4)))
+    starts = [round(i * (length - size) / steps) for i in range(steps + 1)]
+    middles = [(left + size + right) // 2 for left, right in pairwise(starts)]
+    ends = zip(starts, [0, *middles], [*middles, length], strict=True)
+    return [Tile(start, size, begin, end, length) for start, begin, end in ends]
+
+
+def encoder_reach(vae: nn.Module) -> int:
+    """How far a latent of the encoder sees, in latent pixels: every 3×3 convolution sees one pixel of its level."""
+    levels, blocks = len(vae.config.block_out_channels), 2 * vae.config.layers_per_block
+    pixels = 1 + sum(2**i * blocks for i in range(levels)) + sum(2 * 2**i for i in range(levels - 1))
+    return math.ceil(pixels / 2 ** (levels - 1)) + 4 + 1
+
+
+def decoder_reach(vae: nn.Module) -> int:
+    """How far a pixel of the decoder sees, in latent pixels."""
+    levels, blocks = len(vae.config.block_out_channels), 2 * (vae.config.layers_per_block + 1)
+    found = sum(blocks / 2**i for i in range(levels)) + sum(1 / 2**i for i in range(1, levels))
+    return math.ceil(1 + 4 + found + 1 / 2 ** (levels - 1))
+
+
+class SharedNorms:
+    """Every GroupNorm of a network with one mean and variance for all that goes through it."""
+
+    def __init__(self) -> None:
+        self.statistics: Statistics = {}
+        self.kept: Sequence[tuple[slice, slice]] = ()
+        self.size = (0, 0)
+
+    @contextmanager
+    def measuring(self, kept: Sequence[tuple[slice, slice]], size: tuple[int, int]) -> Iterator[None]:
+        """What goes through here sets the statistics: tiles of `size`, pooled over what is `kept` of each."""
+        self.kept, self.size = kept, size
+        try:
+            yield
+        finally:
+            self.kept = ()
+
+    def forward(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        """Stands for norm.forward of x [B, C, ...]."""
+        if self.kept:
+            self.statistics[norm] = self._measure(norm, x)
+        mean, variance = self.statistics[norm]
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
+
+    def _measure(self, norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each group over tiles x [N, C, ...], repeated for its channels [C]."""
+        scale = math.sqrt(x[0, 0].numel() / (self.size[0] * self.size[1]))  # of attention's flat pixels too
+        height, width = (round(side * scale) for side in self.size)
+        tiles = x.float().reshape(len(x), norm.num_groups, -1, height, width)
+        parts = zip(tiles, self.kept, strict=True)
+        pooled = torch.cat(
+            [t[..., _times(row, scale), _times(column, scale)].flatten(1) for t, (row, column) in parts], 1
+        )
+        each = x.shape[1] // norm.num_groups
+        variance, mean = torch.var_mean(pooled, 1, correction=0)
+        return mean.repeat_interleave(each), variance.repeat_interleave(each)
+
+
+@contextmanager
+def shared_norms(network: nn.Module) -> Iterator[SharedNorms]:
+    """Gives a network's GroupNorms the statistics of a `SharedNorms` while open."""
+    norms, modules = SharedNorms(), [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
+    try:
+        for module in modules:
+            module.forward = partial(norms.forward, module)
+        yield norms
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _times(part: slice, scale: float) -> slice:
+    return slice(round(part.start * scale), round(part.stop * scale))
+
+
+def _cut(x: Tensor, row: Tile, column: Tile, unit: int) -> Tensor:
+    """The tile of x [C, H, W] in whose pixels `unit` are a latent pixel."""
+    rows, columns = (
+        torch.arange(tile.start * unit, (tile.start + tile.size) * unit) % (tile.length * unit)
+        for tile in (row, column)
+    )
+    return x[:, rows[:, None].to(x.device), columns.to(x.device)]

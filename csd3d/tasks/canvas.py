@@ -1,0 +1,215 @@
+"""Canvases of latents, and windows on them that cover them evenly.
+
+Symbols: z [F, C, H, W] a canvas of F frames; M windows of one size (h, w), window m at row top[m] and column left[m] of
+frame frame[m]. Columns are counted modulo W: a window may cross the right border of a canvas that wraps around.
+
+A *sweep* is a set of windows that covers the canvas, with weights that sum to 1 at every latent pixel: whatever is done
+once to each of its windows, weighted, is done to each latent pixel exactly once. Windows that are drawn one by one
+cannot do so: they must lie inside, so the first pixel of a row has one place to be covered from where the middle has w,
+and no probabilities of places mend that unless w divides W and no place but the multiples of w has any.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Windows:
+    """M windows of `size` = (h, w) latent pixels: their frames, rows and columns, [M] whole numbers each."""
+
+    frame: Tensor
+    top: Tensor
+    left: Tensor
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Windows":
+        return replace(self, frame=self.frame[rows], top=self.top[rows], left=self.left[rows])
+
+    def on_one_frame(self) -> "Windows":
+        """The same places on frame 0, for what all frames have in common."""
+        return replace(self, frame=torch.zeros_like(self.frame))
+
+
+def gather(z: Tensor, windows: Windows) -> Tensor:
+    """Cuts the windows out of a canvas [F, C, H, W] -> [M, C, h, w]. IndexError where one leaves the rows or frames."""
+    h, w = windows.size
+    rows = windows.top[:, None] + torch.arange(h)
+    columns = (windows.left[:, None] + torch.arange(w)) % z.shape[3]
+    found = z[windows.frame[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return found.movedim(-1, 1).contiguous()
+
+
+def scatter(patches: Tensor, windows: Windows, shape: tuple[int, int, int, int]) -> Tensor:
+    """The adjoint of `gather`: [M, C, h, w] added up where the windows lie, on a canvas of `shape` (F, C, H, W)."""
+    z = patches.new_zeros(shape)
+    add_windows(z, patches, windows)
+    return z
+
+
+def add_windows(z: Tensor, patches: Tensor, windows: Windows) -> None:
+    """Adds patches [M, C, h, w] to a canvas in place, one after the other: the sum's order never varies."""
+    (h, w), width = windows.size, z.shape[3]
+    for patch, f, y, x in zip(
+        patches, windows.frame.tolist(), windows.top.tolist(), windows.left.tolist(), strict=True
+    ):
+        done = 0
+        while done < w:  # once, or again for what wraps around
+            at = (x + done) % width
+            count = min(w - done, width - at)
+            z[f, :, y : y + h, at : at + count] += patch[:, :, done : done + count]
+            done += count
+
+
+def feather(size: tuple[int, int]) -> Tensor:
+    """A window's weight before it is normalised, [h, w]: the distance to its nearer edge, along each side, multiplied.
+
+    Two windows that overlap along a side are then faded into each other over the whole of their overlap, and each has
+    weight 1 where it lies alone.
+    """
+    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) + 0.5 for n in size)
+    return rows[:, None] * columns
+
+
+def normalised_weights(windows: Windows, shape: tuple[int, int]) -> Tensor:
+    """Weights [M, 1, h, w] of windows on one frame of `shape` = (H, W): feathered, summing to 1 wherever they lie."""
+    raw = feather(windows.size).expand(len(windows), 1, -1, -1)
+    return raw / gather(scatter(raw, windows, (1, 1, *shape)), windows)
+
+
+# -------------------------------------------------------------------------------------------------------- even coverage
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How a canvas of `shape` = (F, H, W) is covered by windows of `size`, at most `batch` of them a step.
+
+    Neighbours overlap by `overlap` of a window's side on average and by at least half of that; `wrap`: columns go
+    round. A sweep holds one cover, taken in `steps` steps, or several covers where that many windows fit into one.
+    """
+
+    shape: tuple[int, int, int]
+    size: tuple[int, int]
+    batch: int | None = None
+    wrap: bool = False
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if any(side > whole for side, whole in zip(self.size, self.shape[1:], strict=True)):
+            raise ValueError(f"windows of {self.size} are larger than the canvas {self.shape[1:]}")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap is {self.overlap}: give a fraction of a window in [0, 1)")
+
+    @property
+    def sides(self) -> tuple["Side", "Side"]:
+        """The rows and the columns."""
+        wraps = (False, self.wrap)
+        return tuple(Side(*s, self.overlap) for s in zip(self.shape[1:], self.size, wraps, strict=True))
+
+    @property
+    def windows(self) -> int:
+        """How many windows cover all frames once."""
+        rows, columns = self.sides
+        return self.shape[0] * rows.count * columns.count
+
+    @property
+    def repeats(self) -> int:
+        """How many covers a sweep holds: more than one only where they differ, and fit into one step together."""
+        if self.batch is None or all(side.fixed for side in self.sides):
+            return 1
+        return max(1, self.batch // self.windows)
+
+    @property
+    def steps(self) -> int:
+        """How many steps a sweep takes."""
+        return 1 if self.batch is None else max(1, math.ceil(self.windows / self.batch))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a canvas, `length` latent pixels, covered by windows of `size`."""
+
+    length: int
+    size: int
+    wrap: bool
+    overlap: float
+
+    @property
+    def count(self) -> int:
+        """How many windows lie along it."""
+        step = max(1, self.size - round(self.overlap * self.size))
+        if self.wrap:
+            return 1 if self.size == self.length else math.ceil(self.length / step)
+        return 1 + math.ceil((self.length - self.size) / step)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the windows have but one place each."""
+        return not self.wrap and self.count <= 2
+
+    def even(self) -> Tensor:
+        """The windows' first pixels [count], evenly spaced."""
+        if self.wrap:
+            return torch.arange(self.count) * self.length // self.count
+        return torch.linspace(0, self.length - self.size, self.count).round().long()
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The windows' first pixels, [count]: jittered, with no gap between them anywhere."""
+        longest = max(1, self.size - round(self.overlap * self.size) // 2)
+        if not self.wrap:
+            return draw_chain(self.length - self.size, self.count - 1, longest, generator)
+        start = torch.randint(self.length, (), generator=generator)
+        if self.count == 1:
+            return start[None]
+        return (start + draw_chain(self.length, self.count, longest, generator)[:-1]) % self.length
+
+
+def even_windows(cover: Cover) -> Windows:
+    """The same number of windows on every frame as a cover has, evenly spaced and in order: nothing is drawn."""
+    rows, columns = cover.sides
+    places = torch.cartesian_prod(rows.even(), columns.even()).reshape(-1, 2)
+    frames = torch.arange(cover.shape[0]).repeat_interleave(len(places))
+    return Windows(frames, *places.repeat(cover.shape[0], 1).T, cover.size)
+
+
+def draw_chain(total: int, steps: int, longest: int, generator: torch.Generator) -> Tensor:
+    """Whole numbers [steps + 1] rising from 0 to `total`, no step longer than `longest`; drawn alike from both ends."""
+    found = [0]
+    for left in range(steps - 1, -1, -1):
+        low, high = max(found[-1], total - left * longest), min(found[-1] + longest, total)
+        found.append(int(torch.randint(low, high + 1, (), generator=generator)))
+    chain = torch.tensor(found)
+    return total - chain.flip(0) if torch.rand((), generator=generator) < 0.5 else chain
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The windows of a sweep in the order in which they are taken, and their weights [M, 1, h, w]."""
+
+    windows: Windows
+    weights: Tensor
+
+    def part(self, number: int, parts: int) -> tuple[Windows, Tensor]:
+        """Windows and weights of step `number` of `parts`."""
+        rows = torch.arange(len(self.windows)).tensor_split(parts)[number]
+        return self.windows[rows], self.weights[rows]
+
+
+def draw_sweep(cover: Cover, generator: torch.Generator) -> Sweep:
+    """A sweep: the same jittered places on every frame, taken place by place and at each in random order of the frames.
+
+    So the windows of a step are one place of many frames, or where there is one frame (few) neighbours.
+    """
+    frames, height, width = cover.shape
+    rows, columns = cover.sides
+    grids = [torch.cartesian_prod(rows.draw(generator), columns.draw(generator)) for _ in range(cover.repeats)]
+    places = torch.cat(grids).roll(int(torch.randint(len(grids[0]), (), generator=generator)), 0)
+    one = Windows(torch.zeros(len(places), dtype=torch.long), *places.T, cover.size)
+    order = torch.randperm(frames, generator=generator).repeat(len(places))
+    windows = Windows(order, *(side.repeat_interleave(frames) for side in (one.top, one.left)), cover.size)
+    return Sweep(windows, normalised_weights(one, (height, width)).repeat_interleave(frames, 0))

@@ -1,0 +1,117 @@
+"""What pictures and videos have in common: frames of one size, read as they are needed; a picture is one frame."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd3d.media import open_video, read_image
+from csd3d.world.scroll import clip_edits, orbit_clip, strip_edits, wide_strip
+
+
+@dataclass
+class WorldConfig:
+    """What is edited where no file is given: which strip of objects or orbit of one, and how large."""
+
+    seed: int = 0
+    width: int = 512
+    height: int = 128
+    frames: int = 24
+
+    def __post_init__(self) -> None:
+        for key in ("width", "height", "frames"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+
+
+@dataclass
+class Footage:
+    """F = `count` frames of height x width. `read(indices)` gives some of them, [n, 3, H, W] float32 in [0, 1].
+
+    Of a picture, `alpha` [H, W] and `bits` a channel are to be kept; of a video (`fps` is not None) its rate, the shape
+    of its pixels, and the sound of the file `sound_from`. `answers` [K, F, H, W, 3], float in [0, 1] or uint8, are the
+    true edits, where they are known.
+    """
+
+    name: str
+    count: int
+    height: int
+    width: int
+    read: Callable[[Sequence[int]], Tensor]
+    alpha: np.ndarray | None = None
+    bits: int = 8
+    fps: float | None = None
+    sample_aspect: Fraction = Fraction(1)
+    sound_from: Path | None = None
+    answers: np.ndarray | None = None
+    warnings: Sequence[str] = ()
+
+    @property
+    def is_video(self) -> bool:
+        return self.fps is not None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+def open_picture(path: str) -> Footage:
+    """A picture file; InputError where it can't be read."""
+    picture = read_image(Path(path).expanduser())
+    pixels = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
+    return Footage(
+        Path(path).name, 1, *picture.rgb.shape[:2], _frames_of(pixels), alpha=picture.alpha, bits=picture.bits
+    )
+
+
+def open_clip(path: str) -> Footage:
+    """A video file or a folder of frames; InputError where it can't be read. It lives as long as the footage does."""
+    video = open_video(Path(path).expanduser())
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(video.frames(indices)).permute(0, 3, 1, 2).float() / 255
+
+    return Footage(
+        Path(path).name,
+        video.count,
+        video.height,
+        video.width,
+        read,
+        fps=video.fps,
+        sample_aspect=video.sample_aspect,
+        sound_from=video.path,
+        warnings=video.warnings,
+    )
+
+
+def world_strip(config: WorldConfig, instruction: str | Sequence[str | None]) -> Footage:
+    """The world's strip of objects and its true edits by an instruction, or by one for each of its objects."""
+    strip = wide_strip(config.seed, config.width, config.height)
+    alike = isinstance(instruction, str) or len(instruction) == len(strip.scenes)
+    answers = strip_edits(strip, instruction)[:, None] if alike else np.empty(0)
+    pixels = torch.from_numpy(strip.rgb).permute(2, 0, 1)[None]
+    found = Footage(f"{len(strip.scenes)} objects of the world", 1, *strip.rgb.shape[:2], _frames_of(pixels))
+    found.answers = answers if len(answers) else None
+    return found
+
+
+def world_orbit(config: WorldConfig, instruction: str) -> Footage:
+    """The world's orbit of one object, its height a side, and its true edits."""
+    clip = orbit_clip(config.seed, config.frames, config.height)
+    answers = clip_edits(clip, instruction)
+    pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return pixels[list(indices)].float() / 255
+
+    found = Footage("an object of the world", *clip.frames.shape[:3], read, fps=clip.fps)
+    found.answers = answers if len(answers) else None
+    return found
+
+
+def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:
+    return lambda indices: pixels[list(indices)]

@@ -1,0 +1,130 @@
+"""Regions of a picture, each with an instruction of its own; what lies outside all of them stays as it was.
+
+Symbols: K regions; masks [K, H, W] in [0, 1] on the picture's pixels; shares [K, h, w] on latent pixels, what each
+instruction has of them: the area of the region in the pixel, overlaps divided so that they sum to at most 1.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd3d.errors import InputError
+from csd3d.media import read_image
+
+logger = logging.getLogger("csd3d")
+SAME_SHAPE = 0.02  # by which a mask's aspect ratio may differ from the picture's, and still be of the whole picture
+BORDER = 3  # pixels over which the result fades from the source to the edit, inside a region: outside it is the source
+
+
+@dataclass
+class Region:
+    """A part of the picture and its instruction; "" leaves it as it is.
+
+    `mask`: a picture of the region, white inside, of any size. `box`: x0, y0, x1, y1 in pixels. Where no region of a
+    list has either, they are as many equal strips from left to right.
+    """
+
+    prompt: str = ""
+    mask: str = ""
+    box: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask and self.box is not None:
+            raise ValueError(f"the region {self.prompt!r} has a mask and a box: give one of them")
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"box is {self.box}: give [x0, y0, x1, y1] in pixels")
+
+
+def check_regions(regions: list[Region]) -> None:
+    """Raises ValueError where the list as a whole makes no sense."""
+    placed = [bool(region.mask) or region.box is not None for region in regions]
+    if any(placed) and not all(placed):
+        number = placed.index(False) + 1
+        raise ValueError(f"regions: the one at {number} has neither mask nor box, others have: give it one too")
+    if regions and not any(region.prompt.strip() for region in regions):
+        raise ValueError("regions: none has a prompt: say what to change in at least one")
+
+
+def region_masks(regions: list[Region], height: int, width: int) -> Tensor:
+    """Masks [K, H, W] in [0, 1] of the regions of a picture of `height` x `width`.
+
+    Raises InputError for a mask that is empty, unreadable or of another shape, and a box that misses the picture.
+    """
+    if not any(region.mask or region.box is not None for region in regions):
+        return strips(len(regions), height, width)
+    masks = [
+        read_mask(region.mask, height, width) if region.mask else box_mask(region.box, height, width)
+        for region in regions
+    ]
+    for i in range(len(masks)):
+        for k in range(i):
+            if torch.equal(masks[i], masks[k]):
+                logger.warning("regions %d and %d are the same: their instructions are mixed evenly", k + 1, i + 1)
+    return torch.stack(masks)
+
+
+def strips(count: int, height: int, width: int) -> Tensor:
+    """[count, H, W]: equal strips from left to right; a pixel that a border cuts belongs to both in part."""
+    if count > width:
+        raise InputError(f"regions: {count} strips do not fit into a picture {width} pixels wide; give fewer")
+    columns = torch.stack([_covered(i * width / count, (i + 1) * width / count, width) for i in range(count)])
+    return columns[:, None].repeat(1, height, 1)
+
+
+def box_mask(box: list[float], height: int, width: int) -> Tensor:
+    """[H, W] of x0, y0, x1, y1 in pixels, which may reach beyond the picture; pixels cut by an edge count in part."""
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1):
+        raise InputError(f"regions: box {box} is empty; give [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise InputError(f"regions: box {box} lies outside the picture of {width}x{height}")
+    return _covered(y0, y1, height)[:, None] * _covered(x0, x1, width)
+
+
+def read_mask(path: str, height: int, width: int) -> Tensor:
+    """[H, W] of a mask file: its brightness, times its alpha if it has one; resized by area to the picture's size."""
+    picture = read_image(Path(path).expanduser())
+    mask = torch.tensor(picture.rgb).mean(-1)
+    if picture.alpha is not None:
+        mask = mask * torch.tensor(picture.alpha)
+    if mask.max() < 0.5 / 255:
+        raise InputError(f"{path}: the mask is empty (all black); paint the region white")
+    tall, wide = mask.shape
+    if abs(tall * width / (wide * height) - 1) > SAME_SHAPE:
+        raise InputError(f"{path}: a mask of {wide}x{tall} for a picture of {width}x{height}; give one of its shape")
+    if (tall, wide) != (height, width):
+        logger.info("%s: the mask of %dx%d is resized to the picture's %dx%d", path, wide, tall, width, height)
+        mask = F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+    return mask.clamp(0, 1)
+
+
+def latent_shares(masks: Tensor, picture: tuple[int, int], latent: tuple[int, int], unit: float) -> Tensor:
+    """Shares [K, h, w] of masks [K, H, W] on the latents of a picture worked on at size `picture`, `unit` pixels each.
+
+    Each is the region's part of the latent pixel's area; where regions overlap, divided by their sum. Latent pixels
+    that reach over the picture's border, into what is padded, take their share from what is inside.
+    """
+    resized = masks[None].float()
+    if tuple(masks.shape[1:]) != picture:
+        resized = F.interpolate(resized, picture, mode="bilinear", antialias=True)
+    pad = [round(side * unit) - size for side, size in zip(latent, picture, strict=True)]
+    padded = F.pad(resized, (0, pad[1], 0, pad[0]), mode="replicate")
+    shares = F.adaptive_avg_pool2d(padded, latent)[0].clamp(0, 1)
+    return shares / shares.sum(0).clamp_min(1)
+
+
+def soft_union(masks: Tensor) -> Tensor:
+    """[H, W]: 0 outside all regions, and within them rising to 1 over `BORDER` pixels, from a half at their rims."""
+    union = masks.amax(0)[None, None].float()
+    near = F.avg_pool2d(F.pad(union, (BORDER,) * 4, mode="replicate"), 2 * BORDER + 1, stride=1)
+    return (union * near)[0, 0]
+
+
+def _covered(begin: float, end: float, length: int) -> Tensor:
+    """How much of each of `length` pixels in a row lies between `begin` and `end`, [length]."""
+    pixel = torch.arange(length, dtype=torch.float64)
+    return (torch.clamp(pixel + 1, max=float(end)) - torch.clamp(pixel, min=float(begin))).clamp(0, 1).float()
