@@ -47,7 +47,7 @@ from csd3d.tasks.text_guide import (
     expand_methods,
     open_networks,
 )
-from csd3d.tasks.text_results import EvaluateConfig, evaluate, held_out_views, save_results
+from csd3d.tasks.text_results import EvaluateConfig, evaluate, held_out, held_out_views, save_results
 from csd3d.tasks.text_to_image import slug
 from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 
@@ -114,7 +114,8 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
-        self.distills  # noqa: B018 (raises for a method that a text alone cannot drive)
+        for name in self.methods:
+            method_config(name, self.distill)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
                 raise ValueError(f"{key} names step {last}: distill.steps has {self.distill.steps}, counted from 0")
@@ -132,11 +133,6 @@ class TextTo3DConfig:
     def methods(self) -> list[str]:
         """The methods run, the main one first."""
         return expand_methods([self.method, *self.compare])
-
-    @property
-    def distills(self) -> dict[str, DistillConfig]:
-        """The settings that each of `methods` distils by; ValueError for one that a text alone cannot drive."""
-        return {name: method_config(name, self.distill) for name in self.methods}
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """The prompt as said of a view."""
@@ -192,14 +188,14 @@ def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: St
     check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
     said = [config.prompts.text(config.prompt, view) for view in config.prompts.words]
-    embed_all(prior, branch_texts(said, config.guide.words), config.distills.values())
+    embed_all(prior, branch_texts(said, config.guide.words), config.methods, config.distill)
     return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
 
 
 def distil(job: Job, networks: Networks, name: str) -> AssetPhase:
     """Makes the assets by one method."""
     config, prior = job.config, networks.prior
-    distill = config.distills[name]
+    distill = method_config(name, config.distill)
     guide = Guide(name, networks, distill, config.guide, job.generator(f"{name}/lora"))
     phase = new_phase(job, guide, name)
     noise_map = camera_noise_map(job, prior) if distill.noise == "camera" else None
@@ -319,10 +315,6 @@ def camera_noise_map(job: Job, prior: Prior) -> Tensor:
 @torch.no_grad()
 def preview(job: Job, model: Assets, name: str) -> None:
     """images/preview-METHOD.png: every asset from the front, half right, the side and behind."""
-    from csd3d.cameras import orbit
-
-    config = job.config
-    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
-    cameras = orbit(4, distance, config.evaluate.elevation_deg, fov, 96, 96)
+    cameras = held_out(job.config, 4, 96)
     strip = [m.render_views(cameras, torch.arange(4)).rgb.clamp(0, 1) for m in model.models]
     save_strip(job.folder / "images" / f"preview-{slug(name)}.png", torch.cat(strip))

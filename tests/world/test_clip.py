@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from discs import write_discs
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from csd3d.world.train import clip
+from csd3d.world.train import clip, judge_text
 from csd3d.world.train.__main__ import main
 from csd3d.world.train.data import gather, open_pairs
 from csd3d.world.train.tokenizer import build_tokenizer
@@ -58,7 +58,8 @@ def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
     options += ["--work", str(tmp_path / "w"), "--batch", "32", "--warmup", "5", "--ema", "0.8", "--precision", "fp32"]
     assert main(["clip", *options, "--steps", "40"]) == 0
     model = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
-    report = clip.judge_clip(model, CLIPTokenizer.from_pretrained(tmp_path / "clip"), pairs, among=8)
+    sentences = clip.load_sentences(pairs, CLIPTokenizer.from_pretrained(tmp_path / "clip"))
+    report = judge_text.judge_clip(model, sentences, sentences.embed(model), pairs, among=8)
     assert report["retrieval_at_1"] > 0.8  # chance: 1 in 8
     processor = CLIPProcessor.from_pretrained(tmp_path / "clip")
     image = gather(pairs.target, torch.arange(1))

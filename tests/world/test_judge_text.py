@@ -49,10 +49,12 @@ def test_a_sample_is_first_where_no_other_caption_suits_it_better(pairs, clip_fo
     model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
     captions = list(dict.fromkeys(record["target_caption"] for record in pairs.records))
-    images = gather(pairs.target, torch.arange(len(captions)))
-    report = judge_text.judge_samples(model, load_sentences(pairs, tokenizer), pairs, captions, images, among=99)
+    image = embed_images(model, gather(pairs.target, torch.arange(len(captions))))
+    rows = [[record["target_caption"] for record in pairs.records].index(caption) for caption in captions]
+    sentences = load_sentences(pairs, tokenizer)
+    report = judge_text.judge_pictures(image, rows, sentences.embed(model), sentences, among=99)
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    scores = embed_images(model, images) @ embed_tokens(model, tokens).T
+    scores = image @ embed_tokens(model, tokens).T
     first = (scores.argmax(1) == torch.arange(len(captions))).float().mean().item()
     assert report["ranked_first"] == pytest.approx(first)
     assert report["pictures"] == len(captions)

@@ -132,34 +132,3 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     pixels = {"resample": PILImageResampling.BILINEAR, "image_mean": [MEAN] * 3, "image_std": [STD] * 3}
     save_whole(out, model.half(), tokenizer, CLIPImageProcessor(**size, **pixels))
-
-
-@torch.no_grad()
-def judge_clip(model: CLIPModel, tokenizer: CLIPTokenizer, pairs: Pairs, among: int = 64) -> dict[str, float]:
-    """Share of target pictures whose caption ranks first among `among` different ones, and of right view words."""
-    sentences = load_sentences(pairs, tokenizer)
-    image = torch.cat([embed_images(model, gather(pairs.target, i)) for i in torch.arange(len(pairs)).split(64)])
-    text, row = sentences.embed(model), sentences.caption[1]
-    first = [is_first(image[i], text, row[i], row.roll(-i)[1:], among) for i in range(len(pairs))]
-    right = view_words_right(image, text, row, sentences)
-    return {
-        "pictures": len(pairs),
-        "retrieval_at_1": sum(first) / len(first),
-        "among": among,
-        "view_words": right.float().mean().item(),
-        "views": len(right),
-    }
-
-
-def view_words_right(image: Tensor, text: Tensor, row: Tensor, sentences: Sentences) -> Tensor:
-    """Of each picture whose caption `row` [P] has a view word: whether it beats the caption's variants, [≤ P] bool."""
-    variants = sentences.variants[row]
-    seen = variants[:, 0] >= 0
-    right = torch.einsum("nd,nd->n", image[seen], text[row[seen]])
-    return right > torch.einsum("nd,nvd->nv", image[seen], text[variants[seen]]).amax(1)
-
-
-def is_first(image: Tensor, text: Tensor, own: Tensor, others: Tensor, among: int) -> bool:
-    """Whether the caption `own` beats the first `among` − 1 different ones of `others`."""
-    rows = torch.unique(others[others != own], sorted=False)[: among - 1]
-    return bool((text[rows] @ image < text[own] @ image).all())

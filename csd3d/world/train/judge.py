@@ -22,16 +22,21 @@ SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
 
 def add_options(part: argparse.ArgumentParser) -> None:
     """The options of `judge`."""
-    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    add_common_options(part)
     part.add_argument("--model", type=Path, required=True, help="pipeline folder")
-    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
     part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
     part.add_argument("--count", type=int, default=300, help="unambiguous pairs to edit")
     part.add_argument("--ambiguous", type=int, default=90, help="ambiguous pairs with known answers to edit")
     part.add_argument("--sweep", type=int, default=60, help="further pairs on which the scales are chosen")
     part.add_argument("--text-scale", type=float, help="no sweep: this scale")
     part.add_argument("--image-scale", type=float, help="no sweep: this scale")
+
+
+def add_common_options(part: argparse.ArgumentParser) -> None:
+    """What the judges of the editing and of the text models both take."""
+    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
     part.add_argument("--steps", type=int, default=20, help="DDIM steps")
     part.add_argument("--seed", type=int, default=0)
     part.add_argument("--threads", type=int)

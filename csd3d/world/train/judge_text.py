@@ -5,6 +5,7 @@ Symbols: P pictures, each with its own caption; I [P,D] and T [P,D] their unit e
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,26 +14,20 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from csd3d.metrics.clip import embed_images
-from csd3d.world.train.clip import Sentences, is_first, judge_clip, load_sentences, view_words_right
-from csd3d.world.train.data import Pairs, open_pairs
-from csd3d.world.train.judge import decode, embed
+from csd3d.world.train.clip import Sentences, load_sentences
+from csd3d.world.train.data import Pairs, gather, open_pairs
+from csd3d.world.train.judge import add_common_options, decode, embed
 from csd3d.world.train.sheet import captioned_sheet
 
 
 def add_options(part: argparse.ArgumentParser) -> None:
     """The options of `judge-text`."""
-    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    add_common_options(part)
     part.add_argument("--clip", type=Path, required=True, help="CLIP folder")
     part.add_argument("--model", type=Path, help="text-to-image pipeline folder")
-    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    part.add_argument("--sheet", type=Path, help="contact sheet of the samples (PNG)")
     part.add_argument("--count", type=int, default=256, help="captions to draw")
     part.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
-    part.add_argument("--steps", type=int, default=20, help="DDIM steps")
     part.add_argument("--among", type=int, default=32, help="captions that a sample is ranked among")
-    part.add_argument("--seed", type=int, default=0)
-    part.add_argument("--threads", type=int)
-    part.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
 
 
 @torch.no_grad()
@@ -41,16 +36,19 @@ def run(options: argparse.Namespace) -> None:
     pairs = open_pairs(options.pairs)
     model = CLIPModel.from_pretrained(options.clip, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.clip)
-    report: dict = {"clip": judge_clip(model, tokenizer, pairs)}
+    sentences = load_sentences(pairs, tokenizer)
+    text = sentences.embed(model)
+    report: dict = {"clip": judge_clip(model, sentences, text, pairs)}
     if options.model:
-        captions = list(dict.fromkeys(record["target_caption"] for record in pairs.records))[: options.count]
+        shown = {record["target_caption"]: i for i, record in enumerate(pairs.records)}
+        captions = list(shown)[: options.count]
         pipeline = StableDiffusionPipeline.from_pretrained(options.model, dtype=torch.float32, safety_checker=None)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
             images = sample(pipeline, captions, options.guidance, options.steps, options.seed)
         settings = {"steps": options.steps, "guidance_scale": options.guidance}
-        report["t2i"] = settings | judge_samples(
-            model, load_sentences(pairs, tokenizer), pairs, captions, images, options.among
-        )
+        image = torch.cat([embed_images(model, part) for part in images.split(64)])
+        rows = [shown[caption] for caption in captions]
+        report["t2i"] = settings | judge_pictures(image, rows, text, sentences, options.among)
         if options.sheet:
             options.sheet.parent.mkdir(parents=True, exist_ok=True)
             captioned_sheet(captions, images, options.sheet)
@@ -83,20 +81,45 @@ def _denoise(pipeline: StableDiffusionPipeline, z: Tensor, text: Tensor, guidanc
     return z / pipeline.vae.config.scaling_factor
 
 
-def judge_samples(
-    model: CLIPModel, sentences: Sentences, pairs: Pairs, captions: list[str], images: Tensor, among: int
+@torch.no_grad()
+def judge_clip(
+    model: CLIPModel, sentences: Sentences, text: Tensor, pairs: Pairs, among: int = 64
 ) -> dict[str, float | int]:
-    """Share of samples [P,3,S,S] whose caption ranks first among `among` of the data set's, and of right view words."""
-    image = torch.cat([embed_images(model, part) for part in images.split(64)])
-    text, rows = sentences.embed(model), {record["target_caption"]: i for i, record in enumerate(pairs.records)}
-    row = sentences.caption[1][[rows[caption] for caption in captions]]
+    """`judge_pictures` of all true target pictures: share whose own caption is retrieved first, and the rest."""
+    image = torch.cat([embed_images(model, gather(pairs.target, i)) for i in torch.arange(len(pairs)).split(64)])
+    found = judge_pictures(image, range(len(pairs)), text, sentences, among)
+    return {"retrieval_at_1": found.pop("ranked_first"), **found}
+
+
+def judge_pictures(
+    image: Tensor, shown: Sequence[int], text: Tensor, sentences: Sentences, among: int
+) -> dict[str, float | int]:
+    """Share of pictures whose caption ranks first among `among` different ones, and of right view words.
+
+    I [P,D] of pictures that show the target captions of the pairs `shown` [P]; `text` [U,D] embeds `sentences`.
+    """
     everyone = sentences.caption[1]
-    first = [is_first(image[i], text, row[i], everyone.roll(-rows[c])[1:], among) for i, c in enumerate(captions)]
+    row = everyone[torch.as_tensor(shown)]
+    first = [is_first(image[k], text, row[k], everyone.roll(-i)[1:], among) for k, i in enumerate(shown)]
     right = view_words_right(image, text, row, sentences)
     return {
-        "pictures": len(captions),
+        "pictures": len(first),
         "ranked_first": sum(first) / len(first),
         "among": among,
         "view_words": right.float().mean().item(),
         "views": len(right),
     }
+
+
+def view_words_right(image: Tensor, text: Tensor, row: Tensor, sentences: Sentences) -> Tensor:
+    """Of each picture whose caption `row` [P] has a view word: whether it beats the caption's variants, [≤ P] bool."""
+    variants = sentences.variants[row]
+    seen = variants[:, 0] >= 0
+    right = torch.einsum("nd,nd->n", image[seen], text[row[seen]])
+    return right > torch.einsum("nd,nvd->nv", image[seen], text[variants[seen]]).amax(1)
+
+
+def is_first(image: Tensor, text: Tensor, own: Tensor, others: Tensor, among: int) -> bool:
+    """Whether the caption `own` beats the first `among` − 1 different ones of `others`."""
+    rows = torch.unique(others[others != own], sorted=False)[: among - 1]
+    return bool((text[rows] @ image < text[own] @ image).all())

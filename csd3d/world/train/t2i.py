@@ -104,9 +104,10 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
         modes, tokens = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
         with autocast(config):
-            y = denoiser.text_encoder(tokens).last_hidden_state
-            predict = lambda noisy, t: denoiser.unet(noisy, t, y, return_dict=False)[0]  # noqa: E731 (one call)
-            return {"loss": velocity_loss(predict, scaling * modes, alphas_cumprod, generator)}
+            loss = velocity_loss(
+                lambda noisy, t: denoiser(noisy, None, t, tokens), scaling * modes, alphas_cumprod, generator
+            )
+        return {"loss": loss}
 
     def export() -> None:
         trained = trainer.ema_model()
