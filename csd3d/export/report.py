@@ -162,7 +162,8 @@ def _results(data: ReportData) -> str:
     keys = list(dict.fromkeys(key for method in methods for key in data.results[method]))
     keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
     head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
-    body = "".join(_metric_row(key, [data.results[m].get(key) for m in methods]) for key in keys)
+    rows = {key: [data.results[m].get(key) for m in methods] for key in keys}
+    body = "".join(_metric_row(key, row) for key, row in rows.items() if any(value is not None for value in row))
     note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
     table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return _section("The measures", table + note)

@@ -34,6 +34,9 @@ from csd3d.tasks.paths import video_cameras
 from csd3d.tasks.scene_model import SceneModel
 
 NAMES = {"csd_edit": "CSD-Edit, edited together", "in2n": "Instruct-NeRF2NeRF, one by one"}
+TRUTH_NOTE = (
+    "The truth is the re-rendered edited scene: the one of its valid answers that suits the held-out views best. "
+)
 SHOWN_VIEWS = 6
 TURNTABLE_FRAMES = 36
 
@@ -74,8 +77,8 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
         rows=rows,
         methods={method: NAMES[method] for method in edited},
         results=metrics["results"],
-        metric_notes="The truth is the re-rendered edited scene: the one of its valid answers that suits the held-out "
-        "views best. Disagreement is measured on the edited training views, reprojected by depth.",
+        metric_notes=("" if truth is None else TRUTH_NOTE) + "Disagreement is measured on the edited training views, "
+        "reprojected by depth.",
         videos=videos,
         turntable=turntable,
         mesh_note=note,

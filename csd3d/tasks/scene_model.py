@@ -188,8 +188,9 @@ def fit_loss(
     mse = (((rendered.rgb.detach() - target) ** 2).mean(1) * weight).sum() / weight.sum().clamp_min(1)
     report = {"colour": colour.item(), "entropy": entropy.item(), "psnr": -10 * math.log10(mse.item() + 1e-10)}
     if rendered.distortion is not None:
-        report["distortion"] = rendered.distortion.mean().item()
-        loss = loss + config.distortion_weight * rendered.distortion.mean()
+        distortion = rendered.distortion.mean()
+        loss = loss + config.distortion_weight * distortion
+        report["distortion"] = distortion.item()
     if config.patches and config.perceptual_weight and features is not None:
         perceptual = patch_loss(rendered.rgb, target, config, features)
         loss = loss + config.perceptual_weight * perceptual

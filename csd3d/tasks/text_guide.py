@@ -3,7 +3,7 @@
 Shared by text_to_image and text_to_3d. N particles; each has its own text (views say what they are).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csd3d.distillation import DistillConfig, distill_step
 from csd3d.distillation.distill import Extras, PredictBranches, possible_branches
-from csd3d.distillation.methods import find_method, method_names
+from csd3d.distillation.methods import find_method, method_config, method_names
 from csd3d.errors import InputError
 from csd3d.priors import Condition, Prior
 from csd3d.priors.expected import ExpectedReconstruction, load_expected
@@ -144,9 +144,9 @@ def branch_texts(texts: Sequence[str], words: WordsConfig, away: Sequence[Sequen
     }
 
 
-def embed_all(prior: Prior, texts: dict[str, list[str]], distills: Iterable[DistillConfig]) -> None:
-    """Have the prior embed the prompts of every branch that is used, so that its text encoder can be dropped."""
-    used = set().union(*map(possible_branches, distills))
+def embed_all(prior: Prior, texts: dict[str, list[str]], names: Sequence[str], config: DistillConfig) -> None:
+    """Have the prior embed the prompts of every branch the methods use, so that its text encoder can be dropped."""
+    used = set().union(*(possible_branches(method_config(name, config)) for name in names))
     prior.condition(list(dict.fromkeys(text for name, branch in texts.items() if name in used for text in branch)))
 
 

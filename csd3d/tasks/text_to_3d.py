@@ -47,7 +47,7 @@ from csd3d.tasks.text_guide import (
     expand_methods,
     open_networks,
 )
-from csd3d.tasks.text_results import EvaluateConfig, evaluate, held_out_views, save_results
+from csd3d.tasks.text_results import EvaluateConfig, evaluate, held_out, held_out_views, save_results
 from csd3d.tasks.text_to_image import slug
 from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 
@@ -56,10 +56,13 @@ SHARES = ("auto", "views", "assets", "all")
 
 @dataclass
 class OptimConfig:
-    """Adam: the hash table's and the networks' learning rates, the background's as a share of those; the norm that
-    gradients are clipped to (0: not), the decay of the averaged weights (0: none), warm-up steps."""
+    """Adam: the learning rate, of which `final` is left at the last step (exponentially), and the background's share.
+
+    `clip` bounds the norm of the gradients (0: not), `ema` is the decay of averaged weights (0: none); warm-up steps.
+    """
 
     learning_rate: float = 1e-2
+    final: float = 1.0
     background: float = 0.1
     clip: float = 0.0
     ema: float = 0.0
@@ -68,6 +71,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate is {self.learning_rate:g}, ema {self.ema:g}: above 0, and in [0, 1)")
+        if not 0 < self.final <= 1:
+            raise ValueError(f"final is {self.final:g}: give the share of learning_rate left at the end, in (0, 1]")
+
+    def share(self, step: int, steps: int) -> float:
+        """Of the learning rate, at `step` of `steps`: linear warm-up times exponential decay to `final`."""
+        return min(1.0, (step + 1) / max(self.warmup, 1)) * self.final ** (step / max(steps - 1, 1))
 
 
 @dataclass
@@ -105,7 +114,8 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
-        self.distills  # noqa: B018 (raises for a method that a text alone cannot drive)
+        for name in self.methods:
+            method_config(name, self.distill)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
                 raise ValueError(f"{key} names step {last}: distill.steps has {self.distill.steps}, counted from 0")
@@ -123,11 +133,6 @@ class TextTo3DConfig:
     def methods(self) -> list[str]:
         """The methods run, the main one first."""
         return expand_methods([self.method, *self.compare])
-
-    @property
-    def distills(self) -> dict[str, DistillConfig]:
-        """The settings that each of `methods` distils by; ValueError for one that a text alone cannot drive."""
-        return {name: method_config(name, self.distill) for name in self.methods}
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """The prompt as said of a view."""
@@ -183,14 +188,14 @@ def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: St
     check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
     said = [config.prompts.text(config.prompt, view) for view in config.prompts.words]
-    embed_all(prior, branch_texts(said, config.guide.words), config.distills.values())
+    embed_all(prior, branch_texts(said, config.guide.words), config.methods, config.distill)
     return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
 
 
 def distil(job: Job, networks: Networks, name: str) -> AssetPhase:
     """Makes the assets by one method."""
     config, prior = job.config, networks.prior
-    distill = config.distills[name]
+    distill = method_config(name, config.distill)
     guide = Guide(name, networks, distill, config.guide, job.generator(f"{name}/lora"))
     phase = new_phase(job, guide, name)
     noise_map = camera_noise_map(job, prior) if distill.noise == "camera" else None
@@ -242,7 +247,7 @@ def asset_step(
     gradient, report = guide.step(z, view_texts(config, views), step, generator, extras, cameras)
     penalty, losses = regularisers(shown, config.losses, step)
     loss = (z * gradient.to(z)).sum() / len(z) + penalty
-    finite = descend(config.optim, phase, loss, step)
+    finite = descend(config.optim, phase, loss, config.optim.share(step, config.distill.steps))
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 
@@ -257,8 +262,8 @@ def render_step(config: TextTo3DConfig, model: Assets, views: Views, step: int, 
     return model.render(views.cameras, jitter, shading, plain, bool(scheduled(config.losses.distortion, step)))
 
 
-def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, step: int) -> bool:
-    """Backward, clip, one step of Adam at the warmed-up rate, average; False where the gradients are not finite."""
+def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, share: float) -> bool:
+    """Backward, clip, one step of Adam at a share of its rate, average; False where the gradients are not finite."""
     phase.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if not gradients_finite(phase.model):
@@ -267,7 +272,7 @@ def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, step: int) -> 
         torch.nn.utils.clip_grad_norm_(phase.model.parameters(), config.clip)
     rates = [group["lr"] for group in phase.optimiser.param_groups]
     for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate * min(1.0, (step + 1) / max(config.warmup, 1))
+        group["lr"] = rate * share
     phase.optimiser.step()
     for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
         group["lr"] = rate
@@ -310,10 +315,6 @@ def camera_noise_map(job: Job, prior: Prior) -> Tensor:
 @torch.no_grad()
 def preview(job: Job, model: Assets, name: str) -> None:
     """images/preview-METHOD.png: every asset from the front, half right, the side and behind."""
-    from csd3d.cameras import orbit
-
-    config = job.config
-    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
-    cameras = orbit(4, distance, config.evaluate.elevation_deg, fov, 96, 96)
+    cameras = held_out(job.config, 4, 96)
     strip = [m.render_views(cameras, torch.arange(4)).rgb.clamp(0, 1) for m in model.models]
     save_strip(job.folder / "images" / f"preview-{slug(name)}.png", torch.cat(strip))

@@ -65,7 +65,8 @@ class TextToImageConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
-        self.distills  # noqa: B018 (raises for a method that a text alone cannot drive)
+        for name in self.methods:
+            method_config(name, self.distill)
 
     @property
     def texts(self) -> list[str]:
@@ -76,11 +77,6 @@ class TextToImageConfig:
     def methods(self) -> list[str]:
         """The methods run, in order."""
         return expand_methods(self.method)
-
-    @property
-    def distills(self) -> dict[str, DistillConfig]:
-        """The settings that each of `methods` distils by; ValueError for one that a text alone cannot drive."""
-        return {name: method_config(name, self.distill) for name in self.methods}
 
 
 class Particles(nn.Module):
@@ -157,14 +153,14 @@ def prepare(config: TextToImageConfig, folder: Path, device: torch.device, stop:
     if config.space == "pixel" and "vsd" in {name.partition("+")[0] for name in config.methods}:
         raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
     # all of them now: the text encoder may be dropped before the last is drawn
-    embed_all(prior, branch_texts(config.texts, config.guide.words), config.distills.values())
+    embed_all(prior, branch_texts(config.texts, config.guide.words), config.methods, config.distill)
     return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
 
 
 def distil(job: Job, networks: Networks, name: str, text: str, phase_name: str) -> ImagePhase:
     """The particles of one prompt by one method."""
     config, generator, prior = job.config, job.generator(phase_name), networks.prior
-    distill = config.distills[name]
+    distill = method_config(name, config.distill)
     guide = Guide(name, networks, distill, config.guide, job.generator(f"{phase_name}/lora"))
     model = Particles(prior, config.particles, config.size, config.space, job.generator("start"))
     plain = distill.weight == "x0"

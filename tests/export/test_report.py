@@ -197,3 +197,12 @@ def test_ticks_are_round_and_inside():
     assert ticks(-3, 97) == pytest.approx([0, 50]) or len(ticks(-3, 97)) in (3, 4, 5)
     assert log_ticks(-2.2, 0.1) == pytest.approx([-2, -1, 0])
     assert log_ticks(-2.0, -1.5) == pytest.approx([-2, math.log10(0.02)])
+
+
+def test_what_no_method_was_measured_by_has_no_row(tmp_path):
+    csd_edit = {"psnr_truth": None, "warped_error": 0.1}
+    results = {"csd_edit": csd_edit, "in2n": dict.fromkeys(csd_edit)}
+    write_report(tmp_path / "report.html", ReportData(prompt="make it night", results=results))
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "Disagreement between views" in text
+    assert "against the truth" not in text

@@ -199,3 +199,13 @@ def test_schedules_past_the_last_step_are_refused(key, changes):
     TextTo3DConfig(prompt="a chair", losses=LossConfig(opacity=(0, 0.0, 600, 1.0)), shading=ShadingConfig(start=600))
     with pytest.raises(ValueError, match="rising"):
         AssetConfig(resolution=[(5, 32)])
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    optim = OptimConfig(warmup=4, final=0.01)
+    assert optim.share(1, 101) == pytest.approx(0.5 * 0.01**0.01)
+    assert optim.share(50, 101) == pytest.approx(0.1)
+    assert optim.share(100, 101) == pytest.approx(0.01)
+    assert OptimConfig(warmup=0).share(0, 1) == 1.0
+    with pytest.raises(ValueError, match="final is 0"):
+        OptimConfig(final=0.0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from discs import write_discs
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from csd3d.world.train import clip
+from csd3d.world.train import clip, judge_text
 from csd3d.world.train.__main__ import main
 from csd3d.world.train.data import gather, open_pairs
 from csd3d.world.train.tokenizer import build_tokenizer
@@ -18,16 +18,17 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
 
 
-def test_the_loss_is_the_mean_of_both_ways_written_out():
+def test_the_loss_is_the_mean_of_both_ways_and_the_choice_of_views_written_out():
     image, text, variants = unit(3, 8), unit(3, 8, seed=1), unit(3, 2, 8, seed=2)
     row, has_view, s = torch.arange(3), torch.tensor([True, False, True]), torch.tensor(5.0)
     total = 0.0
     for i in range(3):
         own = math.exp(5 * image[i] @ text[i])
         texts = sum(math.exp(5 * image[i] @ text[j]) for j in range(3))
-        texts += sum(math.exp(5 * image[i] @ variants[i, v]) for v in range(2)) if has_view[i] else 0
         images = sum(math.exp(5 * image[j] @ text[i]) for j in range(3))
         total -= (math.log(own / texts) + math.log(own / images)) / 2 / 3
+        if has_view[i]:  # two of the three have a view word
+            total -= math.log(own / (own + sum(math.exp(5 * image[i] @ variants[i, v]) for v in range(2)))) / 2
     assert clip.clip_loss(image, text, variants, row, has_view, s).item() == pytest.approx(total, rel=1e-9)
 
 
@@ -57,7 +58,8 @@ def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
     options += ["--work", str(tmp_path / "w"), "--batch", "32", "--warmup", "5", "--ema", "0.8", "--precision", "fp32"]
     assert main(["clip", *options, "--steps", "40"]) == 0
     model = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
-    report = clip.judge_clip(model, CLIPTokenizer.from_pretrained(tmp_path / "clip"), pairs, among=8)
+    sentences = clip.load_sentences(pairs, CLIPTokenizer.from_pretrained(tmp_path / "clip"))
+    report = judge_text.judge_clip(model, sentences, sentences.embed(model), pairs, among=8)
     assert report["retrieval_at_1"] > 0.8  # chance: 1 in 8
     processor = CLIPProcessor.from_pretrained(tmp_path / "clip")
     image = gather(pairs.target, torch.arange(1))

@@ -296,10 +296,10 @@ def test_the_text_model_is_an_ordinary_pipeline_on_the_editing_models_parts(trai
     generator = torch.Generator().manual_seed(0)
     images = pipeline("a red disc", height=SIZE, width=SIZE, num_inference_steps=2, generator=generator).images
     assert images[0].size == (SIZE, SIZE)
-    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+    for part, learns in (("vae/diffusion_pytorch_model", False), ("text_encoder/model", True)):
         ours, theirs = (load_file(trained / folder / f"{part}.safetensors") for folder in ("text", "out"))
         assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours) != learns
 
 
 def test_the_text_unet_starts_as_the_editing_unet_without_a_picture():
@@ -328,6 +328,45 @@ def test_captions_belong_to_their_pictures_and_are_loosened_and_dropped_at_their
     data = t2i.Captioned(checks.expand(count, 4, 4, 4), tokens, -tokens, 1000 + tokens, tokens[0])
     drawn, words = t2i.draw_captioned(data, 2000, torch.Generator().manual_seed(0))
     assert torch.equal((drawn == 0).all(-1).all(-1).all(-1), words[:, 0] > 1000)  # exactly what says so is blurred
+
+
+def test_noise_is_drawn_high_at_its_rate_and_undone_by_the_velocity():
+    a = diffusion.noise_schedule().alphas_cumprod
+    z = torch.randn(8000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    for high, share in ((0.0, 0.5), (0.6, 0.8)):
+        noised = diffusion.draw_noised(z, a, torch.Generator().manual_seed(1), high)
+        assert (noised.t >= 500).float().mean().item() == pytest.approx(share, abs=0.02)
+        assert 0 <= noised.t.min() < 5
+        assert 995 <= noised.t.max() < 1000
+        alpha = a[noised.t][:, None, None, None]
+        torch.testing.assert_close(alpha.sqrt() * noised.z_t - (1 - alpha).sqrt() * noised.velocity, z)
+    rows = torch.tensor([3, 5])
+    torch.testing.assert_close(noised.error(noised.velocity[rows] + 0.5, rows), torch.tensor([0.25, 0.25]))
+
+
+def test_another_view_word_takes_the_place_of_the_right_one_and_nothing_else_changes():
+    views, rest = torch.tensor([7, 8, 9]), torch.tensor([1, 2, 3])
+    tokens = torch.stack([torch.cat([rest, views[i % 3 : i % 3 + 1], rest]) for i in range(3000)])
+    tokens[::5, 3] = 4  # no view word
+    wrong, has_view = t2i.other_views(tokens, views, torch.Generator().manual_seed(0))
+    assert torch.equal(has_view, torch.arange(3000) % 5 != 0)
+    assert torch.equal(wrong[~has_view], tokens[~has_view])
+    keep = torch.arange(7) != 3
+    assert torch.equal(wrong[:, keep], tokens[:, keep])
+    pairs = 10 * tokens[has_view, 3] + wrong[has_view, 3]
+    found, counts = pairs.unique(return_counts=True)
+    assert found.tolist() == [78, 79, 87, 89, 97, 98]
+    assert counts.min() > 330  # of 400 each
+
+
+def test_the_view_loss_prefers_the_right_word_and_is_nothing_where_none_was_asked():
+    right, other = torch.tensor([0.2, 0.3], requires_grad=True), torch.tensor([0.2, 0.3], requires_grad=True)
+    loss = t2i.view_loss(right, other)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    torch.testing.assert_close(right.grad, torch.full((2,), t2i.VIEW_STEEPNESS / 4))
+    torch.testing.assert_close(other.grad, -right.grad)
+    assert t2i.view_loss(right[:0], other[:0]).item() == 0
 
 
 def test_nearest_colours_are_the_masked_means():

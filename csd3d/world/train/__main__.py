@@ -1,4 +1,4 @@
-"""`python -m csd3d.world.train vae|tokenizer|ip2p|t2i|clip|lmc|judge`: train and judge the shipped priors."""
+"""`python -m csd3d.world.train PART`: train the shipped models (vae, tokenizer, ip2p, t2i, clip, lmc), judge them."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from diffusers import AutoencoderKL
 
 from csd3d.errors import InputError
-from csd3d.world.train import judge
+from csd3d.world.train import judge, judge_text
 from csd3d.world.train.clip import train_clip
 from csd3d.world.train.data import open_pairs
 from csd3d.world.train.ip2p import train_ip2p, work_tokenizer
@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = parts.add_parser("tokenizer")
     tokenizer.add_argument("--pairs", type=Path, required=True)
     tokenizer.add_argument("--work", type=Path, required=True)
-    judge.add_options(parts.add_parser("judge", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    for name, module in (("judge", judge), ("judge-text", judge_text)):
+        module.add_options(parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     return root
 
 
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
             work_tokenizer(open_pairs(options.pairs), options.work)
         else:
             runs = {"vae": run_vae, "ip2p": run_ip2p, "t2i": run_t2i, "clip": run_clip, "lmc": run_lmc}
-            runs |= {"judge": judge.run}
+            runs |= {"judge": judge.run, "judge-text": judge_text.run}
             runs[options.part](options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

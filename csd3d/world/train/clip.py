@@ -32,6 +32,10 @@ class Sentences:
     caption: Tensor
     variants: Tensor
 
+    def embed(self, model: CLIPModel) -> Tensor:
+        """T [U,D] of them all."""
+        return torch.cat([embed_tokens(model, tokens) for tokens in self.tokens.split(256)])
+
 
 def build_clip(tokenizer: CLIPTokenizer, image_size: int = 64, patch: int = 8, width: int = 192) -> CLIPModel:
     """Both towers, small: patches of `patch`² of a picture of `image_size`², text of width 128."""
@@ -80,18 +84,18 @@ def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
 
 
 def clip_loss(image: Tensor, text: Tensor, variants: Tensor, row: Tensor, has_view: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of s I Tᵀ; captions that are equal (`row` [n]) share the target.
+    """Symmetric cross-entropy of s I Tᵀ; captions that are equal (`row` [n]) share the target. Plus that of the views.
 
-    `variants` [n,2,D] embed each caption with wrong view words: two more columns for its own image (where `has_view`
-    [n]). Without them nothing asks for the view, since any two captions of a batch differ in much else.
+    `variants` [n,2,D] embed each caption with wrong view words, against which its own image (where `has_view` [n]) must
+    choose the right one. Without this nothing asks for the view, since any two captions of a batch differ in much else.
     """
     logits = scale * image @ text.T
     target = (row[:, None] == row[None]).float()
     target = target / target.sum(1, keepdim=True)
-    wrong = scale * torch.einsum("nd,nvd->nv", image, variants)
-    wrong = wrong.masked_fill(~has_view[:, None], -1e4)  # not −inf: their targets are 0, and 0 · ∞ is no number
-    by_image = F.cross_entropy(torch.cat([logits, wrong], 1), F.pad(target, (0, wrong.shape[1])))
-    return 0.5 * (by_image + F.cross_entropy(logits.T, target))
+    choice = scale * torch.einsum("nd,nvd->nv", image, torch.cat([text[:, None], variants], 1))
+    view = F.cross_entropy(choice, torch.zeros_like(row), reduction="none")
+    view = (view * has_view).sum() / has_view.sum().clamp_min(1)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) + view
 
 
 def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Path, noise: float = 0.02) -> None:
@@ -128,30 +132,3 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     pixels = {"resample": PILImageResampling.BILINEAR, "image_mean": [MEAN] * 3, "image_std": [STD] * 3}
     save_whole(out, model.half(), tokenizer, CLIPImageProcessor(**size, **pixels))
-
-
-@torch.no_grad()
-def judge_clip(model: CLIPModel, tokenizer: CLIPTokenizer, pairs: Pairs, among: int = 64) -> dict[str, float]:
-    """Share of target pictures whose caption ranks first among `among` different ones, and of right view words."""
-    sentences = load_sentences(pairs, tokenizer)
-    image = torch.cat([embed_images(model, gather(pairs.target, i)) for i in torch.arange(len(pairs)).split(64)])
-    text = torch.cat([embed_tokens(model, tokens) for tokens in sentences.tokens.split(256)])
-    row = sentences.caption[1]
-    first = [_is_first(image[i], text, row[i], row.roll(-i)[1:], among) for i in range(len(pairs))]
-    variants = sentences.variants[row]
-    seen = variants[:, 0] >= 0
-    right = torch.einsum("nd,nd->n", image[seen], text[row[seen]])
-    wrong = torch.einsum("nd,nvd->nv", image[seen], text[variants[seen]]).amax(1)
-    return {
-        "pictures": len(pairs),
-        "retrieval_at_1": sum(first) / len(first),
-        "among": among,
-        "view_words": (right > wrong).float().mean().item() if seen.any() else float("nan"),
-        "views": int(seen.sum()),
-    }
-
-
-def _is_first(image: Tensor, text: Tensor, own: Tensor, others: Tensor, among: int) -> bool:
-    """Whether the caption `own` beats the first `among` − 1 different ones of `others`."""
-    rows = torch.unique(others[others != own], sorted=False)[: among - 1]
-    return bool((text[rows] @ image < text[own] @ image).all())

@@ -6,6 +6,7 @@ Symbols: z scaled latents [B,4,h,w], t timesteps [B], ᾱ alphas_cumprod [T], ε
 import copy
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -48,16 +49,40 @@ def velocity_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
     return (snr + 1).clamp(max=gamma + 1) / (snr + 1)
 
 
+@dataclass(frozen=True)
+class Noised:
+    """z_t = √ᾱ z + √(1−ᾱ) ε and its velocity [B,4,h,w], timesteps t [B], the loss's weights of them [B]."""
+
+    z_t: Tensor
+    velocity: Tensor
+    t: Tensor
+    weight: Tensor
+
+    def error(self, predicted: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Mean square |v̂ − v|² of `rows` of the batch, [rows]; unweighted."""
+        return (predicted.float() - self.velocity[rows]).square().mean((1, 2, 3))
+
+
+def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, high: float = 0.0) -> Noised:
+    """z noised to t uniform, ε normal; a share `high` of the batch has t in the upper half, where shapes are chosen."""
+    steps = len(alphas_cumprod)
+    t = torch.randint(steps, (len(z),), generator=generator)
+    if high:
+        raised = torch.rand(len(z), generator=generator) < high
+        t = torch.where(raised, steps // 2 + t // 2, t)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    a = alphas_cumprod[t][:, None, None, None].to(z.device)
+    weight = velocity_weight(alphas_cumprod)[t].to(z.device)
+    z_t, velocity = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
+    return Noised(z_t, velocity, t.to(z.device), weight)
+
+
 def velocity_loss(
     predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Weighted |v̂(√ᾱ z + √(1−ᾱ) ε, t) − v|² for t uniform and ε normal, both drawn here; a scalar."""
-    t = torch.randint(len(alphas_cumprod), (len(z),), generator=generator)
-    noise = torch.randn(z.shape, generator=generator).to(z.device)
-    a = alphas_cumprod[t][:, None, None, None].to(z.device)
-    noisy, velocity = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
-    error = (predict(noisy, t.to(z.device)).float() - velocity).square().mean((1, 2, 3))
-    return (error * velocity_weight(alphas_cumprod)[t].to(z.device)).mean()
+    noised = draw_noised(z, alphas_cumprod, generator)
+    return (noised.weight * noised.error(predict(noised.z_t, noised.t))).mean()
 
 
 @torch.no_grad()

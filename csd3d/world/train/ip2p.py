@@ -37,9 +37,10 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, noisy: Tensor, condition: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, condition: Tensor | None, t: Tensor, tokens: Tensor) -> Tensor:
         y = self.text_encoder(tokens).last_hidden_state
-        return self.unet(torch.cat([noisy, condition], 1), t, y, return_dict=False)[0]
+        seen = noisy if condition is None else torch.cat([noisy, condition], 1)
+        return self.unet(seen, t, y, return_dict=False)[0]
 
 
 def build_unet(channels: tuple[int, ...], latent_size: int, text_width: int = 128) -> UNet2DConditionModel:

@@ -22,16 +22,21 @@ SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
 
 def add_options(part: argparse.ArgumentParser) -> None:
     """The options of `judge`."""
-    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    add_common_options(part)
     part.add_argument("--model", type=Path, required=True, help="pipeline folder")
-    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
     part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
     part.add_argument("--count", type=int, default=300, help="unambiguous pairs to edit")
     part.add_argument("--ambiguous", type=int, default=90, help="ambiguous pairs with known answers to edit")
     part.add_argument("--sweep", type=int, default=60, help="further pairs on which the scales are chosen")
     part.add_argument("--text-scale", type=float, help="no sweep: this scale")
     part.add_argument("--image-scale", type=float, help="no sweep: this scale")
+
+
+def add_common_options(part: argparse.ArgumentParser) -> None:
+    """What the judges of the editing and of the text models both take."""
+    part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
+    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
     part.add_argument("--steps", type=int, default=20, help="DDIM steps")
     part.add_argument("--seed", type=int, default=0)
     part.add_argument("--threads", type=int)
@@ -86,10 +91,11 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 def reconstruct(vae: torch.nn.Module, images: Tensor) -> Tensor:
     """Images through the VAE's posterior mode and back, clamped to [0, 1], in batches of 32."""
-    return torch.cat([_decode(vae, vae.encode(2 * x - 1).latent_dist.mean) for x in images.split(32)])
+    return torch.cat([decode(vae, vae.encode(2 * x - 1).latent_dist.mean) for x in images.split(32)])
 
 
-def _decode(vae: torch.nn.Module, z: Tensor) -> Tensor:
+def decode(vae: torch.nn.Module, z: Tensor) -> Tensor:
+    """Pictures [B,3,S,S] in [0, 1] of unscaled latents."""
     return (vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -165,7 +171,7 @@ def edit_images(
         null, image, full = noise.chunk(3)
         guided = null + scales[1] * (image - null) + scales[0] * (full - image)
         z = scheduler.step(guided, t, z, return_dict=False)[0]
-    return _decode(vae, z / vae.config.scaling_factor)
+    return decode(vae, z / vae.config.scaling_factor)
 
 
 def embed(pipeline: StableDiffusionInstructPix2PixPipeline, prompts: list[str]) -> Tensor:

@@ -26,6 +26,25 @@ def contact_sheet(pairs: Pairs, edits: dict[int, Tensor], path: Path, columns: i
     sheet.save(path, optimize=True)
 
 
+def captioned_sheet(captions: list[str], images: Tensor, path: Path, columns: int = 8, rows: int = 6) -> None:
+    """Write a PNG of the first columns × rows images [P,3,S,S] in [0, 1], the caption under each."""
+    shown, size = list(zip(captions, images, strict=True))[: columns * rows], images.shape[-1]
+    step = (size + GAP, size + TEXT_HEIGHT + GAP)
+    sheet = Image.new("RGB", (columns * step[0] + GAP, step[1] * -(-len(shown) // columns) + GAP), "white")
+    for k, (caption, image) in enumerate(shown):
+        corner = GAP + (k % columns) * step[0], GAP + (k // columns) * step[1]
+        sheet.paste(_pil(image), corner)
+        write_below(sheet, corner, size, caption)
+    sheet.save(path, optimize=True)
+
+
+def write_below(sheet: Image.Image, corner: tuple[int, int], size: int, words: str) -> None:
+    """Up to three lines of text under a picture of `size`² at `corner`."""
+    text = "\n".join(textwrap.wrap(words, 22)[:3])
+    place = (corner[0], corner[1] + size + 3)
+    ImageDraw.Draw(sheet).text(place, text, "black", ImageFont.load_default(11), spacing=2)
+
+
 def by_turns(items: list[tuple[str, int]]) -> list[int]:
     """One index of each family, then a second of each, and so on."""
     seen: dict[str, int] = {}
@@ -41,9 +60,7 @@ def draw_column(sheet: Image.Image, corner: tuple[int, int], images: list[Image.
     x, y = corner
     size = images[0].width
     sheet.paste(images[0], (x, y))
-    lines = textwrap.wrap(record["instruction"], 22)[:3]
-    text = "\n".join(lines)
-    ImageDraw.Draw(sheet).text((x, y + size + 3), text, "black", ImageFont.load_default(11), spacing=2)
+    write_below(sheet, corner, size, record["instruction"])
     sheet.paste(images[1], (x, y + size + TEXT_HEIGHT))
     sheet.paste(images[2], (x, y + 2 * size + TEXT_HEIGHT))
 

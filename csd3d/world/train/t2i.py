@@ -1,4 +1,8 @@
-"""Training of the shipped text-to-image UNet on captions, with the InstructPix2Pix's VAE and text encoder, both frozen.
+"""Training of the shipped text-to-image model on captions, from the InstructPix2Pix's UNet and text encoder.
+
+The VAE stays as it is. The text encoder learns too: instructions never asked it for view words. Nor does the loss: all
+that a view word tells of a picture is a twentieth of what its colour does, and after an hour the UNet had not found it.
+So early in training view words are asked for (`view_loss`); the last steps are those of the plain loss.
 
 Symbols: z scaled latents [B,4,h,w], y text embeddings [B,L,D].
 """
@@ -10,16 +14,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from csd3d.metrics.clip import VIEWS
 from csd3d.world.prompts import loosen
 from csd3d.world.train.data import Pairs
-from csd3d.world.train.diffusion import cache_pairs, noise_schedule, save_pipeline, velocity_loss
+from csd3d.world.train.diffusion import cache_pairs, draw_noised, noise_schedule, save_pipeline
+from csd3d.world.train.ip2p import for_training, load_denoiser
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 
 BLURRY = "blurry"
+HIGH = 0.5  # share of a batch at high noise, where the view is chosen
+VIEW_WEIGHT = 0.3  # of `view_loss` at the first step; linearly to 0 at the last
+VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,23 @@ def blur(modes: Tensor) -> Tensor:
     return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
 
 
+def other_views(tokens: Tensor, views: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Captions [B,L] with another of the view words `views` [V] in the place of theirs, and which have one [B] bool."""
+    found = tokens[..., None] == views.to(tokens.device)
+    other = torch.randint(1, len(views), (len(tokens),), generator=generator).to(tokens.device)
+    word = views.to(tokens.device)[(found.any(1).int().argmax(1) + other) % len(views)]
+    return torch.where(found.any(2), word[:, None], tokens), found.any(2).any(1)
+
+
+def view_loss(right: Tensor, other: Tensor) -> Tensor:
+    """−log of the chance that the right view word is chosen over another, by the errors [n] under them; a scalar.
+
+    Each word's pictures are another word's wrong ones, and all have the same noise under both words: what does not
+    depend on the word cancels. Where nothing was to be asked it is 0.
+    """
+    return F.softplus(VIEW_STEEPNESS * (right - other)).sum() / max(len(right), 1)
+
+
 def text_unet(edit_unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The editing UNet without its image channels: it has seen captions with no source picture, so it can draw."""
     unet = UNet2DConditionModel.from_config({**edit_unet.config, "in_channels": 4})
@@ -85,29 +110,35 @@ def text_unet(edit_unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path | None = None) -> None:
-    """Train from the UNet of the InstructPix2Pix pipeline `base`, or on from that of the text-to-image pipeline `init`,
-    and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
+    """Train from the networks of the InstructPix2Pix pipeline `base`, or on from those of the text-to-image pipeline
+    `init`, and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
     config.work.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).eval().to(config.device)
-    text_encoder.requires_grad_(False).set_attn_implementation("eager")
     with first_process_first():  # it writes what the others read
         data = load_captioned(pairs, vae, tokenizer, config)
-    unet = UNet2DConditionModel.from_pretrained((init or base) / "unet", torch_dtype=torch.float32)
-    unet = (unet if init else text_unet(unet)).eval()
-    unet.set_attn_processor(AttnProcessor())
-    trainer = Trainer(unet, config)
+    denoiser = load_denoiser(init or base)
+    if not init:
+        denoiser.unet = text_unet(denoiser.unet)
+    trainer = Trainer(for_training(denoiser), config)
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
+    views = torch.tensor([tokenizer(view, add_special_tokens=False).input_ids[0] for view in VIEWS])
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
         modes, tokens = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
+        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH)
+        wrong, has_view = other_views(tokens, views, generator)
+        asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 3, 0]
         with autocast(config):
-            y = text_encoder(tokens).last_hidden_state
-            predict = lambda noisy, t: unet(noisy, t, y, return_dict=False)[0]  # noqa: E731 (a name for one call)
-            return {"loss": velocity_loss(predict, scaling * modes, alphas_cumprod, generator)}
+            z_t, t = (torch.cat([part, part[asked]]) for part in (noised.z_t, noised.t))
+            predicted = denoiser(z_t, None, t, torch.cat([tokens, wrong[asked]]))
+        right, other = noised.error(predicted[: len(tokens)]), noised.error(predicted[len(tokens) :], asked)
+        plain = (noised.weight * right).mean()
+        view = view_loss(right[asked], other)
+        return {"loss": plain + VIEW_WEIGHT * (1 - progress) * view, "plain": plain.detach(), "view": view.detach()}
 
     def export() -> None:
-        save_pipeline(StableDiffusionPipeline, trainer.ema_model(), text_encoder, tokenizer, base / "vae", out)
+        trained = trainer.ema_model()
+        save_pipeline(StableDiffusionPipeline, trained.unet, trained.text_encoder, tokenizer, base / "vae", out)
 
     fit(trainer, loss_fn, export)
