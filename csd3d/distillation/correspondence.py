@@ -71,15 +71,31 @@ class Correspondence:
             spread.index_add_(1, index[:, tap], weight[:, tap].to(rows) * rows)
         return spread.view_as(cotangent)
 
-    def sample(self, values: Tensor, i: int) -> Tensor:
-        """All particles' `values` [N, C, h, w] where i's pixels are in them, [N, C, h, w]: A_ij u_j / v_ij for every j.
+    def weighed(self, source: Tensor, variance: float) -> "Correspondence":
+        """That of estimates which each particle knows to `variance` s², by how well `source` u [N, C, h, w] follows it.
 
-        It says nothing where validity[i] is 0.
+            v_ij(p) ← v_ij(p) s² / (s² + ρ²_ij(p)),   ρ²_ij(p) = mean over channels of (u_i(p) − u_j(x_ij(p)))²
+
+        What j has to say of p reaches i with variance s² + ρ², the interpolation's and the flow's errors and what is
+        i's own included; these are the weights of the best mean. Exact correspondences (ρ = 0) stay as they are, and
+        the surer the particles are, the less others' blurred words count.
+        """
+        self._check(source)
+        misses = torch.stack([(source[i] - self.sample(source, i)).square().mean(1) for i in range(len(self))])
+        return Correspondence(self.positions, self.validity * (variance / (variance + misses)).to(self.validity))
+
+    def sample(self, values: Tensor, i: int) -> Tensor:
+        """All particles' `values` [N, C, h, w] where i's pixels are in them, [N, C, h, w]: B_ij u_j for every j, with
+        A_ij = v_ij B_ij. It says nothing where validity[i] is 0.
         """
         self._check(values)
         return self._sample(values, i, slice(None))
 
-    def _sample(self, values: Tensor, i: int, chosen: slice) -> Tensor:
+    def sample_back(self, own: Tensor, i: int) -> Tensor:
+        """`own` [C, h, w] of particle i where every j's pixels are in it, B_ji u_i: [N, C, h, w]."""
+        return self._sample(own.expand(len(self), *own.shape), slice(None), i)
+
+    def _sample(self, values: Tensor, i: int | slice, chosen: int | slice) -> Tensor:
         index, weight = self._taps(i, chosen)
         flat, found = values.flatten(2), 0
         for tap in range(4):
@@ -87,7 +103,7 @@ class Correspondence:
             found = found + weight[:, None, :, tap].to(picked) * picked
         return found.view_as(values)
 
-    def _taps(self, i: int, chosen: int | slice) -> tuple[Tensor, Tensor]:
+    def _taps(self, i: int | slice, chosen: int | slice) -> tuple[Tensor, Tensor]:
         """The four pixels [..., h w, 4] each row looks at, as flat indices, and their bilinear weights."""
         h, w = self.size
         position = self.positions[i, chosen].flatten(-3, -2)

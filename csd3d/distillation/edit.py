@@ -15,7 +15,7 @@ what a branch's conditions are does not depend on that.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -96,7 +96,8 @@ class Particles:
     """The particles of one step, of any larger whole: target latents `z` and `source` [M, ...], noised by `eps`.
 
     `shares` [K, M, 1, h, w] ≥ 0, summing over K to at most 1, is what each of K instructions has of each latent pixel;
-    the source has what is left over. None: one instruction has all. `correspondence`: see `combine`.
+    the source has what is left over. None: one instruction has all. `correspondence`: see `combine`; it counts as far
+    as the source itself follows it (`Correspondence.weighed`).
     """
 
     z: Tensor
@@ -195,6 +196,9 @@ def edit_gradient(
     the caller then leaves its latents alone.
     """
     noisy, noisy_source = (add_noise(z, particles.eps, alpha_bar) for z in (particles.z, particles.source))
+    if particles.correspondence is not None:  # σ_t²: the variance of a unit latent given z_t
+        trusted = particles.correspondence.weighed(particles.source, 1 - alpha_bar)
+        particles = replace(particles, correspondence=trusted)
     directions = _directions(predict, noisy, noisy_source, t, indices, config, particles.shares)
     seen = kernel_latents(noisy, particles.z, alpha_bar, config.noise, particles.correspondence)
     gradient = step_weight(config.weight, alpha_bar) * _combined(directions, particles, seen, alpha_bar, config)

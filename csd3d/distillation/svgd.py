@@ -283,8 +283,12 @@ def _brought(
 ) -> tuple[Tensor, Tensor]:
     """SVGD's two sums for particle i among the others as they look from i, y_j = z_j(x_ij(·)); [N, D] both.
 
-        score_i(p) = Σ_j k_ij (A_ij Δ_j)(p) / n_i(p)
+        score_i(p) = Σ_j k_ij [v_ij Δ_i + A_ij (Δ_j − B_ji Δ_i)](p) / n_i(p)
         force_i(p) = Σ_j 2 s_ij v_ij(p) (z_i − y_j)(p) / n_i(p),   s the slope
+
+    Scores. Brought is how j's direction differs from i's, on j's pixels (0 where i does not show them), not the
+    direction itself: interpolation then blurs disagreement alone, and directions that agree come out as sharp as they
+    are. Where positions are whole numbers, as windows on one canvas have them, it is Σ_j k_ij A_ij Δ_j.
 
     Repulsion. With B_ij the bilinear rows alone, A_ij = v_ij B_ij, k depends on z_j through y_j = B_ij z_j, so that
     ∇_{z_j} k = B_ijᵀ ∇_{y_j} k: on j's pixels, spread there by the adjoint. A gradient, unlike a direction, comes back
@@ -302,14 +306,17 @@ def _brought(
     do not show; an i that shares nothing with anyone gets Δ_i / N, as plain SVGD gives one infinitely far from all.
     """
     z, delta = (_flat(x).view_as(x) for x in (particles, directions))
-    both, plain = torch.cat([delta, z], 1), _denominator(K, normalize)
+    plain = _denominator(K, normalize)
     score, force = torch.empty_like(delta), torch.empty_like(z)
     for i in range(len(z)):
         validity = correspondence.validity[i].to(z)
         weight, pull = (factor[i, :, None, None] * validity for factor in (K, slope))
-        count = weight.sum(0) / K[i].sum() * (plain if normalize == "mean" else plain[i])
-        delta_j, y_j = correspondence.sample(both, i).chunk(2, dim=1)
-        score[i] = (weight[:, None] * delta_j).sum(0) / count
+        total = weight.sum(0)
+        count = total / K[i].sum() * (plain if normalize == "mean" else plain[i])
+        seen = (correspondence.validity[:, i] > 0)[:, None]
+        differs = torch.where(seen, delta - correspondence.sample_back(delta[i], i), 0.0)
+        differs, y_j = correspondence.sample(torch.cat([differs, z], 1), i).chunk(2, dim=1)
+        score[i] = (total * delta[i] + (weight[:, None] * differs).sum(0)) / count
         force[i] = 2 * (pull[:, None] * (z[i] - y_j)).sum(0) / count
     return score.flatten(1), force.flatten(1)
 

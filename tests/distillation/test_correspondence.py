@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from csd3d.distillation import (
     Correspondence,
     DistillConfig,
     SVGDConfig,
+    collaborative_edit,
     distill_step,
     flow_correspondence,
     svgd_combine,
@@ -199,11 +201,15 @@ def loop_over_dense_operators(
         for j in range(len(z)):
             A, validity = dense(maps, j, i), maps.validity[i, j]
             B = A / A.sum(1, keepdim=True).clamp_min(1e-300)
+            back = dense(maps, i, j)
+            back = back / back.sum(1, keepdim=True).clamp_min(1e-300)  # rows of what i does not show stay 0
             y_j = (z[j].flatten(1) @ B.T).view_as(z[j]).requires_grad_()
             k = brought_kernel(z[i], y_j, validity, kernel, gamma)
             (grad_k,) = torch.autograd.grad(k, y_j)
             k = k.item()
-            total = total + k * (directions[j].flatten(1) @ A.T).view_as(z[j]) - repulsion * grad_k
+            differs = (directions[j].flatten(1) - directions[i].flatten(1) @ back.T) * (back.sum(1) > 0)
+            score = validity * directions[i] + (differs @ A.T).view_as(z[j])
+            total = total + k * score - repulsion * grad_k
             weights, ks = weights + k * validity, ks + k
         G[i] = total / (weights / ks * (len(z) if normalize == "mean" else ks))
     return G
@@ -379,17 +385,20 @@ def towards_zero(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Te
     return z_stack * torch.linspace(0.5, 1.0, z_stack.shape[-1], dtype=z_stack.dtype) + offset
 
 
-def one_edit_step(config: CollaborativeEditConfig, z: Tensor, correspond=None) -> tuple[Tensor, dict]:
-    generator = torch.Generator().manual_seed(0)
-    return edit_step(towards_zero, z, 0.5 * z, 3, config, schedule(), generator, correspond)
+def one_edit_step(config: CollaborativeEditConfig, z: Tensor, correspond=None, source=None) -> tuple[Tensor, dict]:
+    generator, source = torch.Generator().manual_seed(0), 0.5 * z if source is None else source
+    return edit_step(towards_zero, z, source, 3, config, schedule(), generator, correspond)
 
 
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_an_edit_along_identities_is_the_plain_edit(noise):
-    z, config = random(6, C, H, W, seed=28), CollaborativeEditConfig(batch=4, noise=noise)
-    plain, _ = one_edit_step(config, z)
-    asked = []
-    along, report = one_edit_step(config, z, lambda indices: asked.append(indices) or identity(len(indices)))
+    """Where the sources are the same picture, as identities say."""
+    z, source = random(6, C, H, W, seed=28), random(1, C, H, W, seed=34).expand(6, -1, -1, -1)
+    config, asked = CollaborativeEditConfig(batch=4, noise=noise), []
+    plain, _ = one_edit_step(config, z, source=source)
+    along, report = one_edit_step(
+        config, z, lambda indices: asked.append(indices) or identity(len(indices)), source=source
+    )
     torch.testing.assert_close(along, plain, rtol=1e-6, atol=1e-7)
     assert [len(indices) for indices in asked] == [4]
     assert report["shared_pixels"] == 1.0
@@ -460,6 +469,77 @@ def test_what_moves_makes_one_choice_along_a_correspondence(along):
     ]
     share = torch.cat([d.flatten() for d in differ]).double().mean().item()
     assert share < 0.01 if along else share > 0.25
+
+
+def wave(frames: int, speed: float, seed: int) -> tuple[Tensor, Correspondence]:
+    """Frames of a picture of a few waves that moves by a fraction of a pixel, each sampled exactly; and how it moves."""
+    x, y = pixel_grid(H, 2 * W).double().unbind(-1)
+    phase, turn = (math.pi * random(C, 3, 1, 1, 1, seed=seed + k) for k in (0, 1))
+    shift = speed * torch.arange(frames, dtype=torch.float64)[None, :, None, None]
+    parts = [torch.sin(1.7 * (x - shift) + turn[:, k] * y + phase[:, k]) for k in range(3)]  # [C, frames, H, W]
+    gap = torch.arange(frames)[None, :] - torch.arange(frames)[:, None]
+    flow = (speed * gap)[:, :, None, None, None] * torch.tensor([1.0, 0.0])
+    return sum(parts).transpose(0, 1), flow_correspondence(flow.expand(-1, -1, H, 2 * W, -1), torch.ones(1).expand(
+        frames, frames, H, 2 * W))  # fmt: skip
+
+
+def test_directions_that_agree_come_out_as_sharp_as_they_are():
+    """What interpolation makes of one frame's directions is what the next one's are: nothing is left to bring."""
+    directions, maps = wave(3, 0.4, seed=40)
+    z, inner = torch.zeros_like(directions), slice(3, -3)
+    agreeing = torch.stack([directions[0], maps.bring(directions, j=0, i=1)])
+    maps = maps.select(torch.tensor([0, 1]))
+    found = svgd_combine(agreeing, z[:2], sigma=1.0, bandwidth=0.0, normalize="row", correspondence=maps)
+    torch.testing.assert_close(found[0, ..., inner], agreeing[0, ..., inner], rtol=1e-12, atol=1e-12)
+    blurred = maps.bring(agreeing, j=1, i=0)
+    assert (blurred - agreeing[0])[..., inner].square().mean().sqrt() > 0.1
+
+
+def test_others_count_as_far_as_the_source_follows():
+    """s² against s² + ρ², pixel by pixel; windows on one canvas follow it exactly and keep all their weight."""
+    source, maps = random(2, C, H, W, seed=41), identity(2)
+    found = maps.weighed(source, 0.3)
+    rho = (source[0] - source[1]).square().mean(0)
+    torch.testing.assert_close(found.validity[0, 1], (0.3 / (0.3 + rho)).float())
+    assert torch.equal(found.validity[0, 1], found.validity[1, 0])
+    assert (found.validity[0, 0] == 1).all()
+    windows, exact = moving()
+    assert torch.equal(exact.weighed(windows, 1e-3).validity, exact.validity)
+
+
+@pytest.mark.parametrize("along", [True, False])
+def test_frames_with_details_of_their_own_choose_alike_and_keep_them(along):
+    """An exact prior that knows two answers for every frame: what moves plus or minus a colour, and the frame's own.
+    Alone, frames choose differently. Along the motion they choose alike, and end at that answer, not at their mean."""
+    content, maps = wave(6, 0.4, seed=42)
+    source = content + 0.3 * random(*content.shape, seed=44)
+    own, colour = 0.3 * random(*content.shape, seed=45), 0.2 * random(C, 1, 1, seed=46).sign()
+    answers = torch.stack([0.3 * content + sign * colour + own for sign in (1, -1)])
+
+    def mean_to(z_t: Tensor, mean: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
+        variance, away = alpha_bar * 0.15**2 + 1 - alpha_bar, z_t - alpha_bar**0.5 * mean
+        return (1 - alpha_bar) ** 0.5 / variance * away, -away.square().sum((-3, -2, -1)) / (2 * variance)
+
+    def predict(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor) -> Tensor:
+        alpha_bar, found = schedule()[t].item(), []
+        for branch, z_t in zip(branches, z_stack.chunk(len(branches)), strict=True):
+            eps, likely = mean_to(z_t, (answers if branch == "full" else source[None])[:, indices], alpha_bar)
+            found.append((likely.softmax(0)[..., None, None, None] * eps).sum(0))
+        return torch.cat(found)
+
+    config = CollaborativeEditConfig(
+        steps=24, lr=1.0, lr_decay=1.0, weight="x0", schedule="annealed", t_max=0.97, noise="independent",
+        text_scale=1.0, image_scale=1.0, svgd=SVGDConfig(bandwidth=1e-3, normalize="row", repulsion=0.0),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    config = config if along else replace(config, svgd=None)
+    z = collaborative_edit(predict, source, config, schedule(), generator, correspond=maps.select)
+    error = (z - answers).square().mean((2, 3, 4))
+    if along:
+        assert (error.argmin(0) == error.argmin(0)[0]).all()
+        assert error.min(0).values.max() < 0.02**2
+    else:
+        assert error.argmin(0).double().std() > 0
 
 
 @pytest.mark.parametrize(
