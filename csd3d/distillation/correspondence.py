@@ -11,9 +11,11 @@ so that a row of A_ij sums to v_ij(p), and A_ii is the identity. Stored is x and
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BORDER = 0.5  # pixels: a position in the outer half of a border pixel is that pixel
+SEEN = 0.5  # share of a latent pixel that must be seen
 
 
 class Correspondence:
@@ -129,6 +131,21 @@ def pixel_grid(h: int, w: int) -> Tensor:
 def flow_correspondence(flow: Tensor, validity: Tensor) -> Correspondence:
     """Of frames with `flow` [N, N, h, w, 2]: what i shows at p, j shows at p + flow_ij(p), (x, y) latent pixels."""
     return Correspondence(pixel_grid(*flow.shape[2:4]).to(flow) + flow, validity)
+
+
+def to_latent(flow: Tensor, valid: Tensor, size: tuple[int, int], unit: int) -> tuple[Tensor, Tensor]:
+    """Flow [h, w, 2] of latent pixels, and the share [h, w] of each that is valid: 0 where that is less than half.
+
+    `size` = (h, w); a latent pixel is `unit` pixels a side, its flow the mean over the valid ones. What an autoencoder
+    pads at the right and bottom is not valid.
+    """
+    height, width = (side * unit for side in size)
+    weight = valid.to(flow)
+    stack = torch.cat([flow * weight[..., None], weight[..., None]], -1).movedim(-1, 0)
+    stack = F.pad(stack, (0, width - flow.shape[1], 0, height - flow.shape[0]))
+    pooled = F.avg_pool2d(stack[None], unit)[0].movedim(0, -1)
+    share = torch.where(pooled[..., 2] >= SEEN, pooled[..., 2], 0.0)
+    return torch.where(share[..., None] > 0, pooled[..., :2] / pooled[..., 2:] / unit, 0.0), share
 
 
 def window_correspondence(top: Tensor, left: Tensor, size: tuple[int, int], wrap: int | None = None) -> Correspondence:

@@ -185,7 +185,7 @@ def plan_fusion(
             maps=AttentionMaps(shapes, len(rows), steps, budget),
             sizes=sizes,
             source_text=pieces.null.text,
-            words=pieces.words[rows[0] if len(pieces.words) > 1 else 0],
+            words=pieces.words,
             threshold=config.mask_threshold,
         )
 

@@ -1,39 +1,22 @@
 """The baselines of CSD-Edit, on the same canvas as it or on one of their own."""
 
 import torch
-from torch import Tensor
 
 from csd3d.logs import Curves
 from csd3d.priors import DiffusersPrior
 from csd3d.tasks.baselines_2d import downscaled_size, edit_by
-from csd3d.tasks.canvas import Cover, even_windows, gather, normalised_weights, scatter
+from csd3d.tasks.canvas import Cover, even_windows, normalised_weights
 from csd3d.tasks.edit_2d import DOWNSCALED, CanvasPhase
 from csd3d.tasks.loop import Job, run_steps
-from csd3d.tasks.pieces import Pieces, instruction_words, window_tracks
+from csd3d.tasks.pieces import Pieces, window_pieces
 from csd3d.tasks.workspace import Workspace, encode_footage
 
 
 def make_pieces(prior: DiffusersPrior, work: Workspace, cover: Cover, prompt: str) -> Pieces:
     """The canvas in evenly spaced windows, as the baselines take it, on the prior's device."""
-    windows = even_windows(cover)
-    z = work.z.to(prior.device)
-    one = windows[windows.frame == 0]
-    weights = normalised_weights(one, cover.shape[1:]).repeat(cover.shape[0], 1, 1, 1)
-
-    def back(patches: Tensor) -> Tensor:
-        return scatter(patches, windows, (cover.shape[0], patches.shape[1], *cover.shape[1:]))
-
-    return Pieces(
-        z_source=z,
-        condition=work.codec.to_condition(z),
-        text=prior.condition([prompt]),
-        null=prior.condition([""]),
-        words=instruction_words(prior, prompt),
-        gather=lambda canvas: gather(canvas, windows),
-        scatter=back,
-        weights=weights.to(prior.device),
-        tracks=window_tracks(windows.frame, windows.top, windows.left),
-    )
+    windows, z = even_windows(cover), work.z.to(prior.device)
+    weights = normalised_weights(windows[windows.frame == 0], cover.shape[1:]).repeat(cover.shape[0], 1, 1, 1)
+    return window_pieces(prior, z, work.codec.to_condition(z), prompt, windows, weights.to(prior.device))
 
 
 def edit_baseline(

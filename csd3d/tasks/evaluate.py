@@ -5,10 +5,8 @@ from torch import Tensor
 
 from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
 from csd3d.scenes import Capture
-from csd3d.tasks.scene_model import SceneModel
+from csd3d.tasks.scene_model import SceneModel, surface_depth
 from csd3d.tasks.truth import Truth, changed_pixels
-
-OPAQUE = 0.5  # opacity from which a NeRF's depth is taken for a surface
 
 
 def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
@@ -33,7 +31,7 @@ def evaluate_edit(
     train = capture.train
     if truth is None:
         views = source.render_views(capture.cameras, train)
-        depth, weight = torch.where(views.opacity > OPAQUE, views.depth, torch.inf), None
+        depth, weight = surface_depth(views), None
     else:
         held_out = capture.test if len(capture.test) else train
         answers = torch.stack([truth.views(scene, held_out).rgb for scene in truth.answers])

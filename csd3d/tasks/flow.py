@@ -26,27 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation import Correspondence
-from csd3d.distillation.correspondence import pixel_grid
+from csd3d.distillation.correspondence import pixel_grid, to_latent
 from csd3d.metrics.motion import warp_frame
 
 LONGEST, SHORTEST = 512, 16  # pixels a side that flow is computed at; DIS takes no less than 12
 FULL_RESOLUTION = 256  # up to which DIS goes down to single pixels; half of them beyond
 SMOOTHING = 20  # iterations of DIS's variational refinement; its presets have at most 5
 RELATIVE, ABSOLUTE = 0.01, 0.5  # of squared lengths, squared pixels: disagreement allowed forward and backward
-SEEN = 0.5  # share of a latent pixel that must be seen
 CACHE_BYTES = 2**26
-
-
-def flow_between(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """(flow_ab [H, W, 2], valid_ab [H, W] bool) of frames [H, W, 3], uint8 or float in [0, 1]. ValueError if no such.
-
-    Computed at most at `LONGEST` pixels along the longer side, and brought to the frames' size.
-    """
-    greys, height, width = [_grey(frame) for frame in (a, b)], *a.shape[:2]
-    if a.shape != b.shape:
-        raise ValueError(f"frames must have one size, got {tuple(a.shape)} and {tuple(b.shape)}")
-    forward, backward = dense_flow(*greys), dense_flow(*greys[::-1])
-    return resize_flow(forward, consistent(forward, backward), (height, width))
 
 
 def dense_flow(a: np.ndarray, b: np.ndarray) -> Tensor:
@@ -86,21 +73,6 @@ def resize_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Ten
     stack = torch.cat([flow, valid[..., None].to(flow)], -1).movedim(-1, 0)[None]
     stack = F.interpolate(stack, size, mode="bilinear", antialias=True, align_corners=False)[0].movedim(0, -1)
     return stack[..., :2] * flow.new_tensor([size[1] / width, size[0] / height]), stack[..., 2] > 0.5
-
-
-def to_latent(flow: Tensor, valid: Tensor, size: tuple[int, int], unit: int) -> tuple[Tensor, Tensor]:
-    """Flow [h, w, 2] of latent pixels, and the share [h, w] of each that is valid: 0 where that is less than half.
-
-    `size` = (h, w); a latent pixel is `unit` pixels a side, its flow the mean over the valid ones. What an autoencoder
-    pads at the right and bottom is not valid.
-    """
-    height, width = (side * unit for side in size)
-    weight = valid.to(flow)
-    stack = torch.cat([flow * weight[..., None], weight[..., None]], -1).movedim(-1, 0)
-    stack = F.pad(stack, (0, width - flow.shape[1], 0, height - flow.shape[0]))
-    pooled = F.avg_pool2d(stack[None], unit)[0].movedim(0, -1)
-    share = torch.where(pooled[..., 2] >= SEEN, pooled[..., 2], 0.0)
-    return torch.where(share[..., None] > 0, pooled[..., :2] / pooled[..., 2:] / unit, 0.0), share
 
 
 class ClipFlow:
@@ -168,7 +140,7 @@ class ClipFlow:
         return dense_flow(self._grey(a), self._grey(b))
 
     def _read_grey(self, index: int) -> np.ndarray:
-        return _grey(self.read([index])[0].movedim(0, -1))
+        return _grey(self.read([index])[0])
 
 
 def flow_size(height: int, width: int) -> tuple[int, int]:
@@ -177,14 +149,10 @@ def flow_size(height: int, width: int) -> tuple[int, int]:
     return max(SHORTEST, round(height * scale)), max(SHORTEST, round(width * scale))
 
 
-def _grey(frame: np.ndarray | Tensor) -> np.ndarray:
-    """Luma [h, w] uint8 of a frame [H, W, 3], at the size flow is computed at."""
-    frame = torch.as_tensor(frame)
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(f"a frame must be [H, W, 3], got {tuple(frame.shape)}")
-    frame = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
-    luma = (frame * frame.new_tensor([0.299, 0.587, 0.114])).sum(-1)[None, None]
-    size = flow_size(*frame.shape[:2])
+def _grey(frame: Tensor) -> np.ndarray:
+    """Luma [h, w] uint8 of a frame [3, H, W] in [0, 1], at the size flow is computed at."""
+    luma = (frame * frame.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None, None]
+    size = flow_size(*frame.shape[1:])
     if luma.shape[2:] != size:
         luma = F.interpolate(luma, size, mode="bilinear", antialias=True, align_corners=False)
     return (255 * luma[0, 0]).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -26,8 +26,8 @@ class Pieces:
     """A source and an instruction, in windows of [C, h, w].
 
     z_source [F, C, H, W] its latents; condition [F, C, H, W] its *unscaled* posterior modes (`encode_condition`)
-    text: the instruction, or one for each window ([1 | M] rows); null: "" (one row)
-    words [1 | M, L] bool: which tokens of the text are words (`instruction_words`)
+    text: the instruction; null: "" (one row each)
+    words [L] bool: which tokens of the text are words (`instruction_words`)
     gather, scatter: canvas to windows and the adjoint; weights [1 | M, 1, h, w]: how much windows count in their mean
     tracks: indices of windows (`window_tracks`)
     """
@@ -51,17 +51,17 @@ def window_pieces(
     prior: DiffusersPrior,
     z_source: Tensor,
     condition: Tensor,
-    prompts: list[str],
+    prompt: str,
     windows: Windows,
     weights: Tensor,
 ) -> Pieces:
-    """A canvas under `windows` that cover it, with one instruction for all of them or one for each."""
+    """A canvas under `windows` that cover it, and its instruction."""
     return Pieces(
         z_source=z_source,
         condition=condition,
-        text=prior.condition(prompts),
+        text=prior.condition([prompt]),
         null=prior.condition([""]),
-        words=torch.cat([instruction_words(prior, prompt) for prompt in prompts]),
+        words=instruction_words(prior, prompt),
         gather=lambda canvas: gather(canvas, windows),
         scatter=lambda patches: scatter(patches, windows, tuple(z_source.shape)),
         weights=weights,
@@ -70,7 +70,7 @@ def window_pieces(
 
 
 def instruction_words(prior: DiffusersPrior, prompt: str) -> Tensor:
-    """[1, L] bool: the tokens of `prompt` that are neither its start, its end nor padding.
+    """[L] bool: the tokens of `prompt` that are neither its start, its end nor padding.
 
     Raises InputError where the text encoder, and its tokenizer with it, was freed before.
     """
@@ -78,7 +78,7 @@ def instruction_words(prior: DiffusersPrior, prompt: str) -> Tensor:
         raise InputError("prior.drop_text_encoder: the tokenizer is freed; find words before, or set it false")
     position = torch.arange(prior.condition([prompt]).text.shape[1])
     count = len(prior.tokenizer(prompt, truncation=True, max_length=len(position)).input_ids)
-    return ((position > 0) & (position < count - 1))[None]
+    return (position > 0) & (position < count - 1)
 
 
 def window_tracks(frame: Tensor, top: Tensor, left: Tensor) -> list[Tensor]:
@@ -128,8 +128,8 @@ def branch_conditions(pieces: Pieces) -> Callable[[Tensor], dict[str, Condition]
     image = pieces.gather(pieces.condition)
 
     def of_rows(rows: Tensor) -> dict[str, Condition]:
-        text = pieces.text[rows] if len(pieces.text) > 1 else pieces.text
-        return dict(zip(("null", "image", "full"), edit_branches(text, pieces.null, image[rows]), strict=True))
+        found = edit_branches(pieces.text, pieces.null, image[rows])
+        return dict(zip(("null", "image", "full"), found, strict=True))
 
     return of_rows
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras, pixel_centres
 from csd3d.distillation import Correspondence, flow_correspondence
+from csd3d.distillation.correspondence import to_latent
 from csd3d.metrics.consistency import reproject
-from csd3d.tasks.flow import to_latent
 
 
 def view_correspondence(

@@ -26,6 +26,7 @@ from csd3d.rendering import (
 from csd3d.scenes import Capture
 
 ALBEDO = Shading()
+OPAQUE = 0.5  # opacity from which a NeRF's depth is taken for a surface
 
 
 @dataclass
@@ -99,6 +100,11 @@ class SceneModel(nn.Module):
             opacity=torch.stack([v.opacity for v in views]),
             samples=sum(v.samples for v in views),
         )
+
+
+def surface_depth(views: Rendered) -> Tensor:
+    """Depth [B,H,W] of whole views, infinite where there is no surface."""
+    return torch.where(views.opacity > OPAQUE, views.depth, torch.inf)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csd3d.distillation import (
     CollaborativeEditConfig,
+    Correspondence,
     SVGDConfig,
     collaborative_edit,
     ddim_edit,
@@ -21,8 +22,10 @@ from csd3d.distillation import (
 from csd3d.distillation.edit import guided_predictor
 from csd3d.distillation.schedules import uniform_timestep
 from csd3d.priors import Condition, DiffusersPrior, edit_branches
+from csd3d.rendering import Rendered
 from csd3d.scenes import Capture
-from csd3d.tasks.scene_model import FitConfig, SceneModel
+from csd3d.tasks.reprojection import view_correspondence
+from csd3d.tasks.scene_model import FitConfig, SceneModel, surface_depth
 
 Report = Callable[[dict[str, float]], None]
 KEPT_BELOW = 0.1  # mean difference from the source, pictures being in [0, 1], up to which some detail is kept
@@ -32,13 +35,17 @@ NEIGHBOURHOOD = 9  # pixels along a side over which that difference is averaged
 @dataclass
 class CSDEditConfig:
     """CSD-Edit of the training views. Round 0 starts at the source photos with the inner schedule as it stands; later
-    rounds start from the renders, at most at `later_t_max`, so that what was chosen stays chosen."""
+    rounds start from the renders, at most at `later_t_max`, so that what was chosen stays chosen.
+
+    `correspondence`: what views share, "none": the same address of their latents, as in the paper; "depth": the same
+    surface, by the depth of the scene as it stands."""
 
     edit_every: int = 300  # steps between rounds
     rounds: int = 2
     views: int | None = None  # views edited together a round, at random; null for all
     later_t_max: float = 0.4
     later_steps: int = 8
+    correspondence: str = "none"
     edit: CollaborativeEditConfig = field(
         default_factory=lambda: CollaborativeEditConfig(
             steps=24,
@@ -54,6 +61,10 @@ class CSDEditConfig:
             svgd=SVGDConfig(bandwidth=0.01, normalize="row", repulsion=0.0),
         )
     )
+
+    def __post_init__(self) -> None:
+        if self.correspondence not in ("none", "depth"):
+            raise ValueError(f"correspondence is {self.correspondence!r}: choose none or depth")
 
 
 @dataclass
@@ -116,11 +127,20 @@ class ViewEditor:
 
         return call
 
+    def render(self, model: SceneModel, rows: Tensor) -> Rendered:
+        """What the scene looks like now from the training views `rows` [M]."""
+        return model.render_views(self.capture.cameras, self.capture.train[rows])
+
     @torch.no_grad()
-    def encode_renders(self, model: SceneModel, rows: Tensor) -> Tensor:
-        """Latents [M,...] of what the scene looks like now from the training views `rows`."""
-        renders = model.render_views(self.capture.cameras, self.capture.train[rows]).rgb
-        return self.prior.encode(renders.clamp(0, 1).permute(0, 3, 1, 2))
+    def encode(self, views: Rendered) -> Tensor:
+        """Latents [M,...] of rendered views."""
+        return self.prior.encode(views.rgb.clamp(0, 1).permute(0, 3, 1, 2))
+
+    def correspondence(self, views: Rendered, rows: Tensor) -> Correspondence:
+        """Which latent pixels of the training views `rows`, rendered as `views`, show the same surface."""
+        cameras, size = self.capture.cameras[self.capture.train[rows]], tuple(self.z_source.shape[2:])
+        found = view_correspondence(cameras, surface_depth(views), size, self.prior.codec.downscale)
+        return found.to(self.prior.device)
 
     @torch.no_grad()
     def decode(self, z: Tensor, rows: Tensor) -> Tensor:
@@ -165,6 +185,8 @@ def update_csd_edit(
     count = len(editor.capture.train)
     rows = torch.randperm(count, generator=generator)[: settings.views or count].sort().values
     edit = settings.edit if number == 0 else later_round(settings)
+    along = settings.correspondence == "depth"
+    views = editor.render(model, rows) if number or along else None
     z = collaborative_edit(
         editor.predict(rows),
         editor.z_source[rows],
@@ -172,7 +194,8 @@ def update_csd_edit(
         editor.prior.alphas_cumprod,
         generator,
         callback=lambda _, __, diagnostics: report(diagnostics),
-        z_start=editor.encode_renders(model, rows) if number else None,
+        z_start=editor.encode(views) if number else None,
+        correspond=editor.correspondence(views, rows).select if along else None,
     )
     images[editor.capture.train[rows]] = editor.decode(z, rows)
 
@@ -201,7 +224,7 @@ def update_in2n(
     schedule = editor.prior.alphas_cumprod
     start = uniform_timestep(settings.t_min, settings.t_max, len(schedule), generator)
     predict = guided_predictor(editor.predict(rows), torch.tensor([0]), settings.text_scale, settings.image_scale)
-    z = editor.encode_renders(model, rows)
+    z = editor.encode(editor.render(model, rows))
     z = ddim_edit(predict, z, schedule, start=start, steps=settings.ddim_steps, generator=generator)
     images[editor.capture.train[rows]] = editor.decode(z, rows)
     report({"t": float(start)})

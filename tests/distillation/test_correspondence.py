@@ -472,7 +472,7 @@ def test_what_moves_makes_one_choice_along_a_correspondence(along):
 
 
 def wave(frames: int, speed: float, seed: int) -> tuple[Tensor, Correspondence]:
-    """Frames of a picture of a few waves that moves by a fraction of a pixel, each sampled exactly; and how it moves."""
+    """Frames of a few waves that move by a fraction of a pixel, each sampled exactly; and how they correspond."""
     x, y = pixel_grid(H, 2 * W).double().unbind(-1)
     phase, turn = (math.pi * random(C, 3, 1, 1, 1, seed=seed + k) for k in (0, 1))
     shift = speed * torch.arange(frames, dtype=torch.float64)[None, :, None, None]

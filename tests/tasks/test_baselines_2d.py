@@ -65,7 +65,7 @@ def framed(prior, z_source, condition, prompt="red blue") -> Pieces:
     """One window of 4 x 4 a frame."""
     first = torch.zeros(len(z_source), dtype=torch.long)
     windows = Windows(torch.arange(len(z_source)), first, first, (4, 4))
-    return window_pieces(prior, z_source, condition, [prompt], windows, torch.ones(1, 1, 4, 4))
+    return window_pieces(prior, z_source, condition, prompt, windows, torch.ones(1, 1, 4, 4))
 
 
 def pick(prior, pieces: Pieces, rows: list[int]) -> Pieces:
@@ -73,7 +73,7 @@ def pick(prior, pieces: Pieces, rows: list[int]) -> Pieces:
     return framed(prior, pieces.z_source[rows], pieces.condition[rows])
 
 
-def strip(prior, width: int = 6, prompts=("red",)) -> Pieces:
+def strip(prior, width: int = 6, prompt="red") -> Pieces:
     """A canvas of 4 x `width` latents under windows of 4 x 4 at every second column."""
     lefts = range(0, width - 3, 2)
 
@@ -87,9 +87,9 @@ def strip(prior, width: int = 6, prompts=("red",)) -> Pieces:
     return Pieces(
         z_source=z,
         condition=condition,
-        text=prior.condition(list(prompts)),
+        text=prior.condition([prompt]),
         null=prior.condition([""]),
-        words=torch.zeros(1, 12, dtype=torch.bool),
+        words=torch.zeros(12, dtype=torch.bool),
         gather=lambda canvas: torch.cat([canvas[:, :, :, left : left + 4] for left in lefts]),
         scatter=scatter,
         weights=torch.tensor([0.5, 1.0, 2.0, 0.5]).view(1, 1, 1, 4).expand(1, 1, 4, 4),
@@ -134,13 +134,13 @@ def test_one_window_fused_is_one_window_bit_for_bit(prior, pieces):
     assert torch.equal(edit("ip2p_multidiffusion", prior, one, config()), edit("ip2p", prior, one, config()))
 
 
-def test_windows_alone_are_averaged_and_have_instructions_of_their_own(prior):
-    both = strip(prior, prompts=("red", "blue"))
+def test_windows_alone_are_averaged(prior):
+    both = strip(prior)
     found = edit("ip2p", prior, both, config())
     z_t, windows = draw_noise(both.z_source, "independent", seeded()), []
-    for left, prompt in ((0, "red"), (2, "blue")):
+    for left in (0, 2):
         part = replace(
-            strip(prior, prompts=(prompt,)),
+            both,
             gather=lambda canvas, left=left: canvas[..., left : left + 4],
             tracks=[torch.tensor([0])],
         )
@@ -299,7 +299,7 @@ def test_every_place_is_a_video_of_its_own(prior, pieces):
     left, right = pick(prior, pieces, [0, 1]), pick(prior, pieces, [2, 3])
     wide = [torch.cat([getattr(left, key), getattr(right, key)], dim=3) for key in ("z_source", "condition")]
     rows = {"frame": torch.tensor([1, 0, 0, 1]), "top": torch.zeros(4).long(), "left": torch.tensor([0, 0, 4, 4])}
-    both = window_pieces(prior, *wide, ["red blue"], Windows(**rows, size=(4, 4)), torch.ones(1, 1, 4, 4))
+    both = window_pieces(prior, *wide, "red blue", Windows(**rows, size=(4, 4)), torch.ones(1, 1, 4, 4))
     for name in ("pix2video", "fatezero"):
         expected = torch.cat([edit(name, prior, video, config()) for video in (left, right)], dim=3)
         torch.testing.assert_close(edit(name, prior, both, config()), expected, **THROUGH)
@@ -313,9 +313,9 @@ def test_tracks_are_places_in_the_order_of_frames():
 
 def test_words_are_the_tokens_between_start_and_end(prior):
     """The tiny tokenizer knows "red" and "blue" whole, and spells the rest; it takes 12 tokens."""
-    assert instruction_words(prior, "red blue").int().tolist() == [[0, 1, 1] + [0] * 9]
+    assert instruction_words(prior, "red blue").int().tolist() == [0, 1, 1] + [0] * 9
     assert instruction_words(prior, "").sum() == 0
-    assert instruction_words(prior, "red " * 30).int().tolist() == [[0] + [1] * 10 + [0]]
+    assert instruction_words(prior, "red " * 30).int().tolist() == [0] + [1] * 10 + [0]
 
 
 def test_words_need_the_tokenizer(tiny_prior):
