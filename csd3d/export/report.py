@@ -29,6 +29,13 @@ METRICS = {
     "ssim_truth": ("SSIM against the truth", "", "higher", 3),
     "psnr_outside": ("PSNR outside the edit", "dB", "higher", 2),
     "warped_error": ("Disagreement between views", "RMSE", "lower", 4),
+    "flow_warped_error": ("Flow-warped error", "RMSE", "lower", 4),
+    "neighbour_distance": ("Distance between neighbours, like LPIPS", "", "lower", 4),
+    "seam_visibility": ("Seam visibility", "", "lower", 3),
+    "seam_visibility_relative": ("Seam visibility over the source's", "", "lower", 3),
+    "clip_directional": ("CLIP directional similarity", "", "higher", 3),
+    "clip_image": ("CLIP similarity to the source", "", None, 3),
+    "clip_consistency": ("CLIP image consistency", "", "higher", 3),
     "unet_evaluations": ("UNet evaluations", "", None, 0),
     "seconds": ("Time to edit", "s", None, 1),
 }

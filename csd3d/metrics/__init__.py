@@ -14,15 +14,14 @@ from csd3d.metrics.clip import (
 from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
 from csd3d.metrics.fid import frechet_distance, named_fid
 from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
-from csd3d.metrics.motion import flow_warped_error, frame_pairs, neighbour_distance, seam_visibility
+from csd3d.metrics.motion import WarpedError, neighbour_distance, seam_visibility
 
 __all__ = [
     "ClipModel",
+    "WarpedError",
     "best_answer",
     "dilate",
     "directional_similarity",
-    "flow_warped_error",
-    "frame_pairs",
     "frechet_distance",
     "image_consistency",
     "image_similarity",

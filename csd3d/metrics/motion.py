@@ -4,6 +4,7 @@ Frames are [H, W, 3] in [0, 1]; flow_ab [H, W, 2] is (x, y) in pixels: what fram
 p + flow_ab(p).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -25,39 +26,43 @@ def warp_frame(frame: Tensor, flow: Tensor) -> Tensor:
     return sample_pixels(frame, centres + flow)
 
 
-def frame_pairs(count: int, gap: int = 4) -> dict[str, Tensor]:
-    """Pairs (t, t + 1), `short`, and (t, t + gap), `long`, of `count` frames: `[P, 2]` long each, perhaps none."""
-    if gap < 2:
-        raise ValueError(f"gap is {gap}: a long range spans at least 2 frames")
-    first = torch.arange(count)
-    pairs = {name: torch.stack([first, first + step], 1) for name, step in (("short", 1), ("long", gap))}
-    return {name: both[both[:, 1] < count] for name, both in pairs.items()}
-
-
-def flow_warped_error(
-    frames: Sequence[Tensor] | Tensor, flow: Flow, pairs: dict[str, Tensor]
-) -> dict[str, float | int | None]:
+class WarpedError:
     """Masked RMSE of frame a against frame b brought back by the *source's* flow, pooled over all pairs of a range
     (after Lai et al. 2018, arXiv 1808.00449, whose error is squared, and averaged pair by pair).
 
         E = √( Σ_ab Σ_p m_ab(p) ‖I_a(p) − I_b(p + flow_ab(p))‖² / 3  /  Σ_ab Σ_p m_ab(p) )
 
-    frames: the edited clip, `frames[t]` `[H, W, 3]` in [0, 1]; `flow(a, b)` → (`[H, W, 2]`, m `[H, W]`, 0 where b does
-    not show the pixel), of the source; pairs: `frame_pairs`. Returns per range its RMSE (None where no pixel is seen
-    twice), `<range>_pixels` and `<range>_pairs`.
+    over the pairs (t, t + 1), "short", and (t, t + gap), "long". The frames of the edited clip are added one by one, of
+    which the last `gap` are kept; `flow(a, b)` → (`[H, W, 2]`, m `[H, W]`, 0 where b does not show the pixel), of the
+    source.
     """
-    report: dict[str, float | int | None] = {}
-    for name, chosen in pairs.items():
-        squared, weight, pixels = 0.0, 0.0, 0
-        for a, b in chosen.tolist():
-            motion, mask = flow(a, b)
-            mask = mask.double()
-            error = (frames[a].double() - warp_frame(frames[b].float(), motion).double()).square().mean(-1)
-            squared, weight = squared + float((mask * error).sum()), weight + float(mask.sum())
-            pixels += int((mask > 0).sum())
-        report[name] = (squared / weight) ** 0.5 if weight else None
-        report |= {f"{name}_pixels": pixels, f"{name}_pairs": len(chosen)}
-    return report
+
+    def __init__(self, flow: Flow, gap: int = 4) -> None:
+        if gap < 2:
+            raise ValueError(f"gap is {gap}: a long range spans at least 2 frames")
+        self.flow, self.kept, self.count = flow, deque(maxlen=gap), 0
+        self.steps = {"short": 1, "long": gap}
+        self.sums = {name: [0.0, 0.0, 0, 0] for name in self.steps}
+
+    def add(self, frame: Tensor) -> None:
+        """The next frame `[H, W, 3]` in [0, 1]."""
+        for name, step in self.steps.items():
+            if self.count >= step:
+                earlier = self.kept[-step]
+                motion, mask = self.flow(self.count - step, self.count)
+                error = (earlier.double() - warp_frame(frame.float(), motion).double()).square().mean(-1)
+                found = float((mask * error).sum()), float(mask.double().sum()), int((mask > 0).sum()), 1
+                self.sums[name] = [old + new for old, new in zip(self.sums[name], found, strict=True)]
+        self.kept.append(frame)
+        self.count += 1
+
+    def report(self) -> dict[str, float | int | None]:
+        """Per range its RMSE (None where no pixel is seen twice), `<range>_pixels` and `<range>_pairs`."""
+        found: dict[str, float | int | None] = {}
+        for name, (squared, weight, pixels, pairs) in self.sums.items():
+            found |= {name: (squared / weight) ** 0.5 if weight else None}
+            found |= {f"{name}_pixels": pixels, f"{name}_pairs": pairs}
+        return found
 
 
 def seam_visibility(

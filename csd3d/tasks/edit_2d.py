@@ -52,6 +52,8 @@ class Edit2dConfig:
         came out worse with noise that is shared by address
     keep_detail: see `restore_detail`; tile_pixels: see `TiledVae`
     compare: baselines to run beside it, under the settings of `baselines`
+    clip: judges the results, "" the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS; captions: what the
+        source and its edit show, for its directional similarity (the world's own are known)
     """
 
     task: str = ""
@@ -69,6 +71,8 @@ class Edit2dConfig:
     tile_pixels: int | None = None
     compare: list[str] = field(default_factory=list)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    clip: str = ""
+    captions: list[str] = field(default_factory=list)
     save_seconds: float = 30.0  # between checkpoints, and previews
 
     def __post_init__(self) -> None:
@@ -76,6 +80,8 @@ class Edit2dConfig:
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
         if self.correspondence not in ("auto", "none", "overlap", "flow"):
             raise ValueError(f"correspondence is {self.correspondence!r}: choose auto, none, overlap or flow")
+        if len(self.captions) not in (0, 2):
+            raise ValueError(f"captions are {self.captions}: give two, of the source and of its edit")
         for method in self.compare:
             if method not in METHODS:
                 raise ValueError(f"compare names {method!r}: choose among {', '.join(METHODS)}")

@@ -19,7 +19,7 @@ from csd3d.logs import Curves, progress
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
 RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
-IGNORED = ("name", "compare", "export", "save_seconds", *(f"prior.{key}" for key in RUNNING))
+IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"prior.{key}" for key in RUNNING))
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
 
 

@@ -19,10 +19,10 @@ from csd3d.config import to_yaml
 from csd3d.export import ReportData, ViewRow, side_by_side, to_uint8, write_report, write_video
 from csd3d.logs import progress
 from csd3d.media import write_frames, write_image
-from csd3d.metrics import dilate, psnr, ssim
 from csd3d.tasks.edit_2d import DOWNSCALED, MAIN, CanvasPhase
 from csd3d.tasks.footage import Footage
 from csd3d.tasks.loop import Job
+from csd3d.tasks.measure_2d import Figures, Instruments, Meter, part_count, parts
 from csd3d.tasks.results import charts, save_grid, save_strip
 from csd3d.tasks.workspace import Workspace, frame_chunks
 
@@ -48,70 +48,27 @@ class Shown:
     hero: Tensor | None = None
     row: list[Tensor] = field(default_factory=list)
     movie: list[np.ndarray] = field(default_factory=list)
-    figures: dict[str, float | int | None] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
 
     def add(self, footage: Footage, number: int, picture: Tensor) -> None:
         """Frame `number`, [3, H, W]."""
         if number == footage.count // 2:
             self.hero = shrink(picture, HERO_SIDE)
         if number in shown_frames(footage):
-            self.row += pieces(picture, footage)
+            self.row += shown_parts(picture, footage)
         if footage.is_video and number < MOVIE_FRAMES:
             self.movie.append(to_uint8(shrink(picture, MOVIE_SIDE)))
 
 
-class Meter:
-    """Figures of a method, frame by frame: against the true edits, and outside the regions."""
-
-    def __init__(self, work: Workspace) -> None:
-        self.work, self.answers = work, work.footage.answers
-        self.psnr: list[Tensor] = []
-        self.ssim: list[Tensor] = []
-        self.outside: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, number: int, picture: Tensor, source: Tensor, z: Tensor) -> None:
-        """An edited frame [3, H, W], its source, and the canvas it was decoded from."""
-        own = picture.permute(1, 2, 0)
-        if self.answers is not None:
-            true = torch.from_numpy(np.ascontiguousarray(self.answers[:, number]))
-            true = true.float() / 255 if true.dtype == torch.uint8 else true
-            self.psnr.append(psnr(own.expand_as(true), true))
-            if min(true.shape[1:3]) >= 11:
-                self.ssim.append(ssim(own.expand_as(true), true))
-        if self.work.inside is not None and (self.work.inside == 0).any():
-            decoded = [self.work.decode(canvas, [number])[0] for canvas in (z, self.work.z)]
-            self.outside.append((squared(picture - source), squared(decoded[0] - decoded[1])))
-
-    def figures(self) -> dict[str, float | int | None]:
-        """`psnr_truth` and `ssim_truth` against `answer`, the one that suits all frames best; `psnr_outside` the
-        regions against the source, and `psnr_outside_vae` of the decoded latents against the source's."""
-        found: dict[str, float | int | None] = {}
-        if self.psnr:
-            scores = torch.stack(self.psnr).mean(0)
-            best = int(scores.argmax())
-            found = {"psnr_truth": scores[best].item(), "answer": best}
-            if self.ssim:
-                found["ssim_truth"] = torch.stack(self.ssim)[:, best].mean().item()
-        if self.outside:
-            mask = ~dilate(self.work.inside > 0, 2)
-            for key, errors in zip(("psnr_outside", "psnr_outside_vae"), zip(*self.outside, strict=True), strict=True):
-                mse = torch.stack(errors).mean(0)[mask].mean()
-                found[key] = (-10 * mse.clamp_min(1e-10).log10()).item()
-        return found
-
-
-def squared(difference: Tensor) -> Tensor:
-    """Mean over the channels of [3, H, W], squared."""
-    return difference.square().mean(0)
-
-
-def save_results(job: Job, methods: dict[str, tuple[Workspace, CanvasPhase]], metrics: dict) -> None:
+def save_results(
+    job: Job, methods: dict[str, tuple[Workspace, CanvasPhase]], metrics: dict, instruments: Instruments
+) -> None:
     """Writes every method's pictures and the report; completes metrics["results"] with what is measured on the way."""
     work = methods[MAIN][0]
     source = show_source(job, work.footage)
     shown = {}
     for name, (own, phase) in methods.items():
-        shown[name] = show_method(job, own, phase.z, name)
+        shown[name] = show_method(job, own, phase.z, name, instruments)
         metrics["results"][name] = shown[name].figures | metrics["results"][name]
     videos = {}
     if work.footage.is_video:
@@ -139,9 +96,9 @@ def show_source(job: Job, footage: Footage) -> Shown:
     return shown
 
 
-def show_method(job: Job, work: Workspace, z: Tensor, name: str) -> Shown:
+def show_method(job: Job, work: Workspace, z: Tensor, name: str, instruments: Instruments) -> Shown:
     """Writes a method's picture or video, and keeps what the report shows of it."""
-    shown, meter, footage = Shown(), Meter(work), work.footage
+    shown, meter, footage = Shown(), Meter(work, instruments), work.footage
 
     def frames() -> Iterator[Tensor]:
         for indices in work.chunks():
@@ -183,7 +140,7 @@ def previewer(job: Job, work: Workspace):
         if now - last < max(job.config.save_seconds, cost / PREVIEW_COST):
             return
         numbers = shown_frames(work.footage)
-        found = [part for number in numbers for part in pieces(work.decode(z, [number])[0], work.footage)]
+        found = [part for number in numbers for part in shown_parts(work.decode(z, [number])[0], work.footage)]
         save_strip(job.folder / "images" / f"preview-{name}.png", torch.stack(found))
         last = time.monotonic()
         cost = last - now
@@ -210,14 +167,20 @@ def report(
         rows=rows,
         methods={name: NAMES[name] for name in metrics["results"]},
         results=metrics["results"],
-        metric_notes="The truth is the world's own edit: the one of its valid answers that suits the whole best."
-        if footage.answers is not None
-        else "",
+        metric_notes=" ".join(metric_notes(footage, metrics)),
         videos=videos,
         curves=charts(job.folder, (("Noise level t", "t"), ("Gradient", "gradient_rms"), ("Kernel", "kernel_mean"))),
         config=to_yaml(job.config),
         environment=json.loads((job.folder / "environment.json").read_text()),
     )
+
+
+def metric_notes(footage: Footage, metrics: dict) -> list[str]:
+    """What the figures mean."""
+    notes = [f"CLIP figures by {metrics['judge']}."] if metrics["judge"] else []
+    if footage.answers is not None:
+        notes += ["The truth is the world's own edit: the one of its valid answers that suits the whole best."]
+    return notes
 
 
 def facts(metrics: dict) -> dict[str, str]:
@@ -255,12 +218,9 @@ def shown_frames(footage: Footage) -> list[int]:
     return torch.linspace(0, footage.count - 1, count).round().long().tolist()
 
 
-def pieces(picture: Tensor, footage: Footage) -> list[Tensor]:
+def shown_parts(picture: Tensor, footage: Footage) -> list[Tensor]:
     """A frame as it stands in a row, [H, W, 3] each: a wide picture is cut into parts from left to right."""
-    height, width = picture.shape[1:]
-    count = 1 if footage.is_video else max(1, min(SHOWN, round(width / height)))
-    parts = torch.tensor_split(picture[..., : width // count * count], count, dim=2)
-    return [shrink(part, SHOWN_SIDE) for part in parts]
+    return [shrink(part, SHOWN_SIDE) for part in parts(picture, min(SHOWN, part_count(footage)))]
 
 
 def shrink(picture: Tensor, longest: int) -> Tensor:

@@ -26,10 +26,12 @@ from csd3d.tasks.edit_2d import (
     make_cover,
     window_side,
 )
-from csd3d.tasks.footage import Footage
+from csd3d.tasks.footage import Captions, Footage
 from csd3d.tasks.loop import Job, peak_memory_gib
+from csd3d.tasks.measure_2d import make_instruments
 from csd3d.tasks.regions import latent_shares, soft_union
 from csd3d.tasks.results_2d import previewer, save_results
+from csd3d.tasks.text_scores import load_judge
 from csd3d.tasks.workspace import Workspace, encode_footage, resize, working_size
 
 
@@ -78,12 +80,18 @@ def run_job(job: CanvasJob) -> None:
             break
         phases[name] = edit_baseline(job, job.prior, work, cover, name)
     exported = time.monotonic()
-    metrics = summary(job, {name: phase for name, (_, phase) in phases.items()})
-    save_results(job, phases, metrics)
+    judge = load_judge(config.clip, job.device)
+    metrics = summary(job, {name: phase for name, (_, phase) in phases.items()}) | {"judge": judge and judge.name}
+    save_results(job, phases, metrics, make_instruments(work, cover, judge, captions_of(config)))
     metrics["seconds"] |= {"encode": encoded - started, "export": time.monotonic() - exported}
     metrics["seconds"]["total"] = sum(metrics["seconds"].values())
     metrics["peak_memory_gib"] = peak_memory_gib()
     write_atomically(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def captions_of(config: Edit2dConfig) -> Captions | None:
+    """Those that the user gave."""
+    return Captions(config.captions[:1], [config.captions[1:]]) if config.captions else None
 
 
 def make_editor(job: CanvasJob, work: Workspace) -> CanvasEditor:

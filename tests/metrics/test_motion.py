@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.metrics import flow_warped_error, frame_pairs, neighbour_distance, seam_visibility
+from csd3d.metrics import WarpedError, neighbour_distance, seam_visibility
 from csd3d.metrics.motion import warp_frame
 from csd3d.world.scroll import orbit_clip, true_flow
 
@@ -16,6 +16,13 @@ H, W = 12, 20
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def flow_warped_error(frames, flow, gap: int = 4) -> dict:
+    found = WarpedError(flow, gap)
+    for frame in frames:
+        found.add(frame)
+    return found.report()
 
 
 def still(a: int, b: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +57,7 @@ def test_warping_by_a_fraction_of_a_pixel_is_exact_on_a_ramp():
 
 
 def test_what_moves_with_the_source_has_no_error():
-    report = flow_warped_error(pan(7), panning, frame_pairs(7))
+    report = flow_warped_error(pan(7), panning)
     assert report["short"] == pytest.approx(0, abs=1e-6)
     assert report["long"] == pytest.approx(0, abs=1e-6)
     assert report["short_pixels"] == 6 * (H - 1) * (W - 2)
@@ -61,7 +68,7 @@ def test_flicker_is_its_own_size_and_is_pooled_over_pixels():
     """Frame t is brighter by d_t: the error of a range is the root of the mean of (d_b − d_a)² over seen pixels."""
     d = torch.tensor([0.0, 0.1, -0.05, 0.2, 0.0, 0.0])
     frames = 0.5 * pan(6) + d[:, None, None, None]
-    report = flow_warped_error(frames, panning, frame_pairs(6, gap=3))
+    report = flow_warped_error(frames, panning, gap=3)
     for name, gap in (("short", 1), ("long", 3)):
         expected = (d[gap:] - d[:-gap]).square().mean().sqrt().item()
         assert report[name] == pytest.approx(expected, abs=1e-6)
@@ -73,21 +80,19 @@ def test_hidden_pixels_do_not_count_and_shares_weigh():
     frames[1, :, :10], frames[1, :, 10:] = 0.3, 0.1
     share = torch.zeros(H, W)
     share[:, :10], share[:, 10:15] = 0.25, 1.0
-    report = flow_warped_error(frames, lambda a, b: (torch.zeros(H, W, 2), share), frame_pairs(2))
+    report = flow_warped_error(frames, lambda a, b: (torch.zeros(H, W, 2), share))
     assert report["short"] == pytest.approx(math.sqrt((2.5 * 0.09 + 5 * 0.01) / 7.5), rel=1e-6)
     assert report["short_pixels"] == 15 * H
     assert (report["long"], report["long_pairs"]) == (None, 0)
-    nothing = flow_warped_error(frames, lambda a, b: (torch.zeros(H, W, 2), 0 * share), frame_pairs(2))
+    nothing = flow_warped_error(frames, lambda a, b: (torch.zeros(H, W, 2), 0 * share))
     assert (nothing["short"], nothing["short_pixels"]) == (None, 0)
 
 
-def test_pairs_of_frames():
-    pairs = frame_pairs(4, gap=3)
-    assert pairs["short"].tolist() == [[0, 1], [1, 2], [2, 3]]
-    assert pairs["long"].tolist() == [[0, 3]]
-    assert frame_pairs(1)["short"].shape == frame_pairs(1)["long"].shape == (0, 2)
+def test_a_clip_of_one_frame_has_no_pairs():
+    report = flow_warped_error(torch.zeros(1, H, W, 3), still)
+    assert (report["short"], report["long"], report["short_pairs"], report["long_pairs"]) == (None, None, 0, 0)
     with pytest.raises(ValueError, match="gap is 1"):
-        frame_pairs(4, gap=1)
+        flow_warped_error([], still, gap=1)
 
 
 def test_the_worlds_clip_agrees_along_its_true_flow_and_flickering_colours_do_not():
@@ -99,14 +104,14 @@ def test_the_worlds_clip_agrees_along_its_true_flow_and_flickering_colours_do_no
         flow, seen = true_flow(clip, a, b)
         return torch.from_numpy(flow), torch.from_numpy(seen) & masks[a]
 
-    error = flow_warped_error(frames, on_object, frame_pairs(7))
+    error = flow_warped_error(frames, on_object)
     assert error["short_pixels"] > 6 * 100
     assert error["short"] < 0.03
     assert error["long"] < 0.08
     colours = random(7, 1, 1, 3, seed=1)
-    flickering = flow_warped_error(torch.where(masks[..., None], colours, frames), on_object, frame_pairs(7))
+    flickering = flow_warped_error(torch.where(masks[..., None], colours, frames), on_object)
     assert flickering["short"] > 0.2
-    address = flow_warped_error(frames, lambda a, b: (torch.zeros(48, 48, 2), on_object(a, b)[1]), frame_pairs(7))
+    address = flow_warped_error(frames, lambda a, b: (torch.zeros(48, 48, 2), on_object(a, b)[1]))
     assert address["long"] > 1.5 * error["long"]
 
 

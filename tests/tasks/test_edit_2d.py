@@ -335,6 +335,7 @@ def test_panorama_with_its_truth_and_baselines(config_of, tmp_path):
     for name, figures in results.items():
         assert figures["psnr_truth"] > 5
         assert figures["answer"] in (0, 1, 2)
+        assert figures["seam_visibility"] > 0 < figures["seam_visibility_relative"]
         assert name == "csd_edit" or Image.open(folder / "images" / f"{name}.png").size == (128, 32)
     page = (folder / "report.html").read_text()
     assert "InstructPix2Pix with MultiDiffusion" in page
@@ -372,6 +373,8 @@ def test_a_video_keeps_its_size_count_and_rate(config_of, tmp_path):
         with open_video(folder / name) as video:
             assert (video.count, video.height, video.width, video.fps) == (7, 34, 50, 12.5)
     assert (folder / "videos" / "before-after-csd_edit.mp4").stat().st_size > 500
+    for figures in json.loads((folder / "metrics.json").read_text())["results"].values():
+        assert figures["flow_warped_error"] > 0 < figures["neighbour_distance"]
 
 
 def test_frames_share_along_the_flow(config_of, tmp_path):
@@ -444,6 +447,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
         ("edit_image", "window=0", "window is 0"),
         ("edit_image", "world.width=0", "world: width is 0"),
         ("edit_image", "tile_pixels=10", "tile_pixels"),
+        ("edit_image", "captions=[a duck]", "give two, of the source and of its edit"),
         ("edit_panorama", "overlap=1.5", "overlap is 1.5"),
         ("edit_video", "video=/nowhere.mp4", "/nowhere.mp4: no such file"),
         ("edit_video", "image=a.png", "did you mean"),
