@@ -8,11 +8,9 @@ until it is done. Prints the Markdown table that the README quotes.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from benchmarks.runs import cell, finished_run, mean, mean_table
-from csd3d.logs import environment
+from benchmarks.runs import cell, finished_run, mean_table, write_results
 from csd3d.world.dataset import write_capture
 from csd3d.world.scene import Scene
 
@@ -71,10 +69,7 @@ def main() -> None:
             for seed in args.seeds:
                 metrics = run_one(name, prompt, seed, args.work, args.overrides)
                 runs.append({"scene": name, "instruction": prompt, "seed": seed, **metrics})
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                means = {m: {f: mean(runs, m, f) for f in FIGURES} for m in metrics["results"]}
-                result = {"environment": environment(), "overrides": args.overrides, "mean": means, "runs": runs}
-                args.json.write_text(json.dumps(result, indent=2) + "\n")
+                write_results(args.json, runs, FIGURES, args.overrides)
     print(table(runs))
 
 

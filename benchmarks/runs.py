@@ -1,10 +1,12 @@
 """What the benchmarks share: runs that are not repeated once finished, and tables of their figures."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from csd3d import run as jobs
 from csd3d.interrupt import StopRequest
+from csd3d.logs import environment
 
 
 def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict:
@@ -18,6 +20,15 @@ def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict
     else:
         jobs.start(config, keys, folder, seed, "auto", stop=stop)
     return json.loads(metrics.read_text())
+
+
+def write_results(path: Path, runs: list[dict], figures: Iterable[str], overrides: list[str], **others) -> None:
+    """The runs so far, and the methods' mean figures over them, as JSON."""
+    methods = dict.fromkeys(name for run in runs for name in run["results"])
+    means = {method: {figure: mean(runs, method, figure) for figure in figures} for method in methods}
+    result = {"environment": environment(), "overrides": overrides, "mean": means, **others, "runs": runs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def mean(runs: list[dict], method: str, figure: str) -> float | None:

@@ -8,15 +8,13 @@ README quotes, and writes the grid of all methods beside the JSON.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import imageio.v3 as iio
 
-from benchmarks.runs import finished_run, mean, mean_table
+from benchmarks.runs import finished_run, mean_table, write_results
 from csd3d.distillation.methods import method_names
 from csd3d.export import ViewRow
-from csd3d.logs import environment
 from csd3d.tasks.results import save_grid
 from csd3d.tasks.text_to_image import slug, title
 
@@ -74,10 +72,7 @@ def main() -> None:
     for prompt in args.prompts:
         for seed in args.seeds:
             runs.append(run_one(prompt, seed, args.methods, args.work, args.overrides))
-            means = {m: {f: mean(runs, m, f) for f in FIGURES} for m in runs[-1]["results"]}
-            result = {"environment": environment(), "overrides": args.overrides, "mean": means, "runs": runs}
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
+            write_results(args.json, runs, FIGURES, args.overrides)
     grid(runs, args.json.with_suffix(".png"))
     print("\n".join(mean_table(runs, FIGURES)))
 

@@ -8,8 +8,8 @@ step. The network is reached through one callable, one batched call a step:
 Rows come in B groups of M, group b to be predicted under branches[b]: "null" (no image, empty text), "image" (source
 image, empty text) or "full" (source image, instruction); row m of each group is particle indices[m]. Where several
 instructions share the latents there is a group "full/0", "full/1", … for each, of which only those rows need be right
-that the instruction has a share of. The last group (or two) holds the noised source, whose prediction is the baseline;
-what a branch's conditions are does not depend on that.
+that the instruction has a share of. The last group (or two) holds the noised source, whose prediction is the baseline
+(but for baseline "noise"); what a branch's conditions are does not depend on that.
 """
 
 import logging
@@ -41,7 +41,8 @@ class CollaborativeEditConfig:
     is in units of z per unit of w Δ and is multiplied by `lr_decay` every `lr_decay_every` steps. `init`: target
     latents start at the "source" or at standard normal "noise". `batch`: particles drawn a step, null for all.
     `baseline`: "image" is the paper's ε(z̃_t; x̃, ∅); "guided" guides it by image_scale as the authors' code does,
-    one branch more. `svgd` null: no collaboration.
+    one branch more; "noise" is ε itself, the paper's ablation, with which Δ is that of SDS. `svgd` null: no
+    collaboration.
     """
 
     steps: int = 200
@@ -76,7 +77,7 @@ _CHOICES = {
     "weight": WEIGHTS,
     "noise": NOISES,
     "init": ("source", "noise"),
-    "baseline": ("image", "guided"),
+    "baseline": ("image", "guided", "noise"),
 }
 _COUNT = (lambda x: x >= 1, "a whole number of at least 1")
 _FINITE = (math.isfinite, "a finite number")
@@ -199,7 +200,7 @@ def edit_gradient(
     if particles.correspondence is not None:  # σ_t²: the variance of a unit latent given z_t
         trusted = particles.correspondence.weighed(particles.source, 1 - alpha_bar)
         particles = replace(particles, correspondence=trusted)
-    directions = _directions(predict, noisy, noisy_source, t, indices, config, particles.shares)
+    directions = _directions(predict, particles, noisy, noisy_source, t, indices, config)
     seen = kernel_latents(noisy, particles.z, alpha_bar, config.noise, particles.correspondence)
     gradient = step_weight(config.weight, alpha_bar) * _combined(directions, particles, seen, alpha_bar, config)
     options = {"alpha_bar": alpha_bar, "config": config.svgd, "correspondence": particles.correspondence}
@@ -252,7 +253,8 @@ def unet_rows(config: CollaborativeEditConfig) -> int:
 
 def _branches(config: CollaborativeEditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     guided = config.baseline == "guided" and config.image_scale != 1
-    return _target_branches(config.image_scale), ("image", "null") if guided else ("image",)
+    source = () if config.baseline == "noise" else ("image", "null") if guided else ("image",)
+    return _target_branches(config.image_scale), source
 
 
 def _target_branches(image_scale: float) -> tuple[str, ...]:
@@ -262,21 +264,22 @@ def _target_branches(image_scale: float) -> tuple[str, ...]:
 
 def _directions(
     predict: PredictBranches,
+    particles: Particles,
     noisy: Tensor,
     noisy_source: Tensor,
     t: int,
     indices: Tensor,
     config: CollaborativeEditConfig,
-    shares: Tensor | None,
 ) -> list[Tensor]:
     """Δ [M, ...] of each instruction from one network call."""
     target, source = _branches(config)
-    texts = ("full",) if shares is None else tuple(f"full/{k}" for k in range(len(shares)))
+    texts = ("full",) if particles.shares is None else tuple(f"full/{k}" for k in range(len(particles.shares)))
     target = (target[0], *texts, *target[2:])
     stack = torch.cat([noisy] * len(target) + [noisy_source] * len(source))
     eps = predict(stack, t, target + source, indices).chunk(len(target + source))
     # Without "null" among the source's branches the baseline is the image branch alone, at scale 1.
-    baseline = _guide(source, eps[len(target) :], 0.0, config.image_scale if "null" in source else 1.0)
+    scale = config.image_scale if "null" in source else 1.0
+    baseline = _guide(source, eps[len(target) :], 0.0, scale) if source else particles.eps
     scales = config.text_scale, config.image_scale
     return [csd_edit(_guide(target, eps[: len(target)], *scales, text), baseline) for text in texts]
 

@@ -14,7 +14,7 @@ from csd3d.metrics.clip import (
 from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
 from csd3d.metrics.fid import frechet_distance, named_fid
 from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
-from csd3d.metrics.motion import WarpedError, neighbour_distance, seam_visibility
+from csd3d.metrics.motion import WarpedError, seam_visibility
 
 __all__ = [
     "ClipModel",
@@ -28,7 +28,6 @@ __all__ = [
     "load_clip",
     "mean_pairwise_distance",
     "named_fid",
-    "neighbour_distance",
     "psnr",
     "psnr_outside",
     "reproject",

@@ -5,7 +5,7 @@ p + flow_ab(p).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -93,19 +93,3 @@ def seam_visibility(
         found, count = found + float(lines[on].sum()), count + len(borders)
         expected += len(borders) * float(elsewhere.mean())
     return (found + SEAM_FLOOR * count) / (expected + SEAM_FLOOR * count) if count else None
-
-
-def neighbour_distance(
-    frames: Sequence[Tensor] | Tensor, distance: Callable[[Tensor, Tensor], Tensor], closed: bool = False
-) -> Tensor:
-    """d(t, t + 1) of neighbouring frames `[H, W, 3]` in [0, 1] → `[F − 1]`; `closed`: an orbit, → `[F]`.
-
-    `distance` of two batches [1, 3, H, W] is LPIPS (`csd3d.priors.load_lpips`), or LPIPS-like on a prior's features:
-    lambda a, b: perceptual_distance(features(a), features(b)).
-    """
-    count = len(frames)
-    found = torch.zeros(max(0, count if closed else count - 1))
-    for t in range(len(found)):
-        pair = (frames[i].movedim(-1, 0)[None] for i in (t, (t + 1) % count))
-        found[t] = float(distance(*pair))
-    return found

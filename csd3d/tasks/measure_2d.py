@@ -16,13 +16,12 @@ from csd3d.metrics import (
     directional_similarity,
     image_consistency,
     image_similarity,
-    neighbour_distance,
     psnr,
     seam_visibility,
     ssim,
 )
 from csd3d.metrics.motion import Flow
-from csd3d.priors import DiffusersPrior, perceptual_distance
+from csd3d.priors import perceptual_distance
 from csd3d.tasks.canvas import Cover
 from csd3d.tasks.footage import Captions, Footage
 from csd3d.tasks.text_scores import Judge
@@ -44,7 +43,7 @@ class Instruments:
     wrap: bool
     flow: Flow | None
     size: tuple[int, int]
-    distance: Callable[[Tensor, Tensor], Tensor]
+    features: Callable[[Tensor], list[Tensor]]
     sources: dict[int, Tensor] = field(default_factory=dict)
 
     def embed(self, picture: Tensor) -> Tensor:
@@ -68,18 +67,9 @@ def make_instruments(work: Workspace, cover: Cover, judge: Judge | None, caption
         true = footage.flow if size == footage.size else None
         flow = true or ClipFlow(lambda indices: resize(footage.read(indices), size), size, unit=1).pixels
     lines = {"borders": window_borders(cover, work), "wrap": cover.wrap}
-    distance = feature_distance(work.codec.prior)
-    return Instruments(footage, judge, captions or footage.captions, **lines, flow=flow, size=size, distance=distance)
-
-
-def feature_distance(prior: DiffusersPrior) -> Callable[[Tensor, Tensor], Tensor]:
-    """A distance of pictures [B, 3, H, W] like LPIPS, on the features of the prior's own encoder."""
-
-    @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return perceptual_distance(*(prior.features(x.to(prior.device)) for x in (a, b)))
-
-    return distance
+    return Instruments(
+        footage, judge, captions or footage.captions, **lines, flow=flow, size=size, features=work.codec.prior.features
+    )
 
 
 def window_borders(cover: Cover, work: Workspace) -> tuple[list[int], list[int]]:
@@ -103,9 +93,9 @@ class Meter:
         self.ssim: list[Tensor] = []
         self.outside: list[tuple[Tensor, Tensor]] = []
         self.embedded: list[Tensor] = []
-        self.distances: list[Tensor] = []
+        self.distances: list[float] = []
         self.seams: list[tuple[float, float]] = []
-        self.before: Tensor | None = None
+        self.before: list[Tensor] | None = None  # the last frame's features
         self.warped = None if instruments.flow is None else WarpedError(instruments.flow)
 
     def add(self, number: int, picture: Tensor, source: Tensor, z: Tensor) -> None:
@@ -133,9 +123,11 @@ class Meter:
 
     def _follow(self, frame: Tensor) -> None:
         self.warped.add(frame)
+        with torch.no_grad():
+            features = self.tools.features(frame.permute(2, 0, 1)[None].to(self.work.codec.prior.device))
         if self.before is not None:
-            self.distances.append(neighbour_distance([self.before, frame], self.tools.distance))
-        self.before = frame
+            self.distances.append(perceptual_distance(self.before, features).item())
+        self.before = features
 
     def figures(self) -> Figures:
         """All that was measured: see `truth`, `outside_figures`, `clip_figures` and `steadiness`."""
@@ -185,8 +177,8 @@ class Meter:
         return torch.cat(found).mean().item() if found else None
 
     def steadiness(self) -> Figures:
-        """Of videos `flow_warped_error`, its two ranges, and `neighbour_distance`; where windows meet,
-        `seam_visibility`, and how many times the source's own it is."""
+        """Of videos `flow_warped_error`, its two ranges, and `neighbour_distance`, of neighbours in the features of the
+        prior's encoder; where windows meet `seam_visibility`, and how many times the source's own it is."""
         found: Figures = {}
         if self.warped is not None:
             errors = {key: self.warped.report()[key] for key in ("short", "long")}
@@ -194,7 +186,7 @@ class Meter:
             found["flow_warped_error"] = sum(known) / len(known) if known else None
             found |= {f"flow_warped_error_{key}": value for key, value in errors.items()}
         if self.distances:
-            found["neighbour_distance"] = torch.cat(self.distances).mean().item()
+            found["neighbour_distance"] = sum(self.distances) / len(self.distances)
         if self.seams:
             own, source = (sum(values) / len(values) for values in zip(*self.seams, strict=True))
             found |= {"seam_visibility": own, "seam_visibility_relative": own / source}

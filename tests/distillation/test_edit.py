@@ -8,6 +8,7 @@ from torch import Tensor
 
 from csd3d.distillation import CollaborativeEditConfig, SVGDConfig, collaborative_edit, ddim_edit
 from csd3d.distillation.edit import edit_step, guided_predictor, start_latents, unet_rows
+from csd3d.distillation.noise import draw_noise
 from csd3d.distillation.schedules import scheduled_timestep
 
 SHAPE = (4, 2, 3)  # channels, height, width of a toy latent
@@ -65,6 +66,18 @@ def test_image_guidance_shifts_the_answer_unless_the_baseline_is_guided(baseline
     torch.testing.assert_close(edited, prior.a + 2 * (prior.b - prior.a) + excess, rtol=0.0, atol=1e-6)
 
 
+def test_noise_for_a_baseline_is_sds():
+    """The paper's ablation: one step in the latent's units lands on E[z | z_t] of the z_t that was drawn."""
+    prior, eps = GaussianBranches(), draw_noise(GaussianBranches().a, "independent", torch.Generator().manual_seed(1))
+    settings = {"steps": 1, "schedule": "annealed", "text_scale": 1.0, "image_scale": 1.0, "svgd": None}
+    edited = edit(prior, baseline="noise", **settings)
+    alpha_bar = prior.alphas[500].item()
+    noisy = alpha_bar**0.5 * prior.a + (1 - alpha_bar) ** 0.5 * eps
+    gain = alpha_bar**0.5 * prior.std**2 / (alpha_bar * prior.std**2 + 1 - alpha_bar)
+    expected = prior.b + gain * (noisy - alpha_bar**0.5 * prior.b)
+    torch.testing.assert_close(edited, expected, rtol=0.0, atol=1e-9)
+
+
 def test_published_step_size_reaches_the_same_answer():
     prior = GaussianBranches()
     edited = edit(prior, steps=200, lr=2.0, lr_decay=0.9, weight="sigma2", text_scale=1.0, image_scale=1.0, svgd=None)
@@ -117,7 +130,9 @@ def test_mini_batches_reach_every_particle():
     assert prior.rows == 200 * 2 * 3
 
 
-@pytest.mark.parametrize(("settings", "rows"), [({}, 4), ({"image_scale": 1.0}, 3), ({"baseline": "guided"}, 5)])
+@pytest.mark.parametrize(
+    ("settings", "rows"), [({}, 4), ({"image_scale": 1.0}, 3), ({"baseline": "guided"}, 5), ({"baseline": "noise"}, 3)]
+)
 def test_one_network_call_a_step_of_the_counted_rows(settings, rows):
     prior = GaussianBranches(N=3)
     edit(prior, steps=7, **settings)

@@ -2,12 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from csd3d.metrics import WarpedError, neighbour_distance, seam_visibility
+from csd3d.metrics import WarpedError, seam_visibility
 from csd3d.metrics.motion import warp_frame
 from csd3d.world.scroll import orbit_clip, true_flow
 
@@ -161,23 +160,6 @@ def test_flat_pictures_and_pictures_without_borders():
     for wrong in ([H], [-1], list(range(1, H))):
         with pytest.raises(ValueError, match="side"):
             seam_visibility(flat, rows=wrong)
-
-
-# Neighbours.
-
-
-def test_distances_between_neighbours():
-    frames = torch.from_numpy(np.array([0.0, 0.1, 0.4], np.float32))[:, None, None, None].expand(3, H, W, 3)
-    shapes = []
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        shapes.append((tuple(a.shape), tuple(b.shape)))
-        return (a - b).abs().mean()
-
-    torch.testing.assert_close(neighbour_distance(frames, distance), torch.tensor([0.1, 0.3]))
-    torch.testing.assert_close(neighbour_distance(frames, distance, closed=True), torch.tensor([0.1, 0.3, 0.4]))
-    assert set(shapes) == {((1, 3, H, W), (1, 3, H, W))}
-    assert neighbour_distance(frames[:1], distance).shape == (0,)
 
 
 def test_sizes_that_differ_are_refused():

@@ -1,12 +1,14 @@
 """Figures of edited pictures and videos: planted edits whose figures are known, by a judge that sees mean colours."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from csd3d.metrics import ClipModel, WarpedError, neighbour_distance, seam_visibility
+from csd3d.metrics import ClipModel, WarpedError, seam_visibility
+from csd3d.priors import perceptual_distance
 from csd3d.tasks.canvas import Cover
 from csd3d.tasks.footage import Captions, Footage, WorldConfig, world_orbit, world_strip
 from csd3d.tasks.measure_2d import Instruments, Meter, parts, window_borders
@@ -31,14 +33,14 @@ def of_colours(*names, side=8):
 
 def workspace(count=1, size=(8, 32), fps=None, **known):
     """Of a footage whose latents are 8 times smaller."""
-    codec = SimpleNamespace(unit=8)
+    codec = SimpleNamespace(unit=8, prior=SimpleNamespace(device="cpu"))
     return SimpleNamespace(
         footage=Footage("x", count, *size, None, fps=fps, **known), size=size, codec=codec, inside=None
     )
 
 
-def instruments(work, judge=None, captions=None, borders=((), ()), flow=None, distance=None):
-    return Instruments(work.footage, judge, captions, borders, False, flow, work.size, distance)
+def instruments(work, judge=None, captions=None, borders=((), ()), flow=None, features=None):
+    return Instruments(work.footage, judge, captions, borders, False, flow, work.size, features)
 
 
 def measured(work, tools, edited, source):
@@ -65,7 +67,7 @@ def test_the_answer_that_suits_best_says_what_should_be_seen():
     answers = torch.stack([of_colours("green"), of_colours("blue")]).permute(0, 2, 3, 1)[:, None].numpy()
     work = workspace(count=2, size=(8, 8), fps=12.0, answers=answers.repeat(2, 1))
     captions = Captions(["red"], [["green"], ["blue"]])
-    tools = instruments(work, JUDGE, captions, flow=still, distance=difference)
+    tools = instruments(work, JUDGE, captions, flow=still, features=features)
     figures = measured(work, tools, [of_colours("blue")] * 2, [of_colours("red")] * 2)
     assert figures["answer"] == 1
     assert figures["psnr_truth"] > 60
@@ -87,22 +89,23 @@ def still(a, b):
     return torch.zeros(8, 8, 2), torch.ones(8, 8, dtype=torch.bool)
 
 
-def difference(a, b):
-    return (a - b).abs().mean()
+def features(images):
+    return [images, images[..., ::2, ::2]]
 
 
 def test_videos_are_followed_without_keeping_their_frames():
     frames = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     work = workspace(count=7, size=(8, 8), fps=12.0)
-    figures = measured(work, instruments(work, flow=still, distance=difference), frames, frames)
+    figures = measured(work, instruments(work, flow=still, features=features), frames, frames)
     whole, error = frames.permute(0, 2, 3, 1), WarpedError(still)
     for frame in whole:
         error.add(frame)
     expected = error.report()
+    steps = [perceptual_distance(features(a[None]), features(b[None])).item() for a, b in pairwise(frames)]
     assert figures["flow_warped_error"] == pytest.approx((expected["short"] + expected["long"]) / 2)
     assert figures["flow_warped_error_long"] == pytest.approx(expected["long"])
-    assert figures["neighbour_distance"] == pytest.approx(neighbour_distance(whole, difference).mean().item())
-    alone = measured(work, instruments(work, flow=still, distance=difference), frames[:1], frames[:1])
+    assert figures["neighbour_distance"] == pytest.approx(sum(steps) / 6)
+    alone = measured(work, instruments(work, flow=still, features=features), frames[:1], frames[:1])
     assert alone == {"flow_warped_error": None, "flow_warped_error_short": None, "flow_warped_error_long": None}
 
 

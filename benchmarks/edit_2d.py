@@ -1,0 +1,179 @@
+"""CSD-Edit of panoramas and videos against InstructPix2Pix, MultiDiffusion, Pix2Video and FateZero; its ablations.
+
+`python -m benchmarks.edit_2d --json FILE [--inputs panorama video] [--seeds …] [--sweep]`
+
+Each input, prompt and seed (of the world's strip or orbit, and of the noise) is an ordinary run of its config that
+compares all baselines, and one more for each ablation; in folders of their own under --work, where finished ones are
+not run again and broken-off ones are resumed. Prints the Markdown tables that the README quotes and writes, beside the
+JSON, a grid of all methods' pictures for each input. With --sweep everything is done again at text scales 3, 5, 7.5 and
+10, and CLIP directional is drawn against CLIP similarity to the source, a curve a method.
+
+The ablations keep the step size: their weights in the sum over particles add up to 1, as `edit.svgd.normalize` "row"
+has it, with SVGD and without.
+"""
+
+import argparse
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from benchmarks.curves import Points, draw_curves
+from benchmarks.runs import finished_run, mean, mean_table, write_results
+from csd3d.export import ViewRow
+from csd3d.media import open_video
+from csd3d.tasks.edit_2d import MAIN
+from csd3d.tasks.results import save_grid
+from csd3d.tasks.results_2d import NAMES
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+INPUTS = {"panorama": CONFIGS / "csd-edit-panorama.yaml", "video": CONFIGS / "csd-edit-video.yaml"}
+PROMPTS = ("paint it a bright colour",)
+BASELINES = {
+    "panorama": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled"),
+    "video": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled", "pix2video", "fatezero"),
+}
+ABLATIONS = {"no_svgd": ["edit.svgd=null"], "random_noise": ["edit.baseline=noise"]}
+CORRESPONDENCES = {"panorama": ("none", "overlap"), "video": ("none", "flow")}
+SCALES = (3.0, 5.0, 7.5, 10.0)
+FIGURES = {
+    "psnr_truth": ("PSNR to truth, dB", 2),
+    "ssim_truth": ("SSIM to truth", 3),
+    "flow_warped_error": ("flow-warped error", 4),
+    "neighbour_distance": ("LPIPS-like between neighbours", 4),
+    "seam_visibility": ("seam visibility", 3),
+    "seam_visibility_relative": ("over the source's", 3),
+    "clip_directional": ("CLIP directional", 3),
+    "clip_image": ("CLIP to source", 3),
+    "clip_consistency": ("CLIP consistency", 3),
+    "unet_evaluations": ("UNet evaluations", 0),
+    "seconds": ("seconds", 0),
+}
+
+
+def variants(kind: str) -> dict[str, list[str]]:
+    """The runs of CSD-Edit beside the main one, as keys of its config."""
+    along = {f"correspondence_{name}": [f"correspondence={name}"] for name in CORRESPONDENCES[kind]}
+    return ABLATIONS | along
+
+
+def run_one(kind: str, prompt: str, seed: int, args: argparse.Namespace) -> dict:
+    """All methods' results on one input, those of the variants of CSD-Edit under their own names."""
+    keys = [f"prompt={prompt}", f"world.seed={seed}", *args.overrides]
+    base = args.work / f"{kind}-{'-'.join(prompt.split())}-{seed}"
+    metrics = finished_run(INPUTS[kind], [*keys, compared(kind, args)], base / "main", seed)
+    folders = dict.fromkeys(metrics["results"], str(base / "main"))
+    for name, changes in variants(kind).items():
+        if args.variants is not None and name not in args.variants:
+            continue
+        found = finished_run(INPUTS[kind], [*keys, "compare=[]", *changes], base / name, seed)
+        metrics["results"][name] = found["results"][MAIN]
+        folders[name] = str(base / name)
+    return {"input": kind, "instruction": prompt, "seed": seed, "folders": folders, **metrics}
+
+
+def compared(kind: str, args: argparse.Namespace) -> str:
+    """The config key that says which baselines are run."""
+    chosen = [name for name in BASELINES[kind] if args.baselines is None or name in args.baselines]
+    return f"compare=[{', '.join(chosen)}]"
+
+
+def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Runs at each text scale, of all methods alike: "3" -> the runs of all prompts and seeds."""
+    found = {}
+    for scale in SCALES:
+        keys = [f"edit.text_scale={scale}", f"baselines.sampling.text_scale={scale}", compared(kind, args)]
+        runs = []
+        for prompt, seed in ((prompt, seed) for prompt in args.prompts for seed in args.seeds):
+            folder = args.work / f"{kind}-{'-'.join(prompt.split())}-{seed}" / f"scale-{scale:g}"
+            own = [f"prompt={prompt}", f"world.seed={seed}", *args.overrides, *keys]
+            runs.append({"seed": seed, **finished_run(INPUTS[kind], own, folder, seed)})
+        found[f"{scale:g}"] = runs
+    return found
+
+
+def curves(sweep: dict[str, list[dict]]) -> Points:
+    """Per method (CLIP similarity to the source, CLIP directional, the scale) of the runs at each scale."""
+    found: Points = {}
+    for scale, runs in sweep.items():
+        for method in runs[0]["results"]:
+            x, y = (mean(runs, method, figure) for figure in ("clip_image", "clip_directional"))
+            if x is not None and y is not None:
+                found.setdefault(title(method), []).append((x, y, scale))
+    return found
+
+
+def grid(runs: list[dict], path: Path) -> None:
+    """A row a method, of every run its picture, or three frames of its video; above them the source, of a picture."""
+    methods = list(runs[0]["results"])
+    wanted = methods if runs[0]["input"] == "video" else ["before", *methods]
+    rows = []
+    for method in wanted:
+        folders = [Path(run["folders"][MAIN if method == "before" else method]) for run in runs]
+        rows.append(ViewRow(title(method), [shown for folder in folders for shown in pictures(folder, method)]))
+    save_grid(path, rows)
+
+
+def pictures(folder: Path, method: str) -> list[np.ndarray]:
+    """What a run made by a method, [H, W, 3] uint8: a picture, or the first, middle and last frame of a video."""
+    baseline = method in NAMES and method != MAIN
+    stem = folder / "videos" / method if baseline else folder / "result"
+    if (video := stem.with_suffix(".mp4")).exists():
+        with open_video(video) as reader:
+            return list(reader.frames([0, reader.count // 2, reader.count - 1]))
+    still = folder / "images" / f"{method}.png" if baseline or method == "before" else folder / "result.png"
+    return [iio.imread(still)[..., :3]]
+
+
+def title(method: str) -> str:
+    """What a method is called in the grid and beside its curve."""
+    return NAMES.get(method, method.replace("_", " ").capitalize())
+
+
+def tables(runs: list[dict]) -> list[str]:
+    """Markdown: for each kind of input a row a method, the figures that any of them has."""
+    lines = []
+    for kind in dict.fromkeys(run["input"] for run in runs):
+        own = [run for run in runs if run["input"] == kind]
+        measured = {figure for run in own for figures in run["results"].values() for figure in figures}
+        known = {figure: label for figure, label in FIGURES.items() if figure in measured}
+        lines += ["", f"{kind}, CLIP figures by {own[0]['judge']}" if own[0]["judge"] else kind, ""]
+        lines += mean_table(own, known)
+    return [*lines, "", f"peak memory, of all in one process: {max(run['peak_memory_gib'] for run in runs):.2f} GiB"]
+
+
+def main() -> None:
+    """The command line."""
+    args = build_parser().parse_intermixed_args()
+    runs, sweep = [], {}
+    for kind in args.inputs:
+        for prompt, seed in ((prompt, seed) for prompt in args.prompts for seed in args.seeds):
+            runs.append(run_one(kind, prompt, seed, args))
+            write_results(args.json, runs, FIGURES, args.overrides)
+        own = [run for run in runs if run["input"] == kind]
+        grid(own, args.json.with_name(f"{args.json.stem}-{kind}.png"))
+    for kind in args.inputs if args.sweep else ():
+        sweep[kind] = curves(run_sweep(kind, args))
+        write_results(args.json, runs, FIGURES, args.overrides, sweep=sweep)
+        if sweep[kind]:
+            labels = ("CLIP similarity to the source", "CLIP directional similarity")
+            draw_curves(args.json.with_name(f"{args.json.stem}-{kind}-sweep.png"), sweep[kind], labels)
+    print("\n".join(tables(runs)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change keys of the configs")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("outputs/benchmark-edit-2d"))
+    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))
+    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--baselines", nargs="*", help="all that the input has, if not given")
+    parser.add_argument("--variants", nargs="*", help="ablations and correspondences; all if not given")
+    parser.add_argument("--sweep", action="store_true", help="also at text scales 3, 5, 7.5 and 10")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
