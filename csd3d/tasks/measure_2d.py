@@ -66,10 +66,8 @@ def make_instruments(work: Workspace, cover: Cover, judge: Judge | None, caption
         size = flow_size(*footage.size)
         true = footage.flow if size == footage.size else None
         flow = true or ClipFlow(lambda indices: resize(footage.read(indices), size), size, unit=1).pixels
-    lines = {"borders": window_borders(cover, work), "wrap": cover.wrap}
-    return Instruments(
-        footage, judge, captions or footage.captions, **lines, flow=flow, size=size, features=work.codec.prior.features
-    )
+    words, borders = captions or footage.captions, window_borders(cover, work)
+    return Instruments(footage, judge, words, borders, cover.wrap, flow, size, work.codec.prior.features)
 
 
 def window_borders(cover: Cover, work: Workspace) -> tuple[list[int], list[int]]:
