@@ -49,7 +49,7 @@ class Edit2dConfig:
         share of that
     correspondence: what particles share, "none": the same address (the paper), "overlap": the same place of the canvas,
         "flow": the same content of a video by optical flow, "auto": overlap in pictures, and none in videos, where flow
-        came out worse with noise that is shared by address
+        came out worse (the world's orbit, one seed: 26.7 dB to the truth against 28.2)
     keep_detail: see `restore_detail`; tile_pixels: see `TiledVae`
     compare: baselines to run beside it, under the settings of `baselines`
     clip: judges the results, "" the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS; captions: what the
