@@ -26,7 +26,7 @@ from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_f
 
 BLURRY = "blurry"
 HIGH = 0.5  # share of a batch at high noise, where the view is chosen
-VIEW_WEIGHT = 0.3  # of `view_loss` at the first step; linearly to 0 at the last
+VIEW_WEIGHT = 0.08  # of `view_loss` at the first step; linearly to 0 at the last
 VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
 
 
@@ -128,7 +128,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
         modes, tokens = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
         noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH)
         wrong, has_view = other_views(tokens, views, generator)
-        asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 3, 0]
+        asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 2, 0]
         with autocast(config):
             z_t, t = (torch.cat([part, part[asked]]) for part in (noised.z_t, noised.t))
             predicted = denoiser(z_t, None, t, torch.cat([tokens, wrong[asked]]))
