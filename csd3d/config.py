@@ -48,7 +48,23 @@ class _BadValue(Exception):
 
 
 def read_config(path: str | Path) -> DictConfig:
-    """Parses a YAML file to an OmegaConf tree; InputError when missing, too large or malformed (which line)."""
+    """Parses a YAML file to an OmegaConf tree; InputError when missing, too large or malformed (which line).
+
+    `base: NAME.yaml` names a file of the same folder whose keys hold wherever this one says nothing; lists are replaced
+    whole. A base has no base of its own.
+    """
+    tree = _parse(path)
+    base = _base_of(path, tree)
+    if base is None:
+        return tree
+    below = _parse(base)
+    if "base" in below:
+        raise InputError(f"{base}: base: a base has none of its own; put its keys into {base.name}")
+    del tree["base"]
+    return OmegaConf.merge(below, tree)
+
+
+def _parse(path: str | Path) -> DictConfig:
     try:
         too_large = Path(path).stat().st_size > MAX_BYTES
         tree = OmegaConf.create("" if too_large else Path(path).read_text(encoding="utf-8"))
@@ -66,6 +82,28 @@ def read_config(path: str | Path) -> DictConfig:
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
     return tree
+
+
+def _base_of(path: str | Path, tree: DictConfig) -> Path | None:
+    """The file that `base` names, None without one."""
+    name = OmegaConf.to_container(tree, resolve=False).get("base")
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name:
+        raise InputError(f"{path}: base: {name!r} is no file name; name a config of the same folder")
+    return Path(path).parent / name
+
+
+def _file_of(path: str | Path, key: str) -> str | Path:
+    """The file that says `key`: the base where it alone does, else the one given."""
+    base = _base_of(path, tree := _parse(path))
+    if base is None or _says(tree, key) or not _says(_parse(base), key):
+        return path
+    return base
+
+
+def _says(tree: DictConfig, key: str) -> bool:
+    return OmegaConf.select(tree, key, throw_on_resolution_failure=False) is not None
 
 
 def task_name(path: str | Path, overrides: Collection[str], tasks: Collection[str]) -> str:
@@ -97,7 +135,8 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
     def source(key: str) -> str:
         if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):
             return "command line"
-        return f"{path} + command line" if any(o.startswith(f"{key}.") for o in overridden) else str(path)
+        file = _file_of(path, key)
+        return f"{file} + command line" if any(o.startswith(f"{key}.") for o in overridden) else str(file)
 
     try:
         return _build(schema, OmegaConf.to_container(tree, resolve=True), "", None)

@@ -152,6 +152,36 @@ def test_bad_input_is_one_line_naming_file_and_key(load, text, overrides, parts)
     assert all(part in text for part in parts), text
 
 
+def test_a_base_holds_where_the_file_says_nothing(tmp_path):
+    (tmp_path / "b.yaml").write_text("prompt: a\ntask: demo\ncompare: [x, y]\nupdate: {steps: 3, svgd: {kernel: rbf}}")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\ncompare: [z]\nupdate: {method: in2n, svgd: {bandwidth: 2.0}}")
+    config = load_config(tmp_path / "c.yaml", ["seed=4"], Config)
+    assert (config.prompt, config.compare, config.seed) == ("a", ["z"], 4)
+    assert config.update == Update("in2n", 3, Kernel("rbf", 2.0))
+    assert task_name(tmp_path / "c.yaml", [], ["demo"]) == "demo"
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "parts"),
+    [
+        ("prompt: 3", "seed: 1", ["b.yaml: prompt: expected text, got 3"]),
+        ("prompt: a\nseed: 2", "seed: x", ["c.yaml: seed: expected a whole number"]),
+        ("prompt: a\nupdate: {stesp: 2}", "update: {steps: 3}", ["b.yaml: update.stesp", "did you mean update.steps?"]),
+        ("prompt: a\nbase: c.yaml", "seed: 1", ["b.yaml: base: a base has none of its own"]),
+        ("- a", "seed: 1", ["b.yaml: expected `key: value` lines"]),
+    ],
+)
+def test_mistakes_name_the_file_that_made_them(tmp_path, load, base, own, parts):
+    (tmp_path / "b.yaml").write_text(base)
+    text = message(load, f"base: b.yaml\n{own}")
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("name", ["../b.yaml", "/etc/b.yaml", "3", "[b.yaml]"])
+def test_a_base_is_a_file_of_the_same_folder(load, name):
+    assert "is no file name; name a config of the same folder" in message(load, f"base: {name}\nprompt: a")
+
+
 def test_unreadable_files(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"prompt: \xe9")
     for name, part in [("none.yaml", "no such config file"), (".", "cannot be read"), ("latin.yaml", "UTF-8")]:
