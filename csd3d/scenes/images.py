@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from csd3d.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # others, as EPS, run programs of their own
+MAX_PIXELS = 50_000_000  # of one picture as stored
 EXIF_ORIENTATION = 0x0112
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
@@ -34,7 +35,7 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     with _opened(path) as image:
         width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{path}: {width}x{height} pixels; the limit scene.max_pixels is {max_pixels}")
+        raise InputError(f"{path}: {width}x{height} pixels; the limit is {max_pixels} (a capture's: scene.max_pixels)")
     return width, height
 
 
@@ -61,6 +62,23 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
         values = values[:, :, :-1] * alpha + (1 - alpha) * BACKGROUNDS[background]
     values = area_resize(values, *size)
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, has_alpha
+
+
+def read_square(path: Path, side: int) -> np.ndarray:
+    """The middle square of a picture as displayed, area-averaged to [side, side, 3] float32 in 0..1, alpha over white.
+
+    InputError where the picture is smaller than that, too large or broken.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such picture")
+    stored = image_size(path, MAX_PIXELS)
+    size = turned_size(path) or stored
+    if min(size) < side:
+        raise InputError(f"{path}: {size[0]}x{size[1]} pixels; give a picture of at least {side} a side")
+    width, height = (round(length * side / min(size)) for length in size)
+    values, _ = read_image(path, (width, height), "white", turned=True)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.ascontiguousarray(values[top : top + side, left : left + side])
 
 
 def _channels(image: Image.Image) -> np.ndarray:
