@@ -1,13 +1,14 @@
 """Score distillation of particles towards a text: every method as one step, with or without SVGD between the particles.
 
-Symbols: z [N, ...] latents of the particles (renders of one NeRF, of N NeRFs, or images), ε their noise, t one timestep
-for all. The network is reached through one callable, one batched call a prediction:
+Symbols: z [N, ...] latents of the particles (renders of one NeRF, of N NeRFs, or images), z̃ those of a source that is
+edited, ε their noise, t one timestep for all. The network is reached through one callable, one batched call a
+prediction:
 
     predict(z_stack [B*N, ...], t, branches) -> eps [B*N, ...]
 
 Rows come in B groups of N, group b under branches[b]: "null" (empty prompt), "text", "negative" (NFSD's negative
 prompt), "good" and "bad" (SDS-Bridge's descriptions), "lora" (VSD's network of the renders), "away" and "away2"
-(Perp-Neg's other views).
+(Perp-Neg's other views); all at z_t, but "source_null" and "source_text" (DDS, PDS) at z̃_t, noised with the same ε.
 """
 
 import math
@@ -19,27 +20,29 @@ from torch import Tensor
 
 from csd3d.distillation.correspondence import Correspondence
 from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
-from csd3d.distillation.directions import bridge, lmc, nfsd, sds, vsd
+from csd3d.distillation.directions import bridge, dds, lmc, nfsd, pds, pds_coefficients, sds, vsd
 from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
 from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, stage, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
-METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc")
+METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc", "dds", "pds")
 SOURCES = (*NOISES, "camera", "inverted")
 GUIDED = ("sds", "vsd", "lmc")  # methods that use one guided prediction, which Perp-Neg can shape
+EDITS = ("dds", "pds")  # methods that compare the particles with a source
 
 
 @dataclass
 class DistillConfig:
     """Settings of `distill_step`; times are fractions of the schedule.
 
-    `method`: "sds", "bridge" (SDS-Bridge), "nfsd", "vsd", "lmc". Two more methods are a noise source under "sds": FSD
-    is noise "camera", SDI is noise "inverted" with weight "x0". `schedule`: as CSD-Edit's; SDS-Bridge changes its stage
-    at `switch` of the steps whatever the schedule. `inversion_*`: DDIM steps up to t at most, the guidance scale they
-    use, and the share of fresh noise mixed in afterwards. `perp_neg`: views that a particle is not are held away from
-    it. `svgd` null: every particle for itself.
+    `method`: "sds", "bridge" (SDS-Bridge), "nfsd", "vsd", "lmc", "dds", "pds". Two more methods are a noise source
+    under "sds": FSD is noise "camera", SDI is noise "inverted" with weight "x0". `schedule`: as CSD-Edit's; SDS-Bridge
+    changes its stage at `switch` of the steps whatever the schedule. `inversion_*`: DDIM steps up to t at most, the
+    guidance scale they use, and the share of fresh noise mixed in afterwards. `perp_neg`: views that a particle is not
+    are held away from it. `psi`: how strongly PDS holds z to z̃, Δ = ψ (z − z̃) + DDS's (the paper's ψ/χ); 0 is DDS,
+    null the authors' own, 0.06 at t = 900 and 2.7 at 100. `svgd` null: every particle for itself.
     """
 
     method: str = "sds"
@@ -56,6 +59,7 @@ class DistillConfig:
     inversion_scale: float = -7.5
     inversion_noise: float = 0.3
     perp_neg: bool = False
+    psi: float | None = None
     svgd: SVGDConfig | None = None
 
     def __post_init__(self):
@@ -68,19 +72,26 @@ class DistillConfig:
         if not 0 <= self.inversion_noise <= 1:
             raise ValueError(f"inversion_noise is {self.inversion_noise}: give a share in [0, 1]")
         if self.perp_neg and self.method not in GUIDED:
-            raise ValueError(f"perp_neg shapes a guided prediction, which {self.method} has not: set it to false")
+            raise ValueError(f"perp_neg is for {', '.join(GUIDED)}: with method {self.method} set it to false")
+        if self.noise == "inverted" and self.method in EDITS:
+            raise ValueError(f'noise is "inverted", each particle\'s own, and {self.method} needs one that its source '
+                             'can share: choose independent, shared or camera')  # fmt: skip
+        if self.psi is not None and not 0 <= self.psi < math.inf:
+            raise ValueError(f"psi is {self.psi}: give a number of at least 0, or null for the authors'")
         check_timesteps(self)
 
 
 @dataclass(frozen=True)
 class Extras:
     """What only some methods need: `camera_noise` [N, ...], the ε of noise "camera" (`world_noise`); `expected(z, t)`,
-    LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `groups` [N], within which particles share;
-    `correspondence` of all N, which of their pixels share (None: those at the same address)."""
+    LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `source` [N, ...], the z̃ of DDS and PDS;
+    `groups` [N], within which particles share; `correspondence` of all N, which of their pixels share (None: those at
+    the same address)."""
 
     camera_noise: Tensor | None = None
     expected: Callable[[Tensor, int], Tensor] | None = None
     away: Tensor | None = None
+    source: Tensor | None = None
     groups: Tensor | None = None
     correspondence: Correspondence | None = None
 
@@ -105,8 +116,10 @@ def distill_step(
     eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, extras.camera_noise)
     noisy = add_noise(z, eps, alpha_bar)
     names = branches(config, step, t, len(alphas_cumprod))
-    found = dict(zip(names, predict(torch.cat([noisy] * len(names)), t, names).chunk(len(names)), strict=True))
-    delta = _direction(config, found, eps, noisy, _expected(config, extras, z, t), extras.away, alpha_bar)
+    source = add_noise(_source(config, extras, z), eps, alpha_bar) if config.method in EDITS else noisy
+    stack = torch.cat([source if name.startswith("source") else noisy for name in names])
+    found = dict(zip(names, predict(stack, t, names).chunk(len(names)), strict=True))
+    delta = _direction(config, found, extras, z, eps, noisy, t, alphas_cumprod)
     seen = kernel_latents(noisy, z, alpha_bar, config.noise, extras.correspondence)
     shared, report = _share(delta, seen, z, alpha_bar, config.svgd, extras)
     gradient = step_weight(config.weight, alpha_bar) * shared
@@ -136,6 +149,7 @@ def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int 
         return ("null", "text") if 1000 * t < 200 * num_train_timesteps else ("null", "text", "negative")
     guided = ("text",) if config.guidance_scale == 1 and not config.perp_neg else ("null", "text")
     guided += ("away", "away2") if config.perp_neg else ()
+    guided += tuple(f"source_{name}" for name in guided) if config.method in EDITS else ()
     return (*guided, "lora") if config.method == "vsd" else guided
 
 
@@ -179,41 +193,66 @@ def particle_noise(
 def _direction(
     config: DistillConfig,
     found: dict[str, Tensor],
+    extras: Extras,
+    z: Tensor,
     eps: Tensor,
     noisy: Tensor,
-    z_expected: Tensor | None,
-    away: Tensor | None,
-    alpha_bar: float,
+    t: int,
+    alphas_cumprod: Tensor,
 ) -> Tensor:
     """Δ [N, ...] of config.method from the predictions `found`."""
     if "good" in found:
         return bridge(found["good"], found["bad"])
     if config.method == "nfsd":
         return nfsd(found["null"], found["text"], found.get("negative"), config.guidance_scale)
-    guided = _guided(config, found, away)
+    guided = _guided(config, found, extras.away)
     if config.method == "vsd":
         return vsd(guided, found["lora"])
     if config.method == "lmc":
-        return lmc(guided, z_expected, noisy, alpha_bar)
-    return sds(guided, eps)
+        return lmc(guided, _expected(extras, z, t), noisy, alphas_cumprod[t].item())
+    if config.method not in EDITS:
+        return sds(guided, eps)
+    guided_source = _guided(config, found, None, "source_")
+    if config.method == "dds":
+        return dds(guided, guided_source)
+    return pds(z, extras.source.to(z), guided, guided_source, _psi(config, t, alphas_cumprod), 1.0)
 
 
-def _guided(config: DistillConfig, found: dict[str, Tensor], away: Tensor | None) -> Tensor:
-    """ε^ω [N, ...] under the text."""
-    if "null" not in found:
-        return found["text"]
+def _guided(config: DistillConfig, found: dict[str, Tensor], away: Tensor | None, of: str = "") -> Tensor:
+    """ε^ω [N, ...] under the text, of the particles or "source_"."""
+    if f"{of}null" not in found:
+        return found[f"{of}text"]
     if not config.perp_neg:
-        return cfg(found["null"], found["text"], config.guidance_scale)
+        return cfg(found[f"{of}null"], found[f"{of}text"], config.guidance_scale)
     if away is None:
         raise ValueError("perp_neg is on: it needs away, the weights [N, 2] of the other views")
     others = [found["away"], found["away2"]]
     return perp_neg(found["null"], found["text"], others, away, config.guidance_scale)
 
 
-def _expected(config: DistillConfig, extras: Extras, z: Tensor, t: int) -> Tensor | None:
-    """b_ψ(z, t) [N, ...] where the method wants it."""
-    if config.method != "lmc":
-        return None
+def _expected(extras: Extras, z: Tensor, t: int) -> Tensor:
+    """b_ψ(z, t) [N, ...]."""
     if extras.expected is None:
         raise ValueError("method is lmc: it needs expected(z, t), its trained b_ψ")
     return extras.expected(z, t)
+
+
+def _source(config: DistillConfig, extras: Extras, z: Tensor) -> Tensor:
+    """z̃ [N, ...]."""
+    if extras.source is None or extras.source.shape != z.shape:
+        found = "nothing" if extras.source is None else tuple(extras.source.shape)
+        raise ValueError(f"method is {config.method}: it needs source, latents {tuple(z.shape)} to edit, got {found}")
+    return extras.source.to(z)
+
+
+def _psi(config: DistillConfig, t: int, alphas_cumprod: Tensor) -> float:
+    """config.psi, or the authors' ψ/χ at t, with their t' = t − 2 and the α of one step (at t < 2 that of t = 2).
+
+    Their Δ over χ is in units of ε, as every method's; χ, which as a weight is lost, is about 0.1 from t = 100 on.
+    """
+    if config.psi is not None:
+        return config.psi
+    t = max(t, 2)
+    before, previous, now = alphas_cumprod[t - 2 : t + 1].tolist()
+    psi, chi = pds_coefficients(now, before, now / previous)
+    return psi / chi

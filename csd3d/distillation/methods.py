@@ -1,5 +1,6 @@
 """The methods by name: what each sets in a DistillConfig, and what it needs beside a text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from csd3d.distillation.distill import DistillConfig
@@ -16,7 +17,7 @@ class Method:
 
 
 ANNEALED = {"schedule": "annealed", "t_max": 0.98, "t_min": 0.25, "weight": "x0"}
-TEXT_METHODS = {
+METHODS = {
     "sds": Method("SDS (DreamFusion)", {"method": "sds"}),
     "bridge": Method("SDS-Bridge", {"method": "bridge"}),
     "sdi": Method("SDI", {"method": "sds", "noise": "inverted", **ANNEALED}),
@@ -24,24 +25,36 @@ TEXT_METHODS = {
     "nfsd": Method("NFSD", {"method": "nfsd"}),
     "vsd": Method("VSD (ProlificDreamer)", {"method": "vsd"}, ("lora",)),
     "lmc": Method("LMC-SDS", {"method": "lmc"}, ("expected",)),
+    "dds": Method("DDS", {"method": "dds"}, ("source",)),
+    "pds": Method("PDS", {"method": "pds"}, ("source",)),
 }
-SOURCE_METHODS = ("csd_edit", "dds", "pds")  # they edit something that exists
 
 
-def method_names() -> tuple[str, ...]:
-    """Every method of a text alone: "csd" is "sds+csd", and "+csd" collaborates under any of them."""
-    return ("sds", "csd", *(name for name in TEXT_METHODS if name != "sds"))
+def method_names(source: bool = False) -> tuple[str, ...]:
+    """Every method of a text, and with a `source` to edit also those that need it: "csd" is "sds+csd", and "+csd"
+    collaborates under any of them."""
+    return ("sds", "csd", *(name for name in list(METHODS)[1:] if source or "source" not in METHODS[name].needs))
+
+
+def check_methods(names: Iterable[str], config: DistillConfig, source: bool = False) -> None:
+    """ValueError, saying why, for a name that is no method and for a method that `config` does not suit or that has no
+    source."""
+    for name in names:
+        if "source" in find_method(name)[0].needs and not source:
+            raise ValueError(f"method {name!r} edits a source, and there is none: use task text_to_image with "
+                             f"source.image, or one of {', '.join(method_names())}")  # fmt: skip
+        method_config(name, config)
 
 
 def find_method(name: str) -> tuple[Method, bool]:
-    """The method and whether its particles collaborate; ValueError, saying why, for what a text alone cannot drive."""
+    """The method and whether its particles collaborate; ValueError for another name."""
     base, plus, rest = ("sds", "+", "csd") if name == "csd" else name.partition("+")
-    if base in SOURCE_METHODS:
-        raise ValueError(f"method {name!r} edits a source and a text alone has none: use task edit_scene, or one of "
-                         f"{', '.join(method_names())}")  # fmt: skip
-    if base not in TEXT_METHODS or (plus and rest != "csd"):
-        raise ValueError(f"method is {name!r}: choose one of {', '.join(method_names())}, or METHOD+csd")
-    return TEXT_METHODS[base], bool(plus)
+    if base == "csd_edit":
+        raise ValueError(f"method {name!r} edits a source scene by an instruction: use task edit_scene")
+    if base not in METHODS or (plus and rest != "csd"):
+        raise ValueError(f"method is {name!r}: choose one of {', '.join(method_names())}, METHOD+csd, or to edit a "
+                         "picture (text_to_image's source) dds, pds")  # fmt: skip
+    return METHODS[base], bool(plus)
 
 
 def method_config(name: str, config: DistillConfig) -> DistillConfig:

@@ -17,7 +17,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.errors import InputError
 from csd3d.scenes.framing import Raster, common_raster, frame_cameras
-from csd3d.scenes.images import BACKGROUNDS, read_image, read_mask
+from csd3d.scenes.images import BACKGROUNDS, MAX_PIXELS, read_image, read_mask
 from csd3d.scenes.normalise import camera_scale, looks_inward, move_box, move_poses, normalising_transform
 from csd3d.scenes.reading import shown
 from csd3d.scenes.transforms import BLENDER_BOX, NGP_SCALE, Frame, Listing, read_listing
@@ -44,7 +44,7 @@ class SceneConfig:
     downscale: float = 1.0  # pictures are averaged down by this factor
     holdout_every: int = 8  # every n-th frame is held out where the capture has no split of its own; 0: none
     background: str = "white"  # white | black, behind transparent pictures
-    max_pixels: int = 50_000_000  # of one picture as stored
+    max_pixels: int = MAX_PIXELS  # of one picture as stored
     max_memory_gib: float = 4.0  # of all pictures as loaded
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ import numpy as np
 from csd3d.errors import InputError
 from csd3d.media.pictures import channels, opened, upright_size
 
+MAX_PIXELS = 50_000_000  # of one picture as stored
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
 
@@ -15,7 +16,7 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     with opened(path) as image:
         width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{path}: {width}x{height} pixels; the limit scene.max_pixels is {max_pixels}")
+        raise InputError(f"{path}: {width}x{height} pixels; the limit is {max_pixels} (a capture's: scene.max_pixels)")
     return width, height
 
 
@@ -43,6 +44,23 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
         values = values[:, :, :-1] * alpha + (1 - alpha) * BACKGROUNDS[background]
     values = area_resize(values, *size)
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, has_alpha
+
+
+def read_square(path: Path, side: int) -> np.ndarray:
+    """The middle square of a picture as displayed, area-averaged to [side, side, 3] float32 in 0..1, alpha over white.
+
+    InputError where the picture is smaller than that, too large or broken.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such picture")
+    stored = image_size(path, MAX_PIXELS)
+    size = turned_size(path) or stored
+    if min(size) < side:
+        raise InputError(f"{path}: {size[0]}x{size[1]} pixels; give a picture of at least {side} a side")
+    width, height = (round(length * side / min(size)) for length in size)
+    values, _ = read_image(path, (width, height), "white", turned=True)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.ascontiguousarray(values[top : top + side, left : left + side])
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:

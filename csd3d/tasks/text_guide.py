@@ -62,16 +62,20 @@ class Networks:
 
 
 def open_networks(prior: Prior, names: Sequence[str], config: GuideConfig) -> Networks:
-    """What the methods need; InputError where it is missing."""
+    """What the methods need; InputError where it is missing, or where the prior cannot carry it."""
     needs = {need: name for name in names for need in find_method(name)[0].needs}
-    expected = None
+    expected = score = None
     if "expected" in needs:
         try:
             expected = load_expected(config.expected, prior.device)
         except InputError as error:
             how = "train one with `python -m csd3d.world.train lmc`"
             raise InputError(f"method {needs['expected']}: guide.expected: {error}; {how}") from None
-    score = RenderScore(prior, torch.Generator(), rank=config.lora.rank) if "lora" in needs else None
+    if "lora" in needs:
+        try:
+            score = RenderScore(prior, torch.Generator(), rank=config.lora.rank)
+        except ValueError as error:
+            raise InputError(f"method {needs['lora']}: {error}") from None
     return Networks(prior, score, expected)
 
 
@@ -132,14 +136,21 @@ class Guide:
         return loss.item()
 
 
-def branch_texts(texts: Sequence[str], words: WordsConfig, away: Sequence[Sequence[str]] = ()) -> dict[str, list[str]]:
-    """The prompts [N] of every branch of `distill_step`, for particles whose own are `texts`."""
+def branch_texts(
+    texts: Sequence[str], words: WordsConfig, away: Sequence[Sequence[str]] = (), source: str = ""
+) -> dict[str, list[str]]:
+    """The prompts [N] of every branch of `distill_step`, for particles whose own are `texts`.
+
+    `source` says what the source shows; where it says nothing, the source's prediction is the unconditional one.
+    """
     return {
         "null": [words.negative] * len(texts),
         "text": list(texts),
         "negative": [words.unwanted] * len(texts),
         "good": [text + words.good for text in texts],
         "bad": [text + words.bad for text in texts],
+        "source_null": [words.negative] * len(texts),
+        "source_text": [source or words.negative] * len(texts),
         **dict(zip(("away", "away2"), map(list, away), strict=False)),
     }
 
@@ -150,6 +161,7 @@ def embed_all(prior: Prior, texts: dict[str, list[str]], names: Sequence[str], c
     prior.condition(list(dict.fromkeys(text for name, branch in texts.items() if name in used for text in branch)))
 
 
-def expand_methods(names: Sequence[str]) -> list[str]:
-    """The methods named, each once; "all" is every one of them."""
-    return list(dict.fromkeys(name for given in names for name in (method_names() if given == "all" else (given,))))
+def expand_methods(names: Sequence[str], source: bool = False) -> list[str]:
+    """The methods named, each once; "all" is every one of a text, and with a `source` those that edit it."""
+    known = method_names(source)
+    return list(dict.fromkeys(name for given in names for name in (known if given == "all" else (given,))))

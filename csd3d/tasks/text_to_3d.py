@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from csd3d.checkpoint import write_atomically
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
-from csd3d.distillation.methods import method_config
+from csd3d.distillation.methods import check_methods, method_config
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.interrupt import StopRequest
 from csd3d.logs import Curves
@@ -114,8 +114,7 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
-        for name in self.methods:
-            method_config(name, self.distill)
+        check_methods(self.methods, self.distill)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
                 raise ValueError(f"{key} names step {last}: distill.steps has {self.distill.steps}, counted from 0")

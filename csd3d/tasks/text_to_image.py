@@ -1,4 +1,7 @@
-"""Pictures of a text by score distillation: N particles a prompt, latents or pixels, by one method or by all."""
+"""Pictures of a text by score distillation: N particles a prompt, latents or pixels, by one method or by all.
+
+They start from noise, or from a source picture, which the prompts then edit.
+"""
 
 import dataclasses
 import json
@@ -12,13 +15,14 @@ from torch import Tensor, nn
 from csd3d.checkpoint import write_atomically
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
-from csd3d.distillation.methods import find_method, method_config
+from csd3d.distillation.methods import check_methods, find_method, method_config
 from csd3d.distillation.noise import draw_noise
 from csd3d.errors import InputError
 from csd3d.export import ViewRow
 from csd3d.interrupt import StopRequest
 from csd3d.logs import Curves
 from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.scenes.images import read_square
 from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
 from csd3d.tasks.results import save_each, save_grid
 from csd3d.tasks.text_guide import (
@@ -34,8 +38,23 @@ from csd3d.tasks.text_scores import load_judge
 
 
 @dataclass
+class SourceConfig:
+    """A picture to edit, its middle square averaged down to `size` pixels, and what it shows: "" is not said."""
+
+    image: str = ""
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prompt and not self.image:
+            raise ValueError(f"prompt is {self.prompt!r}, of no picture: give image too, or neither")
+
+
+@dataclass
 class TextToImageConfig:
     """The job of `configs/text-to-image.yaml`. `space`: what is distilled, "latent" or "pixel" (through the encoder).
+
+    Every particle starts as `source`, if there is one; "dds" and "pds" need it and hold to it, other methods forget it.
+    Particles that start alike differ by their noise alone: noise "shared" keeps them alike.
 
     `learning_rate` is Adam's, in units of the latent or of the pixels; under the weight "x0" it is plain descent's, of
     which 1 lands on the denoised estimate.
@@ -50,6 +69,7 @@ class TextToImageConfig:
     particles: int = 4
     size: int = 128
     space: str = "latent"
+    source: SourceConfig = field(default_factory=SourceConfig)
     learning_rate: float = 0.03
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=SVGDConfig()))
@@ -65,8 +85,9 @@ class TextToImageConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
-        for name in self.methods:
-            method_config(name, self.distill)
+        if self.distill.perp_neg:
+            raise ValueError("distill.perp_neg tells views apart, and a picture has none: set it to false")
+        check_methods(self.methods, self.distill, bool(self.source.image))
 
     @property
     def texts(self) -> list[str]:
@@ -76,17 +97,23 @@ class TextToImageConfig:
     @property
     def methods(self) -> list[str]:
         """The methods run, in order."""
-        return expand_methods(self.method)
+        return expand_methods(self.method, bool(self.source.image))
 
 
 class Particles(nn.Module):
-    """N pictures as parameters: latents, or logits of pixels."""
+    """N pictures as parameters, latents or logits of pixels: noise at first, or each the `source` [1, 3, S, S]."""
 
-    def __init__(self, prior: Prior, count: int, size: int, space: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, prior: Prior, count: int, size: int, space: str, generator: torch.Generator, source: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.space, self.size = space, size
-        shape = prior.latent_shape(size, size) if space == "latent" else (3, size, size)
-        start = 0.1 * torch.randn(count, *shape, generator=generator)
+        if source is None:
+            shape = prior.latent_shape(size, size) if space == "latent" else (3, size, size)
+            start = 0.1 * torch.randn(count, *shape, generator=generator)
+        else:
+            start = prior.encode(source) if space == "latent" else source.logit(1 / 256)
+            start = start.repeat(count, 1, 1, 1)
         self.values = nn.Parameter(start.to(prior.device))
 
     def latents(self, prior: Prior) -> Tensor:
@@ -114,13 +141,13 @@ class ImagePhase(Phase):
 
 def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
     """Every prompt by every method, from wherever the checkpoints say it stands; then the grid and metrics.json."""
-    job, networks = prepare(config, folder, device, stop)
+    job, networks, source = prepare(config, folder, device, stop)
     found: dict[str, list[Tensor]] = {}
     reports: dict[str, dict[str, float]] = {}
     for name in config.methods:
         found[name], seconds, evaluations = [], 0.0, 0
         for k, text in enumerate(config.texts):
-            phase = distil(job, networks, name, text, f"{name}-{k}")
+            phase = distil(job, networks, source, name, text, f"{name}-{k}")
             found[name].append(phase.model.images(networks.prior).cpu())
             seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
             if stop.requested:
@@ -128,7 +155,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         reports[name] = {"seconds": seconds, "unet_evaluations": evaluations}
         if stop.requested:
             break
-    save(job, found)
+    save(job, found, source)
     started = time.monotonic()
     judge = load_judge(config.clip, device)
     for name, pictures in found.items() if judge else ():
@@ -147,22 +174,37 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def prepare(config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> tuple[Job, Networks]:
-    """Opens everything that can be wrong before any work is done: the prior, and what the methods need."""
+def prepare(
+    config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest
+) -> tuple[Job, Networks, Tensor | None]:
+    """Opens everything that can be wrong before any work is done: the source, the prior, what the methods need."""
+    source = open_source(config)
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
     if config.space == "pixel" and "vsd" in {name.partition("+")[0] for name in config.methods}:
         raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
     # all of them now: the text encoder may be dropped before the last is drawn
-    embed_all(prior, branch_texts(config.texts, config.guide.words), config.methods, config.distill)
-    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
+    texts = branch_texts(config.texts, config.guide.words, source=config.source.prompt)
+    embed_all(prior, texts, config.methods, config.distill)
+    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide), source
 
 
-def distil(job: Job, networks: Networks, name: str, text: str, phase_name: str) -> ImagePhase:
+def open_source(config: TextToImageConfig) -> Tensor | None:
+    """The source [1, 3, S, S] in [0, 1], if there is one; InputError where it cannot be read or is too small."""
+    if not config.source.image:
+        return None
+    try:
+        pixels = read_square(Path(config.source.image), config.size)
+    except InputError as error:
+        raise InputError(f"source.image: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def distil(job: Job, networks: Networks, source: Tensor | None, name: str, text: str, phase_name: str) -> ImagePhase:
     """The particles of one prompt by one method."""
     config, generator, prior = job.config, job.generator(phase_name), networks.prior
     distill = method_config(name, config.distill)
     guide = Guide(name, networks, distill, config.guide, job.generator(f"{phase_name}/lora"))
-    model = Particles(prior, config.particles, config.size, config.space, job.generator("start"))
+    model = Particles(prior, config.particles, config.size, config.space, job.generator("start"), source)
     plain = distill.weight == "x0"
     optimiser = (
         torch.optim.SGD(model.parameters(), 1.0)
@@ -170,8 +212,9 @@ def distil(job: Job, networks: Networks, name: str, text: str, phase_name: str) 
         else torch.optim.Adam(model.parameters(), config.learning_rate)
     )
     phase = ImagePhase(generator, model=model, optimiser=optimiser, score=guide.score, score_optimiser=guide.optimiser)
-    texts = branch_texts([text] * config.particles, config.guide.words)
-    extras = Extras(camera_noise=fixed_noise(job, model) if distill.noise == "camera" else None)
+    texts = branch_texts([text] * config.particles, config.guide.words, source=config.source.prompt)
+    start = model.latents(prior).detach().clone()
+    extras = Extras(camera_noise=fixed_noise(job, start) if distill.noise == "camera" else None, source=start)
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
@@ -191,14 +234,15 @@ def distil(job: Job, networks: Networks, name: str, text: str, phase_name: str) 
     return phase
 
 
-def fixed_noise(job: Job, model: Particles) -> Tensor:
+def fixed_noise(job: Job, z: Tensor) -> Tensor:
     """FSD's ε of pictures, which have no cameras: one draw a particle, the same for the whole run."""
-    return draw_noise(model.values.detach(), "independent", job.generator("camera noise"))
+    return draw_noise(z, "independent", job.generator("camera noise"))
 
 
-def save(job: Job, found: dict[str, list[Tensor]]) -> None:
+def save(job: Job, found: dict[str, list[Tensor]], source: Tensor | None) -> None:
     """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side."""
-    rows = []
+    count = sum(map(len, next(iter(found.values()))))
+    rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
     for name, pictures in found.items():
         images = torch.cat(pictures).permute(0, 2, 3, 1)
         save_each(job.folder / "images" / name, images, torch.arange(len(images)))

@@ -8,18 +8,20 @@ import torch
 
 from csd3d.distillation import SVGDConfig
 from csd3d.distillation.ddim import ddim_timesteps
+from csd3d.distillation.directions import pds, pds_coefficients
 from csd3d.distillation.distill import DistillConfig, Extras, branches, distill_step, particle_noise, possible_branches
 from csd3d.distillation.guidance import cfg, perp_neg
-from csd3d.distillation.methods import method_config
-from csd3d.distillation.noise import add_noise
+from csd3d.distillation.methods import check_methods, method_config, method_names
+from csd3d.distillation.noise import add_noise, draw_noise
 from csd3d.distillation.schedules import scheduled_timestep
 from csd3d.priors import Condition, GaussianMixturePrior
 
-PROMPTS = {"text": [0.0, 1.0, 0.0], "bad": [0.0, 0.0, 1.0], "good": [0.0, 1.0, 0.0], "negative": [0.0, 0.0, 1.0]}
+SECOND, THIRD = [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
+PROMPTS = {"text": SECOND, "good": SECOND, "bad": THIRD, "negative": THIRD, "source_text": THIRD}
 
 
 class Prior:
-    """predict() of a mixture in 2-D: "text" and "good" mean its second mode, "bad" and "negative" its third."""
+    """predict() of a mixture in 2-D: "text" means its second mode, "source_text" its third, "null" all three."""
 
     def __init__(self, std: float = 0.2):
         means = torch.tensor([[0.0, 0.0], [1.5, -1.0], [-2.0, 0.5]], dtype=torch.float64)
@@ -33,12 +35,18 @@ class Prior:
         return self.mixture.predict_noise(z_stack, t, Condition(text.repeat_interleave(rows, 0)))
 
 
+def answering(prior, **answers):
+    """predict() of `prior`, with branches predicted as others."""
+    return lambda z_stack, t, names: prior(z_stack, t, tuple(answers.get(name, name) for name in names))
+
+
 def particles(count=6, seed=0):
     return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def descend(config, lr=0.1, seed=0, count=6, **options):
-    prior, z, generator = Prior(), particles(count), torch.Generator().manual_seed(seed)
+def descend(config, lr=0.1, seed=0, start=None, **options):
+    prior, generator = Prior(), torch.Generator().manual_seed(seed)
+    z = particles() if start is None else start
     for step in range(config.steps):
         gradient, _ = distill_step(prior, z, step, config, prior.alphas, generator, **options)
         z = z - lr * gradient
@@ -52,7 +60,7 @@ def test_sds_seeks_the_mode_of_the_prompt(noise, weight):
     torch.testing.assert_close(z.mean(0), prior.target, rtol=0, atol=0.15)
 
 
-@pytest.mark.parametrize("method", ["sds", "vsd", "lmc", "bridge", "nfsd"])
+@pytest.mark.parametrize("method", ["sds", "vsd", "lmc", "bridge", "nfsd", "dds", "pds"])
 def test_one_particle_with_svgd_is_the_method_alone(method):
     for step in (0, 9):  # both stages of bridge
         config = DistillConfig(method, steps=10)
@@ -60,7 +68,7 @@ def test_one_particle_with_svgd_is_the_method_alone(method):
         found = []
         for settings in (config, collaborative):
             arguments = (Prior(), particles(1), step, settings, Prior().alphas, torch.Generator().manual_seed(step))
-            found.append(distill_step(*arguments, Extras(expected=lambda z, t: z))[0])
+            found.append(distill_step(*arguments, Extras(expected=lambda z, t: z, source=particles(1, seed=1)))[0])
         assert torch.equal(*found)
 
 
@@ -149,7 +157,16 @@ def test_timesteps_keep_to_their_ranges():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"method": "csd"}, "method"), ({"noise": "pink"}, "noise"), ({"t_min": 0.99}, "t_min"), ({"steps": 0}, "steps")],
+    [
+        ({"method": "csd"}, "method"),
+        ({"noise": "pink"}, "noise"),
+        ({"t_min": 0.99}, "t_min"),
+        ({"steps": 0}, "steps"),
+        ({"method": "pds", "psi": -1.0}, "psi is -1.0: give a number of at least 0"),
+        ({"method": "pds", "psi": math.inf}, "psi is inf"),
+        ({"method": "pds", "perp_neg": True}, "perp_neg is for sds, vsd, lmc: with method pds"),
+        ({"method": "dds", "noise": "inverted"}, "choose independent, shared or camera"),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
@@ -185,11 +202,7 @@ def test_perp_neg_takes_away_only_what_the_prompt_does_not_say():
 
 def test_perp_neg_without_weights_is_the_method_and_asks_for_them():
     prior, z = Prior(), particles()
-    answers = {"away": "bad", "away2": "null"}
-
-    def predict(z_stack, t, names):
-        return prior(z_stack, t, tuple(answers.get(name, name) for name in names))
-
+    predict = answering(prior, away="bad", away2="null")
     plain, held = DistillConfig(), DistillConfig(perp_neg=True)
     steps = []
     for config, away in ((plain, None), (held, torch.zeros(6, 2)), (held, torch.ones(6, 2))):
@@ -211,7 +224,96 @@ def test_names_make_methods():
     assert method_config("csd", DistillConfig()).svgd == SVGDConfig()
     sdi = method_config("sdi+csd", base)
     assert (sdi.noise, sdi.weight, sdi.schedule, sdi.svgd) == ("inverted", "x0", "annealed", base.svgd)
-    with pytest.raises(ValueError, match="edits a source"):
-        method_config("dds", base)
+    assert method_config("pds+csd", base) == replace(base, method="pds")
     with pytest.raises(ValueError, match="choose one of"):
         method_config("sds+ism", base)
+
+
+def test_what_edits_a_source_is_a_method_only_where_there_is_one():
+    assert set(method_names(source=True)) - set(method_names()) == {"dds", "pds"}
+    check_methods(["dds", "pds+csd", "sds"], DistillConfig(), source=True)
+    with pytest.raises(
+        ValueError, match=r"'pds\+csd' edits a source, and there is none: .*source\.image, or one of sds"
+    ):
+        check_methods(["sds", "pds+csd"], DistillConfig())
+    with pytest.raises(ValueError, match="use task edit_scene"):
+        check_methods(["csd_edit"], DistillConfig(), source=True)
+    with pytest.raises(ValueError, match=r"'sdd': choose one of .* dds, pds"):
+        check_methods(["sdd"], DistillConfig(), source=True)
+    inverted = DistillConfig(noise="inverted")
+    check_methods(["sds"], inverted, source=True)
+    with pytest.raises(ValueError, match=r'"inverted".* dds needs'):
+        check_methods(["sds", "dds"], inverted, source=True)
+
+
+@pytest.mark.parametrize("method", ["dds", "pds"])
+def test_the_source_is_asked_for_under_its_own_prompt_and_its_own_null(method):
+    assert branches(DistillConfig(method), 0, 500) == ("null", "text", "source_null", "source_text")
+    plain = DistillConfig(method, guidance_scale=1.0)
+    assert branches(plain, 0, 500) == ("text", "source_text")
+    assert possible_branches(plain) == {"null", "text", "source_text"}
+    prior, z = Prior(), particles()
+    for source, got in ((None, "nothing"), (z[:1], r"\(1, 2\)")):  # one row would be broadcast
+        with pytest.raises(ValueError, match=rf"{method}: it needs source, latents \(6, 2\) to edit, got {got}"):
+            distill_step(prior, z, 0, plain, prior.alphas, torch.Generator(), Extras(source=source))
+
+
+@pytest.mark.parametrize("noise", ["independent", "shared", "camera"])
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+@pytest.mark.parametrize("method", ["dds", "pds"])
+def test_a_source_that_is_what_is_wanted_stays(method, scale, noise):
+    """Exactly: both are noised alike."""
+    prior, z = Prior(), particles()
+    config = DistillConfig(method, guidance_scale=scale, noise=noise)
+    extras = Extras(source=z.clone(), camera_noise=particles(seed=1))
+    for predict, still in ((answering(prior, source_text="text"), True), (prior, False)):
+        gradient, _ = distill_step(predict, z, 0, config, prior.alphas, torch.Generator().manual_seed(3), extras)
+        assert torch.equal(gradient, torch.zeros_like(z)) == still
+
+
+@pytest.mark.parametrize(("svgd", "steps"), [(None, 60), (SVGDConfig(repulsion=0.0), 600)])
+def test_dds_takes_every_particle_from_the_sources_mode_as_far_as_to_the_targets(svgd, steps):
+    """Of N(μ, s²), z̃ goes to z̃ + μ_target − μ_source, at every t: how it differs from its mode is kept."""
+    prior = Prior()
+    means = prior.mixture.means
+    source = means[2] + prior.std * particles()
+    config = DistillConfig("dds", steps, guidance_scale=1.0, weight="x0", noise="shared", svgd=svgd)
+    _, z = descend(config, lr=1.0, start=source, extras=Extras(source=source))
+    torch.testing.assert_close(z, source + means[1] - means[2], rtol=0, atol=1e-4)
+
+
+def test_pds_is_dds_and_a_pull_to_the_source():
+    prior, z, source = Prior(), particles(), particles(seed=1)
+
+    def direction(method, psi=None):
+        config = DistillConfig(method, weight="one", psi=psi)
+        return distill_step(prior, z, 0, config, prior.alphas, torch.Generator().manual_seed(0), Extras(source=source))
+
+    assert torch.equal(direction("pds", 0.0)[0], direction("dds")[0])
+    pull = direction("pds", 0.25)[0] - direction("dds")[0]
+    torch.testing.assert_close(pull, 0.25 * (z - source), rtol=1e-9, atol=1e-12)
+
+
+def test_pds_stops_where_the_pull_is_as_strong():
+    """DDS of equal Gaussians is c (z − z̃ − shift), c = √(ᾱ(1−ᾱ))/(ᾱs² + 1 − ᾱ): so z − z̃ ends as shift c/(c + ψ)."""
+    prior, source = Prior(), particles(seed=1)
+    fixed = {"schedule": "annealed", "t_min": 0.4, "t_max": 0.4, "weight": "one", "guidance_scale": 1.0}
+    _, z = descend(DistillConfig("pds", 200, psi=0.5, **fixed), lr=0.5, start=source, extras=Extras(source=source))
+    a = prior.alphas[400].item()
+    c = math.sqrt(a * (1 - a)) / (a * prior.std**2 + 1 - a)
+    shift = prior.mixture.means[1] - prior.mixture.means[2]
+    torch.testing.assert_close(z, source + shift * c / (c + 0.5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0, 2, 101, 401, 901])
+def test_pds_without_a_psi_is_the_authors_over_chi(t):
+    prior, z, source = Prior(), particles(), particles(seed=1)
+    settings = {"schedule": "annealed", "t_min": 0.0, "t_max": t / 1000, "weight": "one", "guidance_scale": 1.0}
+    generator, extras = torch.Generator().manual_seed(0), Extras(source=source)
+    gradient, report = distill_step(prior, z, 0, DistillConfig("pds", **settings), prior.alphas, generator, extras)
+    eps, a = draw_noise(z, "independent", torch.Generator().manual_seed(0)), prior.alphas.tolist()
+    answers = [prior(add_noise(x, eps, a[t]), t, (name,)) for x, name in ((z, "text"), (source, "source_text"))]
+    at = max(t, 2)  # the first that has a t − 2
+    psi, chi = pds_coefficients(a[at], a[at - 2], a[at] / a[at - 1])
+    assert report["t"] == t
+    torch.testing.assert_close(chi * gradient, pds(z, source, *answers, psi, chi), rtol=1e-9, atol=1e-9)

@@ -1,7 +1,9 @@
 """Text to image and to 3D as a user runs them, on a tiny random prior: what is left behind, and resuming."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +12,9 @@ from tiny_models import save_tiny_pipeline
 from csd3d import run as jobs
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.priors import PriorConfig, load_prior
 from csd3d.tasks.text_guide import Guide
+from csd3d.tasks.text_to_image import SourceConfig, TextToImageConfig
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,26 @@ particles: 2
 size: 32
 prior: {{model: {tiny_text_prior}}}
 distill: {{steps: 4, inversion_steps: 2}}
+save_seconds: 0
+""")
+    return path
+
+
+@pytest.fixture
+def edit_config(tiny_text_prior, tmp_path):
+    """Of a picture wider than high."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "source.png")
+    path = tmp_path / "edit.yaml"
+    path.write_text(f"""
+task: text_to_image
+prompt: a red chair
+source: {{image: {tmp_path / "source.png"}, prompt: a blue ball}}
+method: [pds+csd, dds]
+particles: 2
+size: 32
+prior: {{model: {tiny_text_prior}}}
+distill: {{steps: 4}}
 save_seconds: 0
 """)
     return path
@@ -88,9 +112,9 @@ def broken_and_resumed(config, folder, monkeypatch, at):
     jobs.resume(folder, [], "cpu", stop=StopRequest())
 
 
-@pytest.mark.parametrize("kind", ["image_config", "asset_config"])
+@pytest.mark.parametrize("kind", ["image_config", "edit_config", "asset_config"])
 def test_a_stopped_run_resumes_to_the_same_pictures(kind, request, tmp_path, monkeypatch):
-    """VSD's network, SDI's noise, FSD's map, averages and milestones included."""
+    """VSD's network, SDI's noise, FSD's map, the source of PDS, averages and milestones included."""
     config = request.getfixturevalue(kind)
     whole = start(config, tmp_path / "whole")
     for at in (2, 7):
@@ -116,10 +140,82 @@ def test_text_to_image_draws_every_method_from_the_same_start(image_config, tmp_
 
 
 def test_pixels_are_distilled_through_the_encoder(image_config, tmp_path):
-    folder = start(image_config, tmp_path / "run", "method=[sds]", "space=pixel")
-    assert len(list((folder / "images" / "sds").iterdir())) == 4
+    folder = start(image_config, tmp_path / "run", "method=[sds, fsd]", "space=pixel")
+    for name in ("sds", "fsd"):  # whose fixed noise is the latents'
+        assert len(list((folder / "images" / name).iterdir())) == 4
     with pytest.raises(InputError, match="space is pixel"):
         start(image_config, tmp_path / "other", "space=pixel")
+
+
+def test_particles_move_away_from_a_source_that_stays_where_they_started(edit_config, tmp_path, monkeypatch):
+    seen, step = [], Guide.step
+
+    def seeing(self, z, texts, at, generator, extras):
+        seen.append((at, z.detach().clone(), extras.source.clone()))
+        return step(self, z, texts, at, generator, extras)
+
+    monkeypatch.setattr(Guide, "step", seeing)
+    broken_and_resumed(edit_config, tmp_path / "run", monkeypatch, 2)
+    assert [at for at, _, _ in seen] == [0, 1, 2, 3] * 2
+    first = seen[0][1]
+    assert torch.equal(first[0], first[1])
+    assert all(torch.equal(source, first) for _, _, source in seen)
+    assert [torch.equal(z, first) for _, z, _ in seen] == [True, False, False, False] * 2
+
+
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_text_prior, tmp_path, space):
+    """By plain descent, with DDS and PDS: the middle square of the source, through the VAE where that is distilled."""
+    keys = ["prompt=a blue ball", "method=[dds, pds, sds]", f"space={space}", "distill.weight=x0"]
+    folder = start(edit_config, tmp_path / "run", *keys)
+    expected = np.asarray(Image.open(tmp_path / "source.png"), dtype=np.float32)[:, 8:40] / 255
+    if space == "latent":
+        prior = load_prior(PriorConfig(model=str(tiny_text_prior), device="cpu"), require="text")
+        z = prior.encode(torch.from_numpy(expected).permute(2, 0, 1)[None])
+        expected = prior.decode(z, (32, 32))[0].permute(1, 2, 0).detach().numpy()
+    for name, stays in (("dds", True), ("pds", True), ("sds", False)):
+        for number in range(2):
+            made = np.asarray(Image.open(folder / "images" / name / f"{number:03}.png"), dtype=np.float32) / 255
+            assert (np.abs(made - expected).max() < 0.01) == stays
+    evaluations = {
+        m: r["unet_evaluations"] for m, r in json.loads((folder / "metrics.json").read_text())["results"].items()
+    }
+    assert evaluations == {"dds": 32, "pds": 32, "sds": 16}
+    grid = np.asarray(Image.open(folder / "images" / "grid.png"))
+    assert grid.shape[0] == 4 * 32
+    source = np.asarray(Image.open(tmp_path / "source.png"))[:, 8:40]
+    assert np.array_equal(grid[:32, -64:], np.concatenate([source, source], 1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["source.image=", "source.prompt=", "method=[sds, dds]"], r"method 'dds' edits a source.* source\.image"),
+        (["source.image="], r"source: prompt is 'a blue ball', of no picture"),
+        (["source.image=nowhere.png"], r"source\.image: nowhere\.png: no such picture"),
+        (["size=40"], r"source\.image: .*source\.png: 48x32 pixels; give a picture of at least 40 a side"),
+        (["distill.noise=inverted"], "choose independent, shared or camera"),
+        (["distill.psi=-1"], "psi is -1"),
+        (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg tells views apart"),
+        (["method=[csd_edit]"], "use task edit_scene"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused_before_a_folder_is_made(edit_config, tmp_path, keys, said):
+    with pytest.raises(InputError, match=said):
+        start(edit_config, tmp_path / "run", *keys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_that_edits_asks_for_a_picture(tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "edit-image-dds.yaml"
+    with pytest.raises(InputError, match=r"edit-image-dds.*: method 'dds' edits a source.* source\.image"):
+        start(config, tmp_path / "run", "prompt=a red chair")
+
+
+def test_all_methods_are_those_of_a_text_unless_there_is_a_source():
+    kept = {"prompt": "a chair", "method": ["all"]}
+    plain, edit = TextToImageConfig(**kept), TextToImageConfig(**kept, source=SourceConfig("chair.png"))
+    assert set(edit.methods) - set(plain.methods) == {"dds", "pds"}
 
 
 def test_text_to_3d_leaves_meshes_videos_and_a_report(asset_config, tmp_path):
