@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from csd3d.errors import InputError
+from csd3d.media.pictures import EXIF_ORIENTATION
 from csd3d.scenes import images
-from csd3d.scenes.images import EXIF_ORIENTATION, read_square
+from csd3d.scenes.images import read_square
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 14, 4), dtype=np.uint8)
 

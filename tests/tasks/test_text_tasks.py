@@ -1,7 +1,6 @@
 """Text to image and to 3D as a user runs them, on a tiny random prior: what is left behind, and resuming."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,9 +205,10 @@ def test_edits_that_cannot_be_are_refused_before_a_folder_is_made(edit_config, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_config_that_edits_asks_for_a_picture(tmp_path):
-    config = Path(__file__).parents[2] / "configs" / "edit-image-dds.yaml"
-    with pytest.raises(InputError, match=r"edit-image-dds.*: method 'dds' edits a source.* source\.image"):
+def test_a_config_that_edits_asks_for_a_picture(tmp_path):
+    config = tmp_path / "edit-image.yaml"
+    config.write_text("task: text_to_image\nmethod: [dds]\n")
+    with pytest.raises(InputError, match=r"edit-image.*: method 'dds' edits a source.* source\.image"):
         start(config, tmp_path / "run", "prompt=a red chair")
 
 

@@ -64,7 +64,7 @@ def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
     processor = CLIPProcessor.from_pretrained(tmp_path / "clip")
     image = gather(pairs.target, torch.arange(1))
     inputs = processor(text=["a red disc"], images=image[0], do_rescale=False, return_tensors="pt")
-    assert inputs["pixel_values"].shape[-2:] == (64, 64)
+    assert inputs["pixel_values"].shape[-2:] == (128, 128)
     with torch.no_grad():
         theirs = model(**inputs).image_embeds
     assert F.cosine_similarity(theirs, clip.embed_images(model, image)).item() > 0.99

@@ -37,7 +37,7 @@ class Sentences:
         return torch.cat([embed_tokens(model, tokens) for tokens in self.tokens.split(256)])
 
 
-def build_clip(tokenizer: CLIPTokenizer, image_size: int = 64, patch: int = 8, width: int = 192) -> CLIPModel:
+def build_clip(tokenizer: CLIPTokenizer, image_size: int = 128, patch: int = 16, width: int = 192) -> CLIPModel:
     """Both towers, small: patches of `patch`² of a picture of `image_size`², text of width 128."""
     text = {
         "vocab_size": len(tokenizer),
