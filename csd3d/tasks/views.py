@@ -147,7 +147,9 @@ def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> s
     return "left" if turn > 0 else "right"
 
 
-def away_views(azimuth_deg: float, elevation_deg: float) -> tuple[tuple[str, str], tuple[float, float]]:
+def away_views(
+    azimuth_deg: float, elevation_deg: float, overhead_deg: float = 60.0
+) -> tuple[tuple[str, str], tuple[float, float]]:
     """The two views that a particle is held away from by Perp-Neg, and their weights (arXiv 2304.04968, section 4.2).
 
     Between front and side, r = 1 − |azimuth|/90 is how much of a front it is: away from the side by r and from the
@@ -155,7 +157,7 @@ def away_views(azimuth_deg: float, elevation_deg: float) -> tuple[tuple[str, str
     at one prompt a view: the paper's interpolated prompts and fitted exponentials are for Stable Diffusion's bias.
     Nothing is held away from above.
     """
-    if elevation_deg > 60:
+    if elevation_deg > overhead_deg:
         return ("front", "back"), (0.0, 0.0)
     turn = (azimuth_deg + 180) % 360 - 180
     side, off = "left" if turn > 0 else "right", abs(turn) / 90

@@ -91,6 +91,7 @@ def test_perp_neg_holds_a_view_away_from_what_it_is_not():
     assert weight[90]["left"] == weight[270]["right"] == 0
     assert weight[89.999]["left"] == pytest.approx(0, abs=1e-4)
     assert sum(away_views(0, 80)[1]) == 0
+    assert sum(away_views(0, 80, overhead_deg=85)[1]) == 2
 
 
 @pytest.mark.parametrize(
