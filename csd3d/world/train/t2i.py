@@ -25,8 +25,8 @@ from csd3d.world.train.ip2p import for_training, load_denoiser
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 
 BLURRY = "blurry"
-HIGH = 0.5  # share of a batch at high noise, where the view is chosen
-VIEW_WEIGHT = 0.15  # of `view_loss` at the first step; linearly to 0 at the last
+HIGH = 0.5  # share of a batch at high noise, where the view is chosen, until half-time; then linearly to 0
+VIEW_WEIGHT = 0.15  # of `view_loss` until half-time; then linearly to 0: pictures first take sides, then get sharp
 VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
 
 
@@ -134,10 +134,11 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
+        fade = min(1.0, 2 * (1 - progress))
         modes, both = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
         tokens, wrong = both.unbind(1)
         has_view = (tokens != wrong).any(1)
-        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH)
+        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH * fade)
         asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 2, 0]
         with autocast(config):
             z_t, t = (torch.cat([part, part[asked]]) for part in (noised.z_t, noised.t))
@@ -145,7 +146,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
         right, other = noised.error(predicted[: len(tokens)]), noised.error(predicted[len(tokens) :], asked)
         plain = (noised.weight * right).mean()
         view = view_loss(right[asked], other)
-        return {"loss": plain + VIEW_WEIGHT * (1 - progress) * view, "plain": plain.detach(), "view": view.detach()}
+        return {"loss": plain + VIEW_WEIGHT * fade * view, "plain": plain.detach(), "view": view.detach()}
 
     def export() -> None:
         trained = trainer.ema_model()
