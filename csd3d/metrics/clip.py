@@ -25,7 +25,8 @@ from csd3d.errors import InputError
 WORLD = "world"
 WORLD_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
 OPEN_CLIP = "open_clip:"
-VIEWS = ("front view", "side view", "back view")
+VIEWS = ("front view", "side view, facing left", "side view, facing right", "back view")
+SAID_VIEW = r",?\s*(front|side|back|overhead) view(, facing (left|right))?\s*\.?\s*$"  # at the end of a prompt
 MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the shipped CLIP sees them
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
@@ -282,9 +283,12 @@ def mean_pairwise_distance(particles: Tensor) -> float:
 
 
 def expected_view(azimuth_deg: float, thresholds_deg: tuple[float, float] = (45.0, 135.0)) -> str:
-    """The view word at an azimuth counted from the object's front: nearer than the first threshold, past the second."""
-    turn = abs((azimuth_deg + 180) % 360 - 180)
-    return VIEWS[0] if turn < thresholds_deg[0] else VIEWS[2] if turn > thresholds_deg[1] else VIEWS[1]
+    """The view words at an azimuth counted from the object's front: nearer than the first threshold, past the second,
+    or between them, where what is seen from its left (azimuth 90) faces left in the picture."""
+    turn = (azimuth_deg + 180) % 360 - 180
+    if abs(turn) < thresholds_deg[0] or abs(turn) > thresholds_deg[1]:
+        return VIEWS[0] if abs(turn) < thresholds_deg[0] else VIEWS[3]
+    return VIEWS[1] if turn > 0 else VIEWS[2]
 
 
 def view_word_accuracy(
@@ -294,14 +298,14 @@ def view_word_accuracy(
     azimuths_deg: Sequence[float],
     thresholds_deg: tuple[float, float] = (45.0, 135.0),
 ) -> dict[str, Any]:
-    """Share of views whose caption with the right view word beats the two with wrong ones: a back must be a back.
+    """Share of views whose caption with the right view words beats the three with wrong ones: a back must be a back.
 
     images `[V, 3, H, W]` in [0, 1]; azimuths_deg [V] from the object's front, any of them more than once. Returns
-    `accuracy` (chance: 1/3), `by_azimuth` {"30": share, …} and `by_view` {"front view": share, … of those there are}.
+    `accuracy` (chance: 1/4), `by_azimuth` {"30": share, …} and `by_view` {"front view": share, … of those there are}.
     """
     if len(images) != len(azimuths_deg):
         raise ValueError(f"{len(images)} images and {len(azimuths_deg)} azimuths")
-    bare = re.sub(r",?\s*(front|side|back|overhead) view\s*\.?\s*$", "", prompt, flags=re.IGNORECASE)
+    bare = re.sub(SAID_VIEW, "", prompt, flags=re.IGNORECASE)
     scores = clip.embed_images(images) @ clip.embed_texts([f"{bare}, {view}" for view in VIEWS]).T
     words = [expected_view(azimuth, thresholds_deg) for azimuth in azimuths_deg]
     wanted = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)

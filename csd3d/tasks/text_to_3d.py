@@ -284,7 +284,8 @@ def view_texts(config: TextTo3DConfig, views: Views) -> dict[str, list[str]]:
     """Every branch's prompts [N·V], each view told what it is, and what it is not."""
     places = list(zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True))
     texts = [config.say(config.prompt, *place) for place in places]
-    others = [[config.prompts.text(config.prompt, away_views(*place)[0][k]) for place in places] for k in (0, 1)]
+    away = [away_views(*place, config.prompts.overhead_deg)[0] for place in places]
+    others = [[config.prompts.text(config.prompt, names[k]) for names in away] for k in (0, 1)]
     repeat = config.particles
     return branch_texts(texts * repeat, config.guide.words, [other * repeat for other in others])
 
@@ -293,7 +294,8 @@ def step_extras(config: TextTo3DConfig, guide: Guide, views: Views, z: Tensor, n
     """Perp-Neg's weights, who shares with whom, and FSD's noise, for particles in asset-major order."""
     count, repeat = len(views.azimuth_deg), config.particles
     places = zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True)
-    away = torch.tensor([away_views(*place)[1] for place in places]).repeat(repeat, 1).to(z)
+    weights = [away_views(*place, config.prompts.overhead_deg)[1] for place in places]
+    away = torch.tensor(weights).repeat(repeat, 1).to(z)
     share = config.share if config.share != "auto" else "views" if repeat == 1 else "assets"
     index = torch.arange(repeat * count)
     groups = {"views": index // count, "assets": index % count, "all": 0 * index}[share]

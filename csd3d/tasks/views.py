@@ -105,7 +105,8 @@ class PromptConfig:
     words: dict[str, str] = field(
         default_factory=lambda: {
             "front": "front view",
-            "side": "side view",
+            "left": "side view",
+            "right": "side view",
             "back": "back view",
             "overhead": "overhead view",
         }
@@ -118,7 +119,7 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
             raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
-        if missing := {"front", "side", "back", "overhead"} - self.words.keys():
+        if missing := {"front", "left", "right", "back", "overhead"} - self.words.keys():
             raise ValueError(f"words lacks {', '.join(sorted(missing))}")
         for key in ("front_deg", "back_deg"):
             if not 0 <= getattr(self, key) <= 180:
@@ -129,19 +130,26 @@ class PromptConfig:
             )
 
     def text(self, prompt: str, view: str) -> str:
-        """The prompt as said of a view ("front", "side", "back", "overhead")."""
+        """The prompt as said of a view ("front", "left", "right", "back", "overhead")."""
         return self.template.replace("{view}", self.words[view]).replace("{prompt}", prompt)
 
 
 def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:
-    """ "front", "side", "back" or "overhead"; at a threshold the nearer to the front, and overhead before all."""
+    """ "front", "left", "right", "back" or "overhead"; at a threshold the nearer to the front, overhead before all.
+
+    "left" is where the object's left is seen, at azimuth 90: it then faces left in the picture.
+    """
     if elevation_deg > config.overhead_deg:
         return "overhead"
-    off = abs((azimuth_deg + 180) % 360 - 180)
-    return "front" if off <= config.front_deg else "back" if off >= 180 - config.back_deg else "side"
+    turn = (azimuth_deg + 180) % 360 - 180
+    if abs(turn) <= config.front_deg or abs(turn) >= 180 - config.back_deg:
+        return "front" if abs(turn) <= config.front_deg else "back"
+    return "left" if turn > 0 else "right"
 
 
-def away_views(azimuth_deg: float, elevation_deg: float) -> tuple[tuple[str, str], tuple[float, float]]:
+def away_views(
+    azimuth_deg: float, elevation_deg: float, overhead_deg: float = 60.0
+) -> tuple[tuple[str, str], tuple[float, float]]:
     """The two views that a particle is held away from by Perp-Neg, and their weights (arXiv 2304.04968, section 4.2).
 
     Between front and side, r = 1 − |azimuth|/90 is how much of a front it is: away from the side by r and from the
@@ -149,7 +157,8 @@ def away_views(azimuth_deg: float, elevation_deg: float) -> tuple[tuple[str, str
     at one prompt a view: the paper's interpolated prompts and fitted exponentials are for Stable Diffusion's bias.
     Nothing is held away from above.
     """
-    if elevation_deg > 60:
+    if elevation_deg > overhead_deg:
         return ("front", "back"), (0.0, 0.0)
-    off = abs((azimuth_deg + 180) % 360 - 180) / 90
-    return (("side", "back"), (max(1 - off, 0.0), 1.0)) if off < 1 else (("side", "front"), (off - 1, 1.0))
+    turn = (azimuth_deg + 180) % 360 - 180
+    side, off = "left" if turn > 0 else "right", abs(turn) / 90
+    return ((side, "back"), (max(1 - off, 0.0), 1.0)) if off < 1 else ((side, "front"), (off - 1, 1.0))

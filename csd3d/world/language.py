@@ -195,15 +195,18 @@ def caption(scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: 
 
 
 def view_word(scene: Scene, view_azimuth_deg: float | None, elevation_deg: float) -> str | None:
-    """ "overhead", "front", "side" or "back view" (within 45° of the object's own front or back), or None."""
+    """ "overhead view"; "front view", "back view" (within 45° of the object's own front or back), "side view, facing
+    left" or "right" in the picture; None where it has no front."""
     if view_azimuth_deg is None:
         return None
     if elevation_deg > 60:
         return "overhead view"
     if not KINDS[scene.kind].has_front:
         return None
-    turn = abs((view_azimuth_deg - scene.azimuth_deg + 180) % 360 - 180)
-    return "front view" if turn < 45 else "back view" if turn > 135 else "side view"
+    turn = (view_azimuth_deg - scene.azimuth_deg + 180) % 360 - 180
+    if abs(turn) < 45 or abs(turn) > 135:
+        return "front view" if abs(turn) < 45 else "back view"
+    return "side view, facing left" if turn > 0 else "side view, facing right"
 
 
 def vocabulary() -> list[str]:
@@ -219,7 +222,7 @@ def vocabulary() -> list[str]:
             for key in keys:
                 fills = [{**fill, key: word} for fill in fills for word in words[key]]
             texts += [phrase.format(**fill) for fill in fills]
-    views = ("front view", "side view", "back view", "overhead view")
+    views = ("front view", "side view, facing left", "side view, facing right", "back view", "overhead view")
     scenes = [Scene(kind, colour) for kind in KINDS for colour in COLOURS]
     texts += [f"{caption(scene)}, {view}" for scene in scenes for view in views]
     materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", "sunset", "night")

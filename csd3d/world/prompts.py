@@ -1,9 +1,9 @@
 """Prompts about the world, read: what a prompt says, what it leaves open, its scenes, and prompts that say otherwise.
 
 A prompt is a caption (`csd3d.world.language.caption`) of which any part may be missing, even the kind ("a red object").
-What it says is a dict with the names and values of `Scene`'s fields, and `view`. What it says nothing of is *open*
-(`OPEN`), or as captions that say nothing of it have it: matte and plain, by day, no snow, no hat, full size, front
-towards azimuth 0.
+What it says is a dict with the names and values of `Scene`'s fields, `view` and `facing`. What it says nothing of is
+*open* (`OPEN`), or as captions that say nothing of it have it: matte and plain, by day, no snow, no hat, full size,
+front towards azimuth 0.
 Symbols: N particles, V views.
 """
 
@@ -92,6 +92,8 @@ def _parse_clause(clause: str) -> dict[str, Any] | None:
         return {"time": clause}
     if match := re.fullmatch(r"wearing an? (?:(\w+) )?hat", clause):
         return {"hat": match[1] or ANY} if match[1] in (None, *COLOURS) else None
+    if clause in ("facing left", "facing right"):
+        return {"facing": clause}
     for key, ending, values in (("backdrop", " background", BACKDROPS), ("view", " view", VIEWS)):
         if clause.endswith(ending) and (word := clause.removesuffix(ending)) in values:
             return {key: clause if key == "view" else word}
@@ -109,7 +111,7 @@ def write_prompt(said: dict[str, Any]) -> str:
         text += ", wearing a hat" if said["hat"] == ANY else f", wearing a {said['hat']} hat"
     text += ", covered with snow" if said.get("snow") else ""
     text += f", {said['backdrop']} background" if "backdrop" in said else ""
-    return text + "".join(f", {said[key]}" for key in ("time", "view") if key in said)
+    return text + "".join(f", {said[key]}" for key in ("time", "view", "facing") if key in said)
 
 
 def loosen(text: str, keys: Sequence[str], rng: random.Random) -> str:
@@ -156,7 +158,7 @@ def scenes_of_prompt(text: str, count: int, seed: int) -> list[Scene]:
 
 def _draw(said: dict[str, Any], rng: random.Random) -> Scene:
     """A scene as said; its two colours differ unless both are said, whether or not it has a pattern."""
-    fields = {key: value for key, value in said.items() if key != "view"}
+    fields = {key: value for key, value in said.items() if key not in ("view", "facing")}
     if fields.get("hat") == ANY:
         fields["hat"] = rng.choice(list(COLOURS))
     drawn = replace(sample_scene(rng), **USUAL)

@@ -76,7 +76,7 @@ def test_ranges_that_contradict_themselves_are_refused(settings, said):
 def test_view_words_by_azimuth_and_elevation():
     config = PromptConfig(front_deg=30, back_deg=60)
     found = [view_of(a, 20, config) for a in (0, 30, -31, 119, 121, 180, -180, 330, 360, 725)]
-    assert found == ["front", "front", "side", "side", "back", "back", "back", "front", "front", "front"]
+    assert found == ["front", "front", "right", "left", "back", "back", "back", "front", "front", "front"]
     assert view_of(180, 61, config) == "overhead"
     assert config.text("a {view} chair", "back") == "a {view} chair, back view"
     assert wrap(torch.tensor([180.0, -180, 540, 10])).tolist() == [-180, -180, -180, 10]
@@ -85,12 +85,13 @@ def test_view_words_by_azimuth_and_elevation():
 def test_perp_neg_holds_a_view_away_from_what_it_is_not():
     """A front is held off the side and the back, a back off the side and the front, a side only off the far end."""
     weight = {a: dict(zip(*away_views(a, 10), strict=True)) for a in (0, 45, 89.999, 90, 180, -180, 270)}
-    assert weight[0] == {"side": 1.0, "back": 1.0}
-    assert weight[180] == weight[-180] == {"side": 1.0, "front": 1.0}
-    assert weight[45]["side"] == pytest.approx(0.5)
-    assert weight[90]["side"] == 0
-    assert weight[89.999]["side"] == pytest.approx(0, abs=1e-4)
+    assert weight[0] == {"right": 1.0, "back": 1.0}
+    assert weight[180] == weight[-180] == {"right": 1.0, "front": 1.0}
+    assert weight[45]["left"] == pytest.approx(0.5)
+    assert weight[90]["left"] == weight[270]["right"] == 0
+    assert weight[89.999]["left"] == pytest.approx(0, abs=1e-4)
     assert sum(away_views(0, 80)[1]) == 0
+    assert sum(away_views(0, 80, overhead_deg=85)[1]) == 2
 
 
 @pytest.mark.parametrize(

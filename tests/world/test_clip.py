@@ -19,7 +19,7 @@ def unit(*shape, seed=0):
 
 
 def test_the_loss_is_the_mean_of_both_ways_and_the_choice_of_views_written_out():
-    image, text, variants = unit(3, 8), unit(3, 8, seed=1), unit(3, 2, 8, seed=2)
+    image, text, variants = unit(3, 8), unit(3, 8, seed=1), unit(3, 3, 8, seed=2)
     row, has_view, s = torch.arange(3), torch.tensor([True, False, True]), torch.tensor(5.0)
     total = 0.0
     for i in range(3):
@@ -28,22 +28,23 @@ def test_the_loss_is_the_mean_of_both_ways_and_the_choice_of_views_written_out()
         images = sum(math.exp(5 * image[j] @ text[i]) for j in range(3))
         total -= (math.log(own / texts) + math.log(own / images)) / 2 / 3
         if has_view[i]:  # two of the three have a view word
-            total -= math.log(own / (own + sum(math.exp(5 * image[i] @ variants[i, v]) for v in range(2)))) / 2
+            total -= math.log(own / (own + sum(math.exp(5 * image[i] @ variants[i, v]) for v in range(3)))) / 2
     assert clip.clip_loss(image, text, variants, row, has_view, s).item() == pytest.approx(total, rel=1e-9)
 
 
 def test_equal_captions_are_no_negatives_of_each_other():
     image, text = unit(2, 8), unit(1, 8, seed=1).repeat(2, 1)
     none = torch.zeros(2, dtype=torch.bool)
-    loss = clip.clip_loss(image, text, unit(2, 2, 8), torch.tensor([7, 7]), none, torch.tensor(3.0))
+    loss = clip.clip_loss(image, text, unit(2, 3, 8), torch.tensor([7, 7]), none, torch.tensor(3.0))
     by_image = math.log(2)  # both columns are the same text: half each, whatever the image
     by_text = -(0.5 * (3 * image @ text[0]).log_softmax(0)).sum().item()
     assert loss.item() == pytest.approx((by_image + by_text) / 2, rel=1e-9)
 
 
 def test_variants_change_the_view_word_alone():
-    assert clip.view_variants("a red chair, grey background, side view") == [
+    assert clip.view_variants("a red chair, grey background, side view, facing left") == [
         "a red chair, grey background, front view",
+        "a red chair, grey background, side view, facing right",
         "a red chair, grey background, back view",
     ]
     assert clip.view_variants("a red ball, grey background") == []

@@ -87,7 +87,8 @@ def test_no_answer_depends_on_what_the_picture_cannot_show():
 def test_captions_and_view_words():
     scene = Scene("chair", "red", pattern="stripes", azimuth_deg=90)
     assert caption(scene, 90, 20) == "a red chair with white stripes, grey background, front view"
-    assert [view_word(scene, a, 20) for a in (90, 180, 270, 0)] == ["front view", "side view", "back view", "side view"]
+    sides = ["side view, facing left", "side view, facing right"]
+    assert [view_word(scene, a, 20) for a in (90, 180, 270, 0)] == ["front view", sides[0], "back view", sides[1]]
     assert view_word(Scene("ball", "red"), 0, 20) is None
     assert view_word(Scene("ball", "red"), 0, 80) == "overhead view"
 
@@ -97,3 +98,14 @@ def test_a_scene_survives_being_written_as_a_capture(tmp_path):
     write_capture(tmp_path, scene, train=3, test=1, size=16)
     assert read_scene(tmp_path) == scene
     assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+@pytest.mark.parametrize("azimuth", [50, 90, 130, -50, -90, -130])
+def test_side_views_face_as_they_are_said_to(azimuth):
+    duck = Scene("duck", "blue")
+    row = camera_row(azimuth, 20, 4.0, 31.0, 64, (0.0, 0.0, 0.0))
+    red, green, blue = np.moveaxis(render([duck], row[None], 64, 64).rgb[0], -1, 0)
+    beak = ((red > 0.5) & (red > green + 0.2) & (green > blue)).nonzero()[1]
+    assert len(beak)
+    side = "left" if beak.mean() < 32 else "right"
+    assert view_word(duck, azimuth, 20) == f"side view, facing {side}"

@@ -59,7 +59,8 @@ def test_captions_are_read_back():
         for key, value in silent.items():
             assert said.get(key, value) == getattr(scene, key), (text, key)
         assert said.get("pattern_colour") == (scene.pattern_colour if scene.pattern != "plain" else None)
-        assert said.get("view", "") == (re.findall(r"\w+ view$", text) or [""])[0]
+        assert said.get("view", "") == (re.findall(r"\w+ view", text) or [""])[0]
+        assert said.get("facing", "") == (re.findall(r"facing \w+$", text) or [""])[0]
         assert write_prompt(said) == text
 
 
@@ -134,7 +135,7 @@ def entails(text, prompt):
     return all(told.get(key) == value for key, value in said.items())
 
 
-@pytest.mark.parametrize("text", [*PROMPTS, "a red chair, back view"])
+@pytest.mark.parametrize("text", [*PROMPTS, "a red chair, back view", "a red duck, side view, facing left"])
 def test_distractors_never_entail_the_prompt_nor_it_them(text):
     said, found = parse_prompt(text), distractors(text, 300, seed=3)
     assert len(found) == len(set(found)) > 8

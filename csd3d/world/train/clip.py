@@ -24,8 +24,8 @@ MAX_SCALE = 100.0
 class Sentences:
     """Tokens [U,L] of all captions and of their view variants; rows of them by pair.
 
-    `caption` [2,P] of the sources and of the targets; `variants` [U,2] the same caption with the other two view words,
-    or −1 where it has none.
+    `caption` [2,P] of the sources and of the targets; `variants` [U,3] the same caption with the other view words, or
+    −1 where it has none.
     """
 
     tokens: Tensor
@@ -62,7 +62,7 @@ def build_clip(tokenizer: CLIPTokenizer, image_size: int = 128, patch: int = 16,
 
 
 def view_variants(caption: str) -> list[str]:
-    """The caption with each of the other two view words in place of its own; empty where it has none."""
+    """The caption with each of the other view words in place of its own; empty where it has none."""
     for view in VIEWS:
         if caption.endswith(view):
             return [caption.removesuffix(view) + other for other in VIEWS if other != view]
@@ -76,17 +76,18 @@ def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
     texts |= dict.fromkeys(variant for caption in list(texts) for variant in view_variants(caption))
     row = {text: i for i, text in enumerate(texts)}
     variants = [[row[v] for v in view_variants(text) if v in row] for text in texts]
+    none = [-1] * (len(VIEWS) - 1)
     return Sentences(
         tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids,
         torch.tensor([[row[caption] for caption in side] for side in captions]),
-        torch.tensor([found if len(found) == 2 else [-1, -1] for found in variants]),
+        torch.tensor([found if len(found) == len(none) else none for found in variants]),
     )
 
 
 def clip_loss(image: Tensor, text: Tensor, variants: Tensor, row: Tensor, has_view: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy of s I Tᵀ; captions that are equal (`row` [n]) share the target. Plus that of the views.
 
-    `variants` [n,2,D] embed each caption with wrong view words, against which its own image (where `has_view` [n]) must
+    `variants` [n,3,D] embed each caption with wrong view words, against which its own image (where `has_view` [n]) must
     choose the right one. Without this nothing asks for the view, since any two captions of a batch differ in much else.
     """
     logits = scale * image @ text.T
@@ -118,7 +119,7 @@ def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Pat
         with autocast(config):
             image = embed_images(model, images)
             text = embed_tokens(model, sentences.tokens[rows].to(config.device))
-        own, wrong = text[: len(row)], text[len(row) :].unflatten(0, (len(row), 2))
+        own, wrong = text[: len(row)], text[len(row) :].unflatten(0, variants.shape)
         scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
         loss = clip_loss(image, own, wrong, row.to(image.device), (variants[:, 0] >= 0).to(image.device), scale)
         return {"loss": loss, "scale": scale.detach()}

@@ -85,7 +85,7 @@ def train_lmc(pairs: Pairs, config: FitConfig, base: Path, out: Path, width: int
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
         drawn = draw_captioned(data, config.batch, generator, drop=0.0, blurry=0.0)
-        modes, tokens = (part.to(config.device) for part in drawn)
+        modes, tokens = drawn[0].to(config.device), drawn[1][:, 0].to(config.device)
         with torch.no_grad():
             text = prior.text_encoder(tokens)[0].float()
         predict = lambda z_t, t: prior.predict_noise(z_t, t, Condition(text))  # noqa: E731 (a name for one call)

@@ -25,17 +25,19 @@ from csd3d.world.train.ip2p import for_training, load_denoiser
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
 
 BLURRY = "blurry"
-HIGH = 0.5  # share of a batch at high noise, where the view is chosen
-VIEW_WEIGHT = 0.15  # of `view_loss` at the first step; linearly to 0 at the last
+HIGH = 0.5  # share of a batch at high noise, where the view is chosen, until half-time; then linearly to 0
+VIEW_WEIGHT = 0.15  # of `view_loss` until half-time; then linearly to 0: pictures first take sides, then get sharp
 VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """Unscaled modes of every picture, sources then targets [2P,4,h,w], and the tokens of their captions [2P,L].
+    """Unscaled modes of every picture, sources then targets [2P,4,h,w], and the tokens of their captions [2P,2,L]: as
+    they are, and with another view word (`other_view`; without one both are the same).
 
-    `loose` [2P,L] are the captions without a colour or the background: prompts leave these open ("a chair"). `blurry`
-    [2P,L] are the captions with that word, or the word alone: a quality to hold SDS-Bridge and NFSD away from.
+    `loose` [2P,2,L] are the captions without a colour, the background or which way it faces: prompts leave these open
+    ("a chair"). `blurry` [2P,2,L] are the captions with that word, or the word alone: a quality to hold SDS-Bridge and
+    NFSD away from.
     """
 
     modes: Tensor
@@ -49,11 +51,14 @@ def load_captioned(pairs: Pairs, vae: AutoencoderKL, tokenizer: CLIPTokenizer, c
     """Encode both sides of every pair (cached in config.work) and tokenise their captions."""
     captions = [record[key] for key in ("caption", "target_caption") for record in pairs.records]
     rng = random.Random(config.seed)
-    loose = [loosen(caption, ("colour", "pattern_colour", "backdrop"), rng) for caption in captions]
+    loose = [loosen(caption, ("colour", "pattern_colour", "backdrop", "facing"), rng) for caption in captions]
+    others = [[other_view(caption, rng) for caption in kind] for kind in (captions, loose)]
     blurry = [BLURRY if rng.random() < 0.25 else f"{caption}, {BLURRY}" for caption in captions]
-    every = ["", *captions, *loose, *blurry]
+    every = ["", *captions, *others[0], *loose, *others[1], *blurry]
     tokens = tokenizer(every, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return Captioned(torch.cat(cache_pairs(vae, pairs, config)), *tokens[1:].chunk(3), tokens[0])
+    own, other, loose, loose_other, blurry = tokens[1:].chunk(5)
+    found = (torch.stack(two, 1) for two in ((own, other), (loose, loose_other), (blurry, blurry)))
+    return Captioned(torch.cat(cache_pairs(vae, pairs, config)), *found, tokens[0])
 
 
 def draw_captioned(
@@ -64,17 +69,17 @@ def draw_captioned(
     loose: float = 0.25,
     blurry: float = 0.05,
 ) -> tuple[Tensor, Tensor]:
-    """Modes [B,4,h,w] and tokens [B,L] of random pictures.
+    """Modes [B,4,h,w] of random pictures and tokens [B,2,L] of their captions, with the right and another view word.
 
     A share `drop` of the captions is replaced by the empty one, a share `loose` leaves something open, and a share
     `blurry` of the pictures is blurred, as its captions say.
     """
     pick = torch.randint(len(data.modes), (batch,), generator=generator)
-    chance = torch.rand(batch, 1, generator=generator)
+    chance = torch.rand(batch, 1, 1, generator=generator)
     tokens = torch.where(chance < loose + drop, data.loose[pick], data.tokens[pick])
     tokens = torch.where(chance < drop, data.empty, tokens)
     modes, blurred = data.modes[pick].float(), chance >= 1 - blurry
-    modes = torch.where(blurred[:, :, None, None], blur(modes), modes)
+    modes = torch.where(blurred[..., None], blur(modes), modes)
     return modes, torch.where(blurred, data.blurry[pick], tokens)
 
 
@@ -83,17 +88,17 @@ def blur(modes: Tensor) -> Tensor:
     return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
 
 
-def other_views(tokens: Tensor, views: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Captions [B,L] with another of the view words `views` (front, side, back) for theirs; which have one, [B] bool.
+def other_view(caption: str, rng: random.Random) -> str:
+    """The caption with another of `VIEWS` in the place of its own; as it is where it has none.
 
     Front and back, whose outlines are the same, are exchanged four times out of five.
     """
-    found = tokens[..., None] == views
-    own = found.any(1).int().argmax(1)
-    other = (own + torch.randint(1, 3, (len(tokens),), generator=generator)) % 3
-    opposite = (torch.rand(len(tokens), generator=generator) < 0.6) & (own != 1)
-    word = views[torch.where(opposite, 2 - own, other)]
-    return torch.where(found.any(2), word[:, None], tokens), found.any(2).any(1)
+    own = next((view for view in VIEWS if caption.endswith(view)), None)
+    if own is None:
+        return caption
+    opposite = {VIEWS[0]: VIEWS[-1], VIEWS[-1]: VIEWS[0]}.get(own)
+    other = opposite if opposite and rng.random() < 0.7 else rng.choice([view for view in VIEWS if view != own])
+    return caption.removesuffix(own) + other
 
 
 def view_loss(right: Tensor, other: Tensor) -> Tensor:
@@ -127,13 +132,13 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
         denoiser.unet = text_unet(denoiser.unet)
     trainer = Trainer(for_training(denoiser), config)
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod
-    views = torch.tensor([tokenizer(view, add_special_tokens=False).input_ids[0] for view in VIEWS])
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
-        modes, tokens = draw_captioned(data, config.batch, generator)
-        found = (modes, tokens, *other_views(tokens, views, generator))
-        modes, tokens, wrong, has_view = (part.to(config.device) for part in found)
-        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH)
+        fade = min(1.0, 2 * (1 - progress))
+        modes, both = (part.to(config.device) for part in draw_captioned(data, config.batch, generator))
+        tokens, wrong = both.unbind(1)
+        has_view = (tokens != wrong).any(1)
+        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH * fade)
         asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 2, 0]
         with autocast(config):
             z_t, t = (torch.cat([part, part[asked]]) for part in (noised.z_t, noised.t))
@@ -141,7 +146,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
         right, other = noised.error(predicted[: len(tokens)]), noised.error(predicted[len(tokens) :], asked)
         plain = (noised.weight * right).mean()
         view = view_loss(right[asked], other)
-        return {"loss": plain + VIEW_WEIGHT * (1 - progress) * view, "plain": plain.detach(), "view": view.detach()}
+        return {"loss": plain + VIEW_WEIGHT * fade * view, "plain": plain.detach(), "view": view.detach()}
 
     def export() -> None:
         trained = trainer.ema_model()
