@@ -319,7 +319,8 @@ def test_captions_belong_to_their_pictures_and_are_loosened_and_dropped_at_their
     count = 50
     modes = torch.arange(1.0, count + 1)[:, None, None, None].expand(count, 4, 2, 2)
     tokens = torch.arange(1, count + 1)[:, None, None].expand(count, 2, 4)
-    data = t2i.Captioned(modes, tokens, -tokens, 1000 + tokens, torch.zeros(4, dtype=torch.long))
+    none = torch.zeros(count, dtype=torch.long)
+    data = t2i.Captioned(modes, tokens, -tokens, 1000 + tokens, none, none[:4])
     drawn, words = t2i.draw_captioned(data, 20_000, torch.Generator().manual_seed(0))
     words = words[:, 1]
     dropped, loose, blurry = words[:, 0] == 0, words[:, 0] < 0, words[:, 0] > 1000
@@ -329,10 +330,27 @@ def test_captions_belong_to_their_pictures_and_are_loosened_and_dropped_at_their
     assert loose.float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert blurry.float().mean().item() == pytest.approx(0.05, abs=0.01)
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(2, 2)
-    data = t2i.Captioned(checks.expand(count, 4, 4, 4), tokens, -tokens, 1000 + tokens, tokens[0, 0])
+    data = t2i.Captioned(checks.expand(count, 4, 4, 4), tokens, -tokens, 1000 + tokens, none, tokens[0, 0])
     drawn, words = t2i.draw_captioned(data, 2000, torch.Generator().manual_seed(0))
     words = words[:, 0]
     assert torch.equal((drawn == 0).all(-1).all(-1).all(-1), words[:, 0] > 1000)  # exactly what says so is blurred
+
+
+def test_sides_lean_to_where_they_face_while_that_is_asked():
+    facing = torch.tensor([-1, 1, 0, 0, 0, 0])
+    modes = torch.arange(8.0).expand(6, 4, 8, 8)
+    tokens = torch.arange(6)[:, None, None].expand(6, 2, 4)
+    data = t2i.Captioned(modes, tokens, tokens, tokens, facing, tokens[0, 0])
+    for leaning in (0, 3):
+        drawn, words = t2i.draw_captioned(
+            data, 4000, torch.Generator().manual_seed(0), 0.0, blurry=0.0, leaning=leaning
+        )
+        own = words[:, 0, 0]
+        assert (own < 2).float().mean().item() == pytest.approx(2 / 3 if leaning else 1 / 3, abs=0.03)
+        columns = drawn[:, 0, 0]
+        assert torch.equal(columns[own == 0][0], (torch.arange(8.0) + leaning).clamp(max=7))  # its left half is gone
+        assert torch.equal(columns[own == 1][0], (torch.arange(8.0) - leaning).clamp(min=0))
+        assert torch.equal(columns[own > 1][0], torch.arange(8.0))
 
 
 def test_noise_is_drawn_high_at_its_rate_and_undone_by_the_velocity():
@@ -355,8 +373,9 @@ def test_another_view_takes_the_place_of_the_right_one_and_nothing_else_changes(
     for view in VIEWS:
         found = Counter(t2i.other_view(f"a red duck, {view}", rng).removeprefix("a red duck, ") for _ in range(3000))
         assert found.keys() == set(VIEWS) - {view}
-        opposite = {"front view": "back view", "back view": "front view"}.get(view)
-        expected = {other: 0.8 if other == opposite else 0.1 if opposite else 1 / 3 for other in found}
+        words = {"front": "back", "back": "front", "left": "right", "right": "left"}
+        opposite = next(view.replace(own, other) for own, other in words.items() if own in view)
+        expected = {other: 0.8 if other == opposite else 0.1 for other in found}
         assert {other: count / 3000 for other, count in found.items()} == pytest.approx(expected, abs=0.04)
 
 
