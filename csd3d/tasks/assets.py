@@ -96,14 +96,16 @@ class AssetConfig:
 
 
 class Assets(nn.Module):
-    """N scene models, each with a start of its own."""
+    """N scene models, each with a start of its own; before `backdrop`, rgb, where one is given."""
 
-    def __init__(self, config: AssetConfig, count: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: AssetConfig, count: int, generator: torch.Generator, backdrop: tuple[float, ...] | None = None
+    ) -> None:
         super().__init__()
         e = config.extent
         self.register_buffer("aabb", torch.tensor([-e, -e, -e, e, e, e]))
         parts = (config.field, config.render, self.aabb.cpu(), generator)
-        self.models = nn.ModuleList(SceneModel(*parts, background=config.background) for _ in range(count))
+        self.models = nn.ModuleList(SceneModel(*parts, background=backdrop or config.background) for _ in range(count))
 
     def render(
         self, cameras: Cameras, jitter: Tensor, shading: Shading, colour: Tensor | None, distortion: bool = False

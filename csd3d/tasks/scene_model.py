@@ -65,7 +65,7 @@ class SceneModel(nn.Module):
         aabb: Tensor,
         generator: torch.Generator,
         unbounded: bool = False,
-        background: str = "learned",
+        background: str | tuple[float, float, float] = "learned",
     ) -> None:
         super().__init__()
         self.field = RadianceField(field, aabb, unbounded, generator)

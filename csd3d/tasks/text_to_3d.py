@@ -26,6 +26,7 @@ from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.tasks.assets import (
     AssetConfig,
     Assets,
+    AssetViews,
     LossConfig,
     ShadingConfig,
     averaged,
@@ -114,6 +115,8 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if self.prompts.backdrops and self.asset.random_background:
+            raise ValueError("asset.random_background draws what prompts.backdrops draw too: set it to 0")
         check_methods(self.methods, self.distill)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
@@ -186,8 +189,8 @@ def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: St
     """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
     check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
-    said = [config.prompts.text(config.prompt, view) for view in config.prompts.words]
-    embed_all(prior, branch_texts(said, config.guide.words), config.methods, config.distill)
+    texts = branch_texts(config.prompts.texts(config.prompt), config.guide.words)
+    embed_all(prior, texts, config.methods, config.distill)
     return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
 
 
@@ -216,7 +219,8 @@ def distil(job: Job, networks: Networks, name: str) -> AssetPhase:
 def new_phase(job: Job, guide: Guide, name: str) -> AssetPhase:
     """A phase at its first step; the start depends on the seed alone, so that methods begin alike."""
     config = job.config
-    model = Assets(config.asset, config.particles, job.generator("start")).to(job.device)
+    finished = next(iter(config.prompts.backdrops.values()), None)
+    model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
     background = {id(p) for m in model.models for p in m.background.parameters()}
     rate = config.optim.learning_rate
     groups = [
@@ -238,12 +242,13 @@ def asset_step(
     model.set_levels(milestone(config.asset.levels, step))
     model.update_grids(step, generator)
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
-    shown = render_step(config, model, views, step, generator)
+    backdrop = draw_backdrop(config, generator)
+    shown = render_step(config, model, views, step, generator, backdrop)
     side = config.guidance_size
     z = guide.prior.encode(F.interpolate(shown.images, (side, side), mode="bilinear", align_corners=False))
     extras = step_extras(config, guide, views, z, noise_map)
     cameras = views.cameras.camera_to_world.flatten(1).repeat(config.particles, 1)
-    gradient, report = guide.step(z, view_texts(config, views), step, generator, extras, cameras)
+    gradient, report = guide.step(z, view_texts(config, views, backdrop), step, generator, extras, cameras)
     penalty, losses = regularisers(shown, config.losses, step)
     loss = (z * gradient.to(z)).sum() / len(z) + penalty
     finite = descend(config.optim, phase, loss, config.optim.share(step, config.distill.steps))
@@ -251,13 +256,22 @@ def asset_step(
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 
 
-def render_step(config: TextTo3DConfig, model: Assets, views: Views, step: int, generator: torch.Generator):
-    """The step's renders, lit and before a background as the step's draws say."""
+def draw_backdrop(config: TextTo3DConfig, generator: torch.Generator) -> str | None:
+    """The name of the step's backdrop, None where there are none."""
+    names = list(config.prompts.backdrops)
+    return names[int(torch.randint(len(names), (), generator=generator))] if names else None
+
+
+def render_step(
+    config: TextTo3DConfig, model: Assets, views: Views, step: int, generator: torch.Generator, backdrop: str | None
+) -> AssetViews:
+    """The step's renders before its backdrop; how they are lit, and before what without one, is drawn here."""
     pixels = len(views.cameras) * views.cameras.height * views.cameras.width
     jitter = torch.rand(config.particles, pixels, generator=generator)
     shading = draw_shading(config.shading, config.losses, step, generator)
     u, colour = torch.rand((), generator=generator).item(), torch.rand(3, generator=generator)
     plain = colour if u < config.asset.random_background else None
+    plain = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else plain
     return model.render(views.cameras, jitter, shading, plain, bool(scheduled(config.losses.distortion, step)))
 
 
@@ -280,14 +294,16 @@ def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, share: float) 
     return True
 
 
-def view_texts(config: TextTo3DConfig, views: Views) -> dict[str, list[str]]:
-    """Every branch's prompts [N·V], each view told what it is, and what it is not."""
+def view_texts(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, list[str]]:
+    """Every branch's prompts [N·V], each view told what it is and before what, and what it is not."""
     places = list(zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True))
-    texts = [config.say(config.prompt, *place) for place in places]
+    own = [view_of(*place, config.prompts) for place in places]
     away = [away_views(*place, config.prompts.overhead_deg)[0] for place in places]
-    others = [[config.prompts.text(config.prompt, names[k]) for names in away] for k in (0, 1)]
-    repeat = config.particles
-    return branch_texts(texts * repeat, config.guide.words, [other * repeat for other in others])
+    said = [
+        [config.prompts.text(config.prompt, view, backdrop) for view in views] * config.particles
+        for views in (own, *zip(*away, strict=True))
+    ]
+    return branch_texts(said[0], config.guide.words, said[1:])
 
 
 def step_extras(config: TextTo3DConfig, guide: Guide, views: Views, z: Tensor, noise_map: Tensor | None) -> Extras:

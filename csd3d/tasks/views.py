@@ -4,6 +4,7 @@ Angles in degrees. Azimuth 0 is the object's front (+x), counter-clockwise from 
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -97,8 +98,12 @@ def wrap(azimuth_deg: Tensor) -> Tensor:
 class PromptConfig:
     """How the prompt is said of a view: `template` with {prompt} and {view}, the view's word from `words`.
 
+    `backdrops`: colours, rgb in [0, 1], by name, as {backdrop} in the template. All views of a step stand before one
+    of them, drawn anew each step, and are told which, so that nothing empty can be filled in its colour; the finished
+    asset stands before the first.
+
     Front and back reach `front_deg` and `back_deg` to either side of theirs; overhead starts at `overhead_deg` of
-    elevation. `negative`: what NFSD's and every unconditional prediction is of, the empty prompt by default.
+    elevation.
     """
 
     template: str = "{prompt}, {view}"
@@ -114,13 +119,18 @@ class PromptConfig:
     front_deg: float = 45.0
     back_deg: float = 45.0
     overhead_deg: float = 60.0
-    negative: str = ""
+    backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
             raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
         if missing := {"front", "left", "right", "back", "overhead"} - self.words.keys():
             raise ValueError(f"words lacks {', '.join(sorted(missing))}")
+        if bool(self.backdrops) != ("{backdrop}" in self.template):
+            raise ValueError("backdrops and {backdrop} in the template go together: give both, or neither")
+        for name, colour in self.backdrops.items():
+            if not all(0 <= part <= 1 for part in colour):
+                raise ValueError(f"backdrops.{name} is {list(colour)}: give red, green and blue in [0, 1]")
         for key in ("front_deg", "back_deg"):
             if not 0 <= getattr(self, key) <= 180:
                 raise ValueError(f"{key} is {getattr(self, key):g}: give degrees to either side, 0 to 180")
@@ -129,9 +139,15 @@ class PromptConfig:
                 f"front_deg {self.front_deg:g} and back_deg {self.back_deg:g} overlap: at most 180 together"
             )
 
-    def text(self, prompt: str, view: str) -> str:
-        """The prompt as said of a view ("front", "left", "right", "back", "overhead")."""
-        return self.template.replace("{view}", self.words[view]).replace("{prompt}", prompt)
+    def text(self, prompt: str, view: str, backdrop: str | None = None) -> str:
+        """The prompt as said of a view ("front", "left", "right", "back", "overhead") before a backdrop, the first."""
+        backdrop = backdrop or next(iter(self.backdrops), "")
+        said = {"{view}": self.words[view], "{backdrop}": backdrop, "{prompt}": prompt}
+        return re.sub("{view}|{backdrop}|{prompt}", lambda found: said[found[0]], self.template)
+
+    def texts(self, prompt: str) -> list[str]:
+        """Everything `text` may say of a prompt."""
+        return [self.text(prompt, view, name) for view in self.words for name in self.backdrops or ("",)]
 
 
 def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:

@@ -97,6 +97,7 @@ def test_backgrounds():
     directions = torch.nn.functional.normalize(torch.randn(7, 3), dim=1)
     assert Background("white")(directions).eq(1).all()
     assert Background("black")(directions).eq(0).all()
+    assert torch.equal(Background((0.1, 0.2, 0.3))(directions), torch.tensor([[0.1, 0.2, 0.3]]).expand(7, 3))
     learned = Background("learned", torch.Generator().manual_seed(0))(directions)
     assert learned.shape == (7, 3)
     assert learned.std() > 1e-3

@@ -22,7 +22,7 @@ from csd3d.tasks.assets import (
     scheduled,
 )
 from csd3d.tasks.text_to_3d import OptimConfig, TextTo3DConfig, asset_step, new_phase, step_extras, view_texts
-from csd3d.tasks.views import Views, sample_views
+from csd3d.tasks.views import PromptConfig, Views, sample_views
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}
@@ -32,7 +32,7 @@ def settings(**changes):
     asset = AssetConfig(
         field=FieldConfig(**FIELD), render=RenderConfig(**RENDER), resolution=[(0, 12)], levels=[(0, 4)]
     )
-    return TextTo3DConfig(prompt="a red chair", asset=asset, guidance_size=16, **changes)
+    return TextTo3DConfig(**{"prompt": "a red chair", "asset": asset, "guidance_size": 16} | changes)
 
 
 def generator(seed=0):
@@ -81,6 +81,31 @@ def test_a_direction_is_descended_through_the_renderer(particles):
     assert errors[-1] < 0.3 * errors[0]
     fields = [model.field.table for model in phase.model.models]
     assert particles == 1 or not torch.equal(*fields)  # starts of their own
+
+
+BACKDROPS = {"white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+def test_a_step_stands_before_a_backdrop_and_its_prompts_say_which():
+    seen = set()
+
+    class Look(Pull):
+        def step(self, z, texts, *others):
+            (word,) = {text.split(" on ")[1].split(",")[0] for branch in ("text", "away") for text in texts[branch]}
+            torch.testing.assert_close(z[:, :, 8, 8], torch.tensor(BACKDROPS[word]).expand(len(z), 3))
+            seen.add(word)
+            return super().step(z, texts, *others)
+
+    config = settings(prompts=PromptConfig(template="{prompt} on {backdrop}, {view}", backdrops=BACKDROPS))
+    config.asset.field.blob_radius = 1e-4  # all is empty
+    phase = new_phase(Job(config), Look([0.5, 0.5, 0.5]), "sds")
+    for step in range(12):
+        asset_step(config, phase, Look([0.5, 0.5, 0.5]), step, None)
+    assert seen == BACKDROPS.keys()
+    assert phase.model.models[0].background(torch.ones(2, 3)).eq(1).all()  # the finished asset's is the first
+    assert not list(phase.model.models[0].background.parameters())
+    with pytest.raises(ValueError, match="random_background"):
+        settings(prompts=config.prompts, asset=AssetConfig(random_background=0.5))
 
 
 def draw(step=0, losses=None, **config):

@@ -95,8 +95,16 @@ def test_perp_neg_holds_a_view_away_from_what_it_is_not():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"template": "a chair"}, {"words": {"front": "front"}}, {"front_deg": 100, "back_deg": 90}]
+    "settings",
+    [
+        {"template": "a chair"},
+        {"words": {"front": "front"}},
+        {"front_deg": 100, "back_deg": 90},
+        {"backdrops": {"grey": (0.5, 0.5, 0.5)}},
+        {"template": "{prompt}, {backdrop}, {view}"},
+        {"template": "{prompt}, {backdrop}, {view}", "backdrops": {"grey": (128.0, 128.0, 128.0)}},
+    ],
 )
 def test_prompt_settings_that_mean_nothing_are_refused(settings):
-    with pytest.raises(ValueError, match=r"template|words|overlap"):
+    with pytest.raises(ValueError, match=r"template|words|overlap|0, 1"):
         PromptConfig(**settings)
