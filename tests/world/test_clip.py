@@ -1,16 +1,22 @@
 """The small CLIP: its loss against the definition, and that it learns what it is trained on."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from discs import write_discs
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from csd3d.world.language import caption
+from csd3d.world.render import camera_row, render
+from csd3d.world.scene import Scene
+from csd3d.world.shapes import KINDS
 from csd3d.world.train import clip, judge_text
 from csd3d.world.train.__main__ import main
-from csd3d.world.train.data import gather, open_pairs
+from csd3d.world.train.data import gather, move, open_pairs
 from csd3d.world.train.tokenizer import build_tokenizer
 
 
@@ -48,6 +54,45 @@ def test_variants_change_the_view_word_alone():
         "a red chair, grey background, back view",
     ]
     assert clip.view_variants("a red ball, grey background") == []
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.has_front])
+def test_mirrored_captions_say_what_mirrored_renders_show(kind):
+    scene, azimuths = Scene(kind, "red"), (10, 70, 110, 170, -70)
+    rows = {a: camera_row(a, 25, 4.0, 31.0, 48) for a in range(-180, 181, 10)}
+    depth = dict(zip(rows, render([scene] * len(rows), np.stack(list(rows.values())), 48, 48).depth, strict=True))
+    for azimuth in azimuths:
+        mirrored = depth[azimuth][:, ::-1]
+        same = min(depth, key=lambda a: np.abs(depth[a] - mirrored).mean())
+        assert np.abs(depth[same] - mirrored).mean() < 1e-3
+        assert clip.mirror_caption(caption(scene, azimuth, 25)) == caption(scene, same, 25)
+
+
+def test_pictures_are_drawn_with_what_they_then_show(tmp_path):
+    pairs = open_pairs(write_discs(tmp_path / "pairs", 8))
+    halves = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    halves[:, :, :16] = 200  # bright where "left" is said, at the left
+    words = ["a red duck, side view, facing left", "a red disc"] * 4
+    records = [{"caption": word, "target_caption": word} for word in words]
+    pairs = replace(pairs, source=halves, target=halves, records=records)
+    sentences = clip.load_sentences(pairs, build_tokenizer([*words, *clip.view_variants(words[0])]))
+    images, row = clip.draw(pairs, sentences, 2000, 0, torch.Generator().manual_seed(0))
+    facing, bright_left = sentences.facing[row], images[:, 0, 16, 0] > images[:, 0, 16, -1]
+    assert (facing != 0).float().mean().item() == pytest.approx(7 / 8, abs=0.04)  # three quarters, and half the rest
+    assert torch.equal(facing[facing != 0] < 0, bright_left[facing != 0])
+    assert (facing > 0).float().mean().item() == pytest.approx(7 / 16, abs=0.04)
+    border = (images[:, 0, 16] > 0.5).sum(1)
+    assert (border.min().item(), border.max().item()) == (16 - clip.JITTER, 16 + clip.JITTER)
+    leaning, row = clip.draw(pairs, sentences, 2000, 5, torch.Generator().manual_seed(0))
+    moved = move(images, 5 * sentences.facing[row])
+    assert torch.equal((leaning > 0.5), (moved > 0.5))
+
+
+def test_moving_repeats_the_border():
+    image = torch.arange(12.0).view(1, 1, 3, 4).repeat(2, 1, 1, 1)
+    moved = move(image, torch.tensor([1, -2]), torch.tensor([0, 1]))
+    assert moved[0, 0].tolist() == [[0, 0, 1, 2], [4, 4, 5, 6], [8, 8, 9, 10]]
+    assert moved[1, 0].tolist() == [[2, 3, 3, 3], [2, 3, 3, 3], [6, 7, 7, 7]]
 
 
 def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):

@@ -71,6 +71,15 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor
     return images[..., top : top + size, left : left + size]
 
 
+def move(images: Tensor, right: Tensor, down: Tensor | None = None) -> Tensor:
+    """Images or latents [B,C,h,w] moved by whole pixels `right` and `down` [B], the border repeated."""
+    if down is not None:
+        images = move(images.mT, down).mT
+    size = images.shape[-1]
+    columns = (torch.arange(size) - right[:, None]).clamp(0, size - 1).to(images.device)
+    return images.gather(3, columns[:, None, None].expand_as(images))
+
+
 def texts(pairs: Pairs) -> list[str]:
     """All distinct instructions and captions of a data set, sorted, the empty prompt first."""
     keys = ("instruction", "caption", "target_caption")

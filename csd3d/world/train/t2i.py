@@ -4,6 +4,11 @@ The VAE stays as it is. The text encoder learns too: instructions never asked it
 that a view word tells of a picture is a twentieth of what its colour does, and after an hour the UNet had not found it.
 So early in training view words are asked for (`view_loss`); the last steps are those of the plain loss.
 
+Pictures of a left and a right side are mirrored, and a network whose features do not know left from right gets no
+gradient from the word towards knowing: in an hour the two words made no difference to its errors (0.0000). So sides
+first lean to where they face (`LEAN`): then they differ in where they are, which is learned in minutes; moved back bit
+by bit, the words keep their meaning.
+
 Symbols: z scaled latents [B,4,h,w], y text embeddings [B,L,D].
 """
 
@@ -19,7 +24,7 @@ from transformers import CLIPTokenizer
 
 from csd3d.metrics.clip import VIEWS
 from csd3d.world.prompts import loosen
-from csd3d.world.train.data import Pairs
+from csd3d.world.train.data import Pairs, move
 from csd3d.world.train.diffusion import cache_pairs, draw_noised, noise_schedule, save_pipeline
 from csd3d.world.train.ip2p import for_training, load_denoiser
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
@@ -28,7 +33,7 @@ BLURRY = "blurry"
 HIGH = 0.5  # share of a batch at high noise, where the view is chosen, until 60 % of the time; then linearly to 0
 VIEW_WEIGHT = 0.15  # of `view_loss`, alike: pictures first take sides, then get sharp
 OPPOSITE = dict(zip(VIEWS, reversed(VIEWS), strict=True))
-LEAN = 4  # latent pixels that sides are moved to where they face, until 35 % of the time, 0 from 40 % on: see `lean`
+LEAN = 4  # latent pixels that sides are moved to where they face, until 35 % of the time, 0 from 40 % on
 VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
 
 
@@ -86,7 +91,7 @@ def draw_captioned(
     chance = torch.rand(batch, 1, 1, generator=generator)
     tokens = torch.where(chance < loose + drop, data.loose[pick], data.tokens[pick])
     tokens = torch.where(chance < drop, data.empty, tokens)
-    modes, blurred = lean(data.modes[pick].float(), leaning * data.facing[pick]), chance >= 1 - blurry
+    modes, blurred = move(data.modes[pick].float(), leaning * data.facing[pick]), chance >= 1 - blurry
     modes = torch.where(blurred[..., None], blur(modes), modes)
     return modes, torch.where(blurred, data.blurry[pick], tokens)
 
@@ -94,18 +99,6 @@ def draw_captioned(
 def blur(modes: Tensor) -> Tensor:
     """Latents [B,4,h,w] at half their resolution: what they decode to is blurred."""
     return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
-
-
-def lean(modes: Tensor, shift: Tensor) -> Tensor:
-    """Latents [B,4,h,w] moved to the right by `shift` [B] of their columns, the border repeated.
-
-    A curriculum. Pictures of a left and a right side are mirrored, and a network whose features do not know left from
-    right gets no gradient from the word towards knowing: in an hour the two words made no difference to its errors
-    (0.0000). Moved to where they face, they differ in where they are, which is learned in minutes; moved back bit by
-    bit, the words keep their meaning.
-    """
-    columns = torch.arange(modes.shape[-1]) - shift[:, None]
-    return modes.gather(3, columns.clamp(0, modes.shape[-1] - 1)[:, None, None].expand_as(modes))
 
 
 def other_view(caption: str, rng: random.Random) -> str:
