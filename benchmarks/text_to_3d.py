@@ -1,10 +1,12 @@
 """Text to 3D by every method: the same prompts, seeds, steps and cameras.
 
-`python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …]`
+`python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …] [--diverse]`
 
 Each prompt and seed is an ordinary run of configs/csd-text-to-3d.yaml that compares the methods, in its own folder
-under --work; a finished one is not run again and a broken-off one is resumed. Prints the Markdown table that the
-README quotes, and writes the grid of all methods beside the JSON.
+under --work and the JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown
+table that the README quotes, and writes the grid of all methods beside the JSON.
+
+With --diverse it is configs/csd-diverse.yaml: four assets of a prompt that leaves things open, by CSD and by SDS.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from csd3d.export import ViewRow
 from csd3d.tasks.results import save_grid
 from csd3d.tasks.text_to_image import slug, title
 
-CONFIG = Path(__file__).parent.parent / "configs" / "csd-text-to-3d.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
 PROMPTS = (
     "a red chair with yellow stripes",
     "a blue duck",
@@ -41,19 +43,20 @@ FIGURES = {
 }
 
 
-def run_one(prompt: str, seed: int, methods: list[str], work: Path, overrides: list[str]) -> dict:
+def run_one(config: Path, prompt: str, seed: int, methods: list[str], work: Path, overrides: list[str]) -> dict:
     """metrics.json of one prompt and seed, and where its run is."""
     keys = [f"prompt={prompt}", f"method={methods[0]}", f"compare=[{', '.join(methods[1:])}]", *overrides]
     folder = work / f"{'-'.join(prompt.replace(',', '').split())}-{seed}"
-    return {"seed": seed, "folder": str(folder), **finished_run(CONFIG, keys, folder, seed)}
+    return {"seed": seed, "folder": str(folder), **finished_run(config, keys, folder, seed)}
 
 
 def grid(runs: list[dict], path: Path) -> None:
-    """A row a method; of every run the view at 30° (its first asset)."""
+    """A row a method; of every run the view at 30°, of each of its assets."""
     rows = []
     for method in dict.fromkeys(name for run in runs for name in run["results"]):
-        folders = [Path(run["folder"]) / "images" / slug(method) / "0" for run in runs]
-        pictures = [sorted(folder.iterdir())[1] for folder in folders if folder.is_dir()]
+        folders = [Path(run["folder"]) / "images" / slug(method) for run in runs]
+        assets = [asset for folder in folders if folder.is_dir() for asset in sorted(folder.iterdir())]
+        pictures = [sorted(asset.iterdir())[1] for asset in assets]
         rows.append(ViewRow(title(method), [iio.imread(picture) for picture in pictures]))
     save_grid(path, rows)
 
@@ -64,14 +67,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change keys of the config")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("outputs/benchmark-text-to-3d"))
-    parser.add_argument("--methods", nargs="+", default=list(method_names()))
-    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
+    parser.add_argument("--methods", nargs="+", help="default: all; with --diverse csd and sds")
+    parser.add_argument("--prompts", nargs="+", help="default: six, with --diverse two")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--diverse", action="store_true", help="four assets a prompt")
     args = parser.parse_intermixed_args()
+    config = CONFIGS / ("csd-diverse.yaml" if args.diverse else "csd-text-to-3d.yaml")
+    methods = args.methods or (["csd", "sds"] if args.diverse else list(method_names()))
     runs = []
-    for prompt in args.prompts:
+    for prompt in args.prompts or (OPEN_PROMPTS if args.diverse else PROMPTS):
         for seed in args.seeds:
-            runs.append(run_one(prompt, seed, args.methods, args.work, args.overrides))
+            runs.append(run_one(config, prompt, seed, methods, args.work / args.json.stem, args.overrides))
             write_results(args.json, runs, FIGURES, args.overrides)
     grid(runs, args.json.with_suffix(".png"))
     print("\n".join(mean_table(runs, FIGURES)))

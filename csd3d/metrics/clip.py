@@ -237,17 +237,20 @@ def embed_tokens(model: CLIPModel, tokens: Tensor) -> Tensor:
 
 
 def text_image_score(images: Tensor, text: Tensor) -> Tensor:
-    """cos(E_I, E_T) of each image `[V, D]` and one text `[D]` → `[V]`."""
-    return F.cosine_similarity(images, text[None], dim=-1)
+    """cos(E_I, E_T) of each image `[V, D]` and one text `[D]`, or the text as said of each `[V, D]` → `[V]`."""
+    return F.cosine_similarity(images, text.expand_as(images), dim=-1)
 
 
 def retrieval_rank(images: Tensor, text: Tensor, distractors: Tensor) -> int:
     """Place of the text among all texts by mean cosine over the views, from 1 (best) to K + 1.
 
-    images `[V, D]`, text `[D]`, distractors `[K, D]`. A tie counts against it: who tells nothing apart comes last.
+    images `[V, D]`, text `[D]`, distractors `[K, D]`; or as said of each view `[V, D]`, `[K, V, D]`. A tie counts
+    against it: who tells nothing apart comes last.
     """
     _expect(images, 2, "images [V, D]")
-    scores = F.cosine_similarity(images[:, None], torch.cat([text[None], distractors])[None], dim=-1).mean(0)
+    texts = torch.cat([text[None], distractors])
+    texts = texts if texts.ndim == 3 else texts[:, None]
+    scores = F.cosine_similarity(images[None], texts, dim=-1).mean(1)
     return 1 + int((scores[1:] >= scores[0]).sum())
 
 

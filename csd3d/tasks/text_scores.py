@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.metrics.clip import ClipModel, load_clip, mean_pairwise_distance, view_word_accuracy
+from csd3d.metrics.clip import (
+    ClipModel,
+    load_clip,
+    mean_pairwise_distance,
+    retrieval_rank,
+    text_image_score,
+    view_word_accuracy,
+)
 from csd3d.metrics.fid import frechet_distance
 from csd3d.world.prompts import (
     distinct_values,
@@ -44,13 +51,13 @@ class Judge:
             return None
         prompts = [prompt, *distractors(prompt, DISTRACTORS, seed)]
         texts = [say(text, view) for text in prompts for view in range(len(embedded))]
-        scores = (self.clip.embed_texts(texts).view(len(prompts), len(embedded), -1) * embedded).sum(-1).mean(1)
-        return 1 + int((scores[1:] >= scores[0]).sum())
+        told = self.clip.embed_texts(texts).view(len(prompts), *embedded.shape)
+        return retrieval_rank(embedded, told[0], told[1:])
 
     def score(self, embedded: Tensor, prompt: str, say: Say) -> float:
         """Mean cosine of the views [V,D] and the prompt."""
         texts = self.clip.embed_texts([say(prompt, view) for view in range(len(embedded))])
-        return (embedded * texts).sum(-1).mean().item()
+        return text_image_score(embedded, texts).mean().item()
 
     def score_pictures(self, pictures: list[Tensor], texts: list[str], seed: int) -> dict[str, float]:
         """Means over prompts: of each prompt's particles [N,3,S,S]."""

@@ -255,6 +255,14 @@ def test_who_tells_nothing_apart_comes_last():
     assert retrieval_rank(direction(30), direction(10)[0], direction(10, 10)) == 3
 
 
+def test_a_text_may_be_told_of_each_view():
+    images, told = direction(0, 90), direction(10, 80)
+    torch.testing.assert_close(text_image_score(images, told), text_image_score(images[:1], told[0]).repeat(2))
+    swapped, alike = told.flip(0), torch.stack([direction(5)[0], direction(85)[0]])
+    assert retrieval_rank(images, told, torch.stack([swapped])) == 1
+    assert retrieval_rank(images, told, torch.stack([swapped, alike])) == 2
+
+
 def test_directional_similarity_knows_its_signs():
     source, source_text = direction(10, 10, 10, 10), direction(200)[0]
     along = direction(240)[0] - source_text
