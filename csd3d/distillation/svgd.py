@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation.correspondence import Correspondence
@@ -20,6 +21,8 @@ from csd3d.distillation.correspondence import Correspondence
 KERNELS = ("rbf", "imq")
 NORMALIZATIONS = ("mean", "row")
 MEDIANS = ("median", "median_all")
+SPACES = ("noisy", "clean", "coarse")
+COARSE = 4  # latent pixels a side that space "coarse" averages
 MIN_RMS_DISTANCE = 1e-3  # per coordinate, latent units: below it two particles count as one and gamma stops growing
 MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
 
@@ -32,8 +35,9 @@ class SVGDConfig:
     squared distance, a kernel whose width (a length) is sqrt(s) times larger. `repulsion` = lambda: SVGD has 1, but a
     random-noise baseline inside the direction already repels once in expectation (Stein's lemma), so 0 with SDS and
     independent noise is consistent too. `space`: distances between "noisy" latents z_t or the "clean" ones (the same
-    thing when the noise is shared). `compat` = "official" is the authors' code: 1 in place of sigma_t, median over
-    all N² distances.
+    thing when the noise is shared), or of "coarse" ones, means of 4 × 4 pixels [N, C, h, w]: there particles repel one
+    another by their layout and colours, where in all coordinates the way apart is noise. `compat` = "official" is the
+    authors' code: 1 in place of sigma_t, median over all N² distances.
     """
 
     kernel: str = "rbf"
@@ -47,7 +51,7 @@ class SVGDConfig:
     def __post_init__(self):
         _check_choice("svgd.kernel", self.kernel, KERNELS)
         _check_choice("svgd.normalize", self.normalize, NORMALIZATIONS)
-        _check_choice("svgd.space", self.space, ("noisy", "clean"))
+        _check_choice("svgd.space", self.space, SPACES)
         _check_choice("svgd.compat", self.compat, ("corrected", "official"))
         _check_bandwidth(self.bandwidth, self.bandwidth_scale)
         if not math.isfinite(self.repulsion):
@@ -133,6 +137,13 @@ def combine(
     """
     if config is None:
         return directions
+    if config.space == "coarse":
+        if correspondence is not None:
+            raise ValueError('svgd.space is "coarse", which shares by address: leave correspondence out')
+        with torch.enable_grad():
+            z = clean.detach().requires_grad_()
+            sigma = math.sqrt(1 / alpha_bar - 1)
+            return svgd_combine_features(directions, z, F.avg_pool2d(z, COARSE), sigma=sigma, config=config)
     particles, options = _options(noisy, clean, alpha_bar, config)
     return svgd_combine(directions, particles, normalize=config.normalize, correspondence=correspondence, **options)
 
@@ -171,6 +182,7 @@ def svgd_diagnostics(
         return report
     particles, options = _options(noisy, clean, alpha_bar, config)
     coefficient = options.pop("repulsion") * options.pop("sigma")
+    coefficient /= COARSE if config.space == "coarse" else 1  # each mean's force is spread over its 4 × 4
     K, slope = kernel_matrix(particles, **options, correspondence=correspondence)
     terms = _score_and_force(K, slope, directions, particles, "mean", correspondence)
     score, force = (term.norm() for term in terms)
@@ -329,7 +341,8 @@ def _options(noisy: Tensor, clean: Tensor, alpha_bar: float, config: SVGDConfig)
     """The particles whose distances count, and svgd_combine's keywords for them."""
     sigma = math.sqrt(1 - alpha_bar)
     chain_rule = 1 if config.space == "noisy" else 1 / math.sqrt(alpha_bar)
-    return noisy if config.space == "noisy" else clean, {
+    particles = F.avg_pool2d(clean, COARSE) if config.space == "coarse" else clean
+    return noisy if config.space == "noisy" else particles, {
         "sigma": 1.0,
         "repulsion": _coefficient(config, sigma) * chain_rule,
         "kernel": config.kernel,

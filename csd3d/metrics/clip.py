@@ -16,12 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
 from csd3d.errors import InputError
+from csd3d.metrics import conv_clip  # noqa: F401 (what the shipped CLIP's config names)
 
+TwoTowers = CLIPModel | VisionTextDualEncoderModel
+KINDS = {kind.config_class.model_type: kind for kind in (CLIPModel, VisionTextDualEncoderModel)}
 WORLD = "world"
 WORLD_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
 OPEN_CLIP = "open_clip:"
@@ -57,9 +60,10 @@ class ClipModel:
 
 
 def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") -> ClipModel:
-    """Opens `world` (the shipped CLIP), a folder of transformers' CLIPModel, or `open_clip:ARCHITECTURE/WEIGHTS`.
+    """Opens `world` (the shipped CLIP), a folder of a transformers CLIP, or `open_clip:ARCHITECTURE/WEIGHTS`.
 
-    It is called "CLIP (world)" or "CLIP (SOURCE)". Raises InputError where it is missing, broken or of another kind.
+    Such a folder holds a CLIPModel or a VisionTextDualEncoderModel. It is called "CLIP (world)" or "CLIP (SOURCE)".
+    Raises InputError where it is missing, broken or of another kind.
     """
     given = str(source)
     if given.startswith(OPEN_CLIP):
@@ -74,14 +78,7 @@ def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") ->
 
 
 def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipModel:
-    if (kind := _read_json(folder / "config.json").get("model_type")) != "clip":
-        raise InputError(f"{folder}/config.json: holds a {kind}, a clip (CLIPModel) is needed")
-    if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
-        raise InputError(f"{folder}: model.safetensors is missing; pickles (.bin, .pt) can run code and are not opened")
-    # transformers makes an empty vocabulary where files are missing, and says nothing
-    if not (folder / "tokenizer.json").is_file() and not all((folder / f).is_file() for f in TOKENIZER_FILES):
-        raise InputError(f"{folder}: tokenizer missing; needs tokenizer.json, or {' with '.join(TOKENIZER_FILES)}")
-    model, tokenizer = _open_parts(folder)
+    model, tokenizer = open_towers(folder)
     model = model.eval().requires_grad_(False).to(device, torch.float32)
     prepare = partial(clip_pixels, **read_preparation(folder, model.config.vision_config.image_size))
     length = model.config.text_config.max_position_embeddings
@@ -93,11 +90,20 @@ def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipMod
     return ClipModel(f"CLIP ({name})", lambda images: embed_images(model, images.to(device), prepare), embed)
 
 
-def _open_parts(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+def open_towers(folder: Path) -> tuple[TwoTowers, CLIPTokenizer]:
+    """The model and its tokenizer; InputError where the folder is broken or of another kind."""
+    if (kind := _read_json(folder / "config.json").get("model_type")) not in KINDS:
+        wanted = " or ".join(f"{name} ({known.__name__})" for name, known in KINDS.items())
+        raise InputError(f"{folder}/config.json: holds a {kind}, a {wanted} is needed")
+    if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        raise InputError(f"{folder}: model.safetensors is missing; pickles (.bin, .pt) can run code and are not opened")
+    # transformers makes an empty vocabulary where files are missing, and says nothing
+    if not (folder / "tokenizer.json").is_file() and not all((folder / f).is_file() for f in TOKENIZER_FILES):
+        raise InputError(f"{folder}: tokenizer missing; needs tokenizer.json, or {' with '.join(TOKENIZER_FILES)}")
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
         with _quiet():
-            model, info = CLIPModel.from_pretrained(folder, **options)
+            model, info = KINDS[kind].from_pretrained(folder, **options)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a broken file shows up as any of a dozen libraries' errors
         reason = " ".join(str(error).split())[:160]
@@ -224,14 +230,14 @@ def clip_pixels(
     return (images - mean) / std
 
 
-def embed_images(model: CLIPModel, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def embed_images(model: TwoTowers, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]; `prepare` is `clip_pixels` of the shipped CLIP if None."""
     pixels = prepare(images) if prepare else clip_pixels(images, model.config.vision_config.image_size)
     pooled = model.vision_model(pixel_values=pixels).pooler_output
     return F.normalize(model.visual_projection(pooled).float(), dim=-1)
 
 
-def embed_tokens(model: CLIPModel, tokens: Tensor) -> Tensor:
+def embed_tokens(model: TwoTowers, tokens: Tensor) -> Tensor:
     """Unit embeddings [B,D] of tokens [B,L]."""
     return F.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output).float(), dim=-1)
 

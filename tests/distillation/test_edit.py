@@ -219,6 +219,7 @@ def test_guided_predictor_drives_ddim():
         ({"weight": "sigma"}, "weight is 'sigma'"),
         ({"text_scale": math.inf}, "text_scale is inf"),
         ({"steps": -1}, "steps is -1"),
+        ({"svgd": SVGDConfig(space="coarse")}, "noisy or clean"),
     ],
 )
 def test_config_names_the_wrong_key(wrong, message):

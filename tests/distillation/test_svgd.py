@@ -1,6 +1,7 @@
 """svgd_combine against its double-loop definition, its limits, and what Stein variational gradient descent must do."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -282,6 +283,27 @@ def test_features_repel_through_the_feature_jacobian():
         torch.testing.assert_close(G[i].double(), 1.5 * 0.5 * grad[i] / 4, rtol=1e-6, atol=1e-7)
     with pytest.raises(ValueError, match="gradients on"):
         svgd_combine_features(torch.zeros(4, 3), z, phi.detach(), sigma=0.5, config=config)
+
+
+def test_coarse_particles_repel_by_the_means_of_their_pixels():
+    """λ σ_t / √ᾱ_t ∇_{z_i} Σ_j k(φ_i, φ_j) by autograd of the kernel between hand-made means, and its diagnostics."""
+    directions, clean = random(3, 2, 8, 8, seed=28), random(3, 2, 8, 8, seed=29)
+    config = SVGDConfig(space="coarse", bandwidth=0.3, repulsion=2.0, normalize="row")
+    z = clean.clone().requires_grad_()
+    means = z.view(3, 2, 2, 4, 2, 4).mean((3, 5)).flatten(1)
+    K = torch.stack([torch.stack([scalar_kernel(a, b.detach(), "rbf", 0.3) for b in means]) for a in means])
+    weights = K.detach() / K.detach().sum(1, keepdim=True)
+    score = (weights @ directions.flatten(1)).view_as(directions)
+    (grad,) = torch.autograd.grad((K.sum(1) / K.detach().sum(1)).sum(), z)
+    force = 2.0 * math.sqrt(0.6 / 0.4) * grad
+    G = combine(directions, random(3, 2, 8, 8), clean, alpha_bar=0.4, config=config)
+    torch.testing.assert_close(G, score + force, rtol=1e-9, atol=1e-9)
+    report = svgd_diagnostics(directions, clean, clean, alpha_bar=0.4, config=replace(config, normalize="mean"))
+    assert 0 < report["kernel_mean"] == pytest.approx(K[~torch.eye(3, dtype=torch.bool)].mean().item(), rel=1e-9)
+    by_row = K.detach().sum(1)[:, None, None, None]
+    assert report["repulsion_ratio"] == pytest.approx(
+        ((force * by_row).norm() / (score * by_row).norm()).item(), rel=1e-9
+    )
 
 
 def test_diagnostics_see_content_only_through_shared_noise():

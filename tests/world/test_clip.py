@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from discs import write_discs
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer, VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
 from csd3d.world.language import caption
 from csd3d.world.render import camera_row, render
@@ -76,16 +76,14 @@ def test_pictures_are_drawn_with_what_they_then_show(tmp_path):
     records = [{"caption": word, "target_caption": word} for word in words]
     pairs = replace(pairs, source=halves, target=halves, records=records)
     sentences = clip.load_sentences(pairs, build_tokenizer([*words, *clip.view_variants(words[0])]))
-    images, row = clip.draw(pairs, sentences, 2000, 0, torch.Generator().manual_seed(0))
-    facing, bright_left = sentences.facing[row], images[:, 0, 16, 0] > images[:, 0, 16, -1]
+    images, row = clip.draw(pairs, sentences, 2000, torch.Generator().manual_seed(0))
+    facing = torch.where(sentences.variants[row, 0] < 0, 0, torch.where(row == 0, -1, 1))
+    bright_left = images[:, 0, 16, 0] > images[:, 0, 16, -1]
     assert (facing != 0).float().mean().item() == pytest.approx(7 / 8, abs=0.04)  # three quarters, and half the rest
     assert torch.equal(facing[facing != 0] < 0, bright_left[facing != 0])
     assert (facing > 0).float().mean().item() == pytest.approx(7 / 16, abs=0.04)
     border = (images[:, 0, 16] > 0.5).sum(1)
     assert (border.min().item(), border.max().item()) == (16 - clip.JITTER, 16 + clip.JITTER)
-    leaning, row = clip.draw(pairs, sentences, 2000, 5, torch.Generator().manual_seed(0))
-    moved = move(images, 5 * sentences.facing[row])
-    assert torch.equal((leaning > 0.5), (moved > 0.5))
 
 
 def test_moving_repeats_the_border():
@@ -95,19 +93,19 @@ def test_moving_repeats_the_border():
     assert moved[1, 0].tolist() == [[2, 3, 3, 3], [2, 3, 3, 3], [6, 7, 7, 7]]
 
 
-def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_clip(tmp_path):
+def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_dual_encoder(tmp_path):
     folder = write_discs(tmp_path / "pairs", 48)
     pairs = open_pairs(folder)
     tokenizer = build_tokenizer([r[key] for r in pairs.records for key in ("caption", "target_caption")])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = ["--pairs", str(folder), "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "clip")]
     options += ["--work", str(tmp_path / "w"), "--batch", "32", "--warmup", "5", "--ema", "0.8", "--precision", "fp32"]
-    assert main(["clip", *options, "--steps", "40"]) == 0
-    model = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
+    assert main(["clip", *options, "--steps", "80"]) == 0
+    model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
     sentences = clip.load_sentences(pairs, CLIPTokenizer.from_pretrained(tmp_path / "clip"))
     report = judge_text.judge_clip(model, sentences, sentences.embed(model), pairs, among=8)
     assert report["retrieval_at_1"] > 0.8  # chance: 1 in 8
-    processor = CLIPProcessor.from_pretrained(tmp_path / "clip")
+    processor = VisionTextDualEncoderProcessor.from_pretrained(tmp_path / "clip")
     image = gather(pairs.target, torch.arange(1))
     inputs = processor(text=["a red disc"], images=image[0], do_rescale=False, return_tensors="pt")
     assert inputs["pixel_values"].shape[-2:] == (128, 128)

@@ -8,9 +8,8 @@ from diffusers import StableDiffusionPipeline
 from discs import write_discs
 from PIL import Image
 from tiny_models import save_tiny_pipeline
-from transformers import CLIPModel, CLIPTokenizer
 
-from csd3d.metrics.clip import embed_images, embed_tokens
+from csd3d.metrics.clip import embed_images, embed_tokens, open_towers
 from csd3d.world.train import judge_text
 from csd3d.world.train.__main__ import main
 from csd3d.world.train.clip import build_clip, export_clip, load_sentences
@@ -46,8 +45,8 @@ def test_samples_are_the_pipelines_own(tmp_path):
 
 @torch.no_grad()
 def test_a_sample_is_first_where_no_other_caption_suits_it_better(pairs, clip_folder):
-    model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    model, tokenizer = open_towers(clip_folder)
+    model = model.eval().float()
     captions = list(dict.fromkeys(record["target_caption"] for record in pairs.records))
     image = embed_images(model, gather(pairs.target, torch.arange(len(captions))))
     rows = [[record["target_caption"] for record in pairs.records].index(caption) for caption in captions]

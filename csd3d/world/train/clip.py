@@ -1,8 +1,8 @@
 """Training of the small CLIP (Radford et al. 2021, arXiv 2103.00020) by which the world's pictures are judged.
 
-What a view word tells is hard for it: an hour on plain pictures learned 6 of 10 by heart and 47 % of held-out ones,
-left and right not at all. So most pictures drawn have such a word; all are mirrored or not, as their captions then say,
-and moved a little; and sides first lean to where they face, as the text-to-image model's do (`t2i`).
+What a view word tells is the hard part (see `conv_clip`). So most pictures drawn have such a word; all are mirrored or
+not, as their captions then say, and moved a little; and a linear layer, not exported, names kind and view from the
+image tower's features, which asks them for it before two words' embeddings differ enough to.
 
 Symbols: n images of a batch, I and T their unit embeddings and those of their captions [n,D], s the learnt scale.
 """
@@ -12,17 +12,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 from transformers.image_utils import PILImageResampling
 
-from csd3d.metrics.clip import MEAN, STD, VIEWS, embed_images, embed_tokens
+from csd3d.metrics.clip import MEAN, STD, VIEWS, TwoTowers, clip_pixels, embed_tokens
+from csd3d.metrics.conv_clip import ConvTowerConfig
+from csd3d.world.prompts import parse_prompt
+from csd3d.world.shapes import KINDS
 from csd3d.world.train.data import Pairs, gather, move
 from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
 from csd3d.world.train.vae import save_whole
 
 MAX_SCALE = 100.0
-LEAN = 24  # pixels that sides are moved to where they face, until 20 % of the time; then linearly to 0 at 40 %
 JITTER = 8  # pixels that a picture is moved either way
 VIEWED = 0.75  # share of the pairs drawn whose captions have a view word, at least
 
@@ -32,42 +40,35 @@ class Sentences:
     """Tokens [U,L] of all captions and of their view variants; rows of them by pair.
 
     `caption` [2,P] of the sources and of the targets; `variants` [U,3] the same caption with the other view words, or
-    −1 where it has none; `mirror` [U] what the mirrored picture shows; `facing` [U]: −1 a side facing left, 1 right.
+    −1 where it has none; `mirror` [U] what the mirrored picture shows; `label` [U] a `view_label`.
     """
 
     tokens: Tensor
     caption: Tensor
     variants: Tensor
     mirror: Tensor
-    facing: Tensor
+    label: Tensor
 
-    def embed(self, model: CLIPModel) -> Tensor:
+    def embed(self, model: TwoTowers) -> Tensor:
         """T [U,D] of them all."""
         return torch.cat([embed_tokens(model, tokens) for tokens in self.tokens.split(256)])
 
 
-def build_clip(tokenizer: CLIPTokenizer, image_size: int = 128, patch: int = 16, width: int = 192) -> CLIPModel:
-    """Both towers, small: patches of `patch`² of a picture of `image_size`², text of width 128."""
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": 4,
-        "num_attention_heads": width // 32,
-        "image_size": image_size,
-        "patch_size": patch,
-    }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+def build_clip(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
+    """Both towers, small: a convolutional one of 128² pixels, and a CLIP's of texts, 128 wide."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(ConvTowerConfig(), text, projection_dim=128)
+    return VisionTextDualEncoderModel(config)
 
 
 def view_variants(caption: str) -> list[str]:
@@ -88,6 +89,13 @@ def mirror_caption(caption: str) -> str:
     return caption
 
 
+def view_label(caption: str) -> int:
+    """Number of the kind and view that a caption says, −1 where it has no view."""
+    view = next((i for i, view in enumerate(VIEWS) if caption.endswith(view)), None)
+    said = None if view is None else parse_prompt(caption)
+    return -1 if said is None else len(VIEWS) * list(KINDS).index(said["kind"]) + view
+
+
 def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
     """Tokenise every caption of both sides, and its view variants, its mirror's among them."""
     captions = [[record[key] for record in pairs.records] for key in ("caption", "target_caption")]
@@ -101,17 +109,13 @@ def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
         torch.tensor([[row[caption] for caption in side] for side in captions]),
         torch.tensor([found if len(found) == len(none) else none for found in variants]),
         torch.tensor([row[mirror_caption(text)] for text in texts]),
-        torch.tensor([text.endswith(VIEWS[2]) - text.endswith(VIEWS[1]) for text in texts]),
+        torch.tensor([view_label(text) for text in texts]),
     )
 
 
-def draw(
-    pairs: Pairs, sentences: Sentences, batch: int, leaning: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Both sides of random pairs, which differ in little [B,3,S,S]; and the rows of their captions [B].
-
-    Mirrored or not, moved a little, and sides `leaning` pixels to where they face.
-    """
+def draw(pairs: Pairs, sentences: Sentences, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Both sides of random pairs, which differ in little [B,3,S,S], mirrored or not and moved a little; and the rows of
+    what they then show [B]."""
     pick = torch.randint(len(pairs), (batch // 2,), generator=generator)
     viewed = (sentences.variants[sentences.caption[0], 0] >= 0).nonzero()[:, 0]
     if len(viewed):
@@ -123,7 +127,7 @@ def draw(
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     row = torch.where(mirrored, sentences.mirror[row], row)
     right, down = torch.randint(-JITTER, JITTER + 1, (2, len(row)), generator=generator)
-    return move(images, right + leaning * sentences.facing[row], down), row
+    return move(images, right, down), row
 
 
 def clip_loss(image: Tensor, text: Tensor, variants: Tensor, row: Tensor, has_view: Tensor, scale: Tensor) -> Tensor:
@@ -148,28 +152,34 @@ def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Pat
     """
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     model, sentences = build_clip(tokenizer).eval(), load_sentences(pairs, tokenizer)
-    model.set_attn_implementation("eager")
-    trainer = Trainer(model, config)
+    model.text_model.set_attn_implementation("eager")
+    side = model.config.vision_config.image_size
+    head = nn.Linear(model.config.vision_config.hidden_size, len(VIEWS) * len(KINDS))
+    trainer = Trainer(nn.ModuleDict({"clip": model, "head": head}), config)
 
     def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
-        leaning = round(LEAN * min(1.0, max(0.0, 2 - 5 * progress)))
-        images, row = draw(pairs, sentences, config.batch, leaning, generator)
+        images, row = draw(pairs, sentences, config.batch, generator)
         images = images + noise * torch.randn(images.shape, generator=generator)
         variants = sentences.variants[row]
         rows = torch.cat([row, variants.clamp(min=0).flatten()])
         with autocast(config):
-            image = embed_images(model, images.to(config.device))
+            seen = model.vision_model(pixel_values=clip_pixels(images.to(config.device), side)).pooler_output
+            image = F.normalize(model.visual_projection(seen).float(), dim=-1)
             text = embed_tokens(model, sentences.tokens[rows].to(config.device))
+            named = head(seen).float()
         own, wrong = text[: len(row)], text[len(row) :].unflatten(0, variants.shape)
         scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
-        loss = clip_loss(image, own, wrong, row.to(image.device), (variants[:, 0] >= 0).to(image.device), scale)
-        return {"loss": loss, "scale": scale.detach()}
+        has_view = (variants[:, 0] >= 0).to(image.device)
+        loss = clip_loss(image, own, wrong, row.to(image.device), has_view, scale)
+        label = sentences.label[row].to(image.device)
+        views = F.cross_entropy(named, label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp_min(1)
+        return {"loss": loss + views, "clip": loss.detach(), "views": views.detach(), "scale": scale.detach()}
 
-    fit(trainer, loss_fn, lambda: export_clip(trainer.ema_model(), tokenizer, out))
+    fit(trainer, loss_fn, lambda: export_clip(trainer.ema_model()["clip"], tokenizer, out))
 
 
-def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
-    """Write a folder that CLIPModel and CLIPProcessor load, fp16 safetensors, replacing it whole."""
+def export_clip(model: TwoTowers, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write a folder that VisionTextDualEncoderModel and -Processor load, fp16 safetensors, replacing it whole."""
     side = model.config.vision_config.image_size
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     pixels = {"resample": PILImageResampling.BILINEAR, "image_mean": [MEAN] * 3, "image_std": [STD] * 3}

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
 
-from csd3d.metrics.clip import embed_images
+from csd3d.metrics.clip import TwoTowers, embed_images, open_towers
 from csd3d.world.train.clip import Sentences, load_sentences
 from csd3d.world.train.data import Pairs, gather, open_pairs
 from csd3d.world.train.judge import add_common_options, decode, embed
@@ -34,8 +33,8 @@ def add_options(part: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Judge the CLIP and, where given, the text-to-image pipeline; write the report and the contact sheet."""
     pairs = open_pairs(options.pairs)
-    model = CLIPModel.from_pretrained(options.clip, dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(options.clip)
+    model, tokenizer = open_towers(options.clip)
+    model = model.eval().float()
     sentences = load_sentences(pairs, tokenizer)
     text = sentences.embed(model)
     report: dict = {"clip": judge_clip(model, sentences, text, pairs)}
@@ -83,7 +82,7 @@ def _denoise(pipeline: StableDiffusionPipeline, z: Tensor, text: Tensor, guidanc
 
 @torch.no_grad()
 def judge_clip(
-    model: CLIPModel, sentences: Sentences, text: Tensor, pairs: Pairs, among: int = 64
+    model: TwoTowers, sentences: Sentences, text: Tensor, pairs: Pairs, among: int = 64
 ) -> dict[str, float | int]:
     """`judge_pictures` of all true target pictures: share whose own caption is retrieved first, and the rest."""
     image = torch.cat([embed_images(model, gather(pairs.target, i)) for i in torch.arange(len(pairs)).split(64)])
