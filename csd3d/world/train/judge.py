@@ -24,7 +24,6 @@ def add_options(part: argparse.ArgumentParser) -> None:
     """The options of `judge`."""
     add_common_options(part)
     part.add_argument("--model", type=Path, required=True, help="pipeline folder")
-    part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
     part.add_argument("--count", type=int, default=300, help="unambiguous pairs to edit")
     part.add_argument("--ambiguous", type=int, default=90, help="ambiguous pairs with known answers to edit")
     part.add_argument("--sweep", type=int, default=60, help="further pairs on which the scales are chosen")
@@ -37,6 +36,7 @@ def add_common_options(part: argparse.ArgumentParser) -> None:
     part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
     part.add_argument("--json", type=Path, required=True, help="where the numbers go")
     part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
+    part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
     part.add_argument("--steps", type=int, default=20, help="DDIM steps")
     part.add_argument("--seed", type=int, default=0)
     part.add_argument("--threads", type=int)
