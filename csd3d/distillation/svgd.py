@@ -137,13 +137,8 @@ def combine(
     """
     if config is None:
         return directions
-    if config.space == "coarse":
-        if correspondence is not None:
-            raise ValueError('svgd.space is "coarse", which shares by address: leave correspondence out')
-        with torch.enable_grad():
-            z = clean.detach().requires_grad_()
-            sigma = math.sqrt(1 / alpha_bar - 1)
-            return svgd_combine_features(directions, z, F.avg_pool2d(z, COARSE), sigma=sigma, config=config)
+    if config.space == "coarse" and correspondence is not None:
+        raise ValueError('svgd.space is "coarse", which shares by address: leave correspondence out')
     particles, options = _options(noisy, clean, alpha_bar, config)
     return svgd_combine(directions, particles, normalize=config.normalize, correspondence=correspondence, **options)
 
@@ -182,7 +177,6 @@ def svgd_diagnostics(
         return report
     particles, options = _options(noisy, clean, alpha_bar, config)
     coefficient = options.pop("repulsion") * options.pop("sigma")
-    coefficient /= COARSE if config.space == "coarse" else 1  # each mean's force is spread over its 4 × 4
     K, slope = kernel_matrix(particles, **options, correspondence=correspondence)
     terms = _score_and_force(K, slope, directions, particles, "mean", correspondence)
     score, force = (term.norm() for term in terms)
@@ -340,15 +334,25 @@ def _denominator(K: Tensor, normalize: str) -> Tensor | int:
 def _options(noisy: Tensor, clean: Tensor, alpha_bar: float, config: SVGDConfig) -> tuple[Tensor, dict]:
     """The particles whose distances count, and svgd_combine's keywords for them."""
     sigma = math.sqrt(1 - alpha_bar)
-    chain_rule = 1 if config.space == "noisy" else 1 / math.sqrt(alpha_bar)
-    particles = F.avg_pool2d(clean, COARSE) if config.space == "coarse" else clean
-    return noisy if config.space == "noisy" else particles, {
+    particles, chain_rule = (noisy, 1.0) if config.space == "noisy" else (clean, 1 / math.sqrt(alpha_bar))
+    if config.space == "coarse":
+        particles, chain_rule = _coarse(clean), chain_rule / COARSE
+    return particles, {
         "sigma": 1.0,
         "repulsion": _coefficient(config, sigma) * chain_rule,
         "kernel": config.kernel,
         "bandwidth": _bandwidth(config),
         "bandwidth_scale": config.bandwidth_scale,
     }
+
+
+def _coarse(z: Tensor) -> Tensor:
+    """Means of 4 × 4 pixels of z [N, C, h, w], a quarter of each at all of its pixels: as far apart as the means are.
+
+    By the chain rule z feels a quarter of the force. Rows and columns that fill no 4 × 4 count for nothing.
+    """
+    spread = F.interpolate(F.avg_pool2d(z, COARSE), scale_factor=COARSE) / COARSE
+    return F.pad(spread, (0, z.shape[3] - spread.shape[3], 0, z.shape[2] - spread.shape[2]))
 
 
 def _coefficient(config: SVGDConfig, sigma: float) -> float:

@@ -232,14 +232,28 @@ def clip_pixels(
 
 def embed_images(model: TwoTowers, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]; `prepare` is `clip_pixels` of the shipped CLIP if None."""
+    return project_images(model, image_features(model, images, prepare))
+
+
+def image_features(model: TwoTowers, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What the image tower makes of images [B,3,H,W], before its projection; as `embed_images`."""
     pixels = prepare(images) if prepare else clip_pixels(images, model.config.vision_config.image_size)
-    pooled = model.vision_model(pixel_values=pixels).pooler_output
-    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
+    return model.vision_model(pixel_values=pixels).pooler_output
+
+
+def project_images(model: TwoTowers, features: Tensor) -> Tensor:
+    """Unit embeddings [B,D] of `image_features`."""
+    return F.normalize(model.visual_projection(features).float(), dim=-1)
 
 
 def embed_tokens(model: TwoTowers, tokens: Tensor) -> Tensor:
     """Unit embeddings [B,D] of tokens [B,L]."""
     return F.normalize(model.text_projection(model.text_model(input_ids=tokens).pooler_output).float(), dim=-1)
+
+
+def said_view(caption: str) -> str | None:
+    """The one of `VIEWS` that a caption ends with, None without one."""
+    return next((view for view in VIEWS if caption.endswith(view)), None)
 
 
 def text_image_score(images: Tensor, text: Tensor) -> Tensor:

@@ -101,11 +101,11 @@ def test_it_learns_to_tell_the_discs_apart_and_is_an_ordinary_dual_encoder(tmp_p
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = ["--pairs", str(folder), "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "clip")]
     options += ["--work", str(tmp_path / "w"), "--batch", "32", "--warmup", "5", "--ema", "0.8", "--precision", "fp32"]
-    assert main(["clip", *options, "--steps", "50", "--lr", "5e-4"]) == 0
+    assert main(["clip", *options, "--steps", "90", "--lr", "5e-4"]) == 0
     model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "clip", dtype=torch.float32).eval()
     sentences = clip.load_sentences(pairs, CLIPTokenizer.from_pretrained(tmp_path / "clip"))
     report = judge_text.judge_clip(model, sentences, sentences.embed(model), pairs, among=8)
-    assert report["retrieval_at_1"] > 0.5  # chance: 1 in 8
+    assert report["retrieval_at_1"] > 0.8  # chance: 1 in 8
     processor = VisionTextDualEncoderProcessor.from_pretrained(tmp_path / "clip")
     image = gather(pairs.target, torch.arange(1))
     inputs = processor(text=["a red disc"], images=image[0], do_rescale=False, return_tensors="pt")

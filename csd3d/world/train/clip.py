@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.image_utils import PILImageResampling
 
-from csd3d.metrics.clip import MEAN, STD, VIEWS, TwoTowers, clip_pixels, embed_tokens
+from csd3d.metrics.clip import MEAN, STD, VIEWS, TwoTowers, embed_tokens, image_features, project_images, said_view
 from csd3d.metrics.conv_clip import ConvTowerConfig
 from csd3d.world.prompts import parse_prompt
 from csd3d.world.shapes import KINDS
@@ -73,27 +73,23 @@ def build_clip(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
 
 def view_variants(caption: str) -> list[str]:
     """The caption with each of the other view words in place of its own; empty where it has none."""
-    for view in VIEWS:
-        if caption.endswith(view):
-            return [caption.removesuffix(view) + other for other in VIEWS if other != view]
-    return []
+    own = said_view(caption)
+    return [caption.removesuffix(own) + other for other in VIEWS if other != own] if own else []
 
 
 def mirror_caption(caption: str) -> str:
     """What the mirrored picture shows. Objects are their own mirror images but the mug, whose handle is at its left: a
     mirrored front is a back."""
-    swapped = (VIEWS[0], VIEWS[3]) if " mug" in caption else (VIEWS[1], VIEWS[2])
-    for own, other in (swapped, reversed(swapped)):
-        if caption.endswith(own):
-            return caption.removesuffix(own) + other
-    return caption
+    one, other = (VIEWS[0], VIEWS[3]) if " mug" in caption else (VIEWS[1], VIEWS[2])
+    own = said_view(caption)
+    return caption.removesuffix(own) + {one: other, other: one}.get(own, own) if own else caption
 
 
 def view_label(caption: str) -> int:
     """Number of the kind and view that a caption says, −1 where it has no view."""
-    view = next((i for i, view in enumerate(VIEWS) if caption.endswith(view)), None)
-    said = None if view is None else parse_prompt(caption)
-    return -1 if said is None else len(VIEWS) * list(KINDS).index(said["kind"]) + view
+    view = said_view(caption)
+    said = parse_prompt(caption) if view else None
+    return len(VIEWS) * list(KINDS).index(said["kind"]) + VIEWS.index(view) if said else -1
 
 
 def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
@@ -153,7 +149,6 @@ def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Pat
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     model, sentences = build_clip(tokenizer).eval(), load_sentences(pairs, tokenizer)
     model.text_model.set_attn_implementation("eager")
-    side = model.config.vision_config.image_size
     head = nn.Linear(model.config.vision_config.hidden_size, len(VIEWS) * len(KINDS))
     trainer = Trainer(nn.ModuleDict({"clip": model, "head": head}), config)
 
@@ -163,8 +158,8 @@ def train_clip(pairs: Pairs, config: FitConfig, tokenizer_folder: Path, out: Pat
         variants = sentences.variants[row]
         rows = torch.cat([row, variants.clamp(min=0).flatten()])
         with autocast(config):
-            seen = model.vision_model(pixel_values=clip_pixels(images.to(config.device), side)).pooler_output
-            image = F.normalize(model.visual_projection(seen).float(), dim=-1)
+            seen = image_features(model, images.to(config.device))
+            image = project_images(model, seen)
             text = embed_tokens(model, sentences.tokens[rows].to(config.device))
             named = head(seen).float()
         own, wrong = text[: len(row)], text[len(row) :].unflatten(0, variants.shape)

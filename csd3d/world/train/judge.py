@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> None:
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(options.model, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
         report, edits = judge(pairs, pipeline, options)
-    report["curves"] = {str(path): curve(path) for path in options.log}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, options)
     if options.sheet:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pairs, edits, options.sheet)
@@ -224,6 +222,13 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def curve(path: Path) -> list[dict]:
+def write_report(report: dict, options: argparse.Namespace) -> None:
+    """The report, with the curves of the trainings whose logs are named, to --json."""
+    report["curves"] = {str(path): _curve(path) for path in options.log}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _curve(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return rows[:: max(1, len(rows) // 60)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from csd3d.metrics.clip import TwoTowers, embed_images, open_towers
 from csd3d.world.train.clip import Sentences, load_sentences
 from csd3d.world.train.data import Pairs, gather, open_pairs
-from csd3d.world.train.judge import add_common_options, curve, decode, embed
+from csd3d.world.train.judge import add_common_options, decode, embed, write_report
 from csd3d.world.train.sheet import captioned_sheet
 
 
@@ -51,10 +51,8 @@ def run(options: argparse.Namespace) -> None:
         if options.sheet:
             options.sheet.parent.mkdir(parents=True, exist_ok=True)
             captioned_sheet(captions, images, options.sheet)
-    report["curves"] = {str(path): curve(path) for path in options.log}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
+    write_report(report, options)
 
 
 def sample(

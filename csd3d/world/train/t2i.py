@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from csd3d.metrics.clip import VIEWS
+from csd3d.metrics.clip import VIEWS, said_view
 from csd3d.world.prompts import loosen
 from csd3d.world.train.data import Pairs, move
 from csd3d.world.train.diffusion import cache_pairs, draw_noised, noise_schedule, save_pipeline
@@ -107,7 +107,7 @@ def other_view(caption: str, rng: random.Random) -> str:
     Four times out of five with its opposite: front and back have one outline, left and right are mirrored, and a model
     that knows a side from a front need not tell either pair apart.
     """
-    own = next((view for view in VIEWS if caption.endswith(view)), None)
+    own = said_view(caption)
     if own is None:
         return caption
     rest = [view for view in VIEWS if view not in (own, OPPOSITE[own])]
