@@ -13,7 +13,7 @@ prompt), "good" and "bad" (SDS-Bridge's descriptions), "lora" (VSD's network of 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,14 @@ from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
 from csd3d.distillation.directions import bridge, dds, lmc, nfsd, pds, pds_coefficients, sds, vsd
 from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
-from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, stage, step_weight
+from csd3d.distillation.schedules import (
+    WEIGHTS,
+    annealed_fraction,
+    check_timesteps,
+    scheduled_timestep,
+    stage,
+    step_weight,
+)
 from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
@@ -38,16 +45,19 @@ class DistillConfig:
     """Settings of `distill_step`; times are fractions of the schedule.
 
     `method`: "sds", "bridge" (SDS-Bridge), "nfsd", "vsd", "lmc", "dds", "pds". Two more methods are a noise source
-    under "sds": FSD is noise "camera", SDI is noise "inverted" with weight "x0". `schedule`: as CSD-Edit's; SDS-Bridge
-    changes its stage at `switch` of the steps whatever the schedule. `inversion_*`: DDIM steps up to t at most, the
-    guidance scale they use, and the share of fresh noise mixed in afterwards. `perp_neg`: views that a particle is not
-    are held away from it. `psi`: how strongly PDS holds z to z̃, Δ = ψ (z − z̃) + DDS's (the paper's ψ/χ); 0 is DDS,
-    null the authors' own, 0.06 at t = 900 and 2.7 at 100. `svgd` null: every particle for itself.
+    under "sds": FSD is noise "camera", SDI is noise "inverted" with weight "x0". `guidance_final`: what
+    guidance_scale comes to at the last step, linearly (null: it stays); strong guidance finds the shape, and at low
+    noise burns the colours. `schedule`: as CSD-Edit's; SDS-Bridge changes its stage at `switch` of the steps whatever
+    the schedule. `inversion_*`: DDIM steps up to t at most, the guidance scale they use, and the share of fresh noise
+    mixed in afterwards. `perp_neg`: views that a particle is not are held away from it. `psi`: how strongly PDS holds z
+    to z̃, Δ = ψ (z − z̃) + DDS's (the paper's ψ/χ); 0 is DDS, null the authors' own, 0.06 at t = 900 and 2.7 at 100.
+    `svgd` null: every particle for itself.
     """
 
     method: str = "sds"
     steps: int = 1000
     guidance_scale: float = 7.5
+    guidance_final: float | None = None
     weight: str = "sigma2"
     schedule: str = "uniform"
     t_min: float = 0.02
@@ -80,6 +90,12 @@ class DistillConfig:
             raise ValueError(f"psi is {self.psi}: give a number of at least 0, or null for the authors'")
         check_timesteps(self)
 
+    def guidance(self, step: int) -> float:
+        """The guidance scale of a step."""
+        if self.guidance_final is None:
+            return self.guidance_scale
+        return annealed_fraction(step, self.steps, self.guidance_final, self.guidance_scale)
+
 
 @dataclass(frozen=True)
 class Extras:
@@ -111,6 +127,7 @@ def distill_step(
     A step is a function of its arguments: with the generator's state, a resumed run goes on as an unbroken one.
     ValueError where the method needs an extra that is not given.
     """
+    config = replace(config, guidance_scale=config.guidance(step), guidance_final=None)
     t = scheduled_timestep(config, step, len(alphas_cumprod), generator)
     alpha_bar = alphas_cumprod[t].item()
     eps = particle_noise(predict, z, t, config, alphas_cumprod, generator, extras.camera_noise)

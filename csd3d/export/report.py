@@ -36,8 +36,17 @@ METRICS = {
     "clip_directional": ("CLIP directional similarity", "", "higher", 3),
     "clip_image": ("CLIP similarity to the source", "", None, 3),
     "clip_consistency": ("CLIP image consistency", "", "higher", 3),
+    "ranked_first": ("The prompt found first among 32", "share", "higher", 2),
+    "rank": ("Its rank, of the worst asset", "", "lower", 0),
+    "clip_score": ("CLIP similarity to the prompt", "", "higher", 3),
+    "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
+    "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
+    "view_words": ("Views taken for what they are", "share", "higher", 2),
+    "fid": ("Fréchet distance to true renders", "", "lower", 3),
+    "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
+    "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
     "unet_evaluations": ("UNet evaluations", "", None, 0),
-    "seconds": ("Time to edit", "s", None, 1),
+    "seconds": ("Time taken", "s", None, 1),
 }
 
 

@@ -155,6 +155,27 @@ def test_timesteps_keep_to_their_ranges():
     assert ddim_timesteps(500, 5)[0] == 500
 
 
+def test_guidance_goes_to_its_final_scale():
+    """A step under the falling schedule is a step at the scale it has come to, and at 1 asks for the text alone."""
+    falling = DistillConfig(steps=5, guidance_scale=7.0, guidance_final=1.0)
+    assert [falling.guidance(step) for step in range(5)] == [7.0, 5.5, 4.0, 2.5, 1.0]
+    prior, z = Prior(), particles()
+    for step in range(5):
+        asked = []
+
+        def asking(z_stack, t, names, asked=asked):
+            asked.append(names)
+            return prior(z_stack, t, names)
+
+        constant = DistillConfig(steps=5, guidance_scale=falling.guidance(step))
+        found = [
+            distill_step(asking, z, step, config, prior.alphas, torch.Generator().manual_seed(step))[0]
+            for config in (falling, constant)
+        ]
+        assert torch.equal(*found)
+        assert asked == [("null", "text") if step < 4 else ("text",)] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
