@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from csd3d.distillation.noise import draw_noise
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -198,6 +200,22 @@ class Sweep:
         """Windows and weights of step `number` of `parts`."""
         rows = torch.arange(len(self.windows)).tensor_split(parts)[number]
         return self.windows[rows], self.weights[rows]
+
+    def noise(self, windows: Windows, canvas: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+        """Standard normal ε [M, C, h, w] of some windows of a canvas [F, C, H, W], on the generator's own device.
+
+        "independent": one draw a window. "shared": one window of noise, repeated over the canvas and its frames from
+        the sweep's first window on. What two windows both show has the same noise in both, so that they denoise it to
+        one thing; and windows that are whole windows apart have it at the same address, as the frames of a video do.
+        """
+        h, w = windows.size
+        if kind == "independent":
+            return draw_noise(canvas.new_empty(len(windows), canvas.shape[1], h, w), kind, generator)
+        tile = draw_noise(canvas.new_empty(1, canvas.shape[1], h, w), kind, generator)[0]
+        first = self.windows[0]
+        rows = (windows.top - first.top)[:, None] + torch.arange(h)
+        columns = ((windows.left - first.left)[:, None] + torch.arange(w)) % canvas.shape[3]
+        return tile[:, (rows % h)[:, :, None], (columns % w)[:, None, :]].movedim(1, 0).contiguous()
 
 
 def draw_sweep(cover: Cover, generator: torch.Generator) -> Sweep:

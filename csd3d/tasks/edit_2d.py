@@ -16,7 +16,6 @@ from torch import Tensor
 
 from csd3d.distillation import CollaborativeEditConfig, Correspondence
 from csd3d.distillation.edit import Particles, PredictBranches, edit_gradient, learning_rate, start_latents
-from csd3d.distillation.noise import draw_noise
 from csd3d.distillation.schedules import scheduled_timestep
 from csd3d.logs import Curves
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, edit_branches
@@ -48,8 +47,7 @@ class Edit2dConfig:
     window: latent pixels along a window's side, None for what the prior was trained at; overlap: of neighbours, as a
         share of that
     correspondence: what particles share, "none": the same address (the paper), "overlap": the same place of the canvas,
-        "flow": the same content of a video by optical flow, "auto": overlap in pictures, and none in videos, where flow
-        came out worse (the world's orbit, one seed: 26.7 dB to the truth against 28.2)
+        "flow": the same content of a video by optical flow; both came out worse (`benchmarks/results/edit-2d.json`)
     keep_detail: see `restore_detail`; tile_pixels: see `TiledVae`
     compare: baselines to run beside it, under the settings of `baselines`
     clip: judges the results, "" the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS; captions: what the
@@ -66,7 +64,7 @@ class Edit2dConfig:
     passes: int = 12
     window: int | None = None
     overlap: float = 0.25
-    correspondence: str = "auto"
+    correspondence: str = "none"
     keep_detail: bool = True
     tile_pixels: int | None = None
     compare: list[str] = field(default_factory=list)
@@ -78,8 +76,8 @@ class Edit2dConfig:
     def __post_init__(self) -> None:
         if not self.instructions:
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
-        if self.correspondence not in ("auto", "none", "overlap", "flow"):
-            raise ValueError(f"correspondence is {self.correspondence!r}: choose auto, none, overlap or flow")
+        if self.correspondence not in ("none", "overlap", "flow"):
+            raise ValueError(f"correspondence is {self.correspondence!r}: choose none, overlap or flow")
         if len(self.captions) not in (0, 2):
             raise ValueError(f"captions are {self.captions}: give two, of the source and of its edit")
         for method in self.compare:
@@ -123,8 +121,8 @@ class CanvasEditor:
         self.null = prior.condition([""])
         self.texts = [prior.condition([instruction]) for instruction in instructions]
 
-    def particles(self, z: Tensor, windows: Windows, noise: str, generator: torch.Generator) -> Particles:
-        """The windows of a canvas as particles, on the prior's device."""
+    def particles(self, z: Tensor, windows: Windows, eps: Tensor) -> Particles:
+        """The windows of a canvas as particles, to be noised by `eps`, on the prior's device."""
         device = self.prior.device
         own, source = (gather(canvas, windows).to(device) for canvas in (z, self.work.z))
         shares = None
@@ -132,7 +130,7 @@ class CanvasEditor:
             shares = gather(self.shares, windows.on_one_frame()).to(device).transpose(0, 1)[:, :, None]
         among = None if self.correspond is None else self.correspond(windows)
         among = None if among is None else among.to(device)
-        return Particles(own, source, draw_noise(own, noise, generator), shares, among)
+        return Particles(own, source, eps.to(device), shares, among)
 
     def predict(self, particles: Particles) -> PredictBranches:
         """The `predict` of `edit_gradient`; of an instruction's rows only those with a share of it are computed."""
@@ -226,7 +224,7 @@ def take_step(
     number, part, parts = place
     windows, weights = sweep.part(part, parts)
     t = scheduled_timestep(edit, number, editor.prior.num_train_timesteps, generator)
-    particles = editor.particles(phase.z, windows, edit.noise, generator)
+    particles = editor.particles(phase.z, windows, sweep.noise(windows, phase.z, edit.noise, generator))
     alpha_bar = editor.prior.alphas_cumprod[t].item()
     indices = torch.arange(len(windows), device=particles.z.device)
     gradient, report = edit_gradient(editor.predict(particles), particles, t, indices, edit, alpha_bar)

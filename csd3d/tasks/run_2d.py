@@ -107,8 +107,6 @@ def make_editor(job: CanvasJob, work: Workspace) -> CanvasEditor:
 def correspondence_of(job: CanvasJob, work: Workspace) -> Correspond | None:
     """What the windows of a step have in common, as the config asks."""
     kind = job.config.correspondence
-    if kind == "auto":
-        kind = "none" if job.footage.is_video else "overlap"
     if kind == "none" or job.config.edit.svgd is None:
         return None
     size = tuple(work.z.shape[2:])

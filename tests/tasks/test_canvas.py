@@ -6,6 +6,7 @@ import torch
 from csd3d.tasks.canvas import (
     Cover,
     Side,
+    Sweep,
     Windows,
     add_windows,
     draw_chain,
@@ -196,3 +197,35 @@ def test_even_windows_cover_every_frame_alike():
     assert windows.frame.bincount().tolist() == [6, 6]
     closed = even_windows(Cover((1, 16, 32), (16, 16), wrap=True))
     assert closed.left.tolist() == [0, 10, 21]
+
+
+@pytest.mark.parametrize("name", ["strip", "strip that closes", "photo in mini-batches", "video of large frames"])
+def test_shared_noise_is_one_window_repeated(name):
+    """Windows agree on what they both show, in every step of a sweep; the first has the tile as it was drawn."""
+    cover = COVERS[name]
+    sweep, z = draw_sweep(cover, seeded(1)), torch.zeros(cover.shape[0], 3, *cover.shape[1:])
+    seen = torch.full_like(z, torch.nan)[:1]
+    for number in range(cover.steps):
+        windows, _ = sweep.part(number, cover.steps)
+        eps = sweep.noise(windows, z, "shared", seeded(7))
+        assert (eps.flatten(1).std(1) - 1).abs().max() < 0.15
+        if number == 0:
+            assert torch.equal(eps[0], torch.randn(1, 3, *cover.size, generator=seeded(7))[0])
+        for row, own in enumerate(eps):
+            window = windows[row : row + 1].on_one_frame()
+            there = gather(seen, window)[0]
+            assert torch.equal(torch.where(there.isnan(), own, there), own)
+            put = scatter(own[None], window, seen.shape)
+            seen = torch.where(scatter(torch.ones_like(own)[None], window, seen.shape) > 0, put, seen)
+    assert not seen.isnan().any()
+
+
+def test_windows_whole_windows_apart_have_the_same_shared_noise():
+    windows = Windows(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 3, 0, 0]), torch.tensor([2, 6, 10, 3]), (3, 4))
+    sweep, z = Sweep(windows, torch.ones(4, 1, 3, 4)), torch.zeros(2, 5, 6, 16)
+    eps = sweep.noise(windows, z, "shared", seeded())
+    assert torch.equal(eps[0], eps[1])
+    assert torch.equal(eps[0], eps[2])
+    assert torch.equal(eps[0, :, :, 1:], eps[3, :, :, :3])
+    own = sweep.noise(windows, z, "independent", seeded())
+    assert not torch.equal(own[0], own[1])

@@ -440,7 +440,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
         ("edit_image", "prompt=", "prompt is empty"),
         ("edit_image", "image=/nowhere.png", "/nowhere.png: no such file"),
         ("edit_image", "correspondence=flow", "flow is for videos"),
-        ("edit_image", "correspondence=depth", "choose auto, none, overlap or flow"),
+        ("edit_image", "correspondence=depth", "choose none, overlap or flow"),
         ("edit_image", "compare=[pix2video]", "which edits videos"),
         ("edit_image", "compare=[magic]", "choose among"),
         ("edit_image", "regions=[{prompt: b}]", "prompt and regions are both given"),
