@@ -34,7 +34,7 @@ BASELINES = {
     "video": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled", "pix2video", "fatezero"),
 }
 ABLATIONS = {"no_svgd": ["edit.svgd=null"], "random_noise": ["edit.baseline=noise"]}
-CORRESPONDENCES = {"panorama": ("none", "overlap"), "video": ("none", "flow")}
+CORRESPONDENCES = {"panorama": "overlap", "video": "flow"}  # beside the default, none
 SCALES = (3.0, 5.0, 7.5, 10.0)
 FIGURES = {
     "psnr_truth": ("PSNR to truth, dB", 2),
@@ -53,8 +53,8 @@ FIGURES = {
 
 def variants(kind: str) -> dict[str, list[str]]:
     """The runs of CSD-Edit beside the main one, as keys of its config."""
-    along = {f"correspondence_{name}": [f"correspondence={name}"] for name in CORRESPONDENCES[kind]}
-    return ABLATIONS | along
+    along = CORRESPONDENCES[kind]
+    return ABLATIONS | {f"correspondence_{along}": [f"correspondence={along}"]}
 
 
 def run_one(kind: str, prompt: str, seed: int, args: argparse.Namespace) -> dict:
