@@ -164,7 +164,7 @@ def branches(config: DistillConfig, step: int, t: int, num_train_timesteps: int 
         return ("good", "bad")
     if config.method == "nfsd":
         return ("null", "text") if 1000 * t < 200 * num_train_timesteps else ("null", "text", "negative")
-    guided = ("text",) if config.guidance_scale == 1 and not config.perp_neg else ("null", "text")
+    guided = ("text",) if config.guidance(step) == 1 and not config.perp_neg else ("null", "text")
     guided += ("away", "away2") if config.perp_neg else ()
     guided += tuple(f"source_{name}" for name in guided) if config.method in EDITS else ()
     return (*guided, "lora") if config.method == "vsd" else guided

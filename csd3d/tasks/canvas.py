@@ -202,17 +202,17 @@ class Sweep:
         return self.windows[rows], self.weights[rows]
 
     def noise(self, windows: Windows, canvas: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-        """Standard normal ε [M, C, h, w] of some windows of a canvas [F, C, H, W], on the generator's own device.
+        """Standard normal ε [M, C, h, w] of some windows of a canvas [F, C, H, W], on its device.
 
         "independent": one draw a window. "shared": one window of noise, repeated over the canvas and its frames from
         the sweep's first window on. What two windows both show has the same noise in both, so that they denoise it to
         one thing; and windows that are whole windows apart have it at the same address, as the frames of a video do.
         """
         h, w = windows.size
+        drawn = draw_noise(canvas.new_empty(1, canvas.shape[1], h, w).expand(len(windows), -1, -1, -1), kind, generator)
         if kind == "independent":
-            return draw_noise(canvas.new_empty(len(windows), canvas.shape[1], h, w), kind, generator)
-        tile = draw_noise(canvas.new_empty(1, canvas.shape[1], h, w), kind, generator)[0]
-        first = self.windows[0]
+            return drawn
+        tile, first = drawn[0], self.windows[0]
         rows = (windows.top - first.top)[:, None] + torch.arange(h)
         columns = ((windows.left - first.left)[:, None] + torch.arange(w)) % canvas.shape[3]
         return tile[:, (rows % h)[:, :, None], (columns % w)[:, None, :]].movedim(1, 0).contiguous()
