@@ -4,7 +4,7 @@ Level l of L nested grids covers the scene's box scaled by 2^l about its centre;
 stores an optical thickness sigma dt, decaying from visit to visit; it is occupied where that exceeds a threshold.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from nerfacc import OccGridEstimator
@@ -23,6 +23,7 @@ class RenderConfig:
 
     steps: int = 384  # across the diagonal of the scene's box: the shortest step
     max_samples: int = 1024  # of one ray
+    finer: int = 1  # how many times shorter steps are in pictures made without a gradient, which have no jitter
     near: float = 0.05
     cone_angle: float = 0.015  # growth of the step with distance, unbounded scenes only
     levels: int = 5  # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
@@ -35,7 +36,7 @@ class RenderConfig:
     backend: str = "auto"  # auto | reference | native | nerfacc
 
     def __post_init__(self) -> None:
-        positive = ("steps", "max_samples", "levels", "resolution", "threshold", "update_every", "warmup")
+        positive = ("steps", "max_samples", "finer", "levels", "resolution", "threshold", "update_every", "warmup")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise InputError(f"render.{name}: must be above 0, got {getattr(self, name)}")
@@ -82,11 +83,20 @@ class OccupancyGrid(nn.Module):
             self._grid = kernels.Grid(cells, self.estimator.aabbs[0]), cells._version
         return self._grid[0]
 
-    def march(self, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None = None) -> kernels.Samples:
-        """Samples of rays [R, 3] in occupied cells beyond the near plane; jitter [R] in [0, 1) of a step, or None."""
+    def march(self, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None = None, finer: int = 1) -> kernels.Samples:
+        """Samples of rays [R, 3] in occupied cells beyond the near plane; jitter [R] in [0, 1) of a step, or None.
+
+        `finer`: how many samples a step is cut into.
+        """
+        steps = replace(
+            self.steps,
+            size=self.steps.size / finer,
+            cone_angle=self.steps.cone_angle / finer,
+            max_samples=self.steps.max_samples * finer,
+        )
         t_min, t_max = ray_box(rays_o, rays_d, self.estimator.aabbs[-1])
         t_min = t_min.clamp(min=self.config.near)
-        return kernels.march(rays_o, rays_d, t_min, t_max, self.grid, self.steps, jitter, self.config.backend)
+        return kernels.march(rays_o, rays_d, t_min, t_max, self.grid, steps, jitter, self.config.backend)
 
     @torch.no_grad()
     def update(self, step: int, field: nn.Module, generator: torch.Generator) -> None:

@@ -50,11 +50,12 @@ def render_rays(
 
     rgb = sum_k w_k rgb_k + (1 - sum_k w_k) background. jitter [R] in [0, 1) shifts each ray's lattice of steps
     (training), None leaves it (evaluation). With gradients, samples that less than config.early_stop of the light
-    reaches are left out; without, the density of all counts but colour is evaluated only where w_k > config.early_stop.
-    distortion: also report each ray's distortion loss.
+    reaches are left out; without, steps are config.finer times shorter, and the density of all counts but colour is
+    evaluated only where w_k > config.early_stop. distortion: also report each ray's distortion loss.
     """
-    samples = grid.march(rays_o, rays_d, jitter)
-    if torch.is_grad_enabled():
+    training = torch.is_grad_enabled()
+    samples = grid.march(rays_o, rays_d, jitter, 1 if training else config.finer)
+    if training:
         samples = _lit(field, rays_o, rays_d, samples, config.early_stop)
         rgbs, sigmas, *more = field(*_points(rays_o, rays_d, samples))
     else:

@@ -75,7 +75,7 @@ class AssetConfig:
         default_factory=lambda: FieldConfig(hidden=32, colour_layers=1, sh_degree=1, blob_scale=5.0, blob_radius=0.6)
     )
     render: RenderConfig = dataclasses.field(
-        default_factory=lambda: RenderConfig(steps=128, max_samples=256, warmup=64)
+        default_factory=lambda: RenderConfig(steps=128, max_samples=256, finer=4, warmup=64)
     )
     background: str = "learned"
     random_background: float = 0.0
@@ -196,5 +196,5 @@ def check_memory(particles: int, views: int, side: int) -> None:
     if needed > 0.8 * present:
         raise InputError(
             f"particles {particles} × views {views} at resolution {side}: a step needs about {needed / 2**30:.0f} GiB, "
-            f"this machine has {present / 2**30:.0f}; lower views, particles or asset.resolution"
+            f"this machine has {present / 2**30:.0f}; lower views_per_step, particles or asset.resolution"
         )

@@ -80,6 +80,26 @@ def test_ball_has_the_opacity_of_its_chords(jittered):
     assert torch.equal(result.rgb[length == 0], BEHIND.expand(300, 3)[length == 0])
 
 
+def test_finer_steps_without_gradient_find_the_depth_of_a_hard_surface():
+    field = Ball(sigma=1000.0)
+    rays_o, rays_d, _ = rays_towards(300, 4)
+    length, along = field.chord(rays_o, rays_d)
+    hit = length > 0.2
+    errors, samples = {}, {}
+    for finer in (1, 4):
+        config = RenderConfig(steps=128, finer=finer, resolution=32)
+        with torch.no_grad():
+            result = render_rays(field, background, OccupancyGrid(config, AABB), rays_o, rays_d, config)
+        errors[finer] = (result.depth - (along - length / 2))[hit].abs().max().item()
+        samples[finer] = result.samples
+    step = AABB.view(2, 3).diff(dim=0).norm().item() / 128  # to the first sample behind the surface
+    assert 0.8 * step < errors[1] < step + 1e-3
+    assert errors[4] < step / 4 + 1e-3
+    assert samples[4] == pytest.approx(4 * samples[1], rel=0.01)
+    trained = render_rays(field, background, OccupancyGrid(config, AABB), rays_o, rays_d, config)
+    assert trained.samples <= samples[1]  # what is trained keeps its steps, less what no light reaches
+
+
 def test_the_grid_saves_most_samples_and_loses_none_that_count():
     field, config = Ball(sigma=20.0), RenderConfig(steps=400, resolution=32)
     rays = rays_towards(200, 1)
