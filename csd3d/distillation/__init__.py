@@ -3,7 +3,7 @@
 from csd3d.distillation.correspondence import Correspondence, flow_correspondence, window_correspondence
 from csd3d.distillation.ddim import ddim_edit
 from csd3d.distillation.directions import csd_edit, sds
-from csd3d.distillation.distill import DistillConfig, distill_step
+from csd3d.distillation.distill import DistillConfig, distill_step, feature_gradient
 from csd3d.distillation.edit import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.guidance import cfg, ip2p_guidance
 from csd3d.distillation.svgd import SVGDConfig, svgd_combine, svgd_diagnostics
@@ -18,6 +18,7 @@ __all__ = [
     "csd_edit",
     "ddim_edit",
     "distill_step",
+    "feature_gradient",
     "flow_correspondence",
     "ip2p_guidance",
     "sds",

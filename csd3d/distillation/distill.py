@@ -31,7 +31,7 @@ from csd3d.distillation.schedules import (
     stage,
     step_weight,
 )
-from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
+from csd3d.distillation.svgd import SVGDConfig, combine, feature_force, kernel_latents, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
 METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc", "dds", "pds")
@@ -102,7 +102,7 @@ class Extras:
     """What only some methods need: `camera_noise` [N, ...], the ε of noise "camera" (`world_noise`); `expected(z, t)`,
     LMC's b_ψ; `away` [N, 2], Perp-Neg's weights of "away" and "away2"; `source` [N, ...], the z̃ of DDS and PDS;
     `groups` [N], within which particles share; `correspondence` of all N, which of their pixels share (None: those at
-    the same address)."""
+    the same address); `features` [N, ...], what the kernel of svgd.space "features" compares."""
 
     camera_noise: Tensor | None = None
     expected: Callable[[Tensor, int], Tensor] | None = None
@@ -110,6 +110,7 @@ class Extras:
     source: Tensor | None = None
     groups: Tensor | None = None
     correspondence: Correspondence | None = None
+    features: Tensor | None = None
 
 
 @torch.no_grad()
@@ -143,16 +144,36 @@ def distill_step(
     return gradient, {"t": float(t), "gradient_rms": gradient.float().square().mean().sqrt().item(), **report}
 
 
+@torch.no_grad()
+def feature_gradient(
+    features: Tensor, t: int, config: DistillConfig, alphas_cumprod: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """w(t) `feature_force` within each group: what the features [N, ...] are to descend beside `distill_step`'s G.
+
+    For svgd.space "features"; t is the timestep that `distill_step` reported.
+    """
+    alpha_bar = alphas_cumprod[t].item()
+    force = torch.empty_like(features)
+    for own in _members(groups, features):
+        force[own] = feature_force(features[own], alpha_bar=alpha_bar, config=config.svgd)
+    return step_weight(config.weight, alpha_bar) * force
+
+
+def _members(groups: Tensor | None, particles: Tensor) -> list[Tensor]:
+    """Which of the particles are in each group, [N] bool each; all where there are none."""
+    groups = torch.zeros(len(particles), dtype=torch.long) if groups is None else groups
+    return [(groups == group).to(particles.device) for group in groups.unique()]
+
+
 def _share(
     delta: Tensor, noisy: Tensor, z: Tensor, alpha_bar: float, config: SVGDConfig | None, extras: Extras
 ) -> tuple[Tensor, dict[str, float]]:
     """The combiner's G without w(t), within each group, and the mean of the groups' diagnostics."""
-    groups = torch.zeros(len(z), dtype=torch.long) if extras.groups is None else extras.groups
     shared, reports = torch.empty_like(delta), []
-    for group in groups.unique():
-        own = (groups == group).to(z.device)
+    for own in _members(extras.groups, z):
         among = None if extras.correspondence is None else extras.correspondence.select(own)
-        options = {"alpha_bar": alpha_bar, "config": config, "correspondence": among}
+        features = None if extras.features is None else extras.features[own]
+        options = {"alpha_bar": alpha_bar, "config": config, "correspondence": among, "features": features}
         shared[own] = combine(delta[own], noisy[own], z[own], **options)
         reports.append(svgd_diagnostics(delta[own], noisy[own], z[own], **options))
     return shared, {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}

@@ -70,8 +70,10 @@ class CollaborativeEditConfig:
         for key, (holds, wanted) in _RULES.items():
             if not holds(getattr(self, key)):
                 raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
-        if self.svgd is not None and self.svgd.space == "coarse":
-            raise ValueError('svgd.space is "coarse", which keeps assets of a text apart: choose noisy or clean')
+        if self.svgd is not None and self.svgd.space in ("coarse", "features"):
+            raise ValueError(
+                f'svgd.space is "{self.svgd.space}", which keeps assets of a text apart: choose noisy or clean'
+            )
         check_timesteps(self)
 
 

@@ -21,7 +21,7 @@ from csd3d.distillation.correspondence import Correspondence
 KERNELS = ("rbf", "imq")
 NORMALIZATIONS = ("mean", "row")
 MEDIANS = ("median", "median_all")
-SPACES = ("noisy", "clean", "coarse")
+SPACES = ("noisy", "clean", "coarse", "features")
 COARSE = 4  # latent pixels a side that space "coarse" averages
 MIN_RMS_DISTANCE = 1e-3  # per coordinate, latent units: below it two particles count as one and gamma stops growing
 MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
@@ -36,8 +36,9 @@ class SVGDConfig:
     random-noise baseline inside the direction already repels once in expectation (Stein's lemma), so 0 with SDS and
     independent noise is consistent too. `space`: distances between "noisy" latents z_t or the "clean" ones (the same
     thing when the noise is shared), or of "coarse" ones, means of 4 × 4 pixels [N, C, h, w]: there particles repel one
-    another by their layout and colours, where in all coordinates the way apart is noise. `compat` = "official" is the
-    authors' code: 1 in place of sigma_t, median over all N² distances.
+    another by their layout and colours, where in all coordinates the way apart is noise; or of "features" that whoever
+    made the particles has of them, as the paper's text-to-3D has LPIPS: there they repel one another by
+    `feature_force`. `compat` = "official" is the authors' code: 1 in place of sigma_t, median over all N² distances.
     """
 
     kernel: str = "rbf"
@@ -98,27 +99,19 @@ def svgd_combine(
     return (score - repulsion * sigma * force).view_as(directions).to(directions.dtype)
 
 
-def svgd_combine_features(
-    directions: Tensor, particles: Tensor, features: Tensor, *, sigma: float, config: SVGDConfig
-) -> Tensor:
-    """As `svgd_combine`, with the kernel on `features` [N, ...], a differentiable function of `particles`, as LPIPS is.
+def feature_force(features: Tensor, *, alpha_bar: float, config: SVGDConfig) -> Tensor:
+    """What features φ [N, ...] of particles are to *descend* in space "features", beside what `combine` shares.
 
-    G_i = 1/N Σ_j [ k(φ_j, φ_i) Δ_j + λ σ_t ∇_{z_i} k(φ_i, φ_j) ], which is `svgd_combine` for φ = z. The paper's
-    −∇_{z_j} k and +∇_{z_i} k agree for φ = z only; the second is what repels particle i through its own Jacobian, in
-    one backward pass. `particles` must require grad and `features` carry the graph from them; γ is a constant in it.
-    Raises ValueError otherwise.
+        −λ σ_t/N Σ_j ∇_{φ_j} k(φ_j, φ_i) = λ σ_t/N Σ_j ∇_{φ_i} k(φ_i, φ_j)
+
+    The paper's −∇_{x_j} k and +∇_{x_i} k agree for φ(x) = x only; the second is what repels particle i, through its own
+    Jacobian: push this back from φ to what made the particle. γ is a constant in it. One particle feels nothing.
     """
-    _check_particles(directions, particles)
-    if len(directions) == 1:
-        return directions.clone()
-    if not (particles.requires_grad and features.requires_grad):
-        raise ValueError("features must be computed, with gradients on, from particles that require grad")
-    K, slope = kernel_matrix(features.detach(), config.kernel, _bandwidth(config), config.bandwidth_scale)
-    force = _kernel_gradient(K, slope, features.detach(), config.normalize)
-    cotangent = force.view_as(features).to(features.dtype)
-    (pulled_back,) = torch.autograd.grad(features, particles, cotangent, retain_graph=True)
-    score = _shared_score(K, directions, config.normalize).view_as(directions)
-    return (score - _coefficient(config, sigma) * pulled_back).to(directions.dtype)
+    if len(features) == 1:
+        return torch.zeros_like(features)
+    K, slope = _feature_kernel(features, config)
+    force = _kernel_gradient(K, slope, features, config.normalize).view_as(features)
+    return (-_coefficient(config, math.sqrt(1 - alpha_bar)) * force).to(features.dtype)
 
 
 def combine(
@@ -129,16 +122,23 @@ def combine(
     alpha_bar: float,
     config: SVGDConfig | None,
     correspondence: Correspondence | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """G without w(t) as `config` says; None is no collaboration: each particle keeps its own direction.
 
     `directions`, `noisy` (z_t), `clean` (z): [N, ...]; `alpha_bar` = ᾱ_t of the noised latents. `correspondence`: see
-    `svgd_combine`; noise shared by address is then to be left out of `noisy` (`kernel_latents`).
+    `svgd_combine`; noise shared by address is then to be left out of `noisy` (`kernel_latents`). `features` [N, ...]:
+    what the kernel of space "features" compares, ValueError without; repulsion is then left to `feature_force`.
     """
     if config is None:
         return directions
-    if config.space == "coarse" and correspondence is not None:
-        raise ValueError('svgd.space is "coarse", which shares by address: leave correspondence out')
+    if config.space in ("coarse", "features") and correspondence is not None:
+        raise ValueError(f'svgd.space is "{config.space}", which shares by address: leave correspondence out')
+    if config.space == "features":
+        if len(directions) == 1:
+            return directions.clone()
+        K, _ = _feature_kernel(features, config)
+        return _shared_score(K, directions, config.normalize).view_as(directions).to(directions.dtype)
     particles, options = _options(noisy, clean, alpha_bar, config)
     return svgd_combine(directions, particles, normalize=config.normalize, correspondence=correspondence, **options)
 
@@ -162,22 +162,27 @@ def svgd_diagnostics(
     alpha_bar: float,
     config: SVGDConfig | None,
     correspondence: Correspondence | None = None,
+    features: Tensor | None = None,
 ) -> dict[str, float]:
     """What the kernel sees at this step, to be logged: all are 0 for one particle or without SVGD.
 
     kernel_mean and kernel_spread: mean and standard deviation of the off-diagonal k (spread 0: the kernel is blind to
     content and only averages), with a correspondence only of pairs that have content in common; repulsion_ratio:
-    |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles; with a correspondence also shared_pixels, the mean share of a
-    particle's pixels that another shows.
+    |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles (of "features", per unit of those); with a correspondence also
+    shared_pixels, the mean share of a particle's pixels that another shows.
     """
     report = dict.fromkeys(("kernel_mean", "kernel_spread", "repulsion_ratio"), 0.0)
     if correspondence is not None:
         report["shared_pixels"] = 0.0
     if config is None or len(directions) == 1:
         return report
-    particles, options = _options(noisy, clean, alpha_bar, config)
-    coefficient = options.pop("repulsion") * options.pop("sigma")
-    K, slope = kernel_matrix(particles, **options, correspondence=correspondence)
+    if config.space == "features":
+        particles, coefficient = features, _coefficient(config, math.sqrt(1 - alpha_bar))
+        K, slope = _feature_kernel(features, config)
+    else:
+        particles, options = _options(noisy, clean, alpha_bar, config)
+        coefficient = options.pop("repulsion") * options.pop("sigma")
+        K, slope = kernel_matrix(particles, **options, correspondence=correspondence)
     terms = _score_and_force(K, slope, directions, particles, "mean", correspondence)
     score, force = (term.norm() for term in terms)
     report["repulsion_ratio"] = (abs(coefficient) * force / score.clamp_min(1e-12)).item()
@@ -340,10 +345,22 @@ def _options(noisy: Tensor, clean: Tensor, alpha_bar: float, config: SVGDConfig)
     return particles, {
         "sigma": 1.0,
         "repulsion": _coefficient(config, sigma) * chain_rule,
-        "kernel": config.kernel,
-        "bandwidth": _bandwidth(config),
-        "bandwidth_scale": config.bandwidth_scale,
+        **_kernel_options(config),
     }
+
+
+def _kernel_options(config: SVGDConfig) -> dict:
+    """`kernel_matrix`'s keywords."""
+    official = config.compat == "official" and config.bandwidth == "median"
+    bandwidth = "median_all" if official else config.bandwidth
+    return {"kernel": config.kernel, "bandwidth": bandwidth, "bandwidth_scale": config.bandwidth_scale}
+
+
+def _feature_kernel(features: Tensor | None, config: SVGDConfig) -> tuple[Tensor, Tensor]:
+    """`kernel_matrix` of features."""
+    if features is None:
+        raise ValueError('svgd.space is "features": it needs features, [N, ...] of the particles')
+    return kernel_matrix(features, **_kernel_options(config))
 
 
 def _coarse(z: Tensor) -> Tensor:
@@ -357,11 +374,6 @@ def _coarse(z: Tensor) -> Tensor:
 
 def _coefficient(config: SVGDConfig, sigma: float) -> float:
     return config.repulsion * (1.0 if config.compat == "official" else sigma)
-
-
-def _bandwidth(config: SVGDConfig) -> str | float:
-    official = config.compat == "official" and config.bandwidth == "median"
-    return "median_all" if official else config.bandwidth
 
 
 def _flat(x: Tensor) -> Tensor:

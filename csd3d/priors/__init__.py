@@ -4,7 +4,7 @@ from csd3d.priors.base import Condition, Prior, edit_branches
 from csd3d.priors.diffusers_prior import DiffusersPrior
 from csd3d.priors.loading import PriorConfig, choose_device, load_prior
 from csd3d.priors.mixture import GaussianMixturePrior
-from csd3d.priors.perceptual import load_lpips, perceptual_distance
+from csd3d.priors.perceptual import load_lpips, perceptual_distance, perceptual_vectors
 
 __all__ = [
     "Condition",
@@ -17,4 +17,5 @@ __all__ = [
     "load_lpips",
     "load_prior",
     "perceptual_distance",
+    "perceptual_vectors",
 ]

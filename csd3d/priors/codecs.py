@@ -97,7 +97,7 @@ class PixelCodec:
 
     def features(self, x: Tensor) -> list[Tensor]:
         raise ValueError(
-            "a pixel-space prior has no VAE, so no features for a perceptual loss: use LPIPS (csd3d.priors.load_lpips)"
+            "a pixel-space prior has no VAE, so no features to compare by: use LPIPS (csd3d.priors.load_lpips)"
         )
 
 

@@ -23,9 +23,14 @@ def perceptual_distance(features_a: list[Tensor], features_b: list[Tensor]) -> T
         raise ValueError(
             f"feature maps must have the same shapes and there must be some, got {shapes_a} and {shapes_b}"
         )
-    pairs = zip(features_a, features_b, strict=True)
-    distances = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
-    return torch.stack(distances).mean()
+    return (perceptual_vectors(features_a) - perceptual_vectors(features_b)).square().sum(1).mean()
+
+
+def perceptual_vectors(features: list[Tensor]) -> Tensor:
+    """φ [B, F] of B images' maps [B, C_l, h_l, w_l]: ‖φ_i − φ_j‖² is `perceptual_distance` of images i and j."""
+    scales = [(len(features) * f.shape[2] * f.shape[3]) ** -0.5 for f in features]
+    unit = [scale * F.normalize(f, dim=1).flatten(1) for f, scale in zip(features, scales, strict=True)]
+    return torch.cat(unit, dim=1)
 
 
 def load_lpips(network: str = "vgg", device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:

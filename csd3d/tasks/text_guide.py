@@ -3,17 +3,17 @@
 Shared by text_to_image and text_to_3d. N particles; each has its own text (views say what they are).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from csd3d.distillation import DistillConfig, distill_step
+from csd3d.distillation import DistillConfig, distill_step, feature_gradient
 from csd3d.distillation.distill import Extras, PredictBranches, possible_branches
 from csd3d.distillation.methods import find_method, method_config, method_names
 from csd3d.errors import InputError
-from csd3d.priors import Condition, Prior
+from csd3d.priors import Condition, Prior, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction, load_expected
 from csd3d.priors.lora import RenderScore
 
@@ -59,6 +59,15 @@ class Networks:
     prior: Prior
     score: RenderScore | None = None
     expected: ExpectedReconstruction | None = None
+
+
+def check_features(prior: Prior, config: DistillConfig) -> None:
+    """InputError where svgd.space is "features" and the prior has none."""
+    if config.svgd is not None and config.svgd.space == "features":
+        try:
+            prior.features(torch.zeros(1, 3, 64, 64, device=prior.device))
+        except ValueError as error:
+            raise InputError(f'distill.svgd.space is "features": {error}; or choose noisy, clean or coarse') from None
 
 
 def open_networks(prior: Prior, names: Sequence[str], config: GuideConfig) -> Networks:
@@ -110,6 +119,31 @@ class Guide:
         if self.score is not None:
             report["lora_loss"] = self._train_score(z, texts["text"], cameras, generator)
         return gradient, report
+
+    def loss(
+        self,
+        z: Tensor,
+        images: Callable[[], Tensor],
+        texts: dict[str, list[str]],
+        step: int,
+        generator: torch.Generator,
+        extras: Extras = NONE,
+        cameras: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Σ_i ⟨z_i, G_i⟩, whose gradient at z is `step`'s G, and what to log.
+
+        Where the kernel compares features, also Σ_i ⟨φ_i, their force⟩, φ those of the `images()` [N, 3, S, S] that the
+        z are of, from the prior's encoder.
+        """
+        if self.distill.svgd is None or self.distill.svgd.space != "features":
+            gradient, report = self.step(z, texts, step, generator, extras, cameras)
+            return (z * gradient.to(z)).sum(), report
+        features = perceptual_vectors(self.prior.features(images()))
+        extras = replace(extras, features=features.detach())
+        gradient, report = self.step(z, texts, step, generator, extras, cameras)
+        schedule = self.prior.alphas_cumprod
+        force = feature_gradient(features.detach(), int(report["t"]), self.distill, schedule, extras.groups)
+        return (z * gradient.to(z)).sum() + (features * force).sum(), report
 
     def predictor(self, texts: dict[str, list[str]], cameras: Tensor | None = None) -> PredictBranches:
         """predict(z_stack, t, names), every branch under its texts."""

@@ -44,6 +44,7 @@ from csd3d.tasks.text_guide import (
     GuideConfig,
     Networks,
     branch_texts,
+    check_features,
     embed_all,
     expand_methods,
     open_networks,
@@ -189,6 +190,7 @@ def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: St
     """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
     check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
+    check_features(prior, config.distill)
     texts = branch_texts(config.prompts.texts(config.prompt), config.guide.words)
     embed_all(prior, texts, config.methods, config.distill)
     return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
@@ -248,10 +250,10 @@ def asset_step(
     z = guide.prior.encode(F.interpolate(shown.images, (side, side), mode="bilinear", align_corners=False))
     extras = step_extras(config, guide, views, z, noise_map)
     cameras = views.cameras.camera_to_world.flatten(1).repeat(config.particles, 1)
-    gradient, report = guide.step(z, view_texts(config, views, backdrop), step, generator, extras, cameras)
+    texts = view_texts(config, views, backdrop)
+    guidance, report = guide.loss(z, lambda: shown.images, texts, step, generator, extras, cameras)
     penalty, losses = regularisers(shown, config.losses, step)
-    loss = (z * gradient.to(z)).sum() / len(z) + penalty
-    finite = descend(config.optim, phase, loss, config.optim.share(step, config.distill.steps))
+    finite = descend(config.optim, phase, guidance / len(z) + penalty, config.optim.share(step, config.distill.steps))
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 

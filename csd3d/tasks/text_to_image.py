@@ -30,6 +30,7 @@ from csd3d.tasks.text_guide import (
     GuideConfig,
     Networks,
     branch_texts,
+    check_features,
     embed_all,
     expand_methods,
     open_networks,
@@ -120,11 +121,11 @@ class Particles(nn.Module):
         """z [N, C, h, w], differentiable."""
         return self.values if self.space == "latent" else prior.encode(self.values.sigmoid())
 
-    @torch.no_grad()
     def images(self, prior: Prior) -> Tensor:
-        """[N, 3, S, S] in [0, 1]."""
-        found = prior.decode(self.values, (self.size, self.size)) if self.space == "latent" else self.values.sigmoid()
-        return found.clamp(0, 1)
+        """[N, 3, S, S] in [0, 1], differentiable."""
+        if self.space == "pixel":
+            return self.values.sigmoid()
+        return prior.decode(self.values, (self.size, self.size)).clamp(0, 1)
 
 
 @dataclass(kw_only=True)
@@ -148,7 +149,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         found[name], seconds, evaluations = [], 0.0, 0
         for k, text in enumerate(config.texts):
             phase = distil(job, networks, source, name, text, f"{name}-{k}")
-            found[name].append(phase.model.images(networks.prior).cpu())
+            found[name].append(phase.model.images(networks.prior).detach().cpu())
             seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
             if stop.requested:
                 break
@@ -180,6 +181,7 @@ def prepare(
     """Opens everything that can be wrong before any work is done: the source, the prior, what the methods need."""
     source = open_source(config)
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
+    check_features(prior, config.distill)
     if config.space == "pixel" and "vsd" in {name.partition("+")[0] for name in config.methods}:
         raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
     # all of them now: the text encoder may be dropped before the last is drawn
@@ -220,9 +222,9 @@ def distil(job: Job, networks: Networks, source: Tensor | None, name: str, text:
     def advance(step: int, curves: Curves) -> dict[str, float]:
         before = prior.unet_evaluations
         z = model.latents(prior)
-        gradient, found = guide.step(z, texts, step, phase.generator, extras)
+        loss, found = guide.loss(z, lambda: model.images(prior), texts, step, phase.generator, extras)
         optimiser.zero_grad(set_to_none=True)
-        z.backward(gradient.to(z))
+        loss.backward()
         finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         if finite:
             optimiser.step()

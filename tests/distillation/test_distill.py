@@ -9,7 +9,15 @@ import torch
 from csd3d.distillation import SVGDConfig
 from csd3d.distillation.ddim import ddim_timesteps
 from csd3d.distillation.directions import pds, pds_coefficients
-from csd3d.distillation.distill import DistillConfig, Extras, branches, distill_step, particle_noise, possible_branches
+from csd3d.distillation.distill import (
+    DistillConfig,
+    Extras,
+    branches,
+    distill_step,
+    feature_gradient,
+    particle_noise,
+    possible_branches,
+)
 from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.methods import check_methods, method_config, method_names
 from csd3d.distillation.noise import add_noise, draw_noise
@@ -338,3 +346,31 @@ def test_pds_without_a_psi_is_the_authors_over_chi(t):
     psi, chi = pds_coefficients(a[at], a[at - 2], a[at] / a[at - 1])
     assert report["t"] == t
     torch.testing.assert_close(chi * gradient, pds(z, source, *answers, psi, chi), rtol=1e-9, atol=1e-9)
+
+
+def test_features_stand_in_for_the_latents_in_the_kernel_within_each_group():
+    """φ = z_t by hand: what z and φ descend is together what the "noisy" kernel gives, groups and weight included."""
+    prior, z, groups = Prior(), particles(5, seed=3), torch.tensor([0, 1, 0, 1, 0])
+    config = DistillConfig(steps=10, t_min=0.3, t_max=0.3, svgd=SVGDConfig(repulsion=2.0))
+    extras = Extras(groups=groups)
+    expected, report = distill_step(prior, z, 0, config, prior.alphas, seeded(), extras)
+    t = int(report["t"])
+    z_t = add_noise(z, draw_noise(z, "independent", after_time(config, prior)), prior.alphas[t].item())
+    by_features = replace(config, svgd=SVGDConfig(repulsion=2.0, space="features"))
+    shared, _ = distill_step(prior, z, 0, by_features, prior.alphas, seeded(), replace(extras, features=z_t))
+    force = feature_gradient(z_t, t, by_features, prior.alphas, groups)
+    assert force.abs().max() > 0.01
+    torch.testing.assert_close(shared + force, expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="needs features"):
+        distill_step(prior, z, 0, by_features, prior.alphas, seeded(), extras)
+
+
+def seeded():
+    return torch.Generator().manual_seed(7)
+
+
+def after_time(config, prior):
+    """The generator as a step has it once its t is drawn."""
+    generator = seeded()
+    scheduled_timestep(config, 0, len(prior.alphas), generator)
+    return generator

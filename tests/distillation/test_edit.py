@@ -220,6 +220,7 @@ def test_guided_predictor_drives_ddim():
         ({"text_scale": math.inf}, "text_scale is inf"),
         ({"steps": -1}, "steps is -1"),
         ({"svgd": SVGDConfig(space="coarse")}, "noisy or clean"),
+        ({"svgd": SVGDConfig(space="features")}, "noisy or clean"),
     ],
 )
 def test_config_names_the_wrong_key(wrong, message):

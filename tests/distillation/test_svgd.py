@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
 from csd3d.distillation.noise import add_noise, draw_noise
-from csd3d.distillation.svgd import combine, kernel_matrix, svgd_combine_features
+from csd3d.distillation.svgd import combine, feature_force, kernel_matrix
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -262,27 +262,42 @@ def test_official_compat_has_coefficient_one_and_the_median_over_everything():
     torch.testing.assert_close(G, double_loop(directions, noisy, 1.0, "rbf", gamma, 1.0, "mean"), rtol=1e-9, atol=1e-9)
 
 
-def test_features_equal_to_particles_give_svgd_combine():
-    directions, z = random(4, 3, seed=19), random(4, 3, seed=20).requires_grad_()
-    config = SVGDConfig(normalize="row", repulsion=0.7)
-    G = svgd_combine_features(directions, z, z * 1.0, sigma=0.5, config=config)
-    expected = svgd_combine(directions, z.detach(), sigma=0.5, normalize="row", repulsion=0.7)
-    torch.testing.assert_close(G, expected, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("compat", ["corrected", "official"])
+def test_features_equal_to_particles_give_svgd_combine(compat):
+    directions, z = random(4, 3, seed=19), random(4, 3, seed=20)
+    config = SVGDConfig(space="features", normalize="row", repulsion=0.7, compat=compat, kernel="imq")
+    shared = combine(directions, z + 1, z - 1, alpha_bar=0.4, config=config, features=z)
+    G = shared + feature_force(z, alpha_bar=0.4, config=config)
+    sigma, bandwidth = (math.sqrt(0.6), "median") if compat == "corrected" else (1.0, "median_all")
+    options = {"kernel": "imq", "bandwidth": bandwidth, "normalize": "row", "repulsion": 0.7}
+    torch.testing.assert_close(G, svgd_combine(directions, z, sigma=sigma, **options), rtol=1e-12, atol=1e-12)
+    report = svgd_diagnostics(directions, z + 1, z - 1, alpha_bar=0.4, config=config, features=z)
+    assert report == pytest.approx(
+        svgd_diagnostics(directions, z, z - 1, alpha_bar=0.4, config=replace(config, space="noisy")), rel=1e-12
+    )
 
 
 def test_features_repel_through_the_feature_jacobian():
-    """λ σ ∇_{z_i} Σ_j k(φ_i, φ_j) / N by autograd of the kernel itself, through a nonlinear φ."""
-    z, mix = random(4, 3, seed=21).requires_grad_(), random(3, 5, seed=22)
-    phi = torch.tanh(z @ mix)
-    config = SVGDConfig(bandwidth=0.8, repulsion=1.5)
-    G = svgd_combine_features(torch.zeros(4, 3), z, phi, sigma=0.5, config=config)
+    """λ σ ∇_{x_i} Σ_j k(φ_i, φ_j) / N by autograd of the kernel itself, through a nonlinear φ of anything x."""
+    x, mix = random(4, 3, seed=21).requires_grad_(), random(3, 5, seed=22)
+    phi = torch.tanh(x @ mix)
+    config = SVGDConfig(space="features", bandwidth=0.8, repulsion=1.5)
+    force = feature_force(phi.detach(), alpha_bar=0.75, config=config)
+    (pulled,) = torch.autograd.grad(phi, x, force, retain_graph=True)
     for i in range(4):
         fixed = phi.detach()
         total = sum(scalar_kernel(phi[i], fixed[j], "rbf", 0.8) for j in range(4))
-        (grad,) = torch.autograd.grad(total, z, retain_graph=True)
-        torch.testing.assert_close(G[i].double(), 1.5 * 0.5 * grad[i] / 4, rtol=1e-6, atol=1e-7)
-    with pytest.raises(ValueError, match="gradients on"):
-        svgd_combine_features(torch.zeros(4, 3), z, phi.detach(), sigma=0.5, config=config)
+        (grad,) = torch.autograd.grad(total, x, retain_graph=True)
+        torch.testing.assert_close(pulled[i].double(), 1.5 * 0.5 * grad[i] / 4, rtol=1e-6, atol=1e-7)
+
+
+def test_features_of_one_particle_change_nothing_and_missing_ones_are_asked_for():
+    config, one = SVGDConfig(space="features"), random(1, 3, seed=30)
+    assert torch.equal(combine(one, one, one, alpha_bar=0.5, config=config, features=2 * one), one)
+    assert torch.equal(feature_force(one, alpha_bar=0.5, config=config), torch.zeros(1, 3))
+    two = random(2, 3, seed=31)
+    with pytest.raises(ValueError, match=r'"features": it needs features'):
+        combine(two, two, two, alpha_bar=0.5, config=config)
 
 
 def test_coarse_particles_repel_by_the_means_of_their_pixels():

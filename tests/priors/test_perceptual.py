@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_lpips, load_prior, perceptual_distance
+from csd3d.priors import PriorConfig, load_lpips, load_prior, perceptual_distance, perceptual_vectors
 
 
 def test_distance_is_two_minus_two_cosines_averaged():
@@ -19,6 +19,16 @@ def test_distance_is_two_minus_two_cosines_averaged():
     torch.testing.assert_close(perceptual_distance([a, a], [b, a]), (2 - 2 * cosines).mean() / 2)
     torch.testing.assert_close(perceptual_distance([a], [-a]), torch.tensor(4.0))
     torch.testing.assert_close(perceptual_distance([7 * a], [a]), torch.tensor(0.0))
+
+
+def test_vectors_are_as_far_apart_as_their_images():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(3, *shape, generator=generator) for shape in ((4, 6, 5), (8, 3, 2))]
+    vectors = perceptual_vectors(maps)
+    assert vectors.shape == (3, 4 * 30 + 8 * 6)
+    for i, j in ((0, 1), (1, 2), (2, 2)):
+        apart = perceptual_distance([m[i : i + 1] for m in maps], [m[j : j + 1] for m in maps])
+        torch.testing.assert_close((vectors[i] - vectors[j]).square().sum(), apart, rtol=1e-5, atol=1e-7)
 
 
 def test_features_without_any_signal_have_a_finite_gradient():

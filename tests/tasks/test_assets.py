@@ -60,9 +60,9 @@ class Pull:
         self.distill = SimpleNamespace(perp_neg=False, noise="shared")
         self.prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
 
-    def step(self, z, texts, step, generator, extras, cameras):
-        assert z.shape[0] == len(texts["text"]) == len(cameras) == len(extras.groups)
-        return (z - self.colour).detach(), {"t": 0.0}
+    def loss(self, z, images, texts, step, generator, extras, cameras):
+        assert z.shape[0] == len(texts["text"]) == len(cameras) == len(extras.groups) == len(images())
+        return (z * (z - self.colour).detach()).sum(), {"t": 0.0}
 
 
 @pytest.mark.parametrize("particles", [1, 2])
@@ -90,11 +90,11 @@ def test_a_step_stands_before_a_backdrop_and_its_prompts_say_which():
     seen = set()
 
     class Look(Pull):
-        def step(self, z, texts, *others):
+        def loss(self, z, images, texts, *others):
             (word,) = {text.split(" on ")[1].split(",")[0] for branch in ("text", "away") for text in texts[branch]}
             torch.testing.assert_close(z[:, :, 8, 8], torch.tensor(BACKDROPS[word]).expand(len(z), 3))
             seen.add(word)
-            return super().step(z, texts, *others)
+            return super().loss(z, images, texts, *others)
 
     config = settings(prompts=PromptConfig(template="{prompt} on {backdrop}, {view}", backdrops=BACKDROPS))
     config.asset.field.blob_radius = 1e-4  # all is empty

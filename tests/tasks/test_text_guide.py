@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import save_tiny_pipeline
 
-from csd3d.distillation import DistillConfig, distill_step
+from csd3d.distillation import DistillConfig, SVGDConfig, distill_step
 from csd3d.distillation.methods import METHODS, method_config
 from csd3d.errors import InputError
-from csd3d.priors import Condition, PriorConfig, load_prior
+from csd3d.priors import Condition, PriorConfig, load_prior, perceptual_distance
 from csd3d.priors.base import scaled_linear_alphas
 from csd3d.priors.expected import ExpectedReconstruction
 from csd3d.tasks.text_guide import (
@@ -18,6 +18,7 @@ from csd3d.tasks.text_guide import (
     Networks,
     WordsConfig,
     branch_texts,
+    check_features,
     embed_all,
     expand_methods,
     open_networks,
@@ -152,6 +153,43 @@ def test_vsds_network_takes_one_step_after_every_step(networks):
     loss.backward()
     optimiser.step()
     assert differing(after, trained(networks)) == set()
+
+
+def test_the_gradient_of_the_loss_is_the_steps_and_of_features_what_repels_the_images(prior):
+    z = torch.randn(2, 4, 4, 4, generator=seeded(1)).requires_grad_()
+    images = torch.rand(2, 3, 16, 16, generator=seeded(2)).requires_grad_()
+    texts, found = branch_texts(TEXTS, WORDS), {}
+    for space in ("clean", "features"):
+        svgd = SVGDConfig(space=space, bandwidth=0.7, repulsion=3.0)
+        guide = Guide("csd", Networks(prior), method_config("csd", DistillConfig(svgd=svgd)), GuideConfig(), seeded())
+        loss, report = guide.loss(z, lambda: images, texts, 0, seeded(4))
+        found[space] = torch.autograd.grad(loss, [z, images], allow_unused=True)
+    gradient, _ = Guide(
+        "csd", Networks(prior), method_config("csd", DistillConfig(svgd=SVGDConfig(space="clean", bandwidth=0.7,
+        repulsion=3.0))), GuideConfig(), seeded(),
+    ).step(z, texts, 0, seeded(4))  # fmt: skip
+    torch.testing.assert_close(found["clean"][0], gradient)
+    assert found["clean"][1] is None
+    one, two = (prior.features(images[i : i + 1]) for i in range(2))
+    apart = perceptual_distance(one, [m.detach() for m in two]), perceptual_distance([m.detach() for m in one], two)
+    sigma2 = 1 - prior.alphas_cumprod[int(report["t"])].item()
+    energy = sum(3.0 * sigma2**0.5 / 2 * torch.exp(-0.7 * distance) for distance in apart)
+    (expected,) = torch.autograd.grad(sigma2 * energy, images)  # w(t) = σ²
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(found["features"][1], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_prior_without_features_is_refused_for_them(prior):
+    bare = SimpleNamespace(device="cpu", features=lambda images: prior_without_vae())
+    config = DistillConfig(svgd=SVGDConfig(space="features"))
+    with pytest.raises(InputError, match=r"distill\.svgd\.space is \"features\": a pixel-space prior has no VAE"):
+        check_features(bare, config)
+    check_features(bare, DistillConfig(svgd=SVGDConfig()))
+    check_features(prior, config)
+
+
+def prior_without_vae():
+    raise ValueError("a pixel-space prior has no VAE")
 
 
 def test_other_methods_leave_vsds_network_alone(networks):

@@ -149,9 +149,9 @@ def test_pixels_are_distilled_through_the_encoder(image_config, tmp_path):
 def test_particles_move_away_from_a_source_that_stays_where_they_started(edit_config, tmp_path, monkeypatch):
     seen, step = [], Guide.step
 
-    def seeing(self, z, texts, at, generator, extras):
+    def seeing(self, z, texts, at, generator, extras, cameras):
         seen.append((at, z.detach().clone(), extras.source.clone()))
-        return step(self, z, texts, at, generator, extras)
+        return step(self, z, texts, at, generator, extras, cameras)
 
     monkeypatch.setattr(Guide, "step", seeing)
     broken_and_resumed(edit_config, tmp_path / "run", monkeypatch, 2)
