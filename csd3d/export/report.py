@@ -37,7 +37,7 @@ METRICS = {
     "clip_image": ("CLIP similarity to the source", "", None, 3),
     "clip_consistency": ("CLIP image consistency", "", "higher", 3),
     "ranked_first": ("The prompt found first among 32", "share", "higher", 2),
-    "rank": ("Its rank, of the worst asset", "", "lower", 0),
+    "rank": ("Its rank; of several assets, the worst", "", "lower", 0),
     "clip_score": ("CLIP similarity to the prompt", "", "higher", 3),
     "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
     "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
