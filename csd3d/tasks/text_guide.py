@@ -146,17 +146,18 @@ class Guide:
         return (z * gradient.to(z)).sum() + (features * force).sum(), report
 
     def predictor(self, texts: dict[str, list[str]], cameras: Tensor | None = None) -> PredictBranches:
-        """predict(z_stack, t, names), every branch under its texts."""
+        """predict(z_stack, t, names): every branch under its texts, branches that are told the same computed once."""
+        told = {name: (name.startswith("source_"), *branch) for name, branch in texts.items()} | {"lora": ("lora",)}
 
         def predict(z_stack: Tensor, t: int, names: tuple[str, ...]) -> Tensor:
             parts = dict(zip(names, z_stack.chunk(len(names)), strict=True))
-            plain = [name for name in names if name != "lora"]
-            condition = Condition.cat([self.prior.condition(texts[name]) for name in plain])
-            stack = self.prior.predict_noise(torch.cat([parts[name] for name in plain]), t, condition)
+            plain = {told[name]: name for name in names if name != "lora"}
+            condition = Condition.cat([self.prior.condition(texts[name]) for name in plain.values()])
+            stack = self.prior.predict_noise(torch.cat([parts[name] for name in plain.values()]), t, condition)
             found = dict(zip(plain, stack.chunk(len(plain)), strict=True))
             if "lora" in names:
-                found["lora"] = self.score.predict(parts["lora"], t, self.prior.condition(texts["text"]), cameras)
-            return torch.cat([found[name] for name in names])
+                found[told["lora"]] = self.score.predict(parts["lora"], t, self.prior.condition(texts["text"]), cameras)
+            return torch.cat([found[told[name]] for name in names])
 
         return predict
 

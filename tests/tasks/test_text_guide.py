@@ -99,6 +99,20 @@ def test_every_branch_is_predicted_under_its_own_text():
     assert torch.equal(found, torch.stack([*expected, z[4] + red, z[5] + blue, z[6] + ugly, z[7] + ugly]))
 
 
+def test_branches_that_are_told_the_same_are_computed_once():
+    """NFSD held away from nothing: its negative branch is the unconditional one. At a source's z̃_t it is another's."""
+    prior, z, rows = TellingPrior(), 100 * torch.arange(8.0)[:, None], []
+    z[4:6] = z[:2]  # "negative" is predicted at the z_t of "null"
+    predict_noise = prior.predict_noise
+    prior.predict_noise = lambda z_t, t, condition: rows.append(len(z_t)) or predict_noise(z_t, t, condition)
+    guide = Guide("nfsd", Networks(prior), DistillConfig(), GuideConfig(), seeded())
+    texts = branch_texts(TEXTS, WordsConfig(negative="", unwanted=""))
+    found = guide.predictor(texts)(z, 500, ("null", "text", "negative", "source_null"))
+    assert rows == [6]
+    null, red, blue = (float(prior.numbers[text]) for text in ("", *TEXTS))
+    assert torch.equal(found, z + torch.tensor([[null], [null], [red], [blue], [null], [null], [null], [null]]))
+
+
 def test_all_is_every_method_of_a_text_and_with_a_source_every_method():
     known = {"csd", *METHODS}
     assert set(expand_methods(["all"])) == known - {"dds", "pds"}
