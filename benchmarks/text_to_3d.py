@@ -1,17 +1,17 @@
 """Text to 3D by every method: the same prompts, seeds, steps and cameras.
 
-`python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …] [--diverse | --config …]`
+`python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …] [--diverse] [--ablations]`
 
-Each prompt and seed is an ordinary run of configs/csd-text-to-3d.yaml that compares the methods, in its own folder
-under --work and the JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown
-table that the README quotes, and writes the grid of all methods beside the JSON.
+Each prompt, seed and method is an ordinary run of the method's own config, in its own folder under --work and the
+JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown table that the README
+quotes, and writes the grid of all methods beside the JSON.
 
-With --diverse it is configs/csd-diverse.yaml: four assets of a prompt that leaves things open, by CSD and by SDS.
-With --config FILE it is another one, such as configs/dreamfusion.yaml with `--methods sds`.
-With --ablations CSD is also run with one part of it changed at a time, each under its own name.
+With --diverse all methods have configs/csd-diverse.yaml: four assets of a prompt that leaves things open, by CSD and by
+SDS. With --ablations CSD is also run with one part of it changed at a time, each under its own name.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -32,14 +32,15 @@ PROMPTS = (
     "a pink snowman, wearing a blue hat",
 )
 OPEN_PROMPTS = ("a chair", "a duck")  # what they leave open, four assets should fill in differently
+OWN_CONFIGS = {"csd": "csd-text-to-3d", "bridge": "sds-bridge", "vsd": "prolificdreamer", "lmc": "lmc-sds"}
 ABLATIONS = {  # over csd-text-to-3d.yaml, whose kernel is of a fixed width on clean latents, normalised by row
-    "median_kernel": ["distill.svgd.bandwidth=median"],
-    "noisy_kernel": ["distill.svgd.space=noisy", "distill.svgd.bandwidth=median"],
-    "feature_kernel": ["distill.svgd.space=features", "distill.svgd.bandwidth=median"],  # the paper's
-    "no_repulsion": ["distill.svgd.repulsion=0"],
-    "mean_normalised": ["distill.svgd.normalize=mean"],
-    "shared_noise": ["distill.noise=shared"],
-    "camera_noise": ["method=fsd+csd"],
+    "median_kernel": ("distill.svgd.bandwidth=median",),
+    "noisy_kernel": ("distill.svgd.space=noisy", "distill.svgd.bandwidth=median"),
+    "feature_kernel": ("distill.svgd.space=features", "distill.svgd.bandwidth=median"),  # the paper's
+    "no_repulsion": ("distill.svgd.repulsion=0",),
+    "mean_normalised": ("distill.svgd.normalize=mean",),
+    "shared_noise": ("distill.noise=shared",),
+    "camera_noise": ("method=fsd+csd",),
 }
 FIGURES = {
     "ranked_first": ("first of 32", 2),
@@ -54,31 +55,55 @@ FIGURES = {
 }
 
 
-def run_one(config: Path, prompt: str, seed: int, methods: list[str], work: Path, overrides: list[str]) -> dict:
-    """metrics.json of one prompt and seed, and where its run is."""
-    keys = [f"prompt={prompt}", f"method={methods[0]}", f"compare=[{', '.join(methods[1:])}]", *overrides]
-    folder = work / f"{'-'.join(prompt.replace(',', '').split())}-{seed}"
-    return {"seed": seed, "folder": str(folder), **finished_run(config, keys, folder, seed)}
+@dataclass(frozen=True)
+class Plan:
+    """How a row of the table is made: a config, and what is changed in it."""
+
+    config: Path
+    changes: tuple[str, ...] = ()
 
 
-def run_ablations(config: Path, prompt: str, seed: int, work: Path, overrides: list[str]) -> dict[str, dict]:
-    """The figures of CSD changed in one part at a time."""
+def plans(methods: list[str], diverse: bool, ablations: bool) -> dict[str, Plan]:
+    """A plan for each method, and for each ablation of CSD, by name."""
+    if diverse:
+        return {name: Plan(CONFIGS / "csd-diverse.yaml", (f"method={name}",)) for name in methods}
     found = {}
-    for name, changes in ABLATIONS.items():
-        run = run_one(config, prompt, seed, ["csd"], work / name, [*overrides, *changes])
-        (found[name],) = run["results"].values()
-    return found
+    for name in methods:
+        own, collaborates, _ = name.partition("+")  # "nfsd+csd"
+        changes = (f"method={name}",) if collaborates else ()
+        found[name] = Plan(CONFIGS / f"{OWN_CONFIGS.get(own, own)}.yaml", changes)
+    csd = CONFIGS / f"{OWN_CONFIGS['csd']}.yaml"
+    return found | {name: Plan(csd, changes) for name, changes in ABLATIONS.items() if ablations}
+
+
+def run_one(rows: dict[str, Plan], prompt: str, seed: int, work: Path, overrides: list[str]) -> dict:
+    """Figures of one prompt and seed by every plan, and where the runs are."""
+    run = {"prompt": prompt, "seed": seed, "results": {}, "folders": {}, "peak_memory_gib": {}}
+    for name, plan in rows.items():
+        folder = work / f"{'-'.join(prompt.replace(',', '').split())}-{seed}" / slug(name)
+        keys = [f"prompt={prompt}", "compare=[]", *overrides, *plan.changes]
+        metrics = finished_run(plan.config, keys, folder, seed)
+        (run["results"][name],) = metrics["results"].values()
+        run["folders"][name], run["judge"] = str(folder), metrics["judge"]
+        run["peak_memory_gib"][name] = metrics["peak_memory_gib"]
+    return run
 
 
 def grid(runs: list[dict], path: Path) -> None:
     """A row a method; of every run the view at 30°, of each of its assets."""
     rows = []
-    for method in dict.fromkeys(name for run in runs for name in run["results"] if name not in ABLATIONS):
-        folders = [Path(run["folder"]) / "images" / slug(method) for run in runs]
-        assets = [asset for folder in folders if folder.is_dir() for asset in sorted(folder.iterdir())]
-        pictures = [sorted(asset.iterdir())[1] for asset in assets]
-        rows.append(ViewRow(title(method), [iio.imread(picture) for picture in pictures]))
+    for name in runs[0]["folders"]:
+        folders = [Path(run["folders"][name]) / "images" for run in runs]
+        assets = [asset for folder in folders for asset in sorted(folder.glob("*/*/")) if asset.is_dir()]
+        rows.append(ViewRow(label(name), [iio.imread(sorted(asset.iterdir())[1]) for asset in assets]))
     save_grid(path, rows)
+
+
+def label(name: str) -> str:
+    """What a row of the grid is called."""
+    if name == "dreamfusion":
+        return "SDS, DreamFusion's settings"
+    return name.replace("_", " ").capitalize() if name in ABLATIONS else title(name)
 
 
 def main() -> None:
@@ -87,22 +112,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change keys of the config")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("outputs/benchmark-text-to-3d"))
-    parser.add_argument("--config", type=Path, help="default: csd-text-to-3d.yaml, with --diverse csd-diverse.yaml")
     parser.add_argument("--methods", nargs="+", help="default: all; with --diverse csd and sds")
     parser.add_argument("--prompts", nargs="+", help="default: six, with --diverse two")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--diverse", action="store_true", help="four assets a prompt")
     parser.add_argument("--ablations", action="store_true", help="CSD with one part of it changed at a time")
     args = parser.parse_intermixed_args()
-    config = args.config or CONFIGS / ("csd-diverse.yaml" if args.diverse else "csd-text-to-3d.yaml")
-    methods = args.methods or (["csd", "sds"] if args.diverse else list(method_names()))
-    runs = []
+    methods = args.methods or (["csd", "sds"] if args.diverse else [*method_names(), "dreamfusion"])
+    rows, runs = plans(methods, args.diverse, args.ablations), []
     for prompt in args.prompts or (OPEN_PROMPTS if args.diverse else PROMPTS):
         for seed in args.seeds:
-            work = args.work / args.json.stem
-            run = run_one(config, prompt, seed, methods, work, args.overrides)
-            run["results"] |= run_ablations(config, prompt, seed, work, args.overrides) if args.ablations else {}
-            runs.append(run)
+            runs.append(run_one(rows, prompt, seed, args.work / args.json.stem, args.overrides))
             write_results(args.json, runs, FIGURES, args.overrides)
     grid(runs, args.json.with_suffix(".png"))
     print("\n".join(mean_table(runs, FIGURES)))
