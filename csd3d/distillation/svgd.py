@@ -17,14 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation.correspondence import Correspondence
+from csd3d.distillation.kernel import KERNELS, MEDIANS, as_rows, check_choice, kernel_matrix
 
-KERNELS = ("rbf", "imq")
 NORMALIZATIONS = ("mean", "row")
-MEDIANS = ("median", "median_all")
 SPACES = ("noisy", "clean", "coarse", "features")
 COARSE = 4  # latent pixels a side that space "coarse" averages
-MIN_RMS_DISTANCE = 1e-3  # per coordinate, latent units: below it two particles count as one and gamma stops growing
-MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
 
 
 @dataclass
@@ -50,10 +47,10 @@ class SVGDConfig:
     compat: str = "corrected"
 
     def __post_init__(self):
-        _check_choice("svgd.kernel", self.kernel, KERNELS)
-        _check_choice("svgd.normalize", self.normalize, NORMALIZATIONS)
-        _check_choice("svgd.space", self.space, SPACES)
-        _check_choice("svgd.compat", self.compat, ("corrected", "official"))
+        check_choice("svgd.kernel", self.kernel, KERNELS)
+        check_choice("svgd.normalize", self.normalize, NORMALIZATIONS)
+        check_choice("svgd.space", self.space, SPACES)
+        check_choice("svgd.compat", self.compat, ("corrected", "official"))
         _check_bandwidth(self.bandwidth, self.bandwidth_scale)
         if not math.isfinite(self.repulsion):
             raise ValueError(f"svgd.repulsion is {self.repulsion}: give a finite number, 1 for SVGD or 0 for none")
@@ -91,7 +88,7 @@ def svgd_combine(
     settings.
     """
     _check_particles(directions, particles)
-    _check_choice("normalize", normalize, NORMALIZATIONS)
+    check_choice("normalize", normalize, NORMALIZATIONS)
     if len(directions) == 1:
         return directions.clone()
     K, slope = kernel_matrix(particles, kernel, bandwidth, bandwidth_scale, correspondence)
@@ -196,70 +193,15 @@ def svgd_diagnostics(
     return report
 
 
-def kernel_matrix(
-    features: Tensor,
-    kernel: str = "rbf",
-    bandwidth: str | float = "median",
-    bandwidth_scale: float = 1.0,
-    correspondence: Correspondence | None = None,
-) -> tuple[Tensor, Tensor]:
-    """K [N, N], and its slope −dk/d‖·‖² [N, N], between rows of `features` [N, ...].
-
-    "rbf": k = exp(−γ d²). "imq": k = (1 + γ d²)^(−1/2), whose heavy tail still shares at several median distances.
-
-    With a `correspondence` (features [N, C, h, w]) row i compares z_i with every particle brought to i's pixels, over
-    the content they have in common, scaled to the whole so that one γ serves all pairs:
-
-        d²_ij = h w / Σ_p v_ij(p) · Σ_p v_ij(p) ‖z_i(p) − z_j(x_ij(p))‖²
-
-    and both results are 0 where there is none. What i sees of j is not what j sees of i: K need not be symmetric.
-    """
-    _check_choice("kernel", kernel, KERNELS)
-    flat = _flat(features)
-    if correspondence is None:
-        squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
-        common = None
-    else:
-        squared, common = _brought_distances(flat.view_as(features), correspondence)
-    gamma = _gamma(squared, flat.shape[1], bandwidth, common) / bandwidth_scale
-    if kernel == "rbf":
-        K = torch.exp(-gamma * squared)
-        slope = gamma * K
-    else:
-        K = torch.rsqrt(1 + gamma * squared)
-        slope = 0.5 * gamma * K**3
-    return (K, slope) if common is None else (K * common, slope * common)
-
-
-def _gamma(squared: Tensor, dimensions: int, bandwidth: str | float, common: Tensor | None = None) -> Tensor | float:
-    """γ = ln(N+1) / median of the squared distances, floored so that coinciding particles leave it finite.
-
-    `common` [N, N] bool: which of them are known.
-    """
-    if not isinstance(bandwidth, str):
-        return bandwidth
-    N = len(squared)
-    _check_choice("bandwidth", bandwidth, MEDIANS)
-    if common is None:
-        i, j = torch.triu_indices(N, N, offset=1, device=squared.device)
-        pairs = squared[i, j]
-    else:
-        pairs, squared = squared[common & ~torch.eye(N, dtype=torch.bool, device=squared.device)], squared[common]
-        pairs = pairs if len(pairs) else squared
-    median = pairs.median() if bandwidth == "median" else squared.median()
-    floor = (MIN_RELATIVE_MEDIAN * pairs.mean()).clamp_min(MIN_RMS_DISTANCE**2 * dimensions)
-    return math.log(N + 1) / torch.maximum(median, floor)
-
-
 def _shared_score(K: Tensor, directions: Tensor, normalize: str) -> Tensor:
     """Σ_j k_ij Δ_j / N (or / Σ_j k_ij), [N, D]."""
-    flat = _flat(directions)
+    flat = as_rows(directions)
     return (K.to(flat.dtype) @ flat) / _denominator(K, normalize)
 
 
 def _kernel_gradient(K: Tensor, slope: Tensor, features: Tensor, normalize: str) -> Tensor:
     """Σ_j ∇_{φ_j} k(φ_j, φ_i) / N = 2 (rowsum(S) φ_i − Σ_j S_ij φ_j) / N with S the slope, [N, D]."""
-    centred = _flat(features) - _flat(features).mean(dim=0)  # changes nothing but the rounding
+    centred = as_rows(features) - as_rows(features).mean(dim=0)  # changes nothing but the rounding
     force = 2 * (slope.sum(dim=1, keepdim=True) * centred - slope @ centred)
     return force / _denominator(K, normalize)
 
@@ -276,17 +218,6 @@ def _score_and_force(
     if correspondence is not None:
         return _brought(K, slope, directions, particles, normalize, correspondence)
     return _shared_score(K, directions, normalize), _kernel_gradient(K, slope, particles, normalize)
-
-
-def _brought_distances(z: Tensor, correspondence: Correspondence) -> tuple[Tensor, Tensor]:
-    """d² [N, N] of `kernel_matrix` between z [N, C, h, w], and which pairs have anything in common [N, N]."""
-    shown = correspondence.validity.sum((2, 3))
-    rows = []
-    for i in range(len(z)):
-        difference = z[i] - correspondence.sample(z, i)
-        rows.append((correspondence.validity[i, :, None] * difference.square()).sum((1, 2, 3)))
-    scale = z[0, 0].numel() / torch.where(shown > 0, shown, 1.0)
-    return torch.stack(rows) * scale.to(z), shown > 0
 
 
 def _brought(
@@ -316,7 +247,7 @@ def _brought(
     Σ_j k_ij / N, at all pixels of i, so that agreeing directions move the whole of i alike and the ends of an overlap
     do not show; an i that shares nothing with anyone gets Δ_i / N, as plain SVGD gives one infinitely far from all.
     """
-    z, delta = (_flat(x).view_as(x) for x in (particles, directions))
+    z, delta = (as_rows(x).view_as(x) for x in (particles, directions))
     plain = _denominator(K, normalize)
     score, force = torch.empty_like(delta), torch.empty_like(z)
     for i in range(len(z)):
@@ -376,10 +307,6 @@ def _coefficient(config: SVGDConfig, sigma: float) -> float:
     return config.repulsion * (1.0 if config.compat == "official" else sigma)
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1).to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _check_particles(directions: Tensor, particles: Tensor) -> None:
     if directions.shape != particles.shape or directions.ndim < 2 or len(directions) == 0:
         shapes = f"{tuple(directions.shape)} and {tuple(particles.shape)}"
@@ -388,13 +315,8 @@ def _check_particles(directions: Tensor, particles: Tensor) -> None:
 
 def _check_bandwidth(bandwidth: str | float, scale: float) -> None:
     if isinstance(bandwidth, str):
-        _check_choice("svgd.bandwidth", bandwidth, MEDIANS)
+        check_choice("svgd.bandwidth", bandwidth, MEDIANS)
     elif not 0 <= bandwidth < math.inf:
         raise ValueError(f"svgd.bandwidth is {bandwidth}: give 'median', 'median_all' or gamma >= 0")
     if not 0 < scale < math.inf:
         raise ValueError(f"svgd.bandwidth_scale is {scale}: give a number above 0")
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} is {value!r}: choose one of {', '.join(choices)}")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
+from csd3d.distillation.kernel import kernel_matrix
 from csd3d.distillation.noise import add_noise, draw_noise
-from csd3d.distillation.svgd import combine, feature_force, kernel_matrix
+from csd3d.distillation.svgd import combine, feature_force
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
