@@ -87,15 +87,19 @@ def box_mask(box: list[float], height: int, width: int) -> Tensor:
 
 def read_mask(path: str, height: int, width: int) -> Tensor:
     """[H, W] of a mask file: its brightness, times its alpha if it has one; resized by area to the picture's size."""
-    picture = read_image(Path(path).expanduser())
+    try:
+        picture = read_image(Path(path).expanduser())
+    except InputError as error:
+        raise InputError(f"regions: mask {error}") from None
     mask = torch.tensor(picture.rgb).mean(-1)
     if picture.alpha is not None:
         mask = mask * torch.tensor(picture.alpha)
     if mask.max() < 0.5 / 255:
-        raise InputError(f"{path}: the mask is empty (all black); paint the region white")
+        raise InputError(f"regions: mask {path}: it is empty (all black); paint the region white")
     tall, wide = mask.shape
     if abs(tall * width / (wide * height) - 1) > SAME_SHAPE:
-        raise InputError(f"{path}: a mask of {wide}x{tall} for a picture of {width}x{height}; give one of its shape")
+        sizes = f"it is {wide}x{tall}, for a picture of {width}x{height}"
+        raise InputError(f"regions: mask {path}: {sizes}; give one of its shape")
     if (tall, wide) != (height, width):
         logger.info("%s: the mask of %dx%d is resized to the picture's %dx%d", path, wide, tall, width, height)
         mask = F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]

@@ -231,9 +231,9 @@ def test_a_mask_of_another_size_is_brought_to_the_pictures(tmp_path):
     small = read_mask(save_mask(tmp_path / "m.png", 12, 20, (5, 0, 10, 12)), 48, 80)
     assert small.shape == (48, 80)
     torch.testing.assert_close(small.mean(), torch.tensor(0.25), rtol=0, atol=0.01)
-    with pytest.raises(InputError, match=r"a mask of 20x12 for a picture of 80x80"):
+    with pytest.raises(InputError, match=r"regions: mask .*: it is 20x12, for a picture of 80x80"):
         read_mask(str(tmp_path / "m.png"), 80, 80)
-    with pytest.raises(InputError, match="the mask is empty"):
+    with pytest.raises(InputError, match=r"regions: mask .*: it is empty"):
         read_mask(save_mask(tmp_path / "e.png", 8, 8, (0, 0, 0, 0)), 8, 8)
 
 
@@ -472,7 +472,7 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(config_of, tmp_path, ca
         ("[{prompt: a, box: [0, 0, 4]}]", "x0, y0, x1, y1"),
         ("[{prompt: a, box: [0, 0, 4, 4], mask: m.png}]", "a mask and a box"),
         ("[{prompt: ''}]", "none has a prompt"),
-        ("[{prompt: a, mask: /nowhere.png}]", "/nowhere.png: no such file"),
+        ("[{prompt: a, mask: /nowhere.png}]", "regions: mask /nowhere.png: no such file"),
         ("[{prompt: a, box: [50, 0, 60, 4]}]", "outside the picture of 32x32"),
         ("[{prompt: a, colour: red}]", "unknown key"),
     ],
