@@ -44,6 +44,7 @@ METRICS = {
     "view_words": ("Views taken for what they are", "share", "higher", 2),
     "fid": ("Fréchet distance to true renders", "", "lower", 3),
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
+    "distinct_colour": ("Colours found among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
     "unet_evaluations": ("UNet evaluations", "", None, 0),
     "seconds": ("Time taken", "s", None, 1),
