@@ -149,7 +149,8 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         found[name], seconds, evaluations = [], 0.0, 0
         for k, text in enumerate(config.texts):
             phase = distil(job, networks, source, name, text, f"{name}-{k}")
-            found[name].append(phase.model.images(networks.prior).detach().cpu())
+            with torch.no_grad():
+                found[name].append(phase.model.images(networks.prior).cpu())
             seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
             if stop.requested:
                 break
