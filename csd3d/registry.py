@@ -1,0 +1,182 @@
+"""What a config can name: methods, editors, model families, representations, readers; each in one file that says so.
+
+    @register("method", "nfsd", title="NFSD")
+    @dataclass(frozen=True)
+    class NFSD: ...
+
+The modules of a kind's package (`PACKAGES`) are imported when something of that kind is first asked for. Code outside
+csd3d registers in the same way: a config's `plugins:` key names its modules or files, or its package declares the
+entry-point group "csd3d.plugins".
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from csd3d.errors import InputError
+
+Thing = TypeVar("Thing")
+GROUP = "csd3d.plugins"
+PACKAGES = {  # where csd3d's own things of each kind are
+    "method": "csd3d.distillation.methods",
+    "editor": "csd3d.editors",
+    "family": "csd3d.priors.families",
+    "representation": "csd3d.representations",
+    "reader": "csd3d.datasets.readers",
+    "task": "csd3d.tasks",
+    "ground_truth": "csd3d.world.plugin",
+    "demo": "csd3d.world.plugin",
+}
+PARTS = {  # what a thing of each kind must have
+    "method": ("queries", "direction"),
+    "editor": ("edit",),
+    "family": ("matches", "load"),
+    "representation": ("open",),
+    "reader": ("matches", "read"),
+    "task": ("open",),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered thing (a class or a function), under its name in configs and its title in reports."""
+
+    kind: str
+    name: str
+    title: str
+    thing: Any
+
+    @property
+    def place(self) -> str:
+        """file:line where it is defined."""
+        try:
+            return f"{inspect.getsourcefile(self.thing)}:{inspect.getsourcelines(self.thing)[1]}"
+        except (OSError, TypeError):
+            return getattr(self.thing, "__module__", "?")
+
+
+_entries: dict[str, dict[str, Entry]] = {kind: {} for kind in PACKAGES}
+_loaded: set[str] = set()
+
+
+def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thing]:
+    """Registers the class or function below it; InputError where the name is taken or a part is missing."""
+    if kind not in _entries:
+        raise InputError(f"register({kind!r}, {name!r}): there is no such kind; known: {', '.join(_entries)}")
+
+    def add(thing: Thing) -> Thing:
+        entry = Entry(kind, name, title or name, thing)
+        missing = [part for part in PARTS.get(kind, ()) if not hasattr(thing, part)]
+        if missing:
+            raise InputError(f"{entry.place}: {kind} {name!r} lacks {', '.join(missing)}")
+        other = _entries[kind].get(name)
+        # a module that is run as a script, or imported under two names, brings the same thing twice
+        if other is not None and other.place != entry.place:
+            raise InputError(f"{kind} {name!r} is registered twice: at {other.place} and at {entry.place}")
+        _entries[kind][name] = entry
+        return thing
+
+    return add
+
+
+def get(kind: str, name: str) -> Entry:
+    """What is registered under `name`; InputError that gives the nearest name and all others."""
+    known = names(kind)
+    if name in known:
+        return _entries[kind][name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise InputError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
+
+
+def names(kind: str) -> list[str]:
+    """Every name of a kind, csd3d's own first."""
+    _load(kind)
+    return list(_entries[kind])
+
+
+def entries(kind: str) -> list[Entry]:
+    """Everything that is registered of a kind."""
+    _load(kind)
+    return list(_entries[kind].values())
+
+
+def title(kind: str, name: str) -> str:
+    """What reports call it: its title, or the name itself where nothing is registered under it."""
+    _load(kind)
+    return _entries[kind][name].title if name in _entries[kind] else name
+
+
+def entry_of(kind: str, thing: Any) -> Entry | None:
+    """The entry whose class `thing` is an instance of, or is itself."""
+    wanted = thing if isinstance(thing, type) else type(thing)
+    return next((entry for entry in entries(kind) if entry.thing is wanted), None)
+
+
+def load_plugins(plugins: Sequence[str]) -> None:
+    """Imports modules by name, or files that end in .py; InputError in one line, naming the plugin and its fault."""
+    for plugin in plugins:
+        if plugin.endswith(".py"):
+            _guarded(plugin, lambda plugin=plugin: _import_file(Path(plugin).expanduser()))
+        else:
+            _guarded(plugin, lambda plugin=plugin: importlib.import_module(plugin))
+
+
+def _load(kind: str) -> None:
+    """Imports csd3d's own modules of a kind, and once the installed plugins."""
+    if kind not in _entries:
+        raise InputError(f"there is no kind {kind!r} of things to register; known: {', '.join(_entries)}")
+    if kind not in _loaded:
+        _loaded.add(kind)
+        _import_package(PACKAGES[kind])
+    if GROUP not in _loaded:
+        _loaded.add(GROUP)
+        for point in importlib.metadata.entry_points(group=GROUP):
+            _guarded(f"{point.name} ({point.value})", point.load)
+
+
+def _import_package(name: str) -> None:
+    """A package with all its modules, or a single module."""
+    module = importlib.import_module(name)
+    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        importlib.import_module(f"{name}.{found.name}")
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"plugins: {path}: no such file")
+    name = f"csd3d_plugin_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _guarded(plugin: str, load: Callable[[], Any]) -> None:
+    try:
+        load()
+    except InputError as error:
+        raise InputError(f"plugin {plugin}: {str(error).removeprefix('plugins: ')}") from None
+    except Exception as error:  # whatever somebody else's code raises
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"plugin {plugin}: cannot be imported ({reason}, at {frame.filename}:{frame.lineno})"
+        ) from None
