@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with StopRequest() as stop:
             folder = run(args, stop)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        for line in str(error).splitlines():  # several only where several keys have moved
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Aborted. `--resume RUN_DIR` continues from the last checkpoint.", file=sys.stderr)

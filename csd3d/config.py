@@ -1,47 +1,40 @@
 """Typed configs: YAML and `key.sub=value` overrides, merged onto the defaults of nested dataclasses.
 
-OmegaConf parses and interpolates (`${seed}`); the conversion is our own, since its structured configs know neither
+OmegaConf parses and interpolates (`${seed}`). The conversion is our own: OmegaConf's structured configs know neither
 Literal, nor lists in unions, nor which keys are near a mistyped one. Every mistake becomes an InputError of one line:
 file (or "command line"), key, what was expected.
 """
 
 import dataclasses
-import difflib
-import functools
-import hashlib
 import json
-import math
 import re
-import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csd3d.errors import InputError
+from csd3d.schema import (
+    BadValue,
+    Chosen,
+    OneOf,
+    annotation_at,
+    build,
+    convert,
+    first_line,
+    join,
+    mark_of,
+    members,
+    nearest,
+    plain,
+)
 
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20
-_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    Path: "a path",
-    type(None): "null",
-}
-
-
-class _BadValue(Exception):
-    """A value that does not fit, at a dotted key; load_config adds the file."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -71,12 +64,12 @@ def _parse(path: str | Path) -> DictConfig:
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a UTF-8 text file ({_first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read as a UTF-8 text file ({first_line(error)})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: {_yaml_problem(error)}") from None
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         key = getattr(error, "full_key", None)
-        raise InputError(f"{path}: {key}: {_first_line(error)}" if key else f"{path}: {_first_line(error)}") from None
+        raise InputError(f"{path}: {key}: {first_line(error)}" if key else f"{path}: {first_line(error)}") from None
     if too_large:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no config is; pass a YAML file")
     if not isinstance(tree, DictConfig):
@@ -114,7 +107,7 @@ def task_name(path: str | Path, overrides: Collection[str], tasks: Collection[st
         raise InputError(f"{path}: task: missing; write task: NAME, one of {', '.join(sorted(tasks))}")
     if name not in tasks:
         raise InputError(
-            f"{path}: task: unknown task {name!r}; {_nearest(name, tasks)} Known: {', '.join(sorted(tasks))}"
+            f"{path}: task: unknown task {name!r}; {nearest(name, tasks)} Known: {', '.join(sorted(tasks))}"
         )
     return name
 
@@ -127,9 +120,10 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
 
     Raises:
         InputError: file unreadable or malformed, unknown key (naming the nearest known one), wrong type, or refused by
-            a `__post_init__`.
+            a `__post_init__`. Keys that have moved (`schema.MOVED`, old to new) are told together, a line each.
     """
     tree = read_config(path)
+    _check_moved(tree, overrides, path, schema)
     overridden = [_apply(tree, text, schema) for text in overrides]
 
     def source(key: str) -> str:
@@ -139,22 +133,37 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
         return f"{file} + command line" if any(o.startswith(f"{key}.") for o in overridden) else str(file)
 
     try:
-        return _build(schema, OmegaConf.to_container(tree, resolve=True), "", None)
-    except _BadValue as error:
+        return build(schema, OmegaConf.to_container(tree, resolve=True), "", None)
+    except BadValue as error:
         raise InputError(": ".join(filter(None, (source(error.key), error.key, str(error))))) from None
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
-        raise InputError(f"{source(key)}: {key}: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{source(key)}: {key}: {first_line(error)}") from None
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or _first_line(error)
+    problem = getattr(error, "problem", None) or first_line(error)
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+
+
+def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path, schema: type) -> None:
+    """InputError with a line for each key that is written as an earlier release had it."""
+    lines = []
+    for old, new in getattr(schema, "MOVED", {}).items():
+        if OmegaConf.select(tree, old, throw_on_resolution_failure=False) is not None:
+            lines.append(f"{_file_of(path, old)}: {old}: {_moved(old, new)}")
+        lines += [
+            f"command line: {text}: {_moved(old, new)}"
+            for text in overrides
+            if re.match(rf"{re.escape(old)}[.=]", text)
+        ]
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def _moved(old: str, new: str) -> str:
+    return f"{old} is now {new}" if re.fullmatch(r"[\w.]+", new) else f"{old} is gone: {new}"
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -167,193 +176,47 @@ def _split(text: str) -> tuple[str, str]:
 def _apply(tree: DictConfig, text: str, schema: type) -> str:
     """Puts one override into the tree; returns its key."""
     key, raw = _split(text)
+    _open_sections(tree, key, schema)
     try:
-        OmegaConf.update(tree, key, _override_value(raw, _annotation_at(schema, key)), merge=False)
+        OmegaConf.update(tree, key, _override_value(raw, annotation_at(schema, key)), merge=False)
     except yaml.YAMLError as error:
         raise InputError(f"command line: {key}: {_yaml_problem(error)}") from None
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise InputError(f"command line: {key}: {_first_line(error)}") from None
+        raise InputError(f"command line: {key}: {first_line(error)}") from None
     return key
 
 
+def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
+    """Makes a section of every name on the way to `key`: method.scale=5 after `method: nfsd` adds to that method."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        place = ".".join(parts[:count])
+        value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
+        if isinstance(value, str) and isinstance(mark_of(annotation_at(schema, place)), OneOf):
+            OmegaConf.update(tree, place, {"type": value}, merge=False)
+
+
 def _override_value(raw: str, annotation: Any) -> Any:
-    parts = _members(annotation)
+    parts = members(annotation)
     holds_text = str in parts or Path in parts or any(typing.get_origin(part) is Literal for part in parts)
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]), resolve=False)["value"]
         if not holds_text or (isinstance(value, str) and raw[:1] in "\"'"):
             return value
-        _convert(value, annotation, "", None)
-    except (yaml.YAMLError, _BadValue, OmegaConfBaseException):
+        convert(value, annotation, "", None)
+    except (yaml.YAMLError, BadValue, OmegaConfBaseException):
         if not holds_text:
             raise
         return raw
     return raw if isinstance(value, str) else value  # YAML would have dropped what follows a #
 
 
-# ---------------------------------------------------------------------------------------------------------- converting
-
-
-@functools.cache
-def _hints(schema: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(schema)
-    return {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; a type that is none is its own."""
-    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def _annotation_at(schema: type, key: str) -> Any:
-    """The annotation of a dotted key, None where the schema has no such key."""
-    annotation: Any = schema
-    for name in key.split("."):
-        section = next((part for part in _members(annotation) if dataclasses.is_dataclass(part)), None)
-        if section is None:
-            return None
-        annotation = _hints(section).get(name)
-    return annotation
-
-
-def _build(schema: type, given: dict, key: str, base: Any) -> Any:
-    """`schema` with the given keys, every other one from `base` (an instance) or from the field's default."""
-    hints, values = _hints(schema), {}
-    for name in given:
-        if name not in hints:
-            raise _BadValue(_join(key, name), f"unknown key; {_nearest_key(schema, key, str(name))}")
-    for field in dataclasses.fields(schema):
-        default = getattr(base, field.name) if base is not None else _default(field)
-        if field.name in given:
-            values[field.name] = _convert(given[field.name], hints[field.name], _join(key, field.name), default)
-        elif default is dataclasses.MISSING:
-            raise _BadValue(_join(key, field.name), f"missing; expected {_describe(hints[field.name])}")
-        elif field.init:
-            values[field.name] = default
-    try:
-        return schema(**values)
-    except ValueError as error:
-        raise _BadValue(key, _first_line(error)) from None
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if not field.init:
-        return None
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-
-
-def _convert(value: Any, annotation: Any, key: str, default: Any) -> Any:
-    """`value` as `annotation`, or _BadValue. Lossless only: no text to number, no number to text, no bool to int."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return _convert_union(value, annotation, key, default)
-    if dataclasses.is_dataclass(annotation) and (value is None or isinstance(value, dict)):
-        return _build(annotation, value or {}, key, default if dataclasses.is_dataclass(default) else None)
-    if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
-        return value
-    if (origin or annotation) in (list, tuple) and isinstance(value, list):
-        return _convert_sequence(value, origin or annotation, arguments, key)
-    if (origin or annotation) is dict and isinstance(value, dict):
-        item = arguments[1] if arguments else Any
-        return {str(name): _convert(element, item, _join(key, name), None) for name, element in value.items()}
-    if annotation is Any:
-        return value
-    return _convert_scalar(value, annotation, key)
-
-
-def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
-    number = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and not (isinstance(value, float) and math.isnan(value))
-    )
-    if annotation is float and number and (isinstance(value, float) or abs(value) < 2**1023):
-        return float(value)
-    if annotation is int and number and math.isfinite(value) and int(value) == value:
-        return int(value)
-    if annotation is Path and isinstance(value, str):
-        return Path(value)
-    if annotation in (bool, str, type(None)) and type(value) is annotation:
-        return value
-    raise _BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
-
-
-def _convert_sequence(value: list, kind: type, items: tuple, key: str) -> list | tuple:
-    fixed = kind is tuple and items and items[-1] is not Ellipsis
-    if fixed and len(items) != len(value):
-        raise _BadValue(key, f"expected a list of {len(items)} values, got {len(value)}")
-    annotations = items if fixed else [items[0] if items else Any] * len(value)
-    return kind(_convert(v, a, f"{key}[{i}]", None) for i, (v, a) in enumerate(zip(value, annotations, strict=True)))
-
-
-def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
-    members = _members(annotation)
-    exact = [part for part in members if type(value) is part]  # 2 stays an int in `float | int`
-    sections = [part for part in members if dataclasses.is_dataclass(part)]
-    if isinstance(value, dict) and len(sections) == 1:  # its own message says more than "expected a section or null"
-        return _convert(value, sections[0], key, default)
-    for part in exact + list(members):
-        try:
-            return _convert(value, part, key, default)
-        except _BadValue:
-            continue
-    raise _BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
-
-
-# ------------------------------------------------------------------------------------------------------------ messages
-
-
-def _join(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _describe(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_describe, arguments))
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if dataclasses.is_dataclass(annotation):
-        return f"a section with the keys {', '.join(_hints(annotation))}"
-    if (origin or annotation) in (list, tuple):
-        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
-    return _NAMES.get(annotation, "a mapping" if (origin or annotation) is dict else str(annotation))
-
-
-def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    for name, annotation in _hints(schema).items():
-        yield _join(prefix, name)
-        for part in _members(annotation):
-            if dataclasses.is_dataclass(part):
-                yield from _all_keys(part, _join(prefix, name))
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {matches[0]}?" if matches else "there are no keys here"
-
-
-def _nearest_key(schema: type, section: str, name: str) -> str:
-    """A neighbour spelt alike, else the same name in any section below, else the nearest neighbour."""
-    known = [_join(section, other) for other in _all_keys(schema)]
-    beside = difflib.get_close_matches(name, list(_hints(schema)), n=1, cutoff=0.6)
-    if beside:
-        return f"did you mean {_join(section, beside[0])}?"
-    below = [key for key in known if difflib.SequenceMatcher(None, key.rpartition(".")[2], name).ratio() > 0.8]
-    return f"did you mean {below[0]}?" if below else _nearest(_join(section, name), known)
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The whole config as plain JSON-able values (paths as text, tuples as lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """The whole config as plain JSON-able values (paths as text, tuples as lists, what is chosen with its `type`)."""
+    return json.loads(json.dumps(plain(config), default=str))
 
 
 def _escape(value: Any) -> Any:
@@ -370,24 +233,26 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(config))))
 
 
-def defining_values(config: Any, ignore: Collection[str] = ()) -> dict[str, Any]:
-    """What a result depends on: {dotted key: value}, without the keys and sections in `ignore` (device, previews)."""
+def defining_values(config: Any) -> dict[str, Any]:
+    """What a result depends on: {dotted key: value}, without the fields that are marked `identity: False`.
+
+    A field is marked so where it is declared: device, previews, what is written at the end.
+    """
     flat: dict[str, Any] = {}
 
     def visit(value: Any, key: str) -> None:
-        if key in ignore:
-            return
-        if not isinstance(value, dict) or not value:
-            flat[key] = value
-            return
-        for name, item in value.items():
-            visit(item, _join(key, name))
+        if isinstance(value, Chosen) and value.thing is not None:
+            flat[join(key, "type")] = value.name
+            value = value.thing
+        if dataclasses.is_dataclass(value) and not isinstance(value, Chosen):
+            for field in dataclasses.fields(value):
+                if field.metadata.get("identity", True):
+                    visit(getattr(value, field.name), join(key, field.name))
+        elif isinstance(value, dict) and value:
+            for name, item in value.items():
+                visit(item, join(key, name))
+        else:
+            flat[key] = json.loads(json.dumps(plain(value), default=str))
 
-    visit(to_dict(config), "")
+    visit(config, "")
     return flat
-
-
-def fingerprint(config: Any, ignore: Collection[str] = ()) -> str:
-    """16 hexadecimal digits (SHA-256) of defining_values: equal exactly when two configs define the same run."""
-    text = json.dumps(defining_values(config, ignore), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csd3d.config import defining_values, fingerprint, load_config, task_name, to_yaml
+from csd3d.config import defining_values, load_config, task_name, to_yaml
 from csd3d.errors import InputError
+from csd3d.schema import incidental
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Config:
     task: Literal["demo"] = "demo"
     seed: int = 0
     lr: float = 0.1
-    preview: bool = True
+    preview: bool = incidental(True)
     model: str | None = None
     folder: Path = Path("data")
     size: tuple[int, int] = (1, 2)
@@ -216,16 +217,13 @@ def test_what_is_written_reads_back(tmp_path, prompt, model, lr, seed, compare, 
     (tmp_path / "round.yaml").write_text(to_yaml(config), encoding="utf-8", newline="")
     back = load_config(tmp_path / "round.yaml", [], Config)
     assert back == config
-    assert fingerprint(back) == fingerprint(config)
+    assert defining_values(back) == defining_values(config)
 
 
-def test_fingerprint_is_of_what_defines_the_run():
-    base = Config("a")
-    assert fingerprint(base) == fingerprint(Config("a"))
+def test_what_defines_a_run_is_every_key_that_is_not_incidental():
+    base = defining_values(Config("a"))
+    assert base == defining_values(Config("a", preview=False))
     for other in (Config("b"), Config("a", lr=0.1 + 1e-12), Config("a", update=Update(svgd=Kernel("imq", 0.5)))):
-        assert fingerprint(other) != fingerprint(base)
-    other = Config("a", seed=3, update=Update(steps=99))
-    assert fingerprint(other, ignore=["seed", "update"]) == fingerprint(base, ignore=["seed", "update"])
-    assert fingerprint(other, ignore=["seed"]) != fingerprint(base, ignore=["seed"])
-    assert defining_values(base, ignore=["update.svgd"])["update.method"] == "csd_edit"
-    assert not any(key.startswith("update.svgd") for key in defining_values(base, ignore=["update.svgd"]))
+        assert defining_values(other) != base
+    assert base["update.svgd.kernel"] == "imq"
+    assert "preview" not in base

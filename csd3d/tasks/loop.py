@@ -35,7 +35,8 @@ class Job:
     @property
     def identity(self) -> dict:
         """What a checkpoint of this run depends on."""
-        return defining_values(self.config, ignore=IGNORED)
+        values = defining_values(self.config)
+        return {key: v for key, v in values.items() if not any(f"{key}.".startswith(f"{i}.") for i in IGNORED)}
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator of its own for each purpose, from the run's seed."""

@@ -1,0 +1,381 @@
+"""Typed sections: plain values (from YAML) as dataclasses, and the keys, types and comments that these have.
+
+Conversion loses nothing: no text to number, no number to text, no bool to int. What does not fit raises `BadValue`,
+with the dotted key that it stands at. A field can name a registered thing (`csd3d.registry`), which brings its own
+keys:
+
+    editors: Annotated[dict[str, Any], ByName("editor")] = field(default_factory=dict)
+    editor: Annotated[Chosen, OneOf("editor", settings="editors")] = ...
+
+    editor: in2n                                    # with the settings that `editors` has for it, else its defaults
+    editor: {type: in2n, edit_rate: 5}              # these keys win over those in `editors`
+    editors: {in2n: {edit_rate: 10}}
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from csd3d import registry
+from csd3d.errors import InputError
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+class BadValue(Exception):
+    """A value that does not fit, at a dotted key; load_config adds the file."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def incidental(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
+    """A field that does not change what a run computes (device, previews, the report): a resumed run may change it."""
+    given = {} if default_factory is dataclasses.MISSING else {"default_factory": default_factory}
+    return (
+        dataclasses.field(**given, metadata={"identity": False})
+        if given
+        else dataclasses.field(default=default, metadata={"identity": False})
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- registered things
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Marks a field (or the items of a list) whose value names something registered of `kind`, as a `Chosen`.
+
+    settings: the field, declared before this one, with the settings by name (`ByName`).  also: names that are let
+    through and stand for nothing registered ("all").  "NAME+suffix" is NAME; the suffix is the task's business.
+    """
+
+    kind: str
+    settings: str = ""
+    also: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ByName:
+    """Marks a mapping from names of registered things of `kind` to their settings."""
+
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What a `OneOf` field names: the `name` as it is written, and the registered dataclass with its settings."""
+
+    name: str
+    thing: Any = None
+
+
+def choose(kind: str, name: str, **settings: Any) -> Chosen:
+    """The registered thing `name`, with these settings; what `OneOf` fields have as defaults."""
+    return Chosen(name, registry.get(kind, name.partition("+")[0]).thing(**settings))
+
+
+def mark_of(annotation: Any) -> OneOf | ByName | None:
+    """The OneOf or ByName that an annotation carries."""
+    metadata = getattr(annotation, "__metadata__", ())
+    return next((mark for mark in metadata if isinstance(mark, (OneOf, ByName))), None)
+
+
+def _registered(mark: OneOf | ByName, name: str, key: str) -> type:
+    try:
+        return registry.get(mark.kind, name.partition("+")[0]).thing
+    except InputError as error:
+        raise BadValue(key, str(error)) from None
+
+
+def _convert_chosen(value: Any, mark: OneOf, key: str, default: Any, beside: dict[str, Any]) -> Chosen:
+    """`value`, a name or a section with `type`, as Chosen; its settings are based on those for that name."""
+    given = {"type": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(given.get("type", getattr(default, "name", None)), str):
+        raise BadValue(key, f"expected the name of one of {', '.join(registry.names(mark.kind))}, or a section "
+                             f"with type: NAME and its keys, got {_show(value)}")  # fmt: skip
+    name = given.get("type") or default.name
+    if name in mark.also:
+        return Chosen(name)
+    schema = _registered(mark, name, key)
+    base = beside.get(mark.settings, {}).get(name.partition("+")[0])
+    if base is None and isinstance(default, Chosen) and type(default.thing) is schema:
+        base = default.thing
+    return Chosen(name, build(schema, {k: v for k, v in given.items() if k != "type"}, key, base))
+
+
+def _convert_by_name(value: Any, mark: ByName, key: str, default: Any) -> dict[str, Any]:
+    """{name: settings} over the default's."""
+    if not isinstance(value, dict):
+        raise BadValue(key, f"expected sections named after {', '.join(registry.names(mark.kind))}")
+    found = dict(default or {})
+    for name, given in value.items():
+        schema = _registered(mark, str(name), join(key, name))
+        if not isinstance(given, (dict, type(None))):
+            raise BadValue(join(key, name), f"expected a section with the keys of {name}, got {_show(given)}")
+        found[name] = build(schema, given or {}, join(key, name), found.get(name))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- converting
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; a type that is none is its own."""
+    if isinstance(mark_of(annotation), OneOf):
+        return (str, annotation)
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def annotation_at(schema: type, key: str) -> Any:
+    """The annotation of a dotted key, None where the schema has no such key."""
+    annotation: Any = schema
+    for name in key.split("."):
+        mark = mark_of(annotation)
+        if isinstance(mark, ByName):
+            annotation = registry.get(mark.kind, name).thing if name in registry.names(mark.kind) else None
+            continue
+        if isinstance(mark, OneOf):  # whose keys depend on its type: the first that has such a key will do
+            sections = [entry.thing for entry in registry.entries(mark.kind) if dataclasses.is_dataclass(entry.thing)]
+            annotation = str if name == "type" else next((_hints(s)[name] for s in sections if name in _hints(s)), None)
+            continue
+        section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        if section is None:
+            return None
+        annotation = _hints(section).get(name)
+    return annotation
+
+
+def build(schema: type, given: dict, key: str, base: Any) -> Any:
+    """`schema` with the given keys, every other one from `base` (an instance) or from the field's default."""
+    hints, values = _hints(schema), {}
+    for name in given:
+        if name not in hints:
+            raise BadValue(join(key, name), f"unknown key; {_nearest_key(schema, key, str(name))}")
+    for field in dataclasses.fields(schema):
+        default = getattr(base, field.name) if base is not None else _default(field)
+        if field.name in given:
+            place = join(key, field.name)
+            values[field.name] = convert(given[field.name], hints[field.name], place, default, values)
+        elif isinstance(default, Chosen) and default.thing is not None and mark_of(hints[field.name]) is not None:
+            values[field.name] = _convert_chosen({}, mark_of(hints[field.name]), field.name, default, values)
+        elif default is dataclasses.MISSING:
+            raise BadValue(join(key, field.name), f"missing; expected {_describe(hints[field.name])}")
+        elif field.init:
+            values[field.name] = default
+    try:
+        return schema(**values)
+    except ValueError as error:
+        raise BadValue(key, first_line(error)) from None
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if not field.init:
+        return None
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def convert(value: Any, annotation: Any, key: str, default: Any, beside: dict[str, Any] | None = None) -> Any:
+    """`value` as `annotation`, or BadValue. Lossless only: no text to number, no number to text, no bool to int.
+
+    `beside` are the values of the section's fields before this one, where a `OneOf` finds its settings.
+    """
+    mark = mark_of(annotation)
+    if isinstance(mark, OneOf):
+        return _convert_chosen(value, mark, key, default, beside or {})
+    if isinstance(mark, ByName):
+        return _convert_by_name(value, mark, key, default)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, annotation, key, default)
+    if dataclasses.is_dataclass(annotation) and (value is None or isinstance(value, dict)):
+        return build(annotation, value or {}, key, default if dataclasses.is_dataclass(default) else None)
+    if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
+        return value
+    if (origin or annotation) in (list, tuple) and isinstance(value, list):
+        return _convert_sequence(value, origin or annotation, arguments, key, beside)
+    if (origin or annotation) is dict and isinstance(value, dict):
+        item = arguments[1] if arguments else Any
+        return {str(name): convert(element, item, join(key, name), None) for name, element in value.items()}
+    if annotation is Any:
+        return value
+    return _convert_scalar(value, annotation, key)
+
+
+def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
+    number = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and not (isinstance(value, float) and math.isnan(value))
+    )
+    if annotation is float and number and (isinstance(value, float) or abs(value) < 2**1023):
+        return float(value)
+    if annotation is int and number and math.isfinite(value) and int(value) == value:
+        return int(value)
+    if annotation is Path and isinstance(value, str):
+        return Path(value)
+    if annotation in (bool, str, type(None)) and type(value) is annotation:
+        return value
+    raise BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
+
+
+def _convert_sequence(value: list, kind: type, items: tuple, key: str, beside: dict | None) -> list | tuple:
+    fixed = kind is tuple and items and items[-1] is not Ellipsis
+    if fixed and len(items) != len(value):
+        raise BadValue(key, f"expected a list of {len(items)} values, got {len(value)}")
+    annotations = items if fixed else [items[0] if items else Any] * len(value)
+    pairs = enumerate(zip(value, annotations, strict=True))
+    return kind(convert(v, a, f"{key}[{i}]", None, beside) for i, (v, a) in pairs)
+
+
+def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
+    parts = members(annotation)
+    exact = [part for part in parts if type(value) is part]  # 2 stays an int in `float | int`
+    sections = [part for part in parts if dataclasses.is_dataclass(part)]
+    if isinstance(value, dict) and len(sections) == 1:  # its own message says more than "expected a section or null"
+        return convert(value, sections[0], key, default)
+    for part in exact + list(parts):
+        try:
+            return convert(value, part, key, default)
+        except BadValue:
+            continue
+    raise BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ messages
+
+
+def join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _describe(annotation: Any) -> str:
+    if mark := mark_of(annotation):
+        one = "the name of a" if isinstance(mark, OneOf) else "sections named after each"
+        return f"{one} {mark.kind} ({', '.join(registry.names(mark.kind))})"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_describe, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if dataclasses.is_dataclass(annotation):
+        return f"a section with the keys {', '.join(_hints(annotation))}"
+    if (origin or annotation) in (list, tuple):
+        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
+    return _NAMES.get(annotation, "a mapping" if (origin or annotation) is dict else str(annotation))
+
+
+def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    for name, annotation in _hints(schema).items():
+        place = join(prefix, name)
+        yield place
+        if isinstance(mark := mark_of(annotation), ByName):
+            for entry in registry.entries(mark.kind):
+                yield from _all_keys(entry.thing, f"{place}.{entry.name}")
+        for part in members(annotation):
+            if dataclasses.is_dataclass(part):
+                yield from _all_keys(part, place)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"did you mean {matches[0]}?" if matches else "there are no keys here"
+
+
+def _nearest_key(schema: type, section: str, name: str) -> str:
+    """A neighbour spelt alike, else the same name in any section below, else the nearest neighbour."""
+    known = [join(section, other) for other in _all_keys(schema)]
+    beside = difflib.get_close_matches(name, list(_hints(schema)), n=1, cutoff=0.6)
+    if beside:
+        return f"did you mean {join(section, beside[0])}?"
+    below = [key for key in known if difflib.SequenceMatcher(None, key.rpartition(".")[2], name).ratio() > 0.8]
+    return f"did you mean {below[0]}?" if below else nearest(join(section, name), known)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Chosen):
+        return value.name if value.thing is None else {"type": value.name, **plain(value.thing)}
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# ------------------------------------------------------------------------------------------------------- tables of keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A row of a table of keys: dotted name, what it takes, its default as YAML has it, and what it is."""
+
+    name: str
+    takes: str
+    default: str
+    about: str
+
+
+def key_table(schema: type, prefix: str = "") -> list[Key]:
+    """Every key of a config, in order, with the comment that stands beside its field (or right above it)."""
+    hints, comments, rows = _hints(schema), _comments(schema), []
+    for field in dataclasses.fields(schema):
+        if not field.init:
+            continue
+        name, annotation = join(prefix, field.name), hints[field.name]
+        default = _default(field)
+        section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        if section is not None and mark_of(annotation) is None and default is not None:
+            rows += key_table(section, name)
+            continue
+        shown = "" if default is dataclasses.MISSING else _show(plain(default))
+        rows.append(Key(name, _describe(annotation), shown, comments.get(field.name, "")))
+    return rows
+
+
+def _comments(schema: type) -> dict[str, str]:
+    """The comment of each field, from the source of the class and of its bases."""
+    found: dict[str, str] = {}
+    for owner in reversed(schema.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        try:
+            lines = inspect.getsource(owner).splitlines()
+        except (OSError, TypeError):
+            continue
+        for line in lines:
+            match = re.match(r"    (\w+): [^#]*#\s*(.+)", line)
+            if match:
+                found[match[1]] = match[2].strip()
+    return found

@@ -1,0 +1,192 @@
+"""Registered things: named by configs with keys of their own, found in plugins, and told apart from mistakes."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import pytest
+
+from csd3d import registry
+from csd3d.config import defining_values, load_config, to_yaml
+from csd3d.errors import InputError
+from csd3d.registry import get, load_plugins, names, register
+from csd3d.schema import ByName, Chosen, OneOf, choose, incidental, key_table
+
+
+@dataclass(frozen=True)
+class Warm:
+    strength: float = 1.0  # how strongly
+    words: str = "warm"
+    preview: bool = incidental(False)
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength is {self.strength}: give at least 0")
+
+
+@dataclass(frozen=True)
+class Cold:
+    depth: int = 3
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """A kind of thing with two things in it, gone after each test."""
+    monkeypatch.setitem(registry._entries, "toy", {})
+    monkeypatch.setitem(registry.PACKAGES, "toy", "json")
+    register("toy", "warm", title="Warmth")(Warm)
+    register("toy", "cold")(Cold)
+
+
+@dataclass
+class Config:
+    prompt: str = ""
+    toys: Annotated[dict[str, Any], ByName("toy")] = field(default_factory=dict)
+    toy: Annotated[Chosen, OneOf("toy", settings="toys")] = field(default_factory=lambda: choose("toy", "warm"))
+    compare: list[Annotated[Chosen, OneOf("toy", settings="toys", also=("all",))]] = field(default_factory=list)
+
+    MOVED: ClassVar = {"warmth": "toys.warm.strength", "chill": "there is no chill any more"}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str, *overrides: str) -> Config:
+        (tmp_path / "c.yaml").write_text(text)
+        return load_config(tmp_path / "c.yaml", overrides, Config)
+
+    return load
+
+
+def message(call, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "wanted"),
+    [
+        ("{}", (), Chosen("warm", Warm())),
+        ("toy: cold", (), Chosen("cold", Cold())),
+        ("toy: {type: cold, depth: 5}", (), Chosen("cold", Cold(5))),
+        ("toy: {strength: 2}", (), Chosen("warm", Warm(2.0))),
+        ("toys: {warm: {strength: 2}}", (), Chosen("warm", Warm(2.0))),
+        (
+            "{toys: {warm: {strength: 2, words: hot}}, toy: {type: warm, strength: 3}}",
+            (),
+            Chosen("warm", Warm(3.0, "hot")),
+        ),
+        ("toy: cold", ("toy.depth=7",), Chosen("cold", Cold(7))),
+        ("toy: cold", ("toys.cold.depth=7",), Chosen("cold", Cold(7))),
+        ("toy: cold", ("toy=warm", "toy.words=on: fire"), Chosen("warm", Warm(words="on: fire"))),
+        ("toy: cold+csd", (), Chosen("cold+csd", Cold())),
+    ],
+)
+def test_a_field_names_a_registered_thing_and_its_keys(load, text, overrides, wanted):
+    assert load(text, *overrides).toy == wanted
+
+
+def test_lists_of_them_have_their_settings_too(load):
+    found = load("{compare: [warm, {type: cold, depth: 1}, all], toys: {warm: {strength: 4}}}").compare
+    assert found == [Chosen("warm", Warm(4.0)), Chosen("cold", Cold(1)), Chosen("all")]
+
+
+def test_what_is_written_reads_back_with_its_type(load):
+    config = load("{toy: {type: cold, depth: 5}, compare: [warm, all], toys: {warm: {strength: 2}}}")
+    assert load(to_yaml(config)) == config
+
+
+def test_identity_knows_the_type_and_leaves_out_what_is_incidental(load):
+    values = defining_values(load("toy: {type: warm, preview: true}"))
+    assert values["toy.type"] == "warm"
+    assert values["toy.strength"] == 1.0
+    assert "toy.preview" not in values
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("toy: wram", ["toy", "unknown toy 'wram'", "did you mean warm?", "cold"]),
+        ("toy: {type: wram}", ["toy", "did you mean warm?"]),
+        ("toy: {type: warm, strenght: 1}", ["toy.strenght", "did you mean toy.strength?"]),
+        ("toy: {type: warm, strength: hot}", ["toy.strength", "expected a number"]),
+        ("toy: {type: warm, strength: -1}", ["toy", "give at least 0"]),
+        ("toy: 3", ["toy", "expected the name of one of warm, cold"]),
+        ("toys: {luke: {}}", ["toys.luke", "unknown toy 'luke'"]),
+        ("toys: {warm: 3}", ["toys.warm", "expected a section with the keys of warm"]),
+    ],
+)
+def test_mistakes_are_told_at_their_key(load, text, words):
+    told = message(load, text)
+    assert all(word in told for word in words), told
+
+
+def test_keys_that_moved_are_told_together(load):
+    told = message(load, "{warmth: 3, chill: 1}", "warmth=4").splitlines()
+    assert len(told) == 3
+    assert told[0].endswith("warmth: warmth is now toys.warm.strength")
+    assert "command line" in told[1]
+    assert told[2].endswith("chill: chill is gone: there is no chill any more")
+
+
+def test_comments_become_a_table_of_keys():
+    rows = {row.name: row for row in key_table(Warm)}
+    assert rows["strength"].about == "how strongly"
+    assert (rows["strength"].takes, rows["strength"].default) == ("a number", "1.0")
+
+
+# --- plugins ---
+
+PLUGIN = """
+from dataclasses import dataclass
+from csd3d.registry import register
+
+@register("toy", "{name}", title="Hot")
+@dataclass(frozen=True)
+class Hot:
+    heat: float = {heat}
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    def write(name: str, text: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        return str(path)
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("csd3d_plugin_")]:
+        del sys.modules[name]
+
+
+def test_a_file_brings_a_thing_with_its_keys_and_title(load, plugin):
+    load_plugins([plugin("hot", PLUGIN.format(name="hot", heat=9.0))])
+    assert names("toy") == ["warm", "cold", "hot"]
+    assert load("toy: {type: hot, heat: 4}").toy.thing.heat == 4.0
+    assert get("toy", "hot").title == "Hot"
+    assert get("toy", "hot").place.endswith("hot.py:5")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import nothing_of_the_kind", ["cannot be imported", "ModuleNotFoundError", "bad.py:1"]),
+        ("x = 1\ny = 1 / 0", ["ZeroDivisionError", "bad.py:2"]),
+        ("def (", ["SyntaxError"]),
+        (PLUGIN.format(name="warm", heat=1.0), ["toy 'warm' is registered twice", "test_registry.py", "bad.py"]),
+        ("from csd3d.registry import register\n@register('method', 'none')\nclass None_:\n    pass", ["lacks queries"]),
+        ("from csd3d.registry import register\n@register('toyy', 'none')\nclass None_:\n    pass", ["no such kind"]),
+    ],
+)
+def test_a_plugin_at_fault_is_one_line_that_names_it(plugin, text, words):
+    path = plugin("bad", text)
+    told = message(load_plugins, [path])
+    assert "\n" not in told
+    assert path in told
+    assert all(word in told for word in words), told
+
+
+def test_a_plugin_that_is_not_there_is_told():
+    assert "no such file" in message(load_plugins, ["/nowhere/none.py"])
+    assert "ModuleNotFoundError" in message(load_plugins, ["no_such_module_at_all"])
