@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with StopRequest() as stop:
             folder = run(args, stop)
     except InputError as error:
-        for line in str(error).splitlines():  # several only where several keys have moved
+        for line in getattr(error, "lines", [str(error)]):
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, InputErrors
 from csd3d.schema import (
     BadValue,
     Chosen,
@@ -159,7 +159,7 @@ def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path,
             if re.match(rf"{re.escape(old)}[.=]", text)
         ]
     if lines:
-        raise InputError("\n".join(lines))
+        raise InputErrors(lines)
 
 
 def _moved(old: str, new: str) -> str:
