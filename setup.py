@@ -75,7 +75,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["csd3d", "csd3d.*", "custom_kernels", "custom_kernels.*"]),
     py_modules=["launch"],
-    package_data={"csd3d": ["assets/**/*", "export/*.html"], "custom_kernels": ["cpu/*"]},
+    package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],

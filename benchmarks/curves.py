@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from csd3d.export.charts import ticks
+from csd3d.report.charts import ticks
 
 Points = dict[str, list[tuple[float, float, str]]]  # per curve its points (x, y, what stands beside it)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 560, 80, 290, 20, 60

@@ -20,11 +20,11 @@ import numpy as np
 
 from benchmarks.curves import Points, draw_curves
 from benchmarks.runs import finished_run, mean, mean_table, write_results
-from csd3d.export import ViewRow
+from csd3d.editors.edit_canvas import MAIN
 from csd3d.media import open_video
-from csd3d.tasks.edit_2d import MAIN
-from csd3d.tasks.results import save_grid
-from csd3d.tasks.results_2d import NAMES
+from csd3d.report.canvas import NAMES
+from csd3d.report.page import ViewRow
+from csd3d.report.scene import save_grid
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 INPUTS = {"panorama": CONFIGS / "csd-edit-panorama.yaml", "video": CONFIGS / "csd-edit-video.yaml"}

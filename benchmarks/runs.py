@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from csd3d import run as jobs
+from csd3d.engine.logs import environment
 from csd3d.interrupt import StopRequest
-from csd3d.logs import environment
 
 
 def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict:

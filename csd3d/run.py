@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from csd3d.config import load_config, task_name, to_yaml
+from csd3d.engine.logs import create_run_folder, logging_to
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.logs import create_run_folder, logging_to
 
 TASKS = {
     "edit_image": "csd3d.tasks.edit_image:EditImageConfig",

@@ -1,21 +1,16 @@
-"""What a run leaves behind: mesh and texture, videos, the HTML report."""
+"""Files for other programs: mesh and texture, videos."""
 
 from csd3d.export.mesh import MeshConfig, export_mesh, extract_mesh
-from csd3d.export.report import Curves, ReportData, ViewRow, write_report
 from csd3d.export.texture import bake_texture, render_mesh
 from csd3d.export.video import side_by_side, to_uint8, write_video
 
 __all__ = [
-    "Curves",
     "MeshConfig",
-    "ReportData",
-    "ViewRow",
     "bake_texture",
     "export_mesh",
     "extract_mesh",
     "render_mesh",
     "side_by_side",
     "to_uint8",
-    "write_report",
     "write_video",
 ]

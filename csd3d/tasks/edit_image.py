@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from csd3d.canvas.clip import open_picture, world_strip
+from csd3d.canvas.regions import Region, check_regions, region_masks
+from csd3d.editors.edit_canvas import Edit2dConfig
 from csd3d.interrupt import StopRequest
-from csd3d.tasks.edit_2d import Edit2dConfig
-from csd3d.tasks.footage import open_picture, world_strip
-from csd3d.tasks.regions import Region, check_regions, region_masks
 from csd3d.tasks.run_2d import CanvasJob, open_job, run_job
 
 

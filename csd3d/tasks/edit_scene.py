@@ -15,17 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csd3d.checkpoint import write_atomically
+from csd3d.datasets import Capture, SceneConfig, load_capture
+from csd3d.editors.updates import UPDATERS, UpdateConfig, ViewEditor
+from csd3d.engine.checkpoint import write_atomically
+from csd3d.engine.logs import Curves
+from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
+from csd3d.evaluation.ground_truth import Truth, load_truth
+from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.fields import FieldConfig
 from csd3d.interrupt import StopRequest
-from csd3d.logs import Curves
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
-from csd3d.scenes import Capture, SceneConfig, load_capture
-from csd3d.tasks.evaluate import evaluate_edit, evaluate_reconstruction
-from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
-from csd3d.tasks.results import ExportConfig, save_results, save_strip
-from csd3d.tasks.scene_model import (
+from csd3d.report.scene import ExportConfig, save_results, save_strip
+from csd3d.representations.hashgrid import (
     FitConfig,
     Pictures,
     SceneModel,
@@ -34,8 +36,6 @@ from csd3d.tasks.scene_model import (
     learning_rate,
     make_optimiser,
 )
-from csd3d.tasks.truth import Truth, load_truth
-from csd3d.tasks.updates import UPDATERS, UpdateConfig, ViewEditor
 
 logger = logging.getLogger("csd3d")
 

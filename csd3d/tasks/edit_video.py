@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from csd3d.canvas.clip import open_clip, world_orbit
+from csd3d.editors.edit_canvas import Edit2dConfig
 from csd3d.interrupt import StopRequest
-from csd3d.tasks.edit_2d import Edit2dConfig
-from csd3d.tasks.footage import open_clip, world_orbit
 from csd3d.tasks.run_2d import CanvasJob, open_job, run_job
 
 logger = logging.getLogger("csd3d")

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csd3d.checkpoint import write_atomically
+from csd3d.canvas.clip import Captions, Footage
+from csd3d.canvas.latents import Workspace, encode_footage, resize, working_size
+from csd3d.canvas.regions import latent_shares, soft_union
+from csd3d.canvas.windows import Windows
 from csd3d.distillation import Correspondence, window_correspondence
-from csd3d.errors import InputError
-from csd3d.interrupt import StopRequest
-from csd3d.priors import DiffusersPrior, load_prior
-from csd3d.tasks.canvas import Windows
-from csd3d.tasks.compare_2d import edit_baseline
-from csd3d.tasks.edit_2d import (
+from csd3d.editors.compare import edit_baseline
+from csd3d.editors.edit_canvas import (
     MAIN,
     CanvasEditor,
     CanvasPhase,
@@ -26,13 +25,14 @@ from csd3d.tasks.edit_2d import (
     make_cover,
     window_side,
 )
-from csd3d.tasks.footage import Captions, Footage
-from csd3d.tasks.loop import Job, peak_memory_gib
-from csd3d.tasks.measure_2d import make_instruments
-from csd3d.tasks.regions import latent_shares, soft_union
-from csd3d.tasks.results_2d import previewer, save_results
-from csd3d.tasks.text_scores import load_judge
-from csd3d.tasks.workspace import Workspace, encode_footage, resize, working_size
+from csd3d.engine.checkpoint import write_atomically
+from csd3d.engine.phase import Job, peak_memory_gib
+from csd3d.errors import InputError
+from csd3d.evaluation.canvas import make_instruments
+from csd3d.evaluation.text import load_judge
+from csd3d.interrupt import StopRequest
+from csd3d.priors import DiffusersPrior, load_prior
+from csd3d.report.canvas import previewer, save_results
 
 
 @dataclass
@@ -112,7 +112,7 @@ def correspondence_of(job: CanvasJob, work: Workspace) -> Correspond | None:
     size = tuple(work.z.shape[2:])
     if kind == "overlap":
         return lambda windows: overlap_correspondence(windows, size[1] if job.wrap else None)
-    from csd3d.tasks.flow import ClipFlow  # here: pictures need no OpenCV
+    from csd3d.canvas.optical_flow import ClipFlow  # here: pictures need no OpenCV
 
     read, unit = job.footage.read, job.prior.codec.downscale
     flow = ClipFlow(lambda indices: resize(read(indices), job.size), size, unit)

@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from csd3d.checkpoint import write_atomically
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
 from csd3d.distillation.methods import check_methods, method_config
 from csd3d.distillation.noise import draw_noise_map, world_noise
+from csd3d.engine.checkpoint import write_atomically
+from csd3d.engine.logs import Curves
+from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
 from csd3d.interrupt import StopRequest
-from csd3d.logs import Curves
 from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.tasks.assets import (
+from csd3d.report.scene import ExportConfig, save_strip
+from csd3d.report.text import EvaluateConfig, evaluate, held_out, held_out_views, save_results
+from csd3d.representations.batch import (
     AssetConfig,
     Assets,
     AssetViews,
@@ -36,9 +39,7 @@ from csd3d.tasks.assets import (
     regularisers,
     scheduled,
 )
-from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
-from csd3d.tasks.results import ExportConfig, save_strip
-from csd3d.tasks.scene_model import gradients_finite
+from csd3d.representations.hashgrid import gradients_finite
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,
@@ -49,7 +50,6 @@ from csd3d.tasks.text_guide import (
     expand_methods,
     open_networks,
 )
-from csd3d.tasks.text_results import EvaluateConfig, evaluate, held_out, held_out_views, save_results
 from csd3d.tasks.text_to_image import slug
 from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 

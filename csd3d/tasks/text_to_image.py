@@ -12,19 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from csd3d.checkpoint import write_atomically
+from csd3d.datasets.images import read_square
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
 from csd3d.distillation.methods import check_methods, find_method, method_config
 from csd3d.distillation.noise import draw_noise
+from csd3d.engine.checkpoint import write_atomically
+from csd3d.engine.logs import Curves
+from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
 from csd3d.errors import InputError
-from csd3d.export import ViewRow
+from csd3d.evaluation.text import load_judge
 from csd3d.interrupt import StopRequest
-from csd3d.logs import Curves
 from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.scenes.images import read_square
-from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
-from csd3d.tasks.results import save_each, save_grid
+from csd3d.report.page import ViewRow
+from csd3d.report.scene import save_each, save_grid
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,
@@ -35,7 +36,6 @@ from csd3d.tasks.text_guide import (
     expand_methods,
     open_networks,
 )
-from csd3d.tasks.text_scores import load_judge
 
 
 @dataclass

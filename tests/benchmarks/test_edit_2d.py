@@ -12,9 +12,9 @@ from tiny_models import save_tiny_pipeline
 
 from benchmarks import edit_2d
 from benchmarks.curves import COLOURS, draw_curves
+from csd3d.evaluation.text import Judge
 from csd3d.metrics import ClipModel
 from csd3d.tasks import run_2d
-from csd3d.tasks.text_scores import Judge
 
 
 def embed_texts(texts):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_pipeline
 
-from csd3d.checkpoint import load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
+from csd3d.engine.checkpoint import load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
 from csd3d.errors import InputError
 from csd3d.priors import Condition, PriorConfig, load_prior
 from csd3d.priors.diffusers_prior import to_epsilon

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from csd3d import run as jobs
+from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.tasks.loop import Job
 from launch import main
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(tiny_config, tmp_path, 
 
 
 def test_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(tiny_config, tmp_path, monkeypatch):
-    from csd3d.tasks import scene_model
+    from csd3d.representations import hashgrid as scene_model
 
     real = scene_model.fit_loss
     calls = []

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from csd3d.cameras import orbit
+from csd3d.datasets import SceneConfig, load_capture
+from csd3d.evaluation.ground_truth import changed_pixels, load_truth, own_cameras
 from csd3d.metrics import psnr
 from csd3d.rendering import Rendered
-from csd3d.scenes import SceneConfig, load_capture
-from csd3d.tasks.paths import looked_at, path_azimuths, video_cameras
-from csd3d.tasks.scene_model import FitConfig, Pictures, draw_rays, fit_loss, learning_rate, ray_count
-from csd3d.tasks.truth import changed_pixels, load_truth, own_cameras
+from csd3d.report.camera_path import looked_at, path_azimuths, video_cameras
+from csd3d.representations.hashgrid import FitConfig, Pictures, draw_rays, fit_loss, learning_rate, ray_count
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Pictures and videos as canvases of latents: opening, encoding, windows, regions, optical flow."""

@@ -1,0 +1,229 @@
+"""A capture loaded and normalised: pictures, cameras, split, box.
+
+Frames of reference:
+    own          the capture's, before nerfstudio's applied_transform (where there is one)
+    normalised   z up, centred, cameras within [-1, 1]^3: x = scale (R x_own + t), [R | t] = Capture.transform
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd3d.cameras import Cameras
+from csd3d.datasets.framing import Raster, common_raster, frame_cameras
+from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, read_image, read_mask
+from csd3d.datasets.normalise import camera_scale, looks_inward, move_box, move_poses, normalising_transform
+from csd3d.datasets.reading import shown
+from csd3d.datasets.transforms import BLENDER_BOX, NGP_SCALE, Frame, Listing, read_listing
+from csd3d.errors import InputError
+
+log = logging.getLogger("csd3d")
+
+CHOICES = {
+    "orientation": ("auto", "up", "none"),
+    "centre": ("auto", "poses", "focus", "none"),
+    "unbounded": ("auto", "true", "false"),
+    "background": tuple(BACKGROUNDS),
+}
+
+
+@dataclass
+class SceneConfig:
+    """Which capture, and how it is brought in; "auto" is explained in `load_capture`."""
+
+    path: str = ""  # a capture's folder, or its JSON file
+    orientation: str = "auto"  # auto | up | none
+    centre: str = "auto"  # auto | poses | focus | none
+    auto_scale: bool = True  # cameras into [-1, 1]^3
+    unbounded: str = "auto"  # auto | true | false
+    downscale: float = 1.0  # pictures are averaged down by this factor
+    holdout_every: int = 8  # every n-th frame is held out where the capture has no split of its own; 0: none
+    background: str = "white"  # white | black, behind transparent pictures
+    max_pixels: int = MAX_PIXELS  # of one picture as stored
+    max_memory_gib: float = 4.0  # of all pictures as loaded
+
+    def __post_init__(self):
+        self.unbounded = str(self.unbounded).lower()  # YAML's true and false
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise InputError(f"scene.{key}: {getattr(self, key)!r}; expected one of {', '.join(choices)}")
+        if not 1 <= self.downscale < math.inf:
+            raise InputError(f"scene.downscale: {self.downscale}; expected a factor of at least 1")
+        if self.holdout_every < 0 or self.holdout_every == 1:
+            raise InputError(f"scene.holdout_every: {self.holdout_every}; expected 0 (none) or at least 2")
+        if self.max_pixels < 1 or not self.max_memory_gib > 0:
+            raise InputError("scene.max_pixels, scene.max_memory_gib: expected positive numbers")
+
+
+@dataclass
+class Capture:
+    """A posed capture in its normalised frame (module docstring); B frames of one size."""
+
+    cameras: Cameras
+    images: Tensor  # [B, H, W, 3] float32 in 0..1, alpha composited
+    masks: Tensor | None  # [B, H, W] bool, True = usable
+    names: list[str]
+    train: Tensor  # [Nt] long
+    test: Tensor  # [Ne] long
+    transform: Tensor  # [4, 4] float64, own -> normalised before scaling: rotation and translation
+    scale: float
+    aabb: Tensor  # [6] x0 y0 z0 x1 y1 z1; of an unbounded capture, the part that is not contracted
+    unbounded: bool
+    folder: Path
+    composited: bool = False  # pictures had alpha: what is behind the scene is SceneConfig.background
+
+    def map_back(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the normalised frame in the capture's own: R^T (x / scale - t), dtype and device kept."""
+        transform = self.transform.to(points.device)
+        return ((points.double() / self.scale - transform[:3, 3]) @ transform[:3, :3]).to(points.dtype)
+
+
+def load_capture(config: SceneConfig) -> Capture:
+    """Reads, checks and normalises a capture. Raises InputError, one line naming file and key.
+
+    orientation, centre "auto": bounded captures (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1)
+    keep their frame; others are turned by "up" and centred on their "focus" if they look inward, else on "poses".
+    unbounded "auto": all but those bounded captures are.
+    """
+    listing = read_listing(_path(config.path))
+    frames = _present(listing)
+    train, test = _split(frames, config.holdout_every, listing.file)
+    poses = np.stack([frame.pose for frame in frames])
+    transform, scale = _normalisation(poses, listing, config)
+    moved = torch.from_numpy(move_poses(poses, transform, scale)[:, :3]).float()
+    full_width, full_height, rasters = common_raster(frames, config.max_pixels)
+    cameras = frame_cameras(frames, full_width, full_height, moved)
+    width, height = (max(1, round(side / config.downscale)) for side in (full_width, full_height))
+    images, masks, composited = _pixels(frames, rasters, width, height, config)
+    own, own_scale = _own_transform(listing, transform, scale)
+    return Capture(
+        cameras=cameras.resized(width, height),
+        images=images,
+        masks=masks,
+        names=[frame.name for frame in frames],
+        train=train,
+        test=test,
+        transform=torch.from_numpy(own),
+        scale=own_scale,
+        aabb=_box(listing, transform, scale, config),
+        unbounded=_is_unbounded(listing, config),
+        folder=listing.folder,
+        composited=composited,
+    )
+
+
+def _path(value: str) -> Path:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"scene.path: {shown(value)}; expected a capture's folder or its JSON file")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # the home of a user who does not exist
+        raise InputError(f"scene.path: {shown(value)}: {error}") from error
+
+
+def _present(listing: Listing) -> list[Frame]:
+    """The frames whose picture (and mask, if they list one) exists; one warning counts the others."""
+    frames = [frame for frame in listing.frames if frame.file is not None]
+    missing = [frame for frame in listing.frames if frame.file is None]
+    if not frames:
+        raise InputError(
+            f"{missing[0].where}.file_path: {shown(missing[0].name)} does not exist, nor does any other picture"
+        )
+    if missing:
+        counts = f"{len(missing)} of {len(listing.frames)}"
+        log.warning(
+            "%s: %s listed frames skipped: no such file (first: %s)", listing.file, counts, shown(missing[0].name)
+        )
+    return frames
+
+
+def _split(frames: list[Frame], holdout_every: int, file: Path) -> tuple[Tensor, Tensor]:
+    """Indices (train, test): the capture's own split if it has one, else every `holdout_every`-th frame is held out."""
+    if any(frame.split is not None for frame in frames):
+        held_out = torch.tensor([frame.split == "test" for frame in frames])
+    else:
+        every = holdout_every if len(frames) > 1 else 0
+        held_out = torch.tensor([every > 0 and i % every == 0 for i in range(len(frames))])
+    train, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    if len(train) == 0:
+        raise InputError(f"{file}: no frame is left to train on; expected some outside the held-out split")
+    if len(test) == 0:
+        log.warning("%s: no frame is held out, so the reconstruction can't be judged on unseen views", file)
+    return train, test
+
+
+def _pixels(
+    frames: list[Frame], rasters: list[Raster], width: int, height: int, config: SceneConfig
+) -> tuple[Tensor, Tensor | None, bool]:
+    """Images [B, height, width, 3], masks [B, height, width] or None, and whether any picture had alpha.
+
+    Raises InputError before allocating more than `max_memory_gib`.
+    """
+    shape = (len(frames), height, width)
+    with_masks = any(frame.mask is not None for frame in frames)
+    gib = math.prod(shape) * (13 if with_masks else 12) / 2**30
+    if gib > config.max_memory_gib:
+        need = f"{len(frames)} pictures of {width}x{height} take {gib:.1f} GiB"
+        raise InputError(f"scene.max_memory_gib: {need}, the limit is {config.max_memory_gib}; raise scene.downscale")
+    images = torch.empty(*shape, 3)
+    masks = torch.ones(shape, dtype=torch.bool) if with_masks else None
+    composited = False
+    for i, (frame, raster) in enumerate(zip(frames, rasters, strict=True)):
+        values, has_alpha = read_image(frame.file, (width, height), config.background, raster.turned)
+        images[i] = torch.from_numpy(values)
+        composited |= has_alpha
+        if frame.mask is not None:
+            masks[i] = torch.from_numpy(read_mask(frame.mask, (width, height)))
+    return images, masks, composited
+
+
+def _has_own_frame(listing: Listing) -> bool:
+    """Whether the frame of the poses means something: a bounded scene that stands in its box."""
+    small = listing.aabb_scale is not None and listing.aabb_scale <= 1
+    return listing.blender or listing.box is not None or small
+
+
+def _is_unbounded(listing: Listing, config: SceneConfig) -> bool:
+    return config.unbounded == "true" or (config.unbounded == "auto" and not _has_own_frame(listing))
+
+
+def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> tuple[np.ndarray, float]:
+    """Transform [4, 4] and scale from the frame of the listed poses to the normalised one."""
+    orientation, centre = config.orientation, config.centre
+    if orientation == "auto":
+        orientation = "none" if _has_own_frame(listing) else "up"
+    if centre == "auto":
+        centre = "none" if _has_own_frame(listing) else "focus" if looks_inward(poses) else "poses"
+    transform = normalising_transform(poses, orientation, centre)
+    return transform, camera_scale(poses, transform) if config.auto_scale else 1.0
+
+
+def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneConfig) -> Tensor:
+    """aabb [6], normalised: the JSON's box, Blender's, instant-ngp's, or [-1, 1]^3 as unbounded captures have."""
+    unit = np.array([[-1.0] * 3, [1.0] * 3])
+    if _is_unbounded(listing, config):
+        box = unit
+    elif listing.box is not None:
+        box = move_box(listing.box, transform, scale)
+    elif listing.blender:
+        box = move_box(BLENDER_BOX * unit, transform, scale)
+    elif listing.aabb_scale is not None:
+        box = move_box(0.5 * listing.aabb_scale / NGP_SCALE * unit, transform, scale)
+    else:
+        box = unit
+    return torch.from_numpy(box).float().reshape(6)
+
+
+def _own_transform(listing: Listing, transform: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+    """Transform and scale from the capture's own frame, the listed poses being x_listed = a (A x_own + b).
+
+    s (R x_listed + t) = s a (R A x_own + R b + t / a). (nerfstudio leaves t undivided, which is right only for a = 1.)
+    """
+    own = transform @ listing.applied_transform
+    own[:3, 3] += transform[:3, 3] * (1 / listing.applied_scale - 1)
+    return own, scale * listing.applied_scale

@@ -1,0 +1,1 @@
+"""Ways to edit a scene or a canvas: each in a file of its own."""

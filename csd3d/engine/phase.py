@@ -1,0 +1,131 @@
+"""Loops that may be killed at any step: their state, checkpoints, curves and progress, and what asks them to stop."""
+
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from csd3d.config import defining_values
+from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
+from csd3d.engine.logs import Curves, progress
+from csd3d.errors import InputError
+from csd3d.interrupt import StopRequest
+
+MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
+RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
+IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"prior.{key}" for key in RUNNING))
+Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
+
+
+@dataclass
+class Job:
+    """A run of a task: its config (with `seed` and `save_seconds`), its folder, and who may ask it to stop."""
+
+    config: Any
+    folder: Path
+    stop: StopRequest
+    device: torch.device
+
+    @property
+    def identity(self) -> dict:
+        """What a checkpoint of this run depends on."""
+        values = defining_values(self.config)
+        return {key: v for key, v in values.items() if not any(f"{key}.".startswith(f"{i}.") for i in IGNORED)}
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator of its own for each purpose, from the run's seed."""
+        # torch seeds a CPU generator with 32 bits only, so both go into one hash
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
+
+
+@dataclass
+class Phase:
+    """The state of one loop: everything that its checkpoint holds. Subclasses add parts (whatever has a state_dict),
+    tensors and counters, and name them."""
+
+    generator: torch.Generator
+    step: int = 0
+    seconds: float = 0.0
+    unet_evaluations: int = 0
+    skipped: int = 0
+
+    PARTS: ClassVar[tuple[str, ...]] = ("generator",)
+    TENSORS: ClassVar[tuple[str, ...]] = ()
+    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped")
+
+    def save(self, folder: Path, name: str, identity: dict) -> None:
+        """Writes checkpoint `name`, whole or not at all."""
+        plain = {key: getattr(self, key) for key in (*self.COUNTERS, *self.TENSORS)}
+        save_checkpoint(folder, name, *pack(snapshot(**self._parts()) | plain), identity=identity)
+
+    def load(self, folder: Path, name: str, identity: dict) -> None:
+        """Restores checkpoint `name`, if there is one."""
+        if not has_checkpoint(folder / name):
+            return
+        tree = unpack(*load_checkpoint(folder / name, identity=identity))
+        restore(tree, **self._parts())
+        for key in (*self.COUNTERS, *self.TENSORS):
+            setattr(self, key, tree[key])
+
+    def _parts(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.PARTS if getattr(self, key) is not None}
+
+
+def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, describe: Callable[[], str]) -> None:
+    """The steps that are left of a phase, checkpointing as it goes; a resumed phase goes on where it was killed.
+
+    Raises InputError where five steps in a row were not finite.
+    """
+    folder = job.folder / "checkpoints"
+    phase.load(folder, name, job.identity)
+    if phase.step == steps:
+        return
+    in_a_row, save = 0, _saver(job, phase, folder, name)
+    with Curves(job.folder, name, phase.step) as curves:
+        for step in progress(range(phase.step, steps), name, total=steps, done=phase.step, describe=describe):
+            report = advance(step, curves)
+            in_a_row = in_a_row + 1 if report["skipped"] else 0
+            phase.skipped += int(report["skipped"])
+            phase.step = step + 1
+            if step % 10 == 0:
+                curves.add(step, report)
+            if in_a_row == MAX_SKIPPED:
+                raise InputError(_not_finite(folder / name, name, step))
+            save(now=job.stop.requested)
+            if job.stop.requested:
+                return
+        save(now=True)
+
+
+def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., None]:
+    """A function that saves the phase, `now` or every config.save_seconds, and keeps its clock, saves not counted."""
+    clock = time.monotonic()
+
+    def save(now: bool) -> None:
+        nonlocal clock
+        elapsed = time.monotonic() - clock
+        if now or elapsed > job.config.save_seconds:
+            phase.seconds += elapsed
+            phase.save(folder, name, job.identity)
+            clock = time.monotonic()
+
+    return save
+
+
+def _not_finite(checkpoint: Path, name: str, step: int) -> str:
+    """What to say when a phase gives up."""
+    last = f"the last good checkpoint is {checkpoint}" if has_checkpoint(checkpoint) else "there is no checkpoint yet"
+    failure = f"{MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient"
+    return f"{name}: {failure}; lower its learning_rate ({last})"
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has had resident."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

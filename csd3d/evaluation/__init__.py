@@ -1,0 +1,1 @@
+"""How right a result is: of scenes, canvases and texts."""

@@ -1,0 +1,49 @@
+"""How right an edit is: held-out views against the true edited scene, edited views against each other."""
+
+import torch
+from torch import Tensor
+
+from csd3d.datasets import Capture
+from csd3d.evaluation.ground_truth import Truth, changed_pixels
+from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
+from csd3d.representations.hashgrid import SceneModel, surface_depth
+
+
+def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
+    """PSNR and SSIM of the untouched scene on its held-out views; None where nothing is held out."""
+    if len(capture.test) == 0:
+        return {"psnr": None, "ssim": None}
+    rendered = model.render_views(capture.cameras, capture.test).rgb
+    truth = capture.images[capture.test]
+    return {"psnr": psnr(rendered, truth).mean().item(), "ssim": ssim(rendered, truth).mean().item()}
+
+
+def evaluate_edit(
+    model: SceneModel, source: SceneModel, images: Tensor, capture: Capture, truth: Truth | None
+) -> dict[str, float | int | None]:
+    """The figures of metrics.json for one method.
+
+    `model` is the edited scene, `source` the reconstruction, `images` [B,H,W,3] the pictures `model` was last fitted
+    to. Against the truth: the one answer that suits all held-out views best. `warped_error`: mean of the short- and
+    long-range errors, over the object where the truth is known, else over everything that has a surface.
+    """
+    report: dict[str, float | int | None] = dict.fromkeys(("psnr_truth", "ssim_truth", "psnr_outside"))
+    train = capture.train
+    if truth is None:
+        views = source.render_views(capture.cameras, train)
+        depth, weight = surface_depth(views), None
+    else:
+        held_out = capture.test if len(capture.test) else train
+        answers = torch.stack([truth.views(scene, held_out).rgb for scene in truth.answers])
+        rendered = model.render_views(capture.cameras, held_out).rgb
+        best, psnr_truth, ssim_truth = best_answer(rendered, answers)
+        before = capture.images[held_out]
+        outside = psnr_outside(rendered, before, changed_pixels(before, answers[best]))
+        report |= {"psnr_truth": psnr_truth.mean().item(), "ssim_truth": ssim_truth.mean().item()}
+        report |= {"psnr_outside": outside.nanmean().item(), "answer": best}
+        views = truth.views(truth.answers[best], train)
+        depth, weight = views.depth, views.mask
+    errors = warped_error(images[train], depth, capture.cameras[train], weight)
+    found = [errors[key] for key in ("short", "long") if errors[key] is not None]
+    report["warped_error"] = sum(found) / len(found) if found else None
+    return report | {f"warped_error_{key}": errors[key] for key in ("short", "long")}

@@ -1,0 +1,5 @@
+"""What a run tells of itself: report.html, grids of pictures, curves."""
+
+from csd3d.report.page import Curves, ReportData, ViewRow, write_report
+
+__all__ = ["Curves", "ReportData", "ViewRow", "write_report"]

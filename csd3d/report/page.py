@@ -1,0 +1,247 @@
+"""`report.html`: one page that holds everything of a run, works offline and from a file:// address, and loads nothing.
+
+Pictures, videos and turntable frames are embedded as data URIs; a Content-Security-Policy in the page forbids every
+other source. All text from outside (prompts, labels, config) is escaped.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from csd3d.export.video import Picture, to_uint8
+from csd3d.report.charts import Curves, chart_svg
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+# key -> (label, unit, better, decimals); a key not listed is shown under its own name
+METRICS = {
+    "psnr_truth": ("PSNR against the truth", "dB", "higher", 2),
+    "ssim_truth": ("SSIM against the truth", "", "higher", 3),
+    "psnr_outside": ("PSNR outside the edit", "dB", "higher", 2),
+    "warped_error": ("Disagreement between views", "RMSE", "lower", 4),
+    "flow_warped_error": ("Flow-warped error", "RMSE", "lower", 4),
+    "neighbour_distance": ("Distance between neighbours, like LPIPS", "", "lower", 4),
+    "seam_visibility": ("Seam visibility", "", "lower", 3),
+    "seam_visibility_relative": ("Seam visibility over the source's", "", "lower", 3),
+    "clip_directional": ("CLIP directional similarity", "", "higher", 3),
+    "clip_image": ("CLIP similarity to the source", "", None, 3),
+    "clip_consistency": ("CLIP image consistency", "", "higher", 3),
+    "ranked_first": ("The prompt found first among 32", "share", "higher", 2),
+    "rank": ("Its rank; of several assets, the worst", "", "lower", 0),
+    "clip_score": ("CLIP similarity to the prompt", "", "higher", 3),
+    "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
+    "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
+    "view_words": ("Views taken for what they are", "share", "higher", 2),
+    "fid": ("Fréchet distance to true renders", "", "lower", 3),
+    "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
+    "distinct_colour": ("Colours found among the assets", "", "higher", 0),
+    "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
+    "unet_evaluations": ("UNet evaluations", "", None, 0),
+    "seconds": ("Time taken", "s", None, 1),
+}
+
+
+@dataclass
+class ViewRow:
+    """A row of pictures, one a view; `method` ("source", "csd_edit", "in2n", "truth", …) chooses its mark's colour."""
+
+    label: str
+    images: Sequence[Picture]
+    note: str = ""
+    method: str = ""
+
+
+@dataclass
+class ReportData:
+    """All that a report shows; what is empty is left out of the page. Pictures are `[H, W, 3]`, float in [0, 1] or
+    uint8.
+    """
+
+    prompt: str
+    scene: str = ""
+    before: Picture | None = None
+    after: Picture | None = None
+    facts: dict[str, str] = field(default_factory=dict)  # a few headline numbers, already written out
+    view_names: Sequence[str] = ()
+    rows: Sequence[ViewRow] = ()
+    methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> name shown; the first is ours
+    results: dict[str, dict[str, float | int | None]] = field(default_factory=dict)  # method -> metric -> value
+    metric_notes: str = ""
+    videos: dict[str, Path] = field(default_factory=dict)  # caption -> MP4 to embed
+    turntable: Sequence[Picture] = ()  # one turn, evenly spaced
+    mesh_note: str = ""
+    curves: Sequence[Curves] = ()
+    config: str = ""
+    environment: dict[str, object] = field(default_factory=dict)
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the page; to a temporary name first, so that a half-written report is never seen."""
+    parts = {
+        "title": escape(data.prompt),
+        "scene": escape(data.scene),
+        "hero": _hero(data),
+        "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
+        "facts": _facts(data.facts),
+        "views": _views(data.rows, data.view_names),
+        "results": _results(data),
+        "motion": _motion(data),
+        "curves": _curves(data.curves),
+        "details": _details(data),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def data_uri(image: Picture, jpeg: bool = False) -> str:
+    """A picture as a data URI: PNG, or JPEG (quality 88) where there are many."""
+    buffer = io.BytesIO()
+    options = {"format": "JPEG", "quality": 88} if jpeg else {"format": "PNG", "optimize": True}
+    Image.fromarray(to_uint8(image)).save(buffer, **options)
+    kind = "jpeg" if jpeg else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def format_value(value: float | int | None, decimals: int = 3) -> str:
+    """A metric as the table shows it; a dash for what could not be measured."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.{decimals}f}".replace(",", "\u202f")  # a narrow space between thousands
+
+
+def _img(image: Picture, alt: str, extra: str = "") -> str:
+    height, width = np.shape(image)[:2]
+    return f'<img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(alt)}" {extra}>'
+
+
+def _hero(data: ReportData) -> str:
+    if data.before is None or data.after is None:
+        return ""
+    return (
+        '<figure class="compare"><div class="stage">'
+        f"{_img(data.after, 'After the edit')}{_img(data.before, 'Before the edit', 'class=before')}"
+        '<span class="tag left" aria-hidden="true">before</span><span class="tag right" aria-hidden="true">after</span>'
+        '<span class="handle" aria-hidden="true"></span>'
+        '<input type="range" min="0" max="100" value="50" step="0.5" aria-label="Share of the picture before the edit">'
+        "</div></figure>"
+    )
+
+
+def _facts(facts: dict[str, str]) -> str:
+    if not facts:
+        return ""
+    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
+    """All rows share one grid, so that a view stands in the same column everywhere, and one scrollbar."""
+    count = max((len(row.images) for row in rows), default=0)
+    if not count:
+        return ""
+    cells = []
+    for row in rows:
+        note = f"<p>{escape(row.note)}</p>" if row.note else ""
+        cells.append(
+            f'<div class="row-label" data-method="{escape(row.method)}"><h3>{escape(row.label)}</h3>{note}</div>'
+        )
+        for index in range(count):
+            name = names[index] if index < len(names) else f"view {index + 1}"
+            picture = _img(row.images[index], f"{row.label}, {name}") if index < len(row.images) else ""
+            cells.append(f'<div class="cell">{picture}</div>')
+    head = "".join(f'<div class="cell head">{escape(name)}</div>' for name in names[:count])
+    if head:
+        head = f'<div class="row-label"></div>{head}' + '<div class="cell"></div>' * (count - len(names[:count]))
+    return _section(
+        "The views",
+        f'<div class="wall" tabindex="0"><div class="grid" style="--n:{count}">{head}{"".join(cells)}</div></div>',
+    )
+
+
+def _results(data: ReportData) -> str:
+    methods = [m for m in (data.methods or data.results) if m in data.results]
+    if not methods:
+        return ""
+    keys = list(dict.fromkeys(key for method in methods for key in data.results[method]))
+    keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
+    head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
+    rows = {key: [data.results[m].get(key) for m in methods] for key in keys}
+    body = "".join(_metric_row(key, row) for key, row in rows.items() if any(value is not None for value in row))
+    note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
+    table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return _section("The measures", table + note)
+
+
+def _metric_row(key: str, values: list[float | int | None]) -> str:
+    label, unit, better, decimals = METRICS.get(key, (key.replace("_", " "), "", None, 3))
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    best = None if better is None or len(known) < 2 else (max if better == "higher" else min)(known)
+    cells = "".join(
+        f"<td{' class=best' if best is not None and value == best else ''}>{format_value(value, decimals)}</td>"
+        for value in values
+    )
+    hint = ", ".join(filter(None, [unit, f"{better} is better" if better else ""]))
+    small = f" <small>{escape(hint)}</small>" if hint else ""
+    return f'<tr><th scope="row">{escape(label)}{small}</th>{cells}</tr>'
+
+
+def _motion(data: ReportData) -> str:
+    figures = [_turntable(data)] if len(data.turntable) else []
+    for caption, path in data.videos.items():
+        video = base64.b64encode(Path(path).read_bytes()).decode()
+        figures.append(
+            f'<figure><video src="data:video/mp4;base64,{video}" controls loop muted playsinline autoplay></video>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    return _section("In the round", f'<div class="motion">{"".join(figures)}</div>') if figures else ""
+
+
+def _turntable(data: ReportData) -> str:
+    height, width = np.shape(data.turntable[0])[:2]
+    frames = json.dumps(
+        [data_uri(frame, jpeg=True) for frame in data.turntable]
+    )  # base64: nothing that could end the script
+    note = f" {escape(data.mesh_note)}" if data.mesh_note else ""
+    return (
+        f'<figure class="turntable"><canvas width="{width}" height="{height}" tabindex="0" role="slider" '
+        'aria-valuemin="0" aria-valuemax="359" aria-valuenow="0" '
+        'aria-label="The mesh, turned by dragging or by the arrow keys"></canvas>'
+        f'<script type="application/json">{frames}</script>'
+        f"<figcaption>The mesh; drag to turn it.{note}</figcaption></figure>"
+    )
+
+
+def _curves(curves: Sequence[Curves]) -> str:
+    figures = []
+    for chart in curves:
+        if svg := chart_svg(chart):
+            names = [f'<span class="key s{i % 6}">{escape(label)}</span>' for i, label in enumerate(chart.lines)]
+            legend = "".join(names) if len(names) > 1 else ""
+            figures.append(f"<figure><figcaption><b>{escape(chart.title)}</b>{legend}</figcaption>{svg}</figure>")
+    return _section("The course of it", f'<div class="charts">{"".join(figures)}</div>') if figures else ""
+
+
+def _details(data: ReportData) -> str:
+    blocks = [("Config", data.config)]
+    blocks.append(("Environment", "\n".join(f"{key}: {value}" for key, value in data.environment.items())))
+    return "".join(
+        f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in blocks if text
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"

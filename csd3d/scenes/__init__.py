@@ -1,5 +1,0 @@
-"""Posed captures in: nerfstudio and instant-ngp transforms.json, Blender synthetic."""
-
-from csd3d.scenes.captures import Capture, SceneConfig, load_capture
-
-__all__ = ["Capture", "SceneConfig", "load_capture"]

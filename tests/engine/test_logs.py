@@ -1,0 +1,175 @@
+"""The run folder, the log, progress without a terminal, and curves that a resumed run does not repeat."""
+
+import io
+import json
+import logging
+import math
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from csd3d.engine import logs
+from csd3d.engine.logs import Curves, create_run_folder, logging_to, progress, read_curves
+from csd3d.errors import InputError
+
+
+def test_run_folder_has_everything_and_no_two_are_one(tmp_path):
+    folders = [create_run_folder("job", "seed: 1\n", argv=["launch.py", "a b=c"], root=tmp_path) for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(
+        re.fullmatch(r"\d{8}-\d{6}(-[23])?", folder.name) and folder.parent == tmp_path / "job" for folder in folders
+    )
+    assert {path.name for path in folders[0].iterdir()} == {"config.yaml", "cmd.txt", "environment.json", "log.txt"}
+    assert (folders[0] / "cmd.txt").read_text() == "launch.py 'a b=c'\n"
+    assert (folders[0] / "config.yaml").read_text() == "seed: 1\n"
+    environment = json.loads((folders[0] / "environment.json").read_text())
+    assert environment["packages"]["torch"].startswith("2.")
+    assert environment["threads"] >= 1
+    assert sorted(path.name for path in (tmp_path / "job").iterdir()) == sorted(folder.name for folder in folders)
+
+
+def test_output_may_be_new_or_empty_but_nothing_is_overwritten(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "deep/er"):
+        folder = create_run_folder("job", "x", output=tmp_path / name)
+        assert folder == tmp_path / name
+        assert (folder / "config.yaml").exists()
+    with pytest.raises(InputError, match="it is not empty; choose another with --output, or continue"):
+        create_run_folder("job", "y", output=tmp_path / "empty")
+    assert (tmp_path / "empty/config.yaml").read_text() == "x"
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("keep")
+    for output in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nothing/here")):
+        with pytest.raises(InputError, match="cannot be made the run folder") as caught:
+            create_run_folder("job", "x", output=output)
+        assert str(output) in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="it is the current one"):
+        create_run_folder("job", "x", output=Path("."))
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        create_run_folder("job", "x", output=tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "here"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_bad_input(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"):
+        create_run_folder("job", "x", output=tmp_path / "new")
+
+
+def test_log_file_takes_our_loggers_and_warnings_while_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    with logging_to(tmp_path):
+        logging.getLogger("csd3d.datasets").info("one [bracketed]")
+        logging.getLogger("custom_kernels").warning("two")
+        logging.getLogger("other").warning("not ours")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("three", stacklevel=1)
+    logging.getLogger("csd3d").warning("too late")
+    lines = (tmp_path / "log.txt").read_text()
+    assert all(
+        text in lines for text in ("INFO csd3d.datasets: one [bracketed]", "WARNING custom_kernels: two", "three")
+    )
+    assert "not ours" not in lines
+    assert "too late" not in lines
+    assert not logging.getLogger("csd3d").handlers
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """What progress() writes, with a clock that goes one second a look."""
+    stream = io.StringIO()
+    clock = iter(range(10**6))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(logs, "console", lambda: Console(file=stream, width=200))
+    monkeypatch.setattr(logs.time, "monotonic", lambda: float(next(clock)))
+    return stream
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(screen):
+    seen = []
+    for step in progress(range(25, 100), "Edit [x]", done=25, describe=lambda: f"loss {seen[-1]}"):
+        seen.append(step)
+    lines = screen.getvalue().splitlines()
+    assert 6 <= len(lines) <= 10  # of 75 steps
+    assert lines[0] == "Edit [x]: 35/100, 0:11 elapsed, ETA 1:12, loss 34"  # 11 s for 10 steps, 65 to go
+    assert lines[-1].startswith("Edit [x]: 100/100, ")
+    assert lines[-1].endswith("elapsed, loss 99")
+
+
+def test_progress_is_quiet_in_ci_and_takes_any_iterable(screen, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    assert list(progress((i for i in range(30)), "Bake")) == list(range(30))
+    assert len(screen.getvalue().splitlines()) == 1
+    assert screen.getvalue().startswith("Bake: 30, ")
+    assert list(progress([], "None")) == []
+
+
+def test_progress_bar_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.delenv("CI", raising=False)
+    console = Console(file=stream, width=100, force_terminal=True)
+    monkeypatch.setattr(logs, "console", lambda: console)
+    for _ in progress(range(4), "Outer", total=4, describe=lambda: "psnr 30.0"):
+        for _ in progress(range(2), "Inner"):  # one within another
+            pass
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "4/4" in text
+    assert "psnr 30.0" in text
+    assert "Inner" in text
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def events(folder: Path) -> list[tuple[int, float]]:
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars("loss")]
+
+
+def test_curves_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+    with Curves(tmp_path, "edit") as curves:
+        for step in range(8):  # the checkpoint was at 5
+            curves.add(step, {"loss": 8.0 - step, "spread": math.nan if step == 2 else 0.5})
+    with (tmp_path / "curves/edit/curves.jsonl").open("a") as handle:
+        handle.write('{"step": 8, "lo')  # killed
+    with Curves(tmp_path, "edit", first=5) as curves:
+        for step in range(5, 10):
+            curves.add(step, {"loss": 80.0 - step})
+    with Curves(tmp_path, "reconstruct") as curves:
+        curves.add(3, {"loss": 1.0})
+
+    expected = [(step, (8.0 if step < 5 else 80.0) - step) for step in range(10)]
+    found = read_curves(tmp_path)
+    assert found.keys() == {"edit", "reconstruct"}
+    assert found["edit"]["loss"] == expected
+    assert found["edit"]["spread"] == [(0, 0.5), (1, 0.5), (2, None), (3, 0.5), (4, 0.5)]
+    assert events(tmp_path / "curves/edit") == expected
+    assert len(list((tmp_path / "curves/edit").glob("events.*"))) == 1
+    assert events(tmp_path / "curves/reconstruct") == [(3, 1.0)]
+
+
+def test_curves_are_on_disk_at_once(tmp_path):
+    with Curves(tmp_path, "edit") as curves:
+        curves.add(0, {"loss": 1.0})
+        assert read_curves(tmp_path) == {"edit": {"loss": [(0, 1.0)]}}
+    assert read_curves(tmp_path / "nowhere") == {}

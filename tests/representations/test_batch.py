@@ -1,0 +1,236 @@
+"""Assets and what a step does to them, in closed form."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from csd3d.errors import InputError
+from csd3d.fields import FieldConfig
+from csd3d.rendering import RenderConfig, Rendered
+from csd3d.representations.batch import (
+    AssetConfig,
+    Assets,
+    AssetViews,
+    LossConfig,
+    ShadingConfig,
+    check_memory,
+    draw_shading,
+    milestone,
+    regularisers,
+    scheduled,
+)
+from csd3d.tasks.text_to_3d import OptimConfig, TextTo3DConfig, asset_step, new_phase, step_extras, view_texts
+from csd3d.tasks.views import PromptConfig, Views, sample_views
+
+FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
+RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}
+
+
+def settings(**changes):
+    asset = AssetConfig(
+        field=FieldConfig(**FIELD), render=RenderConfig(**RENDER), resolution=[(0, 12)], levels=[(0, 4)]
+    )
+    return TextTo3DConfig(**{"prompt": "a red chair", "asset": asset, "guidance_size": 16} | changes)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Job:
+    """What `new_phase` asks of a job."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, config):
+        self.config = config
+
+    def generator(self, purpose):
+        return generator(sum(map(ord, purpose)))
+
+
+class Pull:
+    """A guide whose direction is z minus a colour: descending it makes everything that colour. Latents are pixels."""
+
+    def __init__(self, colour):
+        self.colour = torch.tensor(colour).view(1, 3, 1, 1)
+        self.score = self.optimiser = None
+        self.distill = SimpleNamespace(perp_neg=False, noise="shared")
+        self.prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
+
+    def loss(self, z, images, texts, step, generator, extras, cameras):
+        assert z.shape[0] == len(texts["text"]) == len(cameras) == len(extras.groups) == len(images())
+        return (z * (z - self.colour).detach()).sum(), {"t": 0.0}
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_a_direction_is_descended_through_the_renderer(particles):
+    """Sign and path of the gradient: renders go towards the colour that the direction points to, background and all."""
+    config = settings(particles=particles, optim=OptimConfig(background=1.0))
+    guide, wanted = Pull([0.9, 0.1, 0.2]), torch.tensor([0.9, 0.1, 0.2]).view(3, 1, 1)
+    phase = new_phase(Job(config), guide, "sds")
+    errors = []
+    for step in range(40):
+        views = sample_views(config.views, 3, 12, generator(7))
+        with torch.no_grad():
+            shown = phase.model.render(views.cameras, torch.full((particles, 432), 0.5), draw(), None).images
+        errors.append((shown - wanted).abs().mean().item())
+        asset_step(config, phase, guide, step, None)
+    assert errors[-1] < 0.3 * errors[0]
+    fields = [model.field.table for model in phase.model.models]
+    assert particles == 1 or not torch.equal(*fields)  # starts of their own
+
+
+BACKDROPS = {"white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+def test_a_step_stands_before_a_backdrop_and_its_prompts_say_which():
+    seen = set()
+
+    class Look(Pull):
+        def loss(self, z, images, texts, *others):
+            (word,) = {text.split(" on ")[1].split(",")[0] for branch in ("text", "away") for text in texts[branch]}
+            torch.testing.assert_close(z[:, :, 8, 8], torch.tensor(BACKDROPS[word]).expand(len(z), 3))
+            seen.add(word)
+            return super().loss(z, images, texts, *others)
+
+    config = settings(prompts=PromptConfig(template="{prompt} on {backdrop}, {view}", backdrops=BACKDROPS))
+    config.asset.field.blob_radius = 1e-4  # all is empty
+    phase = new_phase(Job(config), Look([0.5, 0.5, 0.5]), "sds")
+    for step in range(12):
+        asset_step(config, phase, Look([0.5, 0.5, 0.5]), step, None)
+    assert seen == BACKDROPS.keys()
+    assert phase.model.models[0].background(torch.ones(2, 3)).eq(1).all()  # the finished asset's is the first
+    assert not list(phase.model.models[0].background.parameters())
+    with pytest.raises(ValueError, match="random_background"):
+        settings(prompts=config.prompts, asset=AssetConfig(random_background=0.5))
+
+
+def draw(step=0, losses=None, **config):
+    return draw_shading(ShadingConfig(**config), losses or LossConfig(), step, generator())
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    config, guide = settings(), Pull([math.nan, 0, 0])
+    phase = new_phase(Job(config), guide, "sds")
+    before = {name: value.clone() for name, value in phase.model.named_parameters()}
+    assert asset_step(config, phase, guide, 0, None)["skipped"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in phase.model.named_parameters())
+
+
+def test_particles_are_asset_major_and_share_as_asked():
+    views = Views(None, torch.tensor([0.0, 90.0, 180.0]), torch.tensor([20.0, 20.0, 80.0]))
+    z, guide = torch.zeros(6, 3, 2, 2), Pull([0.0, 0, 0])
+    groups = {
+        share: step_extras(settings(particles=2, share=share), guide, views, z, None).groups.tolist()
+        for share in ("auto", "views", "assets", "all")
+    }
+    assert groups["views"] == [0, 0, 0, 1, 1, 1]
+    assert groups["assets"] == groups["auto"] == [0, 1, 2, 0, 1, 2]
+    assert groups["all"] == [0] * 6
+    texts = view_texts(settings(particles=2), views)
+    front, side, top = (f"a red chair, {word} view" for word in ("front", "side", "overhead"))
+    assert texts["text"] == [front, side, top] * 2
+    assert texts["away"][:2] == ["a red chair, side view"] * 2
+    assert texts["away2"][:2] == ["a red chair, back view", "a red chair, front view"]
+    assert texts["null"] == [""] * 6
+
+
+def test_camera_noise_is_the_cameras_own_for_every_asset():
+    views = Views(None, torch.tensor([10.0, 200.0]), torch.tensor([20.0, 40.0]))
+    noise_map = torch.randn(3, 60, 80, generator=generator())
+    z, config = torch.zeros(4, 3, 5, 5), settings(particles=2)
+    noise = step_extras(config, Pull([0.0, 0, 0]), views, z, noise_map).camera_noise
+    assert torch.equal(noise[:2], noise[2:])
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_schedules_ramp_and_milestones_step():
+    assert [scheduled((10, 1.0, 20, 3.0), step) for step in (0, 10, 15, 20, 99)] == [1, 1, 2, 3, 3]
+    assert scheduled(0.5, 7) == 0.5
+    assert [milestone([(0, 32), (5, 64)], step) for step in (0, 4, 5, 9)] == [32, 32, 64, 64]
+
+
+def test_losses_are_their_formulas():
+    opacity = torch.tensor([0.0, 0.5, 1.0, 0.8])
+    penalty, distortion = torch.tensor([0.0, 0.2, 0.4, 0.6]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    views = AssetViews(None, [Rendered(None, None, opacity, 0, distortion, penalty)])
+    total, found = regularisers(views, LossConfig(1.0, 2.0, (0, 0.0, 10, 3.0), 4.0), 5)
+    p = opacity.clamp(1e-3, 1 - 1e-3)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()
+    sparsity = (opacity**2 + 0.01).sqrt().mean().item()
+    assert found == pytest.approx({"orientation": 0.3, "sparsity": sparsity, "opacity": entropy, "distortion": 2.5})
+    assert total.item() == pytest.approx(0.3 + 2 * sparsity + 1.5 * entropy + 10.0)
+    assert regularisers(views, LossConfig(), 5) == (0, {})
+
+
+def test_shading_comes_as_often_as_asked_and_not_before_its_start():
+    config = ShadingConfig(start=3, lambertian=0.5, textureless=0.25)
+    modes = [draw_shading(config, LossConfig(), 3, generator(seed)).mode for seed in range(400)]
+    shares = {mode: modes.count(mode) / 400 for mode in set(modes)}
+    assert shares == pytest.approx({"albedo": 0.25, "lambertian": 0.5, "textureless": 0.25}, abs=0.08)
+    assert all(draw_shading(config, LossConfig(), 2, generator(s)).mode == "albedo" for s in range(20))
+    assert draw_shading(ShadingConfig(), LossConfig(orientation=1.0), 0, generator()).orientation
+
+
+def test_renders_of_several_assets_are_each_their_own():
+    config = settings().asset
+    assets = Assets(config, 2, generator())
+    views = sample_views(settings().views, 2, 8, generator(1))
+    jitter = torch.full((2, 128), 0.5)
+    both = assets.render(views.cameras, jitter, draw(), None).images
+    assert both.shape == (4, 3, 8, 8)
+    alone = assets.models[1].render_rays(*views.cameras.image_rays(0), jitter[1, :64]).rgb
+    torch.testing.assert_close(both[2], alone.T.view(3, 8, 8))
+    plain = assets.render(views.cameras, jitter, draw(), torch.tensor([1.0, 0.0, 0.0])).images
+    corner, opacity = plain[0, :, 0, 0], both[0, :, 0, 0]
+    assert not torch.allclose(corner, opacity)
+
+
+def test_too_much_for_memory_is_refused_before_it_is_allocated():
+    with pytest.raises(InputError, match=r"lower views.*resolution"):
+        check_memory(8, 64, 1024)
+    check_memory(1, 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"share": "none"}, "share"),
+        ({"method": "dds"}, "edits a source"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"particles": 0}, "particles"),
+        ({"compare": ["sds", "foo"]}, "choose one of"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        TextTo3DConfig(**{"prompt": "a chair"} | change)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("asset.resolution", {"asset": AssetConfig(resolution=[(0, 32), (600, 64)])}),
+        ("losses.opacity", {"losses": LossConfig(opacity=(0, 0.0, 601, 1.0))}),
+        ("shading.start", {"shading": ShadingConfig(start=600, lambertian=0.1)}),
+    ],
+)
+def test_schedules_past_the_last_step_are_refused(key, changes):
+    with pytest.raises(ValueError, match=f"{key} names step 600"):
+        TextTo3DConfig(prompt="a chair", **changes)
+    TextTo3DConfig(prompt="a chair", losses=LossConfig(opacity=(0, 0.0, 600, 1.0)), shading=ShadingConfig(start=600))
+    with pytest.raises(ValueError, match="rising"):
+        AssetConfig(resolution=[(5, 32)])
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    optim = OptimConfig(warmup=4, final=0.01)
+    assert optim.share(1, 101) == pytest.approx(0.5 * 0.01**0.01)
+    assert optim.share(50, 101) == pytest.approx(0.1)
+    assert optim.share(100, 101) == pytest.approx(0.01)
+    assert OptimConfig(warmup=0).share(0, 1) == 1.0
+    with pytest.raises(ValueError, match="final is 0"):
+        OptimConfig(final=0.0)
