@@ -23,7 +23,7 @@ from csd3d.priors import PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
 from csd3d.scenes import Capture, SceneConfig, load_capture
 from csd3d.tasks.evaluate import evaluate_edit, evaluate_reconstruction
-from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
+from csd3d.tasks.loop import Job, Phase, all_finished, peak_memory_gib, run_steps
 from csd3d.tasks.results import ExportConfig, save_results, save_strip
 from csd3d.tasks.scene_model import (
     FitConfig,
@@ -109,10 +109,9 @@ def run(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopR
     editor = ViewEditor(prior, job.capture, config.prompt, config.update.keep_detail)
     edited = {}
     # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
-    for method in config.methods if source.step == config.reconstruct.steps else ():
-        edited[method] = edit(job, editor, source.model, method)
-        if stop.requested:
-            break
+    for method in config.methods if source.finished else ():
+        if job.may_run(method):
+            edited[method] = edit(job, editor, source.model, method)
     started = time.monotonic()
     truth = load_truth(job.capture, config.prompt)
     metrics = measure(job, source, edited, truth)
@@ -134,7 +133,7 @@ def measure(job: EditJob, source: EditPhase, edited: dict[str, EditPhase], truth
     return {
         "task": job.config.task,
         "prompt": job.config.prompt,
-        "finished": not job.stop.requested,
+        "finished": all_finished({"reconstruct": source, **edited}, ["reconstruct", *job.config.methods]),
         "seconds": {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,

@@ -27,7 +27,7 @@ from csd3d.tasks.edit_2d import (
     window_side,
 )
 from csd3d.tasks.footage import Captions, Footage
-from csd3d.tasks.loop import Job, peak_memory_gib
+from csd3d.tasks.loop import Job, all_finished, peak_memory_gib
 from csd3d.tasks.measure_2d import make_instruments
 from csd3d.tasks.regions import latent_shares, soft_union
 from csd3d.tasks.results_2d import previewer, save_results
@@ -76,8 +76,8 @@ def run_job(job: CanvasJob) -> None:
     encoded = time.monotonic()
     phases = {MAIN: (work, edit_canvas(job, editor, cover, previewer(job, work)))}
     for name in dict.fromkeys(config.compare):
-        if job.stop.requested:
-            break
+        if not job.may_run(name):
+            continue
         phases[name] = edit_baseline(job, job.prior, work, cover, name)
     exported = time.monotonic()
     judge = load_judge(config.clip, job.device)
@@ -132,7 +132,7 @@ def summary(job: CanvasJob, phases: dict[str, CanvasPhase]) -> dict:
     return {
         "task": job.config.task,
         "prompt": "; ".join(job.config.instructions),
-        "finished": not job.stop.requested,
+        "finished": all_finished(phases, [MAIN, *job.config.compare]),
         "seconds": {"edit": phases[MAIN].seconds, "compare": others},
         "results": {
             name: {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}

@@ -36,7 +36,7 @@ from csd3d.tasks.assets import (
     regularisers,
     scheduled,
 )
-from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
+from csd3d.tasks.loop import Job, Phase, all_finished, peak_memory_gib, run_steps
 from csd3d.tasks.results import ExportConfig, save_strip
 from csd3d.tasks.scene_model import gradients_finite
 from csd3d.tasks.text_guide import (
@@ -160,9 +160,8 @@ def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRe
     job, networks = prepare(config, folder, device, stop)
     made: dict[str, AssetPhase] = {}
     for name in config.methods:
-        made[name] = distil(job, networks, name)
-        if stop.requested:
-            break
+        if not made or job.may_run(name):  # the first one in any case: there must be something to show
+            made[name] = distil(job, networks, name)
     started = time.monotonic()
     assets = {name: averaged(phase.model, phase.average) for name, phase in made.items()}
     views = held_out_views(config, assets)
@@ -173,7 +172,7 @@ def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRe
     metrics = {
         "task": config.task,
         "prompt": config.prompt,
-        "finished": not stop.requested,
+        "finished": all_finished(made, config.methods),
         "judge": judge,
         "seconds": {"distil": main.seconds, "compare": sum(p.seconds for p in made.values()) - main.seconds},
         "results": figures,

@@ -145,18 +145,20 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
     job, networks, source = prepare(config, folder, device, stop)
     found: dict[str, list[Tensor]] = {}
     reports: dict[str, dict[str, float]] = {}
+    unfinished = False
     for name in config.methods:
-        found[name], seconds, evaluations = [], 0.0, 0
+        pictures, seconds, evaluations = [], 0.0, 0
         for k, text in enumerate(config.texts):
+            if (found or pictures) and not job.may_run(f"{name}-{k}"):  # one in any case: there must be some to show
+                unfinished = True
+                break
             phase = distil(job, networks, source, name, text, f"{name}-{k}")
             with torch.no_grad():
-                found[name].append(phase.model.images(networks.prior).cpu())
+                pictures.append(phase.model.images(networks.prior).cpu())
             seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
-            if stop.requested:
-                break
-        reports[name] = {"seconds": seconds, "unet_evaluations": evaluations}
-        if stop.requested:
-            break
+            unfinished |= not phase.finished
+        if pictures:
+            found[name], reports[name] = pictures, {"seconds": seconds, "unet_evaluations": evaluations}
     save(job, found, source)
     started = time.monotonic()
     judge = load_judge(config.clip, device)
@@ -165,7 +167,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
     metrics = {
         "task": config.task,
         "prompts": config.texts,
-        "finished": not stop.requested,
+        "finished": not unfinished,
         "judge": judge.name if judge else None,
         "seconds": {
             "distil": sum(r["seconds"] for r in reports.values()), "evaluate": time.monotonic() - started,
