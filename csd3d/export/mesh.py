@@ -58,8 +58,11 @@ def export_mesh(
     folder: Path,
     config: MeshConfig,
     device: str = "cpu",
+    name: str = "mesh",
 ) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
     """Extract, colour and write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
+
+    All have normals; the object is called `name` in them.
 
     Returns the textured mesh (for `render_mesh`) and faces, vertices, threshold, watertight, texture fill, seconds.
     Raises InputError where there is no surface; then no file is written.
@@ -73,7 +76,7 @@ def export_mesh(
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
     write_ply(mesh, folder / "mesh.ply")
     textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
-    write_textured(textured, folder)
+    write_textured(textured, folder, name)
     return textured, {
         "faces": len(mesh.faces),
         "vertices": len(mesh.vertices),
@@ -218,8 +221,8 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
 
 
 def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
-    """Binary PLY with a uint8 colour a vertex, in the scene's frame (z up)."""
-    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=False)
+    """Binary PLY with a normal and a uint8 colour a vertex, in the scene's frame (z up)."""
+    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
     Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
 
 

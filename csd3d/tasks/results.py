@@ -5,6 +5,7 @@ report), videos/<method>.mp4 (orbit, before | after), mesh/, report.html.
 """
 
 import json
+import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
         scale = max(1, round(384 / min(cameras.width, cameras.height)))
         write_video(path, side_by_side(before, after), fps=job.config.export.video_fps, scale=scale)
         videos[f"Before and after: {NAMES[method]}"] = path
-    note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb)
+    note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb, job.capture.folder.name)
     rows = view_rows(job, edited, truth, metrics)
     save_grid(job.folder / "images" / "views.png", rows)
     report = ReportData(
@@ -169,16 +170,20 @@ def save_grid(path: Path, rows: list[ViewRow], margin: int = 190) -> None:
 
 
 def save_mesh(
-    job, model: SceneModel, cameras: Cameras, aabb: Tensor, folder: str = "mesh"
+    job, model: SceneModel, cameras: Cameras, aabb: Tensor, name: str, folder: str = "mesh"
 ) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
-    """Writes mesh/; returns a note, turntable frames and figures. A scene without a surface is said, not written."""
+    """Writes mesh/ of the object called `name`; returns a note, turntable frames and figures.
+
+    A scene without a surface is said, not written.
+    """
     config = job.config.export.mesh
 
     def density(positions: Tensor) -> Tensor:
         return model.field.density(positions)[0]
 
     try:
-        mesh, figures = export_mesh(density, model.field, aabb, job.folder / folder, config, str(job.device))
+        files = job.folder / folder
+        mesh, figures = export_mesh(density, model.field, aabb, files, config, str(job.device), object_name(name))
     except InputError as error:
         logger.error("%s", error)
         return f"No mesh: {error}", [], {}
@@ -187,7 +192,14 @@ def save_mesh(
         cameras.resized(cameras.width * 3, cameras.height * 3) if min(cameras.width, cameras.height) < 200 else cameras
     )
     frames = [render_mesh(mesh, larger, int(i)) for i in steps]
-    return f"{figures['faces']:,} faces, {config.texture_size}² texture.", frames, figures
+    width, height = mesh.visual.material.baseColorTexture.size
+    return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
+
+
+def object_name(text: str) -> str:
+    """What a mesh is called after a prompt or a folder: "a blue duck" is blue_duck."""
+    bare = re.sub(r"^(an?|the)\s+", "", text.strip(), flags=re.IGNORECASE)
+    return re.sub(r"\W+", "_", bare).strip("_")[:60] or "mesh"
 
 
 def charts(folder: Path, wanted: tuple[tuple[str, str], ...]) -> list[Curves]:

@@ -100,7 +100,8 @@ def save_results(
         videos[title(name)] = path
     figures: dict = {}
     for k, model in enumerate(assets[main].models):
-        note, frames, found = save_mesh(job, model, cameras, assets[main].aabb, "mesh" if k == 0 else f"mesh-{k}")
+        called, files = (config.prompt, "mesh") if k == 0 else (f"{config.prompt} {k}", f"mesh-{k}")
+        note, frames, found = save_mesh(job, model, cameras, assets[main].aabb, called, files)
         notes, turntable, figures = [*notes, note], turntable or frames, figures or found
     rows = view_rows(config, views)
     save_grid(job.folder / "images" / "views.png", rows)
