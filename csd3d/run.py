@@ -2,14 +2,16 @@
 
 import importlib
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from csd3d import __version__
 from csd3d.config import load_config, task_name, to_yaml
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.logs import create_run_folder, logging_to
+from csd3d.logs import create_run_folder, logger, logging_to
 
 TASKS = {
     "edit_image": "csd3d.tasks.edit_image:EditImageConfig",
@@ -43,17 +45,14 @@ def start(
     task.prepare(config, Path(), chosen, stop)  # what is wrong with the input is told before a folder is made
     config = settled(config)
     folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
-    config = with_shipped(config)
-    with logging_to(folder):
-        task.run(config, folder, chosen, stop)
+    work(task, with_shipped(config), folder, chosen, stop)
     return folder
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
     """Continues a run where its checkpoints stand."""
     task, config = read(config_of(run_folder), overrides)
-    with logging_to(run_folder):
-        task.run(config, run_folder, choose(device), stop)
+    work(task, config, run_folder, choose(device), stop)
     return run_folder
 
 
@@ -66,10 +65,33 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
     stop.requested = True  # a phase takes no further step then, and one that has no checkpoint is left out
-    with logging_to(run_folder):
-        task.run(config, run_folder, choose(device), stop)
+    work(task, config, run_folder, choose(device), stop)
     stop.requested = False
     return run_folder
+
+
+def work(task, config, folder: Path, device, stop: StopRequest) -> None:
+    """Does the job under its log, which begins with what will be done, where and on what."""
+    started = time.monotonic()
+    with logging_to(folder):
+        for line in banner(config, folder, device):
+            logger.info("%s", line)
+        task.run(config, folder, device, stop)
+        logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
+
+
+def banner(config, folder: Path, device) -> list[str]:
+    """A few lines to stand at the top of the log and of the screen."""
+    import torch
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    what = getattr(config, "instructions", None) or getattr(config, "texts", None) or [config.prompt]
+    return [
+        f"csd3d {__version__}, {config.task}: {'; '.join(what)}",
+        f"device {device} ({where}), model {config.prior.model}",
+        f"run folder {folder}, previews in its images/",
+        f"{len(config.phases)} phases: {', '.join(config.phases)}",
+    ]
 
 
 def config_of(run_folder: Path) -> Path:
@@ -131,4 +153,7 @@ def choose(device: str):
     """The torch device of `auto`, `cpu` or `cuda`."""
     from csd3d.priors import choose_device
 
-    return choose_device(device)
+    try:
+        return choose_device(device)
+    except InputError as error:  # which names the config's key; here the device was asked for by an option
+        raise InputError(str(error).replace("prior.device", "--device")) from None

@@ -70,6 +70,11 @@ class EditSceneConfig:
         """The methods run, the main one first."""
         return list(dict.fromkeys([self.update.method, *self.compare]))
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order."""
+        return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
+
 
 @dataclass(kw_only=True)
 class EditPhase(Phase):
@@ -113,6 +118,7 @@ def run(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopR
         if job.may_run(method):
             edited[method] = edit(job, editor, source.model, method)
     started = time.monotonic()
+    job.announce("evaluate")
     truth = load_truth(job.capture, config.prompt)
     metrics = measure(job, source, edited, truth)
     evaluated = time.monotonic()

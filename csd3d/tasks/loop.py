@@ -16,7 +16,7 @@ from csd3d.checkpoint import has_checkpoint, load_checkpoint, pack, restore, sav
 from csd3d.config import defining_values
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.logs import Curves, progress
+from csd3d.logs import Curves, logger, progress
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
 PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
@@ -43,6 +43,12 @@ class Job:
     def may_run(self, name: str) -> bool:
         """Whether a phase is still to be run or shown: once a stop is asked for, only one that has a checkpoint."""
         return not self.stop.requested or has_checkpoint(self.folder / "checkpoints" / name)
+
+    def announce(self, name: str, note: str = "") -> None:
+        """Says that a phase begins, and the how-manieth it is of those that `config.phases` names."""
+        phases = list(getattr(self.config, "phases", ()))
+        place = f"phase {phases.index(name) + 1} of {len(phases)}: " if name in phases else ""
+        logger.info("%s%s%s", place, name, note)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator of its own for each purpose, from the run's seed."""
@@ -98,7 +104,9 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     folder = job.folder / "checkpoints"
     phase.load(folder, name, job.identity)
     phase.steps = steps
-    if phase.finished or (job.stop.requested and phase.step > 0):
+    left_alone = phase.finished or (job.stop.requested and phase.step > 0)
+    job.announce(name, f", {phase.step} of {steps} steps done before" if phase.step else "")
+    if left_alone:
         return
     in_a_row, save = 0, _saver(job, phase, folder, name)
     with Curves(job.folder, name, phase.step) as curves:

@@ -53,6 +53,7 @@ class ExportConfig:
 
 def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
     """Writes everything but metrics.json, which is to hold how long this took."""
+    job.announce("video")
     main = job.config.update.method
     final = edited.get(main, source).model
     save_images(job, source.model, edited)
@@ -65,7 +66,9 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
         scale = max(1, round(384 / min(cameras.width, cameras.height)))
         write_video(path, side_by_side(before, after), fps=job.config.export.video_fps, scale=scale)
         videos[f"Before and after: {NAMES[method]}"] = path
+    job.announce("mesh")
     note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb, job.capture.folder.name)
+    job.announce("report")
     rows = view_rows(job, edited, truth, metrics)
     save_grid(job.folder / "images" / "views.png", rows)
     report = ReportData(
@@ -191,7 +194,7 @@ def save_mesh(
     larger = (
         cameras.resized(cameras.width * 3, cameras.height * 3) if min(cameras.width, cameras.height) < 200 else cameras
     )
-    frames = [render_mesh(mesh, larger, int(i)) for i in steps]
+    frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
     width, height = mesh.visual.material.baseColorTexture.size
     return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
 

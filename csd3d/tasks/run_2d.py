@@ -69,6 +69,7 @@ def open_job(
 def run_job(job: CanvasJob) -> None:
     """Does the whole job, from wherever its checkpoints say it stands; when stopped, with what there is."""
     config, started = job.config, time.monotonic()
+    job.announce("encode")
     work = encode_footage(job.prior, job.footage, job.size, job.wrap, config.tile_pixels)
     work.keep_detail = config.keep_detail
     editor = make_editor(job, work)
@@ -80,6 +81,7 @@ def run_job(job: CanvasJob) -> None:
             continue
         phases[name] = edit_baseline(job, job.prior, work, cover, name)
     exported = time.monotonic()
+    job.announce("results")
     judge = load_judge(config.clip, job.device)
     metrics = summary(job, {name: phase for name, (_, phase) in phases.items()}) | {"judge": judge and judge.name}
     save_results(job, phases, metrics, make_instruments(work, cover, judge, captions_of(config)))

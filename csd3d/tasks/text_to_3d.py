@@ -110,7 +110,7 @@ class TextTo3DConfig:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise ValueError('prompt is empty: say what to make, such as "a red chair with yellow stripes"')
+            raise ValueError('prompt is empty: say what to make, such as "a blue duck"')
         if self.share not in SHARES:
             raise ValueError(f"share is {self.share!r}: choose one of {', '.join(SHARES)}")
         for key in ("particles", "views_per_step"):
@@ -136,6 +136,11 @@ class TextTo3DConfig:
     def methods(self) -> list[str]:
         """The methods run, the main one first."""
         return expand_methods([self.method, *self.compare])
+
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order."""
+        return [*self.methods, "evaluate", "video", "mesh", "report"]
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """The prompt as said of a view."""
@@ -163,6 +168,7 @@ def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRe
         if not made or job.may_run(name):  # the first one in any case: there must be something to show
             made[name] = distil(job, networks, name)
     started = time.monotonic()
+    job.announce("evaluate")
     assets = {name: averaged(phase.model, phase.average) for name, phase in made.items()}
     views = held_out_views(config, assets)
     figures, judge = evaluate(job, views)

@@ -100,6 +100,11 @@ class TextToImageConfig:
         """The methods run, in order."""
         return expand_methods(self.method, bool(self.source.image))
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order: every prompt by every method."""
+        return [*(f"{name}-{k}" for name in self.methods for k in range(len(self.texts))), "evaluate"]
+
 
 class Particles(nn.Module):
     """N pictures as parameters, latents or logits of pixels: noise at first, or each the `source` [1, 3, S, S]."""
@@ -159,6 +164,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
             unfinished |= not phase.finished
         if pictures:
             found[name], reports[name] = pictures, {"seconds": seconds, "unet_evaluations": evaluations}
+    job.announce("evaluate")
     save(job, found, source)
     started = time.monotonic()
     judge = load_judge(config.clip, device)
