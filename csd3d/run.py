@@ -84,7 +84,7 @@ def banner(config, folder: Path, device) -> list[str]:
     """A few lines to stand at the top of the log and of the screen."""
     import torch
 
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
     what = getattr(config, "instructions", None) or getattr(config, "texts", None) or [config.prompt]
     return [
         f"csd3d {__version__}, {config.task}: {'; '.join(what)}",
