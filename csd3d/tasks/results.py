@@ -1,7 +1,7 @@
 """What a run of `edit_scene` leaves for its user: pictures, video, mesh, report.
 
 images/before/NNN.png, images/<method>/{training views as edited, held-out renders}, images/views.png (the rows of the
-report), videos/<method>.mp4 (orbit, before | after), mesh/, report.html.
+report), videos/<method>.mp4 (orbit, before | after), videos/before.mp4, videos/after-<method>.mp4, mesh/, report.html.
 """
 
 import json
@@ -60,11 +60,13 @@ def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
     cameras = video_cameras(job.capture, job.config.export.video_frames)
     before = [frame.rgb for frame in render_path(source.model, cameras, "video, before")]
     videos = {}
+    options = {"fps": job.config.export.video_fps, "scale": max(1, round(384 / min(cameras.width, cameras.height)))}
+    write_video(job.folder / "videos" / "before.mp4", before, **options)
     for method, phase in edited.items():
         after = [frame.rgb for frame in render_path(phase.model, cameras, f"video, {method}")]
         path = job.folder / "videos" / f"{method}.mp4"
-        scale = max(1, round(384 / min(cameras.width, cameras.height)))
-        write_video(path, side_by_side(before, after), fps=job.config.export.video_fps, scale=scale)
+        write_video(path, side_by_side(before, after), **options)
+        write_video(path.with_name(f"after-{method}.mp4"), after, **options)
         videos[f"Before and after: {NAMES[method]}"] = path
     job.announce("mesh")
     note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb, job.capture.folder.name)

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.checkpoint import write_atomically
+from csd3d.config import to_yaml
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
 from csd3d.distillation.methods import check_methods, find_method, method_config
 from csd3d.distillation.noise import draw_noise
 from csd3d.errors import InputError
-from csd3d.export import ViewRow
+from csd3d.export import ReportData, ViewRow, write_report
 from csd3d.interrupt import StopRequest
 from csd3d.logs import Curves
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.scenes.images import read_square
 from csd3d.tasks.loop import Job, Phase, peak_memory_gib, run_steps
-from csd3d.tasks.results import save_each, save_grid
+from csd3d.tasks.results import charts, save_each, save_grid
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,
@@ -165,7 +166,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         if pictures:
             found[name], reports[name] = pictures, {"seconds": seconds, "unet_evaluations": evaluations}
     job.announce("evaluate")
-    save(job, found, source)
+    rows = save(job, found, source)
     started = time.monotonic()
     judge = load_judge(config.clip, device)
     for name, pictures in found.items() if judge else ():
@@ -181,6 +182,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         "results": reports,
         "peak_memory_gib": peak_memory_gib(),
     }  # fmt: skip
+    write_report(folder / "report.html", report(job, rows, metrics))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
@@ -250,15 +252,33 @@ def fixed_noise(job: Job, z: Tensor) -> Tensor:
     return draw_noise(z, "independent", job.generator("camera noise"))
 
 
-def save(job: Job, found: dict[str, list[Tensor]], source: Tensor | None) -> None:
-    """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side."""
+def save(job: Job, found: dict[str, list[Tensor]], source: Tensor | None) -> list[ViewRow]:
+    """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side; the rows."""
     count = sum(map(len, next(iter(found.values()))))
     rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
     for name, pictures in found.items():
         images = torch.cat(pictures).permute(0, 2, 3, 1)
         save_each(job.folder / "images" / name, images, torch.arange(len(images)))
-        rows.append(ViewRow(title(name), list(images)))
+        rows.append(ViewRow(title(name), list(images), method=name))
     save_grid(job.folder / "images" / "grid.png", rows)
+    return rows
+
+
+def report(job: Job, rows: list[ViewRow], metrics: dict) -> ReportData:
+    """All that report.html shows."""
+    config = job.config
+    return ReportData(
+        prompt="; ".join(config.texts),
+        facts={"Drawn in": f"{metrics['seconds']['distil']:.0f} s"},
+        view_names=[text for text in config.texts for _ in range(config.particles)],
+        rows=rows,
+        methods={name: title(name) for name in metrics["results"]},
+        results=metrics["results"],
+        metric_notes=f"By {metrics['judge']}." if metrics["judge"] else "",
+        curves=charts(job.folder, (("Noise level t", "t"), ("Gradient", "gradient_rms"))),
+        config=to_yaml(config),
+        environment=json.loads((job.folder / "environment.json").read_text()),
+    )
 
 
 def slug(name: str) -> str:
