@@ -20,6 +20,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
+from csd3d.logs import progress
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
@@ -125,7 +126,7 @@ def sample_grid(
     columns = torch.cartesian_prod(axes[0], axes[1])
     step = max(1, chunk // int(counts[2]))
     with torch.no_grad():
-        for i in range(0, len(columns), step):
+        for i in progress(range(0, len(columns), step), "mesh, density"):
             part = columns[i : i + step]
             points = torch.cat([part.repeat_interleave(counts[2], 0), axes[2].repeat(len(part))[:, None]], 1)
             out[i * counts[2] : i * counts[2] + len(points)] = density(points).reshape(-1)

@@ -16,6 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from csd3d.cameras import Cameras
+from csd3d.logs import progress
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
@@ -40,7 +41,7 @@ def surface_colours(
     spacing = 2.0 * RAY_REACH * voxel / (RAY_SAMPLES - 1)
     out = []
     with torch.no_grad():
-        for i in range(0, len(positions), max(1, chunk // RAY_SAMPLES)):
+        for i in progress(range(0, len(positions), max(1, chunk // RAY_SAMPLES)), "mesh, colours"):
             part = slice(i, i + max(1, chunk // RAY_SAMPLES))
             x, n = (torch.tensor(a[part], dtype=torch.float32, device=device) for a in (positions, normals))
             points = x[:, None] + offsets[:, None] * n[:, None]
