@@ -3,19 +3,29 @@
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
+EXAMPLES = (
+    'csd-text-to-3d.yaml prompt="a blue duck"',
+    'csd-edit-scene.yaml scene.path=MY/CAPTURE prompt="make it winter"',
+    'csd-edit-video.yaml video=CLIP.mp4 prompt="make it winter"',
+)
 RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", "mesh/*.glb", "mesh/*.obj", "metrics.json")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments; everything else is a key of the config."""
     parser = argparse.ArgumentParser(
-        prog="csd3d", description="Edits captured 3D scenes by Collaborative Score Distillation."
+        prog="csd3d",
+        description="Makes 3D assets and pictures of a text, and edits captured 3D scenes, pictures, panoramas and "
+        "videos by an\ninstruction, by Collaborative Score Distillation and the methods it is compared with.",
+        epilog=epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     job = parser.add_mutually_exclusive_group(required=True)
     job.add_argument("--config", metavar="FILE", type=Path, help="start the job in this YAML file")
@@ -34,10 +44,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def epilog() -> str:
+    """What stands below the options: examples, and the configs with what each says of itself."""
+    lines = ["examples:"]
+    lines += [f"  python launch.py --config configs/{text}" for text in EXAMPLES]
+    files = sorted((Path(__file__).parent / "configs").glob("*.yaml"))
+    width = max((len(file.name) for file in files), default=0)
+    lines += [
+        "",
+        "configs (their files name the commonest keys; a run writes all of its keys to its config.yaml):",
+    ]
+    for file in files:
+        about = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        lines.append(f"  {file.name:{width}}  {textwrap.shorten(about, 116 - width, placeholder=' …')}")
+    return "\n".join(lines)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line; exits with 2 on a mistake in it."""
     parser = build_parser()
-    args = parser.parse_intermixed_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        hint = 'a key of the config is written key=value, such as prompt="a blue duck"'
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {hint}")
     if args.config is None and (args.output is not None or args.seed is not None):
         parser.error("--output and --seed belong to --config: a run that is resumed or exported keeps its own")
     return args
@@ -49,6 +78,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> Path:
         from csd3d.config import read_config
 
         read_config(args.config)  # the commonest mistakes are told before torch is imported, which takes seconds
+    print(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds", flush=True)
     from csd3d import run as jobs
 
     if args.resume is not None:

@@ -6,7 +6,9 @@ file (or "command line"), key, what was expected.
 """
 
 import dataclasses
+import difflib
 import json
+import os
 import re
 import typing
 from collections.abc import Collection
@@ -35,6 +37,7 @@ from csd3d.schema import (
 
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -62,7 +65,7 @@ def _parse(path: str | Path) -> DictConfig:
         too_large = Path(path).stat().st_size > MAX_BYTES
         tree = OmegaConf.create("" if too_large else Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
+        raise InputError(f"{path}: no such config file{_others(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a UTF-8 text file ({first_line(error)})") from None
     except yaml.YAMLError as error:
@@ -75,6 +78,26 @@ def _parse(path: str | Path) -> DictConfig:
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
     return tree
+
+
+def _others(path: Path) -> str:
+    """The config that a missing one was perhaps meant to be, and the names of those that come with csd3d."""
+    shipped = list_configs()
+    known = {file.stem: file for file in [*sorted(path.parent.glob("*.yaml")), *shipped]}
+    near = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.6)
+    guess = f"; did you mean {_shortest(known[near[0]])}?" if near else ";"
+    return f"{guess} {CONFIGS.name}/ has {', '.join(file.stem for file in shipped)}" if shipped else guess.rstrip(";")
+
+
+def _shortest(path: Path) -> str:
+    """A path as a user in the current folder writes it."""
+    relative = os.path.relpath(path)
+    return str(path.absolute()) if relative.startswith("..") else relative
+
+
+def list_configs() -> list[Path]:
+    """The configs that come with a checkout of csd3d, which is how it is installed."""
+    return sorted(CONFIGS.glob("*.yaml"))
 
 
 def _base_of(path: str | Path, tree: DictConfig) -> Path | None:

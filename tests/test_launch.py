@@ -70,7 +70,34 @@ def test_bad_input_is_one_line_and_2(jobs, tmp_path, capsys):
     assert launch.main(["--config", str(tmp_path / "c.yaml")]) == 2
     captured = capsys.readouterr()
     assert captured.err == "error: c.yaml: key: what was wrong\n"
-    assert captured.out == ""
+    assert "Results" not in captured.out
+
+
+@pytest.mark.parametrize("given", ["configs/csd-txt-to-3d.yaml", "csd-text-to-3d", "elsewhere/csd-text-to-3d.yml"])
+def test_a_missing_config_names_the_nearest_and_all(jobs, given, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert launch.main(["--config", given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {given}: no such config file; did you mean configs/csd-text-to-3d.yaml? ")
+    assert "configs/ has csd-diverse, csd-edit-capture, " in error
+    assert not jobs.calls
+
+
+def test_an_unknown_option_is_told_how_a_key_is_written(jobs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["--config", str(tmp_path / "c.yaml"), "--prompt", "a duck"])
+    assert 'key=value, such as prompt="a blue duck"' in capsys.readouterr().err
+
+
+def test_help_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as caught:
+        launch.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("text", "scenes", "pictures", "panoramas", "videos", "examples:"))
+    for file in (ROOT / "configs").glob("*.yaml"):
+        assert file.name in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_other_errors_keep_their_traceback(jobs, tmp_path):
@@ -109,7 +136,8 @@ def test_help_and_config_mistakes_do_not_wait_for_torch(tmp_path):
     processes = [csd3d_process("--config", str(tmp_path / name)) for name in ("none.yaml", "bad.yaml")]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert errors[0] == f"error: {tmp_path}/none.yaml: no such config file\n"
+    assert errors[0].startswith(f"error: {tmp_path}/none.yaml: no such config file; ")
+    assert errors[0].count("\n") == 1
     assert re.fullmatch(rf"error: {tmp_path}/bad.yaml: line \d, column \d+: .*\n", errors[1])
     code = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
     assert csd3d_process("--help", code=code).communicate(timeout=60)[0].endswith("False\n")
@@ -134,6 +162,7 @@ import csd3d; csd3d.run = module
 def test_ctrl_c_once_finishes_twice_aborts(tmp_path, presses):
     (tmp_path / "c.yaml").write_text("task: x")
     process = csd3d_process("--config", str(tmp_path / "c.yaml"), code=f"FINISHES = {presses == 1}" + SLOW_JOB)
+    assert process.stdout.readline().startswith(f"csd3d: {tmp_path}/c.yaml; loading")  # at once, before torch
     assert process.stdout.readline() == "started\n"
     for _ in range(presses):
         process.send_signal(signal.SIGINT)

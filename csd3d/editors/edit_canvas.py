@@ -95,6 +95,11 @@ class Edit2dConfig:
         """The instructions, one or one for each region."""
         return [self.prompt] if self.prompt.strip() else []
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order."""
+        return ["encode", *dict.fromkeys([MAIN, *self.compare]), "results"]
+
 
 @dataclass(kw_only=True)
 class CanvasPhase(Phase):

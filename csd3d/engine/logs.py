@@ -42,6 +42,7 @@ PACKAGES = (
     "omegaconf",
 )
 logger = logging.getLogger("csd3d")
+file_only = logging.getLogger("csd3d.file")  # for log.txt alone: progress, which the console shows in its own way
 
 
 # ---------------------------------------------------------------------------------------------------------- run folder
@@ -161,7 +162,10 @@ def quiet() -> bool:
 
 @contextlib.contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Sends our loggers, and Python's warnings, to folder/log.txt and the console while open."""
+    """Sends our loggers, and Python's warnings, to folder/log.txt and the console while open.
+
+    What ends the run meanwhile goes to log.txt too, with its traceback.
+    """
     from rich.logging import RichHandler
 
     to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
@@ -169,6 +173,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     to_console = RichHandler(
         logging.WARNING if quiet() else logging.INFO, console(), show_path=False, log_time_format="[%X]"
     )
+    to_console.addFilter(lambda record: record.name != file_only.name)
     loggers = [logging.getLogger(name) for name in ("csd3d", "custom_kernels", "py.warnings")]
     levels = [each.level for each in loggers]
     logging.captureWarnings(True)
@@ -178,6 +183,9 @@ def logging_to(folder: Path) -> Iterator[None]:
             each.addHandler(to_file)
             each.addHandler(to_console)
         yield
+    except BaseException as error:
+        file_only.error("the run ended by %s", type(error).__name__, exc_info=error)
+        raise
     finally:
         logging.captureWarnings(False)
         for each, level in zip(loggers, levels, strict=True):
@@ -201,6 +209,8 @@ def progress(
 ) -> Iterator[Item]:
     """Yields `items` under a progress bar with ETA; without a terminal, a line every `interval` seconds and at the end.
 
+    The lines go to log.txt in either case.
+
     Args:
         total: how many there are in all, `done` included; len(items) + done if not given.
         done: how many a resumed loop has behind it.
@@ -208,9 +218,10 @@ def progress(
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items) + done
-    if console().is_terminal and not quiet():
-        return _progress_bar(items, title, total, done, describe)
-    return _progress_lines(items, title, total, done, describe, 60.0 if quiet() else interval)
+    bar = console().is_terminal and not quiet()
+    show = file_only.info if bar else _show
+    lines = _progress_lines(items, title, total, done, describe, 60.0 if quiet() else interval, show)
+    return _progress_bar(lines, title, total, done, describe) if bar else lines
 
 
 def _progress_bar(
@@ -235,25 +246,45 @@ def _progress_bar(
 
 
 def _progress_lines(
-    items: Iterable[Item], title: str, total: int | None, done: int, describe: Callable[[], str], interval: float
+    items: Iterable[Item],
+    title: str,
+    total: int | None,
+    done: int,
+    describe: Callable[[], str],
+    interval: float,
+    show: Callable[[str], None],
 ) -> Iterator[Item]:
     start = last = time.monotonic()
-    count = 0
+    count, shown, first = 0, -1, None
+
+    def line(now: float) -> str:
+        # the first step also pays for what is set up once, so it says nothing about the others
+        pace = (now - first) / (count - 1) if first is not None and count >= 3 else None
+        remaining = pace * (total - done - count) if pace is not None and total is not None else None
+        return _line(title, done + count, total, now - start, remaining, describe())
+
     for item in items:
         yield item
         count += 1
-        if time.monotonic() - last >= interval:
-            last = time.monotonic()
-            _print_line(title, done + count, total, last - start, count, describe())
-    _print_line(title, done + count, total, time.monotonic() - start, count, describe())
+        now = time.monotonic()
+        first = now if first is None else first
+        if now - last >= interval:
+            last, shown = now, count
+            show(line(now))
+    if shown != count:
+        show(line(time.monotonic()))
 
 
-def _print_line(title: str, position: int, total: int | None, seconds: float, count: int, detail: str) -> None:
-    remaining = seconds / max(count, 1) * (total - position) if total is not None else None
-    parts = [f"{title}: {position}" + (f"/{total}" if total is not None else ""), f"{_clock(seconds)} elapsed"]
+def _line(title: str, position: int, total: int | None, elapsed: float, remaining: float | None, detail: str) -> str:
+    parts = [f"{title}: {position}" + (f"/{total}" if total is not None else ""), f"{_clock(elapsed)} elapsed"]
     if remaining:
         parts.append(f"ETA {_clock(remaining)}")
-    console().print(", ".join([*parts, detail] if detail else parts), markup=False, highlight=False, soft_wrap=True)
+    return ", ".join([*parts, detail] if detail else parts)
+
+
+def _show(line: str) -> None:
+    console().print(line, markup=False, highlight=False, soft_wrap=True)
+    file_only.info("%s", line)
 
 
 def _clock(seconds: float) -> str:

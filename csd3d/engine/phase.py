@@ -1,10 +1,11 @@
 """Loops that may be killed at any step: their state, checkpoints, curves and progress, and what asks them to stop."""
 
+import os
 import resource
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +14,12 @@ import torch
 
 from csd3d.config import defining_values
 from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
-from csd3d.engine.logs import Curves, progress
+from csd3d.engine.logs import Curves, logger, progress
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
+PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
 RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
 IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"prior.{key}" for key in RUNNING))
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
@@ -34,9 +36,23 @@ class Job:
 
     @property
     def identity(self) -> dict:
-        """What a checkpoint of this run depends on."""
-        values = defining_values(self.config)
-        return {key: v for key, v in values.items() if not any(f"{key}.".startswith(f"{i}.") for i in IGNORED)}
+        """What a checkpoint of this run depends on; what ships with csd3d is the same wherever that is installed."""
+        values = {
+            key: value
+            for key, value in defining_values(self.config).items()
+            if not any(f"{key}.".startswith(f"{ignored}.") for ignored in IGNORED)
+        }
+        return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
+
+    def may_run(self, name: str) -> bool:
+        """Whether a phase is still to be run or shown: once a stop is asked for, only one that has a checkpoint."""
+        return not self.stop.requested or has_checkpoint(self.folder / "checkpoints" / name)
+
+    def announce(self, name: str, note: str = "") -> None:
+        """Says that a phase begins, and the how-manieth it is of those that `config.phases` names."""
+        phases = list(getattr(self.config, "phases", ()))
+        place = f"phase {phases.index(name) + 1} of {len(phases)}: " if name in phases else ""
+        logger.info("%s%s%s", place, name, note)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator of its own for each purpose, from the run's seed."""
@@ -50,6 +66,7 @@ class Phase:
     tensors and counters, and name them."""
 
     generator: torch.Generator
+    steps: int | None = None  # how many it is to have; known once it runs, and no part of a checkpoint
     step: int = 0
     seconds: float = 0.0
     unet_evaluations: int = 0
@@ -58,6 +75,11 @@ class Phase:
     PARTS: ClassVar[tuple[str, ...]] = ("generator",)
     TENSORS: ClassVar[tuple[str, ...]] = ()
     COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its steps are done."""
+        return self.step == self.steps
 
     def save(self, folder: Path, name: str, identity: dict) -> None:
         """Writes checkpoint `name`, whole or not at all."""
@@ -80,11 +102,15 @@ class Phase:
 def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, describe: Callable[[], str]) -> None:
     """The steps that are left of a phase, checkpointing as it goes; a resumed phase goes on where it was killed.
 
-    Raises InputError where five steps in a row were not finite.
+    Once a stop is asked for, a phase that has a checkpoint is left as it stands, and one that has none takes a single
+    step, so that there is something to show. Raises InputError where five steps in a row were not finite.
     """
     folder = job.folder / "checkpoints"
     phase.load(folder, name, job.identity)
-    if phase.step == steps:
+    phase.steps = steps
+    left_alone = phase.finished or (job.stop.requested and phase.step > 0)
+    job.announce(name, f", {phase.step} of {steps} steps done before" if phase.step else "")
+    if left_alone:
         return
     in_a_row, save = 0, _saver(job, phase, folder, name)
     with Curves(job.folder, name, phase.step) as curves:
@@ -101,6 +127,11 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
             if job.stop.requested:
                 return
         save(now=True)
+
+
+def all_finished(phases: Mapping[str, Phase], wanted: Iterable[str]) -> bool:
+    """Whether every wanted phase is there, with all of its steps done."""
+    return all(name in phases and phases[name].finished for name in wanted)
 
 
 def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., None]:

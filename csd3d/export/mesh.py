@@ -20,6 +20,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
+from csd3d.logs import progress
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
@@ -58,8 +59,11 @@ def export_mesh(
     folder: Path,
     config: MeshConfig,
     device: str = "cpu",
+    name: str = "mesh",
 ) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
     """Extract, colour and write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
+
+    All have normals; the object is called `name` in them.
 
     Returns the textured mesh (for `render_mesh`) and faces, vertices, threshold, watertight, texture fill, seconds.
     Raises InputError where there is no surface; then no file is written.
@@ -73,7 +77,7 @@ def export_mesh(
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
     write_ply(mesh, folder / "mesh.ply")
     textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
-    write_textured(textured, folder)
+    write_textured(textured, folder, name)
     return textured, {
         "faces": len(mesh.faces),
         "vertices": len(mesh.vertices),
@@ -122,7 +126,7 @@ def sample_grid(
     columns = torch.cartesian_prod(axes[0], axes[1])
     step = max(1, chunk // int(counts[2]))
     with torch.no_grad():
-        for i in range(0, len(columns), step):
+        for i in progress(range(0, len(columns), step), "mesh, density"):
             part = columns[i : i + step]
             points = torch.cat([part.repeat_interleave(counts[2], 0), axes[2].repeat(len(part))[:, None]], 1)
             out[i * counts[2] : i * counts[2] + len(points)] = density(points).reshape(-1)
@@ -218,8 +222,8 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
 
 
 def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
-    """Binary PLY with a uint8 colour a vertex, in the scene's frame (z up)."""
-    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=False)
+    """Binary PLY with a normal and a uint8 colour a vertex, in the scene's frame (z up)."""
+    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
     Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
 
 

@@ -16,6 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from csd3d.cameras import Cameras
+from csd3d.logs import progress
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
@@ -40,7 +41,7 @@ def surface_colours(
     spacing = 2.0 * RAY_REACH * voxel / (RAY_SAMPLES - 1)
     out = []
     with torch.no_grad():
-        for i in range(0, len(positions), max(1, chunk // RAY_SAMPLES)):
+        for i in progress(range(0, len(positions), max(1, chunk // RAY_SAMPLES)), "mesh, colours"):
             part = slice(i, i + max(1, chunk // RAY_SAMPLES))
             x, n = (torch.tensor(a[part], dtype=torch.float32, device=device) for a in (positions, normals))
             points = x[:, None] + offsets[:, None] * n[:, None]
@@ -60,35 +61,38 @@ def _composite(rgb: Tensor, sigma: Tensor, spacing: float) -> Tensor:
 def bake_texture(
     mesh: trimesh.Trimesh, field: Field, size: int, voxel: float, chunk: int, device: str = "cpu"
 ) -> trimesh.Trimesh:
-    """Unwrap the mesh (xatlas) and bake the field's colours into a texture of about size × size texels.
+    """Unwrap the mesh (xatlas) and bake the field's colours into a texture of size × size texels.
 
     Returns a mesh with `TextureVisuals` whose vertices are doubled along seams; `metadata` has `texture_fill` (share
     of texels used) and `vertex_source` (index of each vertex in `mesh`).
     """
-    source, faces, uv, (width, height) = unwrap(mesh, size)
-    corners = uv[faces] * [width, height]
-    texels, face, bary = (np.concatenate(x) for x in zip(*rasterise(corners, width, height), strict=True))
+    source, faces, uv = unwrap(mesh, size)
+    texels, face, bary = (np.concatenate(x) for x in zip(*rasterise(uv[faces] * size, size, size), strict=True))
     positions, normals = (
         np.einsum("sk,ski->si", bary, attribute[source][faces[face]])
         for attribute in (mesh.vertices, mesh.vertex_normals)
     )
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    texture = np.zeros((height * width, 3), np.float32)
-    filled = np.zeros(height * width, bool)
+    texture = np.zeros((size * size, 3), np.float32)
+    filled = np.zeros(size * size, bool)
     texture[texels] = surface_colours(field, positions, normals, voxel, chunk, device)
     filled[texels] = True
-    image = grow(texture.reshape(height, width, 3), filled.reshape(height, width), PADDING)[::-1]  # row 0 is v = 1
+    image = grow(texture.reshape(size, size, 3), filled.reshape(size, size), PADDING)[::-1]  # row 0 is v = 1
     picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)
     visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-    textured = trimesh.Trimesh(mesh.vertices[source], faces, visual=visual, process=False)
+    # the normals of the whole surface: its seams would be creases otherwise
+    normals = mesh.vertex_normals[source]
+    textured = trimesh.Trimesh(mesh.vertices[source], faces, vertex_normals=normals, visual=visual, process=False)
     textured.metadata |= {"texture_fill": float(filled.mean()), "vertex_source": source}
     return textured
 
 
-def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    """UV charts (xatlas) → (source vertex of each new vertex `[V']`, faces `[F, 3]`, uv `[V', 2]` in [0, 1], (width,
-    height) texels).
+def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """UV charts (xatlas) → (source vertex of each new vertex `[V']`, faces `[F, 3]`, uv `[V', 2]` in [0, 1]).
+
+    xatlas packs them into a page of about `size` texels a side (1203 × 1202 for 1024). The uv are shares of that page,
+    so a texture of exactly `size` shows the same charts a little smaller, 3 texels apart rather than 4.
     """
     atlas = xatlas.Atlas()
     atlas.add_mesh(
@@ -99,7 +103,7 @@ def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np
     packing.resolution, packing.padding, packing.bilinear = size, 4, True
     atlas.generate(charts, packing)
     source, faces, uv = atlas[0]
-    return source.astype(np.int64), faces.astype(np.int64), uv.astype(np.float64), (atlas.width, atlas.height)
+    return source.astype(np.int64), faces.astype(np.int64), uv.astype(np.float64)
 
 
 def rasterise(corners: np.ndarray, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -148,32 +152,48 @@ def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> None:
-    """Write `name`.glb (turned y-up), and `name`.obj + `name`.mtl + `name`.png (the scene's frame, z up) of a baked
-    mesh.
+    """Write mesh.glb (turned y-up), and mesh.obj + mesh.mtl + mesh.png (the scene's frame, z up) of a baked mesh; its
+    object, node and material are called `name`.
     """
     folder = Path(folder)
-    turned = mesh.copy()
-    turned.apply_transform([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # (x, y, z) -> (x, z, -y)
-    turned.metadata.clear()  # arrays are no glTF extras
-    (folder / f"{name}.glb").write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(turned)))
-    mesh.visual.material.baseColorTexture.save(folder / f"{name}.png")
-    (folder / f"{name}.mtl").write_text(f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {name}.png\n")
-    (folder / f"{name}.obj").write_text(_obj(mesh, name))
+    (folder / "mesh.glb").write_bytes(_glb(mesh, name))
+    mesh.visual.material.baseColorTexture.save(folder / "mesh.png")
+    material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd mesh.png\n"
+    (folder / "mesh.mtl").write_text(material, encoding="utf-8")
+    (folder / "mesh.obj").write_text(_obj(mesh, name), encoding="utf-8")
+
+
+def _glb(mesh: trimesh.Trimesh, name: str) -> bytes:
+    """Binary glTF, turned y-up: (x, y, z) → (x, z, −y)."""
+    turn = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+    visual = mesh.visual.copy()
+    visual.material.name = name
+    # made anew, not transformed: a copy of a mesh forgets the normals it was given
+    positions, normals = mesh.vertices @ turn.T, mesh.vertex_normals @ turn.T
+    turned = trimesh.Trimesh(positions, mesh.faces, vertex_normals=normals, visual=visual, process=False)
+    scene = trimesh.Scene()
+    scene.add_geometry(turned, node_name=name, geom_name=name)
+
+    def sign(tree: dict) -> None:
+        tree["asset"]["generator"] = "csd3d"
+
+    return trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=sign)
 
 
 def _obj(mesh: trimesh.Trimesh, name: str) -> str:
-    """Wavefront text; positions are written once, so that seams split only the texture coordinates and the surface
-    stays closed.
+    """Wavefront text; positions and normals are written once, so that seams split only the texture coordinates and
+    the surface stays closed.
     """
     source = mesh.metadata["vertex_source"]
-    positions = np.zeros((source.max() + 1, 3))
-    positions[source] = mesh.vertices
+    positions, normals = np.zeros((2, source.max() + 1, 3))
+    positions[source], normals[source] = mesh.vertices, mesh.vertex_normals
     position, uv = source[mesh.faces] + 1, mesh.faces + 1
-    lines = [f"# csd3d: right-handed, z up, world units\nmtllib {name}.mtl\nusemtl {name}"]
+    lines = [f"# csd3d: right-handed, z up, world units\nmtllib mesh.mtl\no {name}\nusemtl {name}"]
     lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in positions.tolist()]
     lines += [f"vt {u:.6f} {v:.6f}" for u, v in mesh.visual.uv.tolist()]
+    lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in normals.tolist()]
     corners = np.stack([position, uv], -1).reshape(-1, 6).tolist()
-    lines += [f"f {a}/{i} {b}/{j} {c}/{k}" for a, i, b, j, c, k in corners]
+    lines += [f"f {a}/{i}/{a} {b}/{j}/{b} {c}/{k}/{c}" for a, i, b, j, c, k in corners]
     return "\n".join(lines) + "\n"
 
 

@@ -10,17 +10,21 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from csd3d import __version__
 from csd3d.export.video import Picture, to_uint8
 from csd3d.report.charts import Curves, chart_svg
 
+LINKED = ("result.*", "mesh*/mesh.*", "videos/*.mp4", "images/views.png", "images/grid.png", "log.txt")
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 # key -> (label, unit, better, decimals); a key not listed is shown under its own name
@@ -86,7 +90,11 @@ class ReportData:
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the page; to a temporary name first, so that a half-written report is never seen."""
+    """Write the page; to a temporary name first, so that a half-written report is never seen.
+
+    It ends with links to what lies beside it in the run folder, which work as long as it stays there.
+    """
+    path = Path(path)
     parts = {
         "title": escape(data.prompt),
         "scene": escape(data.scene),
@@ -98,9 +106,9 @@ def write_report(path: Path, data: ReportData) -> None:
         "motion": _motion(data),
         "curves": _curves(data.curves),
         "details": _details(data),
+        "footer": _footer(path.parent),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -241,6 +249,19 @@ def _details(data: ReportData) -> str:
     return "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in blocks if text
     )
+
+
+def _footer(folder: Path) -> str:
+    """What made the page and when, by which command, and links to the run's files."""
+    found = [file for pattern in LINKED for file in sorted(folder.glob(pattern))]
+    names = [str(PurePosixPath(file.relative_to(folder))) for file in found]
+    links = ", ".join(f'<a href="{escape(quote(name))}">{escape(name)}</a>' for name in names)
+    parts = [f"Made by csd3d {__version__}, {time.strftime('%Y-%m-%d')}."]
+    parts += [f"Files beside this page: {links}."] if links else []
+    command = folder / "cmd.txt"
+    if command.is_file():
+        parts.append(f"Command: <code>{escape(command.read_text(encoding='utf-8').strip())}</code>")
+    return " ".join(parts)
 
 
 def _section(title: str, body: str) -> str:

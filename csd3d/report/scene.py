@@ -1,10 +1,11 @@
 """What a run of `edit_scene` leaves for its user: pictures, video, mesh, report.
 
 images/before/NNN.png, images/<method>/{training views as edited, held-out renders}, images/views.png (the rows of the
-report), videos/<method>.mp4 (orbit, before | after), mesh/, report.html.
+report), videos/<method>.mp4 (orbit, before | after), videos/before.mp4, videos/after-<method>.mp4, mesh/, report.html.
 """
 
 import json
+import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,19 +43,24 @@ class ExportConfig:
 
 def save_results(job, source, edited: dict, truth, metrics: dict) -> None:
     """Writes everything but metrics.json, which is to hold how long this took."""
+    job.announce("video")
     main = job.config.update.method
     final = edited.get(main, source).model
     save_images(job, source.model, edited)
     cameras = video_cameras(job.capture, job.config.export.video_frames)
     before = [frame.rgb for frame in render_path(source.model, cameras, "video, before")]
     videos = {}
+    options = {"fps": job.config.export.video_fps, "scale": max(1, round(384 / min(cameras.width, cameras.height)))}
+    write_video(job.folder / "videos" / "before.mp4", before, **options)
     for method, phase in edited.items():
         after = [frame.rgb for frame in render_path(phase.model, cameras, f"video, {method}")]
         path = job.folder / "videos" / f"{method}.mp4"
-        scale = max(1, round(384 / min(cameras.width, cameras.height)))
-        write_video(path, side_by_side(before, after), fps=job.config.export.video_fps, scale=scale)
+        write_video(path, side_by_side(before, after), **options)
+        write_video(path.with_name(f"after-{method}.mp4"), after, **options)
         videos[f"Before and after: {NAMES[method]}"] = path
-    note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb)
+    job.announce("mesh")
+    note, turntable, _ = save_mesh(job, final, cameras, job.capture.aabb, job.capture.folder.name)
+    job.announce("report")
     rows = view_rows(job, edited, truth, metrics)
     save_grid(job.folder / "images" / "views.png", rows)
     report = ReportData(
@@ -159,16 +165,20 @@ def save_grid(path: Path, rows: list[ViewRow], margin: int = 190) -> None:
 
 
 def save_mesh(
-    job, model: SceneModel, cameras: Cameras, aabb: Tensor, folder: str = "mesh"
+    job, model: SceneModel, cameras: Cameras, aabb: Tensor, name: str, folder: str = "mesh"
 ) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
-    """Writes mesh/; returns a note, turntable frames and figures. A scene without a surface is said, not written."""
+    """Writes mesh/ of the object called `name`; returns a note, turntable frames and figures.
+
+    A scene without a surface is said, not written.
+    """
     config = job.config.export.mesh
 
     def density(positions: Tensor) -> Tensor:
         return model.field.density(positions)[0]
 
     try:
-        mesh, figures = export_mesh(density, model.field, aabb, job.folder / folder, config, str(job.device))
+        files = job.folder / folder
+        mesh, figures = export_mesh(density, model.field, aabb, files, config, str(job.device), object_name(name))
     except InputError as error:
         logger.error("%s", error)
         return f"No mesh: {error}", [], {}
@@ -176,8 +186,15 @@ def save_mesh(
     larger = (
         cameras.resized(cameras.width * 3, cameras.height * 3) if min(cameras.width, cameras.height) < 200 else cameras
     )
-    frames = [render_mesh(mesh, larger, int(i)) for i in steps]
-    return f"{figures['faces']:,} faces, {config.texture_size}² texture.", frames, figures
+    frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
+    width, height = mesh.visual.material.baseColorTexture.size
+    return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
+
+
+def object_name(text: str) -> str:
+    """What a mesh is called after a prompt or a folder: "a blue duck" is blue_duck."""
+    bare = re.sub(r"^(an?|the)\s+", "", text.strip(), flags=re.IGNORECASE)
+    return re.sub(r"\W+", "_", bare).strip("_")[:60] or "mesh"
 
 
 def charts(folder: Path, wanted: tuple[tuple[str, str], ...]) -> list[Curves]:

@@ -93,6 +93,7 @@ def save_results(
 ) -> dict[str, int | float | bool | None]:
     """Writes everything but metrics.json; returns the main mesh's figures (empty: there is none)."""
     config, main = job.config, job.config.methods[0]
+    job.announce("video")
     cameras = held_out(config, config.export.video_frames, 192)
     videos, notes, turntable = {}, [], []
     for name, asset in assets.items():
@@ -100,9 +101,12 @@ def save_results(
         write_video(path, orbit_frames(asset, cameras, f"video, {name}"), fps=config.export.video_fps, scale=2)
         videos[title(name)] = path
     figures: dict = {}
+    job.announce("mesh")
     for k, model in enumerate(assets[main].models):
-        note, frames, found = save_mesh(job, model, cameras, assets[main].aabb, "mesh" if k == 0 else f"mesh-{k}")
+        called, files = (config.prompt, "mesh") if k == 0 else (f"{config.prompt} {k}", f"mesh-{k}")
+        note, frames, found = save_mesh(job, model, cameras, assets[main].aabb, called, files)
         notes, turntable, figures = [*notes, note], turntable or frames, figures or found
+    job.announce("report")
     rows = view_rows(config, views)
     save_grid(job.folder / "images" / "views.png", rows)
     save_pictures(job.folder, config, views)

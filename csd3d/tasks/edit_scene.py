@@ -19,7 +19,7 @@ from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.editors.updates import UPDATERS, UpdateConfig, ViewEditor
 from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
+from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib, run_steps
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.fields import FieldConfig
@@ -70,6 +70,11 @@ class EditSceneConfig:
         """The methods run, the main one first."""
         return list(dict.fromkeys([self.update.method, *self.compare]))
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order."""
+        return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
+
 
 @dataclass(kw_only=True)
 class EditPhase(Phase):
@@ -109,11 +114,11 @@ def run(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopR
     editor = ViewEditor(prior, job.capture, config.prompt, config.update.keep_detail)
     edited = {}
     # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
-    for method in config.methods if source.step == config.reconstruct.steps else ():
-        edited[method] = edit(job, editor, source.model, method)
-        if stop.requested:
-            break
+    for method in config.methods if source.finished else ():
+        if job.may_run(method):
+            edited[method] = edit(job, editor, source.model, method)
     started = time.monotonic()
+    job.announce("evaluate")
     truth = load_truth(job.capture, config.prompt)
     metrics = measure(job, source, edited, truth)
     evaluated = time.monotonic()
@@ -134,7 +139,7 @@ def measure(job: EditJob, source: EditPhase, edited: dict[str, EditPhase], truth
     return {
         "task": job.config.task,
         "prompt": job.config.prompt,
-        "finished": not job.stop.requested,
+        "finished": all_finished({"reconstruct": source, **edited}, ["reconstruct", *job.config.methods]),
         "seconds": {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,

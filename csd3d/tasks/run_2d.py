@@ -26,7 +26,7 @@ from csd3d.editors.edit_canvas import (
     window_side,
 )
 from csd3d.engine.checkpoint import write_atomically
-from csd3d.engine.phase import Job, peak_memory_gib
+from csd3d.engine.phase import Job, all_finished, peak_memory_gib
 from csd3d.errors import InputError
 from csd3d.evaluation.canvas import make_instruments
 from csd3d.evaluation.text import load_judge
@@ -69,6 +69,7 @@ def open_job(
 def run_job(job: CanvasJob) -> None:
     """Does the whole job, from wherever its checkpoints say it stands; when stopped, with what there is."""
     config, started = job.config, time.monotonic()
+    job.announce("encode")
     work = encode_footage(job.prior, job.footage, job.size, job.wrap, config.tile_pixels)
     work.keep_detail = config.keep_detail
     editor = make_editor(job, work)
@@ -76,10 +77,11 @@ def run_job(job: CanvasJob) -> None:
     encoded = time.monotonic()
     phases = {MAIN: (work, edit_canvas(job, editor, cover, previewer(job, work)))}
     for name in dict.fromkeys(config.compare):
-        if job.stop.requested:
-            break
+        if not job.may_run(name):
+            continue
         phases[name] = edit_baseline(job, job.prior, work, cover, name)
     exported = time.monotonic()
+    job.announce("results")
     judge = load_judge(config.clip, job.device)
     metrics = summary(job, {name: phase for name, (_, phase) in phases.items()}) | {"judge": judge and judge.name}
     save_results(job, phases, metrics, make_instruments(work, cover, judge, captions_of(config)))
@@ -132,7 +134,7 @@ def summary(job: CanvasJob, phases: dict[str, CanvasPhase]) -> dict:
     return {
         "task": job.config.task,
         "prompt": "; ".join(job.config.instructions),
-        "finished": not job.stop.requested,
+        "finished": all_finished(phases, [MAIN, *job.config.compare]),
         "seconds": {"edit": phases[MAIN].seconds, "compare": others},
         "results": {
             name: {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}

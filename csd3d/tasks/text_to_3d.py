@@ -21,7 +21,7 @@ from csd3d.distillation.methods import check_methods, method_config
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
+from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib, run_steps
 from csd3d.interrupt import StopRequest
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.report.scene import ExportConfig, save_strip
@@ -110,7 +110,7 @@ class TextTo3DConfig:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise ValueError('prompt is empty: say what to make, such as "a red chair with yellow stripes"')
+            raise ValueError('prompt is empty: say what to make, such as "a blue duck"')
         if self.share not in SHARES:
             raise ValueError(f"share is {self.share!r}: choose one of {', '.join(SHARES)}")
         for key in ("particles", "views_per_step"):
@@ -137,6 +137,11 @@ class TextTo3DConfig:
         """The methods run, the main one first."""
         return expand_methods([self.method, *self.compare])
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order."""
+        return [*self.methods, "evaluate", "video", "mesh", "report"]
+
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """The prompt as said of a view."""
         return self.prompts.text(prompt, view_of(azimuth_deg, elevation_deg, self.prompts))
@@ -160,10 +165,10 @@ def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRe
     job, networks = prepare(config, folder, device, stop)
     made: dict[str, AssetPhase] = {}
     for name in config.methods:
-        made[name] = distil(job, networks, name)
-        if stop.requested:
-            break
+        if not made or job.may_run(name):  # the first one in any case: there must be something to show
+            made[name] = distil(job, networks, name)
     started = time.monotonic()
+    job.announce("evaluate")
     assets = {name: averaged(phase.model, phase.average) for name, phase in made.items()}
     views = held_out_views(config, assets)
     figures, judge = evaluate(job, views)
@@ -173,7 +178,7 @@ def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRe
     metrics = {
         "task": config.task,
         "prompt": config.prompt,
-        "finished": not stop.requested,
+        "finished": all_finished(made, config.methods),
         "judge": judge,
         "seconds": {"distil": main.seconds, "compare": sum(p.seconds for p in made.values()) - main.seconds},
         "results": figures,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from csd3d.config import to_yaml
 from csd3d.datasets.images import read_square
 from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
@@ -24,8 +25,8 @@ from csd3d.errors import InputError
 from csd3d.evaluation.text import load_judge
 from csd3d.interrupt import StopRequest
 from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.report.page import ViewRow
-from csd3d.report.scene import save_each, save_grid
+from csd3d.report.page import ReportData, ViewRow, write_report
+from csd3d.report.scene import charts, save_each, save_grid
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,
@@ -100,6 +101,11 @@ class TextToImageConfig:
         """The methods run, in order."""
         return expand_methods(self.method, bool(self.source.image))
 
+    @property
+    def phases(self) -> list[str]:
+        """What a run goes through, in order: every prompt by every method."""
+        return [*(f"{name}-{k}" for name in self.methods for k in range(len(self.texts))), "evaluate"]
+
 
 class Particles(nn.Module):
     """N pictures as parameters, latents or logits of pixels: noise at first, or each the `source` [1, 3, S, S]."""
@@ -145,19 +151,22 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
     job, networks, source = prepare(config, folder, device, stop)
     found: dict[str, list[Tensor]] = {}
     reports: dict[str, dict[str, float]] = {}
+    unfinished = False
     for name in config.methods:
-        found[name], seconds, evaluations = [], 0.0, 0
+        pictures, seconds, evaluations = [], 0.0, 0
         for k, text in enumerate(config.texts):
+            if (found or pictures) and not job.may_run(f"{name}-{k}"):  # one in any case: there must be some to show
+                unfinished = True
+                break
             phase = distil(job, networks, source, name, text, f"{name}-{k}")
             with torch.no_grad():
-                found[name].append(phase.model.images(networks.prior).cpu())
+                pictures.append(phase.model.images(networks.prior).cpu())
             seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
-            if stop.requested:
-                break
-        reports[name] = {"seconds": seconds, "unet_evaluations": evaluations}
-        if stop.requested:
-            break
-    save(job, found, source)
+            unfinished |= not phase.finished
+        if pictures:
+            found[name], reports[name] = pictures, {"seconds": seconds, "unet_evaluations": evaluations}
+    job.announce("evaluate")
+    rows = save(job, found, source)
     started = time.monotonic()
     judge = load_judge(config.clip, device)
     for name, pictures in found.items() if judge else ():
@@ -165,7 +174,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
     metrics = {
         "task": config.task,
         "prompts": config.texts,
-        "finished": not stop.requested,
+        "finished": not unfinished,
         "judge": judge.name if judge else None,
         "seconds": {
             "distil": sum(r["seconds"] for r in reports.values()), "evaluate": time.monotonic() - started,
@@ -173,6 +182,7 @@ def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: Sto
         "results": reports,
         "peak_memory_gib": peak_memory_gib(),
     }  # fmt: skip
+    write_report(folder / "report.html", report(job, rows, metrics))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
@@ -242,15 +252,33 @@ def fixed_noise(job: Job, z: Tensor) -> Tensor:
     return draw_noise(z, "independent", job.generator("camera noise"))
 
 
-def save(job: Job, found: dict[str, list[Tensor]], source: Tensor | None) -> None:
-    """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side."""
+def save(job: Job, found: dict[str, list[Tensor]], source: Tensor | None) -> list[ViewRow]:
+    """images/METHOD/NNN.png, and images/grid.png: a row a method, the prompts' particles side by side; the rows."""
     count = sum(map(len, next(iter(found.values()))))
     rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
     for name, pictures in found.items():
         images = torch.cat(pictures).permute(0, 2, 3, 1)
         save_each(job.folder / "images" / name, images, torch.arange(len(images)))
-        rows.append(ViewRow(title(name), list(images)))
+        rows.append(ViewRow(title(name), list(images), method=name))
     save_grid(job.folder / "images" / "grid.png", rows)
+    return rows
+
+
+def report(job: Job, rows: list[ViewRow], metrics: dict) -> ReportData:
+    """All that report.html shows."""
+    config = job.config
+    return ReportData(
+        prompt="; ".join(config.texts),
+        facts={"Drawn in": f"{metrics['seconds']['distil']:.0f} s"},
+        view_names=[text for text in config.texts for _ in range(config.particles)],
+        rows=rows,
+        methods={name: title(name) for name in metrics["results"]},
+        results=metrics["results"],
+        metric_notes=f"By {metrics['judge']}." if metrics["judge"] else "",
+        curves=charts(job.folder, (("Noise level t", "t"), ("Gradient", "gradient_rms"))),
+        config=to_yaml(config),
+        environment=json.loads((job.folder / "environment.json").read_text()),
+    )
 
 
 def slug(name: str) -> str:

@@ -111,7 +111,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(screen):
         seen.append(step)
     lines = screen.getvalue().splitlines()
     assert 6 <= len(lines) <= 10  # of 75 steps
-    assert lines[0] == "Edit [x]: 35/100, 0:11 elapsed, ETA 1:12, loss 34"  # 11 s for 10 steps, 65 to go
+    assert lines[0] == "Edit [x]: 35/100, 0:10 elapsed, ETA 1:05, loss 34"  # a second a step, 65 to go
     assert lines[-1].startswith("Edit [x]: 100/100, ")
     assert lines[-1].endswith("elapsed, loss 99")
 
@@ -122,6 +122,48 @@ def test_progress_is_quiet_in_ci_and_takes_any_iterable(screen, monkeypatch):
     assert len(screen.getvalue().splitlines()) == 1
     assert screen.getvalue().startswith("Bake: 30, ")
     assert list(progress([], "None")) == []
+
+
+def test_first_step_says_nothing_about_the_others(monkeypatch):
+    """It takes 18 s, which a first line once made three hours of; there is no ETA before the third step."""
+    stream = io.StringIO()
+    clock = iter([0.0, 18.0, 29.0, 30.0, 40.0])  # the start, then the end of each step
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(logs, "console", lambda: Console(file=stream, width=200))
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    steps = progress(range(600), "edit")
+    for _ in range(5):
+        next(steps)
+    assert stream.getvalue().splitlines() == [
+        "edit: 1/600, 0:18 elapsed",
+        "edit: 2/600, 0:29 elapsed",
+        "edit: 4/600, 0:40 elapsed, ETA 1:12:51",  # 22 s for 3 steps
+    ]
+
+
+def test_last_line_is_not_said_twice(screen):
+    assert list(progress(range(10), "video")) == list(range(10))  # ten seconds: its line is due at the last step
+    assert screen.getvalue() == "video: 10/10, 0:10 elapsed\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_log_file_has_the_progress_and_what_ended_the_run(tmp_path, monkeypatch, terminal):
+    stream = io.StringIO()
+    monkeypatch.delenv("CI", raising=False)
+    console = Console(file=stream, width=100, force_terminal=terminal)
+    monkeypatch.setattr(logs, "console", lambda: console)
+
+    def steps():
+        yield from range(4)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), logging_to(tmp_path):
+        list(progress(steps(), "mesh", total=4, interval=0))
+    text = (tmp_path / "log.txt").read_text()
+    assert "mesh: 3/4, 0:00 elapsed" in text
+    assert "the run ended by ZeroDivisionError" in text
+    assert "Traceback" in text
+    assert "Traceback" not in stream.getvalue()
 
 
 def test_progress_bar_on_a_terminal(monkeypatch):

@@ -1,12 +1,15 @@
 """A soft ball whose colour is a known function of the point: everything about its mesh is known in advance."""
 
+import json
 import math
+import struct
 import time
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from csd3d.cameras import orbit
 from csd3d.errors import InputError
@@ -54,7 +57,7 @@ def textured(ball):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mesh"
     start = time.perf_counter()
-    _, info = export_mesh(soft_ball(centre=(0.1, 0.2, 0.3)), field, AABB, folder, SMALL)
+    _, info = export_mesh(soft_ball(centre=(0.1, 0.2, 0.3)), field, AABB, folder, SMALL, name="soft_ball")
     return folder, info, time.perf_counter() - start
 
 
@@ -204,11 +207,11 @@ def test_rasteriser_skips_degenerate_and_outside_triangles():
 
 
 def test_unwrapping_covers_each_face_without_overlap(ball):
-    _, faces, uv, (width, height) = unwrap(ball, 128)
+    _, faces, uv = unwrap(ball, 128)
     assert len(faces) == len(ball.faces)
     assert uv.min() >= 0
     assert uv.max() <= 1
-    pixels = np.concatenate([p for p, _, _ in rasterise(uv[faces] * [width, height], width, height)])
+    pixels = np.concatenate([p for p, _, _ in rasterise(uv[faces] * 128, 128, 128)])
     assert len(np.unique(pixels)) > 0.98 * len(pixels)  # a centre on a shared edge counts twice
 
 
@@ -302,6 +305,51 @@ def test_obj_names_its_material_and_the_material_its_picture(written):
     mesh = trimesh.load_mesh(folder / "mesh.obj")
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     assert mesh.is_watertight
+
+
+def gltf_of(path):
+    """The JSON chunk of a GLB, and its binary chunk."""
+    data = path.read_bytes()
+    assert data[:4] == b"glTF"
+    length = struct.unpack_from("<I", data, 12)[0]
+    return json.loads(data[20 : 20 + length]), data[28 + length :]
+
+
+def test_glb_has_unit_normals_and_names(written):
+    """Read from the bytes, as a viewer does; of a ball about c the normal at p is (p − c) / |p − c|, seams included."""
+    tree, binary = gltf_of(written[0] / "mesh.glb")
+    primitive = tree["meshes"][0]["primitives"][0]
+    assert primitive["attributes"].keys() == {"POSITION", "NORMAL", "TEXCOORD_0"}
+    found = []
+    for key in ("POSITION", "NORMAL"):
+        accessor = tree["accessors"][primitive["attributes"][key]]
+        start = tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        assert (accessor["componentType"], accessor["type"]) == (5126, "VEC3")
+        found.append(np.frombuffer(binary, "<f4", 3 * accessor["count"], start).reshape(-1, 3))
+    expected = found[0] - np.array([0.1, 0.3, -0.2])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1.0, atol=1e-4)
+    assert (found[1] * expected).sum(1).min() > 0.97
+    assert [tree["meshes"][0]["name"], tree["materials"][0]["name"]] == ["soft_ball", "soft_ball"]
+    assert [node["name"] for node in tree["nodes"] if "mesh" in node] == ["soft_ball"]
+    assert tree["asset"]["generator"] == "csd3d"
+
+
+@pytest.mark.parametrize("extension", ["obj", "ply"])
+def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
+    mesh = trimesh.load(written[0] / f"mesh.{extension}", process=False)
+    assert "vertex_normals" in mesh._cache  # those of the file, not of the faces
+    expected = mesh.vertices - np.array([0.1, 0.2, 0.3])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert (mesh.vertex_normals * expected).sum(1).min() > 0.97
+
+
+def test_texture_has_the_size_asked_for(written):
+    assert Image.open(written[0] / "mesh.png").size == (128, 128)
+    assert trimesh.load_mesh(written[0] / "mesh.glb").visual.material.baseColorTexture.size == (128, 128)
+    text = (written[0] / "mesh.obj").read_text()
+    assert "\no soft_ball\nusemtl soft_ball\n" in text
+    assert "newmtl soft_ball\n" in (written[0] / "mesh.mtl").read_text()
 
 
 @pytest.mark.parametrize("extension", ["glb", "obj"])

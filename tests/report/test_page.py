@@ -3,11 +3,13 @@ import io
 import math
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from csd3d import __version__
 from csd3d.report.charts import Curves, chart_svg, log_ticks, ticks
 from csd3d.report.page import ReportData, ViewRow, data_uri, format_value, write_report
 
@@ -101,6 +103,20 @@ def test_nothing_is_loaded_from_anywhere(page):
     assert all(source.startswith("data:") for source in sources)
     assert not re.search(r"https?://|url\(|@import", page)
     assert "default-src 'none'" in page
+
+
+def test_page_says_what_made_it_and_links_the_files_beside_it(tmp_path):
+    for name in ("mesh/mesh.glb", "mesh-1/mesh.obj", "videos/a b.mp4", "result.png", "images/000.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "cmd.txt").write_text("launch.py 'prompt=a <b>'\n")
+    write_report(tmp_path / "report.html", ReportData("a duck"))
+    parsed = Page((tmp_path / "report.html").read_text())
+    links = [attrs["href"] for attrs in parsed.all("a")]
+    assert links == ["result.png", "mesh/mesh.glb", "mesh-1/mesh.obj", "videos/a%20b.mp4"]
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
+    assert f"csd3d {__version__}, 20" in parsed.text
+    assert "Command: launch.py 'prompt=a <b>'" in parsed.text
 
 
 def test_text_from_outside_stays_text(tmp_path):

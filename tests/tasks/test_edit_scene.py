@@ -46,8 +46,22 @@ def test_run_writes_what_it_promises(finished):
         assert figures.keys() >= FIGURES
         assert figures["psnr_truth"] > 0
     for name in ("config.yaml", "cmd.txt", "log.txt", "environment.json", "report.html", "images/views.png"):
-        assert (finished / name).stat().st_size > 0 or name == "log.txt"
-    for name in ("videos/csd_edit.mp4", "videos/in2n.mp4", "mesh/mesh.glb", "mesh/mesh.obj", "mesh/mesh.ply"):
+        assert (finished / name).stat().st_size > 0
+    log = (finished / "log.txt").read_text()
+    phases = ["reconstruct", "csd_edit", "in2n", "evaluate", "video", "mesh", "report"]
+    assert f"7 phases: {', '.join(phases)}" in log
+    assert [f"phase {i + 1} of 7: {name}\n" in log for i, name in enumerate(phases)] == [True] * 7
+    assert f"run folder {finished}" in log
+    assert "in2n: 12/12, " in log
+    for name in (
+        "videos/csd_edit.mp4",
+        "videos/in2n.mp4",
+        "videos/before.mp4",
+        "videos/after-in2n.mp4",
+        "mesh/mesh.glb",
+        "mesh/mesh.obj",
+        "mesh/mesh.ply",
+    ):
         assert (finished / name).stat().st_size > 100, name
 
 

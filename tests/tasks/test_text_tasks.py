@@ -129,6 +129,9 @@ def test_text_to_image_draws_every_method_from_the_same_start(image_config, tmp_
     folder = start(image_config, tmp_path / "run")
     grid = Image.open(folder / "images" / "grid.png")
     assert grid.height == 3 * 32
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png") == 3 * 2 * 2
+    assert 'href="images/grid.png"' in report
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["prompts"] == ["a red chair", "a blue ball"]
     evaluations = {name: r["unet_evaluations"] for name, r in metrics["results"].items()}
