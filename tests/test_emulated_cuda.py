@@ -17,7 +17,7 @@ from emulated_cuda.jobs import JOBS
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "emulated_cuda"
 HALF = "edit_image:float16"
-TIMED = ("seconds",)
+TIMED = ("seconds", "took")
 
 pytestmark = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None,

@@ -138,16 +138,14 @@ class ViewEditor:
 
     def correspondence(self, views: Rendered, rows: Tensor) -> Correspondence:
         """Which latent pixels of the training views `rows`, rendered as `views`, show the same surface."""
-        cameras, size = (
-            self.capture.cameras[self.capture.train[rows]].to(views.depth.device),
-            tuple(self.z_source.shape[2:]),
-        )
+        cameras = self.capture.cameras[self.capture.train[rows]].to(views.depth.device)
+        size = tuple(self.z_source.shape[2:])
         found = view_correspondence(cameras, surface_depth(views), size, self.prior.codec.downscale)
         return found.to(self.prior.device)
 
     @torch.no_grad()
     def decode(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Pictures [M,H,W,3] of the edited latents of the training views `rows` [M], in the capture's size."""
+        """On the CPU: pictures [M,H,W,3] of the edited latents of the views `rows` [M], in the capture's size."""
         decoded = self._decode(z)
         if not self.keep_detail:
             return decoded.cpu()

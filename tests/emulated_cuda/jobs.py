@@ -1,4 +1,4 @@
-"""Every task's job cut to a few steps, on one device: `python jobs.py DEVICE FOLDER JOB...`, writes FOLDER/figures.json.
+"""Every task's job cut to a few steps: `python jobs.py DEVICE FOLDER JOB...` writes FOLDER/figures.json.
 
 A JOB is a name in `JOBS`, with `:float16` for the prior's half precision (CUDA only).
 """
@@ -24,20 +24,24 @@ DISTILL = ["distill.steps=2", "guide.lora.rank=1"]
 JOBS: dict[str, tuple[str, list[str]]] = {
     "edit_scene": ("csd-edit-scene", [
         *REFERENCE, *MESH, "scene.downscale=8", "render.steps=24", "render.resolution=16",
-        "field.levels=2", "field.hidden=16", "export.mesh.threshold=1", *(f"reconstruct.{key}" for key in ("steps=6", *FIT)),
+        "field.levels=2", "field.hidden=16", "export.mesh.threshold=1",
+        *(f"reconstruct.{key}" for key in ("steps=6", *FIT)),
         *(f"update.fit.{key}" for key in ("steps=4", "patches=1", "patch_size=8", "distortion_weight=0.01", *FIT)),
         "update.csd_edit.edit_every=2", "update.csd_edit.edit.steps=1", "update.csd_edit.later_steps=1",
         "update.csd_edit.correspondence=depth", "update.csd_edit.views=3",
         "update.in2n.edit_rate=2", "update.in2n.ddim_steps=1", "export.video_frames=2",
     ]),
     "edit_image": ("csd-edit-image", [*CANVAS, "compare=[ip2p]", "world.width=64"]),
-    "edit_regions": ("csd-edit-regions", [*CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128"]),
+    "edit_regions": ("csd-edit-regions", [
+        *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
+    ]),
     "edit_video": ("csd-edit-video", [*CANVAS, "edit.batch=3", "world.frames=3", "correspondence=flow"]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [
         *MESH, *DISTILL, "asset.render.backend=reference", "asset.field.backend=reference", "method=vsd+csd",
         "asset.render.steps=16", "asset.render.finer=1", "asset.render.resolution=16", "asset.resolution=[[0,16]]",
-        "asset.field.levels=2", "asset.levels=[[0,2]]", "views_per_step=2", "export.mesh.threshold=1", "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
+        "asset.field.levels=2", "asset.levels=[[0,2]]", "views_per_step=2", "export.mesh.threshold=1",
+        "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
         "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "export.video_frames=2",
     ]),
     "text_to_image": ("text-to-image", [*DISTILL, "particles=2", "size=64", "prompt=a blue duck", "distill.steps=1"]),
