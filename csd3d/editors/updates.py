@@ -121,7 +121,7 @@ class ViewEditor:
         """The `predict` of `collaborative_edit` and `guided_predictor` for the training views `rows` [M]."""
 
         def call(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor) -> Tensor:
-            found = edit_branches(self.text, self.null, self.condition[rows[indices]])
+            found = edit_branches(self.text, self.null, self.condition[rows[indices.cpu()]])
             by_name = dict(zip(("null", "image", "full"), found, strict=True))
             return self.prior.predict_noise(z_stack, t, Condition.cat([by_name[branch] for branch in branches]))
 
@@ -138,17 +138,19 @@ class ViewEditor:
 
     def correspondence(self, views: Rendered, rows: Tensor) -> Correspondence:
         """Which latent pixels of the training views `rows`, rendered as `views`, show the same surface."""
-        cameras, size = self.capture.cameras[self.capture.train[rows]], tuple(self.z_source.shape[2:])
+        cameras = self.capture.cameras[self.capture.train[rows]].to(views.depth.device)
+        size = tuple(self.z_source.shape[2:])
         found = view_correspondence(cameras, surface_depth(views), size, self.prior.codec.downscale)
         return found.to(self.prior.device)
 
     @torch.no_grad()
     def decode(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Pictures [M,H,W,3] of the edited latents of the training views `rows` [M], in the capture's size."""
+        """On the CPU: pictures [M,H,W,3] of the edited latents of the views `rows` [M], in the capture's size."""
         decoded = self._decode(z)
         if not self.keep_detail:
-            return decoded
-        return restore_detail(decoded, self.decoded_source[rows], self.capture.images[self.capture.train[rows]])
+            return decoded.cpu()
+        source = self.capture.images[self.capture.train[rows]].to(decoded.device)
+        return restore_detail(decoded, self.decoded_source[rows], source).cpu()
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.prior.decode(z, size=tuple(self.capture.images.shape[1:3])).permute(0, 2, 3, 1)

@@ -13,7 +13,7 @@ def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, fl
     """PSNR and SSIM of the untouched scene on its held-out views; None where nothing is held out."""
     if len(capture.test) == 0:
         return {"psnr": None, "ssim": None}
-    rendered = model.render_views(capture.cameras, capture.test).rgb
+    rendered = model.render_views(capture.cameras, capture.test).rgb.cpu()
     truth = capture.images[capture.test]
     return {"psnr": psnr(rendered, truth).mean().item(), "ssim": ssim(rendered, truth).mean().item()}
 
@@ -31,11 +31,11 @@ def evaluate_edit(
     train = capture.train
     if truth is None:
         views = source.render_views(capture.cameras, train)
-        depth, weight = surface_depth(views), None
+        depth, weight = surface_depth(views).cpu(), None
     else:
         held_out = capture.test if len(capture.test) else train
         answers = torch.stack([truth.views(scene, held_out).rgb for scene in truth.answers])
-        rendered = model.render_views(capture.cameras, held_out).rgb
+        rendered = model.render_views(capture.cameras, held_out).rgb.cpu()
         best, psnr_truth, ssim_truth = best_answer(rendered, answers)
         before = capture.images[held_out]
         outside = psnr_outside(rendered, before, changed_pixels(before, answers[best]))

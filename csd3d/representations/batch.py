@@ -111,6 +111,7 @@ class Assets(nn.Module):
         self, cameras: Cameras, jitter: Tensor, shading: Shading, colour: Tensor | None, distortion: bool = False
     ) -> "AssetViews":
         """All assets at the same cameras [V]; `jitter` [N, V·S²]; `colour` [3] stands in for the backgrounds."""
+        cameras = cameras.to(self.aabb.device)
         rays = [torch.cat(parts) for parts in zip(*(cameras.image_rays(i) for i in range(len(cameras))), strict=True)]
         plain = None if colour is None else lambda d: colour.to(d).expand_as(d)
         found = [m.render_rays(*rays, j, shading, plain, distortion) for m, j in zip(self.models, jitter, strict=True)]

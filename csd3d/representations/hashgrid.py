@@ -85,6 +85,8 @@ class SceneModel(nn.Module):
         """Differentiable render of rays; `jitter` [R] in [0,1) shifts their samples, None takes the middles;
         `background(directions)` stands in for the scene's own; `distortion` asks for that loss."""
         parts = (self._shaded(shading), background or self.background, self.grid)
+        device = self.field.aabb.device
+        rays_o, rays_d, jitter = (None if x is None else x.to(device) for x in (rays_o, rays_d, jitter))
         return render_rays(*parts, rays_o, rays_d, self.render_config, jitter=jitter, distortion=distortion)
 
     def _shaded(self, shading: Shading) -> RadianceField | ShadedField:
@@ -93,6 +95,7 @@ class SceneModel(nn.Module):
     def render_views(self, cameras: Cameras, indices: Tensor, shading: Shading = ALBEDO) -> Rendered:
         """Whole views without a graph: rgb [B,H,W,3], depth and opacity [B,H,W]."""
         parts = (self._shaded(shading), self.background, self.grid)
+        cameras = cameras.to(self.field.aabb.device)
         views = [render_image(*parts, cameras, int(i), self.render_config) for i in indices]
         return Rendered(
             rgb=torch.stack([v.rgb for v in views]),
@@ -172,6 +175,8 @@ def fit_step(
     rendered = model.render_rays(rays_o, rays_d, jitter, distortion=config.distortion_weight > 0)
     target = pictures.images[views, pixels[:, 1], pixels[:, 0]]
     usable = None if pictures.masks is None else pictures.masks[views, pixels[:, 1], pixels[:, 0]]
+    target = target.to(rendered.rgb.device)
+    usable = None if usable is None else usable.to(target.device)
     loss, report = fit_loss(rendered, target, usable, config, features)
     optimiser.zero_grad(set_to_none=True)
     if torch.isfinite(loss):
@@ -186,7 +191,7 @@ def fit_loss(
     rendered: Rendered, target: Tensor, usable: Tensor | None, config: FitConfig, features
 ) -> tuple[Tensor, dict[str, float]]:
     """Smooth L1 (β = 0.05) over usable rays + entropy of the opacity + distortion + perceptual distance of patches."""
-    weight = torch.ones(len(target)) if usable is None else usable.float()
+    weight = torch.ones_like(target[:, 0]) if usable is None else usable.float()
     error = nn.functional.smooth_l1_loss(rendered.rgb, target, reduction="none", beta=0.05).mean(1)
     colour = (error * weight).sum() / weight.sum().clamp_min(1)
     entropy = opacity_entropy(rendered.opacity)

@@ -1,0 +1,75 @@
+"""Every task's job cut to a few steps: `python jobs.py DEVICE FOLDER JOB...` writes FOLDER/figures.json.
+
+A JOB is a name in `JOBS`, with `:float16` for the prior's half precision (CUDA only).
+"""
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from csd3d import run as jobs
+from csd3d.interrupt import StopRequest
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# The same operations on both devices: the native kernels round otherwise than the torch reference.
+REFERENCE = ["render.backend=reference", "field.backend=reference"]
+MESH = ["export.mesh.resolution=24", "export.mesh.texture_size=64", "export.mesh.face_budget=400"]
+FIT = ["rays=128", "samples=2048", "warmup=1"]
+CANVAS = ["baselines.sampling.steps=1", "passes=1", "edit.steps=2"]
+DISTILL = ["distill.steps=2", "guide.lora.rank=1"]
+JOBS: dict[str, tuple[str, list[str]]] = {
+    "edit_scene": ("csd-edit-scene", [
+        *REFERENCE, *MESH, "scene.downscale=8", "render.steps=24", "render.resolution=16",
+        "field.levels=2", "field.hidden=16", "export.mesh.threshold=1",
+        *(f"reconstruct.{key}" for key in ("steps=6", *FIT)),
+        *(f"update.fit.{key}" for key in ("steps=4", "patches=1", "patch_size=8", "distortion_weight=0.01", *FIT)),
+        "update.csd_edit.edit_every=2", "update.csd_edit.edit.steps=1", "update.csd_edit.later_steps=1",
+        "update.csd_edit.correspondence=depth", "update.csd_edit.views=3",
+        "update.in2n.edit_rate=2", "update.in2n.ddim_steps=1", "export.video_frames=2",
+    ]),
+    "edit_image": ("csd-edit-image", [*CANVAS, "compare=[ip2p]", "world.width=64"]),
+    "edit_regions": ("csd-edit-regions", [
+        *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
+    ]),
+    "edit_video": ("csd-edit-video", [*CANVAS, "edit.batch=3", "world.frames=3", "correspondence=flow"]),
+    "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
+    "text_to_3d": ("csd-text-to-3d", [
+        *MESH, *DISTILL, "asset.render.backend=reference", "asset.field.backend=reference", "method=vsd+csd",
+        "asset.render.steps=16", "asset.render.finer=1", "asset.render.resolution=16", "asset.resolution=[[0,16]]",
+        "asset.field.levels=2", "asset.levels=[[0,2]]", "views_per_step=2", "export.mesh.threshold=1",
+        "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
+        "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "export.video_frames=2",
+    ]),
+    "text_to_image": ("text-to-image", [*DISTILL, "particles=2", "size=64", "prompt=a blue duck", "distill.steps=1"]),
+}  # fmt: skip
+
+
+def figures_of(name: str, device: str, folder: Path) -> dict:
+    """Runs a job; its results, or the traceback it died of."""
+    name, _, dtype = name.partition(":")
+    config, overrides = JOBS[name]
+    overrides = [*overrides, f"prior.dtype={dtype or 'float32'}"]
+    started = time.monotonic()
+    try:
+        jobs.start(CONFIGS / f"{config}.yaml", overrides, folder, 0, device, stop=StopRequest())
+    except Exception:
+        return {"error": traceback.format_exc(), "took": time.monotonic() - started}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    kept = {key: metrics.get(key) for key in ("results", "reconstruction", "mesh")}
+    return kept | {"took": time.monotonic() - started}
+
+
+def main() -> None:
+    """All jobs, one after another."""
+    device, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    torch.set_num_threads(1)  # the other device's jobs run beside these
+    found = {name: figures_of(name, device, folder / name.replace(":", "-")) for name in names}
+    (folder / "figures.json").write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
