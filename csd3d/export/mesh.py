@@ -18,9 +18,9 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.measure import marching_cubes
 from torch import Tensor
 
+from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
-from csd3d.logs import progress
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]

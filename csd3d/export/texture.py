@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from csd3d.cameras import Cameras
-from csd3d.logs import progress
+from csd3d.engine.logs import progress
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
