@@ -1,32 +1,19 @@
 """A job from config to report: which task, which folder, which device."""
 
-import importlib
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from csd3d import __version__
-from csd3d.config import load_config, task_name, to_yaml
+from csd3d import __version__, registry
+from csd3d.config import load_config, read_config, task_name, to_yaml
 from csd3d.engine.logs import create_run_folder, logger, logging_to
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.schema import with_paths
 
-TASKS = {
-    "edit_image": "csd3d.tasks.edit_image:EditImageConfig",
-    "edit_panorama": "csd3d.tasks.edit_panorama:EditPanoramaConfig",
-    "edit_scene": "csd3d.tasks.edit_scene:EditSceneConfig",
-    "edit_video": "csd3d.tasks.edit_video:EditVideoConfig",
-    "text_to_image": "csd3d.tasks.text_to_image:TextToImageConfig",
-    "text_to_3d": "csd3d.tasks.text_to_3d:TextTo3DConfig",
-}
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
-# every key that may name a file or a folder
-PATHS = (
-    *("image", "video", "clip", "evaluate.clip", "regions.mask", "source.image", "scene.path", "guide.expected"),
-    *("prior.model", "prior.embedding_cache"),
-)
 
 
 def start(
@@ -39,20 +26,17 @@ def start(
     stop: StopRequest,
 ) -> Path:
     """Starts the job of a config file in a new run folder, which it returns."""
-    overrides = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-    task, config = read(config_file, overrides)
-    chosen = choose(device)
-    task.prepare(config, Path(), chosen, stop)  # what is wrong with the input is told before a folder is made
-    config = settled(config)
-    folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
-    work(task, with_shipped(config), folder, chosen, stop)
+    config = read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])])
+    job = config.open(choose(device))  # what is wrong with the input is told before a folder is made
+    written = to_yaml(with_paths(config, settle))
+    folder = create_run_folder(config.name, written, output=output, argv=sys.argv)
+    work(job, folder, stop)
     return folder
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
     """Continues a run where its checkpoints stand."""
-    task, config = read(config_of(run_folder), overrides)
-    work(task, config, run_folder, choose(device), stop)
+    work(read(config_of(run_folder), overrides).open(choose(device)), run_folder, stop)
     return run_folder
 
 
@@ -61,35 +45,37 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
 
     Raises InputError where it has no checkpoint yet.
     """
-    task, config = read(config_of(run_folder), overrides)
+    config = read(config_of(run_folder), overrides)
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
     stop.requested = True  # a phase takes no further step then, and one that has no checkpoint is left out
-    work(task, config, run_folder, choose(device), stop)
+    work(config.open(choose(device)), run_folder, stop)
     stop.requested = False
     return run_folder
 
 
-def work(task, config, folder: Path, device, stop: StopRequest) -> None:
+def work(job: Any, folder: Path, stop: StopRequest) -> None:
     """Does the job under its log, which begins with what will be done, where and on what."""
-    started = time.monotonic()
+    from csd3d.tasks import runner
+
+    job.folder, job.stop, started = folder, stop, time.monotonic()
     with logging_to(folder):
-        for line in banner(config, folder, device):
+        for line in banner(job):
             logger.info("%s", line)
-        task.run(config, folder, device, stop)
+        runner.run(job)
         logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
 
 
-def banner(config, folder: Path, device) -> list[str]:
+def banner(job: Any) -> list[str]:
     """A few lines to stand at the top of the log and of the screen."""
     import torch
 
+    config, device = job.config, job.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
-    what = getattr(config, "instructions", None) or getattr(config, "texts", None) or [config.prompt]
     return [
-        f"csd3d {__version__}, {config.task}: {'; '.join(what)}",
+        f"csd3d {__version__}, {config.task}: {config.told}",
         f"device {device} ({where}), model {config.prior.model}",
-        f"run folder {folder}, previews in its images/",
+        f"run folder {job.folder}, previews in its images/",
         f"{len(config.phases)} phases: {', '.join(config.phases)}",
     ]
 
@@ -102,35 +88,31 @@ def config_of(run_folder: Path) -> Path:
     return path
 
 
-def read(config_file: Path, overrides: Sequence[str]):
-    """The task's module and its config, paths resolved."""
-    module, schema = TASKS[task_name(config_file, overrides, TASKS)].split(":")
-    task = importlib.import_module(module)
-    config = load_config(config_file, overrides, getattr(task, schema))
-    return task, with_shipped(config)
+def read(config_file: Path, overrides: Sequence[str]) -> Any:
+    """The task's config, what is shipped found and plugins loaded."""
+    load_plugins(config_file, overrides)
+    task = task_name(config_file, overrides, registry.names("task"))
+    config = load_config(config_file, overrides, registry.get("task", task).thing)
+    return with_paths(config, shipped)
 
 
-def with_shipped(config):
-    """The config with its paths (scene, prior, LMC-SDS's network) resolved by `shipped`."""
-    return with_paths(config, shipped, ("prior.model", "scene.path", "guide.expected"))
+def load_plugins(config_file: Path, overrides: Sequence[str]) -> None:
+    """Imports what the config's `plugins` names: modules, or files, found from the config's folder too."""
+    tree = read_config(config_file)
+    given = next((yaml_list(text) for text in reversed(overrides) if text.startswith("plugins=")), None)
+    plugins = given if given is not None else tree.get("plugins") or []
+    if not all(isinstance(plugin, str) for plugin in plugins):
+        raise InputError(f"{config_file}: plugins: expected a list of modules, or of files that end in .py")
+    beside = config_file.parent
+    registry.load_plugins([str(beside / p) if p.endswith(".py") and not Path(p).exists() else p for p in plugins])
 
 
-def settled(config):
-    """The config with its paths as config.yaml has them, so that a run can be resumed and exported from any folder."""
-    return with_paths(config, settle, PATHS)
+def yaml_list(override: str) -> list:
+    """The value of `plugins=…`, a single name or a list of them."""
+    from omegaconf import OmegaConf
 
-
-def with_paths(config, change: Callable[[str], str], keys: Collection[str]):
-    """The config with `change` of the text at each dotted key that it has; a key of a list's items is that of each."""
-    if isinstance(config, list):
-        return [with_paths(item, change, keys) for item in config]
-    changes = {}
-    for name in {key.partition(".")[0] for key in keys}:
-        below = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
-        if hasattr(config, name):
-            value = getattr(config, name)
-            changes[name] = with_paths(value, change, below) if below else change(value)
-    return replace(config, **changes)
+    value = OmegaConf.from_dotlist([override])["plugins"]
+    return [value] if isinstance(value, str) else list(value)
 
 
 def shipped(path: str) -> str:

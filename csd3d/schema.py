@@ -21,7 +21,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -54,6 +54,31 @@ def incidental(default: Any = dataclasses.MISSING, *, default_factory: Any = dat
         if given
         else dataclasses.field(default=default, metadata={"identity": False})
     )
+
+
+def path_key(default: str = "", identity: bool = True) -> Any:
+    """A field with the path of a file or folder, or a name that may be one: a run's config.yaml has it absolute."""
+    return dataclasses.field(default=default, metadata={"path": True, "identity": identity})
+
+
+def with_paths(config: Any, change: Callable[[str], str]) -> Any:
+    """The config with `change` of every `path_key`, wherever it stands."""
+    if isinstance(config, Chosen):
+        return dataclasses.replace(config, thing=with_paths(config.thing, change))
+    if isinstance(config, dict):
+        return {name: with_paths(item, change) for name, item in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(with_paths(item, change) for item in config)
+    if not dataclasses.is_dataclass(config):
+        return config
+    values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    changed = {
+        field.name: change(value)
+        if field.metadata.get("path") and isinstance(value, str)
+        else with_paths(value, change)
+        for field, value in values.items()
+    }
+    return dataclasses.replace(config, **{n: v for n, v in changed.items() if v is not getattr(config, n)})
 
 
 # ---------------------------------------------------------------------------------------------------- registered things

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.media import read_image
+from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")
 SAME_SHAPE = 0.02  # by which a mask's aspect ratio may differ from the picture's, and still be of the whole picture
@@ -29,7 +30,7 @@ class Region:
     """
 
     prompt: str = ""
-    mask: str = ""
+    mask: str = path_key()
     box: list[float] | None = None
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from csd3d.datasets.normalise import camera_scale, looks_inward, move_box, move_
 from csd3d.datasets.reading import shown
 from csd3d.datasets.transforms import BLENDER_BOX, NGP_SCALE, Frame, Listing, read_listing
 from csd3d.errors import InputError
+from csd3d.schema import path_key
 
 log = logging.getLogger("csd3d")
 
@@ -36,7 +37,7 @@ CHOICES = {
 class SceneConfig:
     """Which capture, and how it is brought in; "auto" is explained in `load_capture`."""
 
-    path: str = ""  # a capture's folder, or its JSON file
+    path: str = path_key()  # a capture's folder, or its JSON file
     orientation: str = "auto"  # auto | up | none
     centre: str = "auto"  # auto | poses | focus | none
     auto_scale: bool = True  # cameras into [-1, 1]^3

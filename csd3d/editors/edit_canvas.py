@@ -25,6 +25,7 @@ from csd3d.editors.updates import CSDEditConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, edit_branches
+from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")
 MAIN = "csd_edit"
@@ -69,7 +70,7 @@ class Edit2dConfig:
     tile_pixels: int | None = None
     compare: list[str] = field(default_factory=list)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
-    clip: str = ""
+    clip: str = path_key(identity=False)
     captions: list[str] = field(default_factory=list)
     save_seconds: float = 30.0  # between checkpoints, and previews
 
@@ -94,6 +95,11 @@ class Edit2dConfig:
     def instructions(self) -> list[str]:
         """The instructions, one or one for each region."""
         return [self.prompt] if self.prompt.strip() else []
+
+    @property
+    def told(self) -> str:
+        """What is asked for, in words."""
+        return "; ".join(self.instructions)
 
     @property
     def phases(self) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,14 +25,15 @@ IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
-    """A run of a task: its config (with `seed` and `save_seconds`), its folder, and who may ask it to stop."""
+    """A run of a task: its config (with `seed` and `save_seconds`) and its device; and, once it is to run, its folder
+    and who may ask it to stop. Subclasses hold what the task has opened."""
 
     config: Any
-    folder: Path
-    stop: StopRequest
     device: torch.device
+    folder: Path = field(default_factory=Path)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def identity(self) -> dict:

@@ -19,6 +19,7 @@ from csd3d.priors.embedding_cache import fingerprint
 from csd3d.priors.kinds import NETWORKS, check_fit, find_kind, load_parts, make_codec, make_recipe, make_schedule
 from csd3d.priors.memory import ATTENTION, set_attention
 from csd3d.priors.text import TextEncoder
+from csd3d.schema import path_key
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_TIMEOUT_S = 5.0
@@ -43,14 +44,14 @@ class PriorConfig:
     embedding_cache: a folder that keeps embeddings of prompts from run to run; "" for none
     """
 
-    model: str = ""
+    model: str = path_key()
     device: str = "auto"
     dtype: str = "auto"
     micro_batch: int = 16
     attention: str = "auto"
     vae_slicing: bool = False
     drop_text_encoder: bool = False
-    embedding_cache: str = ""
+    embedding_cache: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):

@@ -18,6 +18,7 @@ from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.scene import charts, render_path, save_each, save_grid, save_mesh
 from csd3d.representations.batch import Assets
 from csd3d.representations.hashgrid import ALBEDO, SceneModel
+from csd3d.schema import path_key
 from csd3d.tasks.text_to_image import slug, title
 
 WHITE = Shading("textureless", ambient=0.4)
@@ -31,7 +32,7 @@ class EvaluateConfig:
     views: int = 12
     elevation_deg: float = 30.0
     size: int = 128
-    clip: str = ""
+    clip: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:

@@ -1,7 +1,6 @@
 """Edit a picture of any size by an instruction, or each of its regions by one of its own."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -9,15 +8,17 @@ import torch
 from csd3d.canvas.clip import open_picture, world_strip
 from csd3d.canvas.regions import Region, check_regions, region_masks
 from csd3d.editors.edit_canvas import Edit2dConfig
-from csd3d.interrupt import StopRequest
-from csd3d.tasks.run_2d import CanvasJob, open_job, run_job
+from csd3d.registry import register
+from csd3d.schema import path_key
+from csd3d.tasks.run_2d import CanvasJob, open_job
 
 
+@register("task", "edit_image", title="Edit of a picture")
 @dataclass(kw_only=True)
 class EditImageConfig(Edit2dConfig):
     """The job of `configs/csd-edit-image.yaml` and `configs/csd-edit-regions.yaml`; `image` "": one of the world's."""
 
-    image: str = ""
+    image: str = path_key()
     regions: list[Region] = field(default_factory=list)
 
     VIDEO_ONLY: ClassVar[tuple[str, ...]] = ("pix2video", "fatezero")
@@ -39,16 +40,13 @@ class EditImageConfig(Edit2dConfig):
     def instructions(self) -> list[str]:
         return [r.prompt for r in self.regions if r.prompt.strip()] if self.regions else super().instructions
 
+    def open(self, device: torch.device) -> CanvasJob:
+        """Opens everything that can be wrong before any work is done: the picture, the masks and the prior."""
+        return open_picture_job(self, device)
 
-def run(config: EditImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
-    """Does the whole job in `folder`."""
-    run_job(prepare(config, folder, device, stop))
 
-
-def prepare(
-    config: EditImageConfig, folder: Path, device: torch.device, stop: StopRequest, wrap: bool = False
-) -> CanvasJob:
-    """Opens everything that can be wrong before any work is done: the picture, the masks and the prior."""
+def open_picture_job(config: EditImageConfig, device: torch.device, wrap: bool = False) -> CanvasJob:
+    """As `EditImageConfig.open`; `wrap`: the picture's right border continues at its left."""
     if config.image:
         footage = open_picture(config.image)
     else:
@@ -59,4 +57,4 @@ def prepare(
     if config.regions:
         edited = sorted(range(len(config.regions)), key=lambda i: not config.regions[i].prompt.strip())
         masks = region_masks(config.regions, *footage.size)[edited]  # those with an instruction first
-    return open_job(config, folder, device, stop, footage, masks=masks, wrap=wrap)
+    return open_job(config, device, footage, masks=masks, wrap=wrap)

@@ -6,25 +6,21 @@ a resumed run finds finished phases finished and goes on in the one it was kille
 
 import copy
 import dataclasses
-import json
 import logging
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.editors.updates import UPDATERS, UpdateConfig, ViewEditor
-from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib, run_steps
-from csd3d.evaluation.ground_truth import Truth, load_truth
+from csd3d.engine.phase import Job, Phase, run_steps
+from csd3d.evaluation.ground_truth import load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.fields import FieldConfig
-from csd3d.interrupt import StopRequest
-from csd3d.priors import PriorConfig, load_prior
+from csd3d.priors import DiffusersPrior, PriorConfig, load_prior
+from csd3d.registry import register
 from csd3d.rendering import RenderConfig
 from csd3d.report.scene import ExportConfig, save_results, save_strip
 from csd3d.representations.hashgrid import (
@@ -40,6 +36,7 @@ from csd3d.representations.hashgrid import (
 logger = logging.getLogger("csd3d")
 
 
+@register("task", "edit_scene", title="Edit of a captured scene")
 @dataclass
 class EditSceneConfig:
     """The job of `configs/csd-edit-scene.yaml`."""
@@ -71,6 +68,18 @@ class EditSceneConfig:
         return list(dict.fromkeys([self.update.method, *self.compare]))
 
     @property
+    def told(self) -> str:
+        """What is asked for, in words."""
+        return self.prompt
+
+    def open(self, device: torch.device) -> "EditJob":
+        """Opens everything that can be wrong before any work is done: the capture and the prior."""
+        capture = load_capture(self.scene)
+        check_patches(self.update.fit, capture)
+        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
+        return EditJob(config=self, device=device, capture=capture, prior=prior)
+
+    @property
     def phases(self) -> list[str]:
         """What a run goes through, in order."""
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
@@ -90,11 +99,47 @@ class EditPhase(Phase):
     COUNTERS = (*Phase.COUNTERS, "samples_per_ray")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EditJob(Job):
     """A run of this task, on its capture."""
 
     capture: Capture
+    prior: DiffusersPrior
+
+    @property
+    def wanted(self) -> list[str]:
+        return ["reconstruct", *self.config.methods]
+
+    def run_phases(self) -> dict[str, Phase]:
+        """Reconstructs the scene, then edits it by each method."""
+        source = reconstruct(self)
+        done = {"reconstruct": source}
+        editor = ViewEditor(self.prior, self.capture, self.config.prompt, self.config.update.keep_detail)
+        # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
+        for method in self.config.methods if source.finished else ():
+            if self.may_run(method):
+                done[method] = edit(self, editor, source.model, method)
+        return done
+
+    def measure(self, done: dict[str, Phase]) -> dict:
+        """Reconstruction against the held-out photos; each edit against the truth, and its views against each other."""
+        source, edited = split(done)
+        self.truth = load_truth(self.capture, self.config.prompt)
+        main, results = self.config.update.method, {}
+        for method, phase in edited.items():
+            figures = evaluate_edit(phase.model, source.model, phase.images, self.capture, self.truth)
+            results[method] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+        seconds = {
+            "reconstruct": source.seconds,
+            "edit": edited[main].seconds if main in edited else 0.0,
+            "compare": sum(phase.seconds for method, phase in edited.items() if method != main),
+        }
+        reconstruction = evaluate_reconstruction(source.model, self.capture)
+        return {"seconds": seconds, "reconstruction": reconstruction, "results": results}
+
+    def save(self, done: dict[str, Phase], metrics: dict) -> None:
+        """Pictures, videos, mesh and report."""
+        save_results(self, *split(done), self.truth, metrics)
 
     def new_phase(self, name: str, images: Tensor, fit: FitConfig, start: SceneModel | None = None) -> EditPhase:
         """A phase at its first step: a new scene, or a copy of `start`."""
@@ -107,55 +152,9 @@ class EditJob(Job):
         return EditPhase(generator, model=model, optimiser=make_optimiser(model, fit), images=images.clone())
 
 
-def run(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
-    """Does the whole job in `folder`, from wherever its checkpoints say it stands; when stopped, with what there is."""
-    job, prior = prepare(config, folder, device, stop)
-    source = reconstruct(job)
-    editor = ViewEditor(prior, job.capture, config.prompt, config.update.keep_detail)
-    edited = {}
-    # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
-    for method in config.methods if source.finished else ():
-        if job.may_run(method):
-            edited[method] = edit(job, editor, source.model, method)
-    started = time.monotonic()
-    job.announce("evaluate")
-    truth = load_truth(job.capture, config.prompt)
-    metrics = measure(job, source, edited, truth)
-    evaluated = time.monotonic()
-    save_results(job, source, edited, truth, metrics)
-    metrics["seconds"] |= {"evaluate": evaluated - started, "export": time.monotonic() - evaluated}
-    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
-    metrics["peak_memory_gib"] = peak_memory_gib()
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-
-
-def measure(job: EditJob, source: EditPhase, edited: dict[str, EditPhase], truth: Truth | None) -> dict:
-    """metrics.json, but for what is known only after the export."""
-    main = job.config.update.method
-    results = {}
-    for method, phase in edited.items():
-        figures = evaluate_edit(phase.model, source.model, phase.images, job.capture, truth)
-        results[method] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
-    return {
-        "task": job.config.task,
-        "prompt": job.config.prompt,
-        "finished": all_finished({"reconstruct": source, **edited}, ["reconstruct", *job.config.methods]),
-        "seconds": {
-            "reconstruct": source.seconds,
-            "edit": edited[main].seconds if main in edited else 0.0,
-            "compare": sum(phase.seconds for method, phase in edited.items() if method != main),
-        },
-        "reconstruction": evaluate_reconstruction(source.model, job.capture),
-        "results": results,
-    }
-
-
-def prepare(config: EditSceneConfig, folder: Path, device: torch.device, stop: StopRequest) -> tuple[EditJob, object]:
-    """Opens everything that can be wrong before any work is done: the capture and the prior."""
-    capture = load_capture(config.scene)
-    check_patches(config.update.fit, capture)
-    prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
-    return EditJob(config, folder, stop, device, capture), prior
+def split(done: dict[str, Phase]) -> tuple[EditPhase, dict[str, EditPhase]]:
+    """The reconstruction, and the edits by method."""
+    return done["reconstruct"], {name: phase for name, phase in done.items() if name != "reconstruct"}
 
 
 def reconstruct(job: Job) -> EditPhase:

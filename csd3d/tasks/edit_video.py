@@ -1,35 +1,24 @@
 """Edit a video by an instruction: its frames, or patches of them, are the particles of random mini-batches."""
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from csd3d.canvas.clip import open_clip, world_orbit
 from csd3d.editors.edit_canvas import Edit2dConfig
-from csd3d.interrupt import StopRequest
-from csd3d.tasks.run_2d import CanvasJob, open_job, run_job
+from csd3d.registry import register
+from csd3d.schema import path_key
+from csd3d.tasks.run_2d import CanvasJob, open_job
 
-logger = logging.getLogger("csd3d")
 
-
+@register("task", "edit_video", title="Edit of a video")
 @dataclass(kw_only=True)
 class EditVideoConfig(Edit2dConfig):
     """The job of `configs/csd-edit-video.yaml`; `video`: a file or a folder of frames, "": an orbit of the world's."""
 
-    video: str = ""
+    video: str = path_key()
 
-
-def run(config: EditVideoConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
-    """Does the whole job in `folder`."""
-    job = prepare(config, folder, device, stop)
-    for warning in job.footage.warnings:
-        logger.warning("%s", warning)
-    run_job(job)
-
-
-def prepare(config: EditVideoConfig, folder: Path, device: torch.device, stop: StopRequest) -> CanvasJob:
-    """Opens everything that can be wrong before any work is done: the video and the prior."""
-    footage = open_clip(config.video) if config.video else world_orbit(config.world, config.prompt)
-    return open_job(config, folder, device, stop, footage)
+    def open(self, device: torch.device) -> CanvasJob:
+        """Opens everything that can be wrong before any work is done: the video and the prior."""
+        footage = open_clip(self.video) if self.video else world_orbit(self.world, self.prompt)
+        return open_job(self, device, footage)

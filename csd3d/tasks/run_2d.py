@@ -1,10 +1,8 @@
 """A run on a canvas, from what was opened to what is left behind; each task says what it opens."""
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,24 +16,22 @@ from csd3d.editors.compare import edit_baseline
 from csd3d.editors.edit_canvas import (
     MAIN,
     CanvasEditor,
-    CanvasPhase,
     Correspond,
     Edit2dConfig,
     edit_canvas,
     make_cover,
     window_side,
 )
-from csd3d.engine.checkpoint import write_atomically
-from csd3d.engine.phase import Job, all_finished, peak_memory_gib
+from csd3d.engine.logs import logger
+from csd3d.engine.phase import Job, Phase
 from csd3d.errors import InputError
 from csd3d.evaluation.canvas import make_instruments
 from csd3d.evaluation.text import load_judge
-from csd3d.interrupt import StopRequest
 from csd3d.priors import DiffusersPrior, load_prior
 from csd3d.report.canvas import previewer, save_results
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CanvasJob(Job):
     """A run on a canvas: its footage, and the size it is worked on at; `masks` [K, H, W] of its regions, if any, those
     of `instructions` first. `wrap`: its right border continues at the left."""
@@ -46,16 +42,45 @@ class CanvasJob(Job):
     masks: Tensor | None = None
     wrap: bool = False
 
+    @property
+    def wanted(self) -> list[str]:
+        return [MAIN, *self.config.compare]
+
+    def run_phases(self) -> dict[str, Phase]:
+        """Encodes the footage, then edits it by CSD-Edit and by each baseline."""
+        for warning in self.footage.warnings:
+            logger.warning("%s", warning)
+        config, started = self.config, time.monotonic()
+        self.announce("encode")
+        work = encode_footage(self.prior, self.footage, self.size, self.wrap, config.tile_pixels)
+        work.keep_detail = config.keep_detail
+        editor = make_editor(self, work)
+        self.cover = make_cover(config, self.prior, work)
+        self.encode_seconds = time.monotonic() - started
+        done = {MAIN: edit_canvas(self, editor, self.cover, previewer(self, work))}
+        self.works = {MAIN: work}
+        for name in dict.fromkeys(config.compare):
+            if self.may_run(name):
+                self.works[name], done[name] = edit_baseline(self, self.prior, work, self.cover, name)
+        return done
+
+    def measure(self, done: dict[str, Phase]) -> dict:
+        """What is known before the finished pictures are gone through, which `save` does and measures."""
+        self.judge = load_judge(self.config.clip, self.device)
+        others = sum(phase.seconds for name, phase in done.items() if name != MAIN)
+        seconds = {"encode": self.encode_seconds, "edit": done[MAIN].seconds, "compare": others}
+        results = {n: {"unet_evaluations": p.unet_evaluations, "seconds": p.seconds} for n, p in done.items()}
+        return {"seconds": seconds, "results": results, "judge": self.judge and self.judge.name}
+
+    def save(self, done: dict[str, Phase], metrics: dict) -> None:
+        """Pictures or videos, their figures, and the report."""
+        self.announce("results")
+        instruments = make_instruments(self.works[MAIN], self.cover, self.judge, captions_of(self.config))
+        save_results(self, {name: (self.works[name], phase) for name, phase in done.items()}, metrics, instruments)
+
 
 def open_job(
-    config: Edit2dConfig,
-    folder: Path,
-    device: torch.device,
-    stop: StopRequest,
-    footage: Footage,
-    *,
-    masks: Tensor | None = None,
-    wrap: bool = False,
+    config: Edit2dConfig, device: torch.device, footage: Footage, *, masks: Tensor | None = None, wrap: bool = False
 ) -> CanvasJob:
     """Opens the prior, and checks that it can work on the footage; embeds the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
@@ -63,32 +88,8 @@ def open_job(
     if config.correspondence == "flow" and not footage.is_video:
         raise InputError("correspondence: flow is for videos; use overlap or none")
     prior.condition(["", *config.instructions])
-    return CanvasJob(config, folder, stop, device, prior, footage, size, masks, wrap)
-
-
-def run_job(job: CanvasJob) -> None:
-    """Does the whole job, from wherever its checkpoints say it stands; when stopped, with what there is."""
-    config, started = job.config, time.monotonic()
-    job.announce("encode")
-    work = encode_footage(job.prior, job.footage, job.size, job.wrap, config.tile_pixels)
-    work.keep_detail = config.keep_detail
-    editor = make_editor(job, work)
-    cover = make_cover(config, job.prior, work)
-    encoded = time.monotonic()
-    phases = {MAIN: (work, edit_canvas(job, editor, cover, previewer(job, work)))}
-    for name in dict.fromkeys(config.compare):
-        if not job.may_run(name):
-            continue
-        phases[name] = edit_baseline(job, job.prior, work, cover, name)
-    exported = time.monotonic()
-    job.announce("results")
-    judge = load_judge(config.clip, job.device)
-    metrics = summary(job, {name: phase for name, (_, phase) in phases.items()}) | {"judge": judge and judge.name}
-    save_results(job, phases, metrics, make_instruments(work, cover, judge, captions_of(config)))
-    metrics["seconds"] |= {"encode": encoded - started, "export": time.monotonic() - exported}
-    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
-    metrics["peak_memory_gib"] = peak_memory_gib()
-    write_atomically(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    parts = {"prior": prior, "footage": footage, "size": size, "masks": masks, "wrap": wrap}
+    return CanvasJob(config=config, device=device, **parts)
 
 
 def captions_of(config: Edit2dConfig) -> Captions | None:
@@ -126,18 +127,3 @@ def overlap_correspondence(windows: Windows, wrap: int | None) -> Correspondence
     found = window_correspondence(windows.top, windows.left, windows.size, wrap)
     same = windows.frame[:, None] == windows.frame
     return Correspondence(found.positions, found.validity * same[:, :, None, None])
-
-
-def summary(job: CanvasJob, phases: dict[str, CanvasPhase]) -> dict:
-    """metrics.json, but for what is measured on the finished pictures."""
-    others = sum(phase.seconds for name, phase in phases.items() if name != MAIN)
-    return {
-        "task": job.config.task,
-        "prompt": "; ".join(job.config.instructions),
-        "finished": all_finished(phases, [MAIN, *job.config.compare]),
-        "seconds": {"edit": phases[MAIN].seconds, "compare": others},
-        "results": {
-            name: {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
-            for name, phase in phases.items()
-        },
-    }

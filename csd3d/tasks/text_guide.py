@@ -16,6 +16,7 @@ from csd3d.errors import InputError
 from csd3d.priors import Condition, Prior, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction, load_expected
 from csd3d.priors.lora import RenderScore
+from csd3d.schema import path_key
 
 NONE = Extras()
 
@@ -49,7 +50,7 @@ class GuideConfig:
 
     words: WordsConfig = field(default_factory=WordsConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    expected: str = "csd3d/assets/lmc"
+    expected: str = path_key("csd3d/assets/lmc")
 
 
 @dataclass

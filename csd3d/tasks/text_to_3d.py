@@ -5,10 +5,7 @@ a phase of its own, from the same start, with checkpoints under its name.
 """
 
 import dataclasses
-import json
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +16,10 @@ from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
 from csd3d.distillation.methods import check_methods, method_config
 from csd3d.distillation.noise import draw_noise_map, world_noise
-from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib, run_steps
-from csd3d.interrupt import StopRequest
+from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.registry import register
 from csd3d.report.scene import ExportConfig, save_strip
 from csd3d.report.text import EvaluateConfig, evaluate, held_out, held_out_views, save_results
 from csd3d.representations.batch import (
@@ -81,6 +77,7 @@ class OptimConfig:
         return min(1.0, (step + 1) / max(self.warmup, 1)) * self.final ** (step / max(steps - 1, 1))
 
 
+@register("task", "text_to_3d", title="Text to 3D")
 @dataclass
 class TextTo3DConfig:
     """The job of `configs/csd-text-to-3d.yaml`."""
@@ -138,6 +135,20 @@ class TextTo3DConfig:
         return expand_methods([self.method, *self.compare])
 
     @property
+    def told(self) -> str:
+        """What is asked for, in words."""
+        return self.prompt
+
+    def open(self, device: torch.device) -> "AssetJob":
+        """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
+        check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
+        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
+        check_features(prior, self.distill)
+        texts = branch_texts(self.prompts.texts(self.prompt), self.guide.words)
+        embed_all(prior, texts, self.methods, self.distill)
+        return AssetJob(config=self, device=device, networks=open_networks(prior, self.methods, self.guide))
+
+    @property
     def phases(self) -> list[str]:
         """What a run goes through, in order."""
         return [*self.methods, "evaluate", "video", "mesh", "report"]
@@ -160,45 +171,38 @@ class AssetPhase(Phase):
     PARTS = (*Phase.PARTS, "model", "optimiser", "average", "score", "score_optimiser")
 
 
-def run(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
-    """Does the whole job in `folder`, from wherever its checkpoints say it stands; when stopped, with what there is."""
-    job, networks = prepare(config, folder, device, stop)
-    made: dict[str, AssetPhase] = {}
-    for name in config.methods:
-        if not made or job.may_run(name):  # the first one in any case: there must be something to show
-            made[name] = distil(job, networks, name)
-    started = time.monotonic()
-    job.announce("evaluate")
-    assets = {name: averaged(phase.model, phase.average) for name, phase in made.items()}
-    views = held_out_views(config, assets)
-    figures, judge = evaluate(job, views)
-    for name, phase in made.items():
-        figures[name] |= {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
-    main = made[config.methods[0]]
-    metrics = {
-        "task": config.task,
-        "prompt": config.prompt,
-        "finished": all_finished(made, config.methods),
-        "judge": judge,
-        "seconds": {"distil": main.seconds, "compare": sum(p.seconds for p in made.values()) - main.seconds},
-        "results": figures,
-    }
-    evaluated = time.monotonic()
-    metrics["mesh"] = save_results(job, assets, views, metrics)
-    metrics["seconds"] |= {"evaluate": evaluated - started, "export": time.monotonic() - evaluated}
-    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
-    metrics["peak_memory_gib"] = peak_memory_gib()
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+@dataclass(kw_only=True)
+class AssetJob(Job):
+    """A run of this task."""
 
+    networks: Networks
 
-def prepare(config: TextTo3DConfig, folder: Path, device: torch.device, stop: StopRequest) -> tuple[Job, Networks]:
-    """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
-    check_memory(config.particles, config.views_per_step, max(side for _, side in config.asset.resolution))
-    prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
-    check_features(prior, config.distill)
-    texts = branch_texts(config.prompts.texts(config.prompt), config.guide.words)
-    embed_all(prior, texts, config.methods, config.distill)
-    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide)
+    @property
+    def wanted(self) -> list[str]:
+        return self.config.methods
+
+    def run_phases(self) -> dict[str, Phase]:
+        """Makes the assets by each method, the first in any case: there must be something to show."""
+        made: dict[str, Phase] = {}
+        for name in self.wanted:
+            if not made or self.may_run(name):
+                made[name] = distil(self, self.networks, name)
+        return made
+
+    def measure(self, done: dict[str, Phase]) -> dict:
+        """How well held-out views of each method's assets fit the prompt."""
+        self.assets = {name: averaged(phase.model, phase.average) for name, phase in done.items()}
+        self.views = held_out_views(self.config, self.assets)
+        figures, judge = evaluate(self, self.views)
+        for name, phase in done.items():
+            figures[name] |= {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+        main = done[self.wanted[0]].seconds
+        seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
+        return {"judge": judge, "seconds": seconds, "results": figures}
+
+    def save(self, done: dict[str, Phase], metrics: dict) -> None:
+        """Pictures, videos, meshes and report."""
+        metrics["mesh"] = save_results(self, self.assets, self.views, metrics)
 
 
 def distil(job: Job, networks: Networks, name: str) -> AssetPhase:

@@ -5,7 +5,6 @@ They start from noise, or from a source picture, which the prompts then edit.
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,15 +17,15 @@ from csd3d.distillation import DistillConfig, SVGDConfig
 from csd3d.distillation.distill import Extras
 from csd3d.distillation.methods import check_methods, find_method, method_config
 from csd3d.distillation.noise import draw_noise
-from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, peak_memory_gib, run_steps
+from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import InputError
 from csd3d.evaluation.text import load_judge
-from csd3d.interrupt import StopRequest
 from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.registry import register
 from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.scene import charts, save_each, save_grid
+from csd3d.schema import path_key
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,
@@ -43,7 +42,7 @@ from csd3d.tasks.text_guide import (
 class SourceConfig:
     """A picture to edit, its middle square averaged down to `size` pixels, and what it shows: "" is not said."""
 
-    image: str = ""
+    image: str = path_key()
     prompt: str = ""
 
     def __post_init__(self) -> None:
@@ -51,6 +50,7 @@ class SourceConfig:
             raise ValueError(f"prompt is {self.prompt!r}, of no picture: give image too, or neither")
 
 
+@register("task", "text_to_image", title="Text to image")
 @dataclass
 class TextToImageConfig:
     """The job of `configs/text-to-image.yaml`. `space`: what is distilled, "latent" or "pixel" (through the encoder).
@@ -76,7 +76,7 @@ class TextToImageConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=SVGDConfig()))
     guide: GuideConfig = field(default_factory=GuideConfig)
-    clip: str = ""
+    clip: str = path_key(identity=False)
     save_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -100,6 +100,24 @@ class TextToImageConfig:
     def methods(self) -> list[str]:
         """The methods run, in order."""
         return expand_methods(self.method, bool(self.source.image))
+
+    @property
+    def told(self) -> str:
+        """What is asked for, in words."""
+        return "; ".join(self.texts)
+
+    def open(self, device: torch.device) -> "ImageJob":
+        """Opens everything that can be wrong before any work is done: the source, the prior, what the methods need."""
+        source = open_source(self)
+        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
+        check_features(prior, self.distill)
+        if self.space == "pixel" and "vsd" in {name.partition("+")[0] for name in self.methods}:
+            raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
+        # all of them now: the text encoder may be dropped before the last is drawn
+        texts = branch_texts(self.texts, self.guide.words, source=self.source.prompt)
+        embed_all(prior, texts, self.methods, self.distill)
+        networks = open_networks(prior, self.methods, self.guide)
+        return ImageJob(config=self, device=device, networks=networks, source=source)
 
     @property
     def phases(self) -> list[str]:
@@ -146,59 +164,50 @@ class ImagePhase(Phase):
     PARTS = (*Phase.PARTS, "model", "optimiser", "score", "score_optimiser")
 
 
-def run(config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest) -> None:
-    """Every prompt by every method, from wherever the checkpoints say it stands; then the grid and metrics.json."""
-    job, networks, source = prepare(config, folder, device, stop)
-    found: dict[str, list[Tensor]] = {}
-    reports: dict[str, dict[str, float]] = {}
-    unfinished = False
-    for name in config.methods:
-        pictures, seconds, evaluations = [], 0.0, 0
-        for k, text in enumerate(config.texts):
-            if (found or pictures) and not job.may_run(f"{name}-{k}"):  # one in any case: there must be some to show
-                unfinished = True
-                break
-            phase = distil(job, networks, source, name, text, f"{name}-{k}")
-            with torch.no_grad():
-                pictures.append(phase.model.images(networks.prior).cpu())
-            seconds, evaluations = seconds + phase.seconds, evaluations + phase.unet_evaluations
-            unfinished |= not phase.finished
-        if pictures:
-            found[name], reports[name] = pictures, {"seconds": seconds, "unet_evaluations": evaluations}
-    job.announce("evaluate")
-    rows = save(job, found, source)
-    started = time.monotonic()
-    judge = load_judge(config.clip, device)
-    for name, pictures in found.items() if judge else ():
-        reports[name] |= judge.score_pictures(pictures, config.texts[: len(pictures)], config.seed)
-    metrics = {
-        "task": config.task,
-        "prompts": config.texts,
-        "finished": not unfinished,
-        "judge": judge.name if judge else None,
-        "seconds": {
-            "distil": sum(r["seconds"] for r in reports.values()), "evaluate": time.monotonic() - started,
-        },
-        "results": reports,
-        "peak_memory_gib": peak_memory_gib(),
-    }  # fmt: skip
-    write_report(folder / "report.html", report(job, rows, metrics))
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+@dataclass(kw_only=True)
+class ImageJob(Job):
+    """A run of this task; `source` [1, 3, S, S] in [0, 1] is the picture that is edited, if any."""
 
+    networks: Networks
+    source: Tensor | None
 
-def prepare(
-    config: TextToImageConfig, folder: Path, device: torch.device, stop: StopRequest
-) -> tuple[Job, Networks, Tensor | None]:
-    """Opens everything that can be wrong before any work is done: the source, the prior, what the methods need."""
-    source = open_source(config)
-    prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="text")
-    check_features(prior, config.distill)
-    if config.space == "pixel" and "vsd" in {name.partition("+")[0] for name in config.methods}:
-        raise InputError("space is pixel and method vsd: its network is trained on latents; use space=latent")
-    # all of them now: the text encoder may be dropped before the last is drawn
-    texts = branch_texts(config.texts, config.guide.words, source=config.source.prompt)
-    embed_all(prior, texts, config.methods, config.distill)
-    return Job(config, folder, stop, device), open_networks(prior, config.methods, config.guide), source
+    @property
+    def wanted(self) -> list[str]:
+        return [f"{name}-{k}" for name in self.config.methods for k in range(len(self.config.texts))]
+
+    def run_phases(self) -> dict[str, Phase]:
+        """Every prompt by every method, one in any case: there must be something to show."""
+        done: dict[str, Phase] = {}
+        for name in self.config.methods:
+            for k, text in enumerate(self.config.texts):
+                phase_name = f"{name}-{k}"
+                if not done or self.may_run(phase_name):
+                    done[phase_name] = distil(self, self.networks, self.source, name, text, phase_name)
+        return done
+
+    @torch.no_grad()
+    def measure(self, done: dict[str, Phase]) -> dict:
+        """How well each method's pictures fit their prompts."""
+        config, judge = self.config, load_judge(self.config.clip, self.device)
+        self.pictures: dict[str, list[Tensor]] = {}
+        results = {}
+        for name in config.methods:
+            phases = [done[n] for n in (f"{name}-{k}" for k in range(len(config.texts))) if n in done]
+            if not phases:
+                continue
+            found = self.pictures[name] = [phase.model.images(self.networks.prior).cpu() for phase in phases]
+            evaluations = sum(phase.unet_evaluations for phase in phases)
+            results[name] = {"seconds": sum(phase.seconds for phase in phases), "unet_evaluations": evaluations}
+            if judge:
+                results[name] |= judge.score_pictures(found, config.texts[: len(found)], config.seed)
+        seconds = {"distil": sum(result["seconds"] for result in results.values())}
+        judged = {"prompts": config.texts, "judge": judge.name if judge else None}
+        return judged | {"seconds": seconds, "results": results}
+
+    def save(self, done: dict[str, Phase], metrics: dict) -> None:
+        """Pictures and report."""
+        rows = save(self, self.pictures, self.source)
+        write_report(self.folder / "report.html", report(self, rows, metrics))
 
 
 def open_source(config: TextToImageConfig) -> Tensor | None:

@@ -485,6 +485,6 @@ def test_bad_regions_are_named(config_of, tmp_path, regions, said):
 def test_the_shipped_configs_are_read():
     root = jobs.PACKAGE_ROOT / "configs"
     for path in sorted(root.glob("*.yaml")):
-        _, config = jobs.read(path, [])
+        config = jobs.read(path, [])
         assert config.name == path.stem
         assert any(getattr(config, key, "") for key in ("instructions", "prompt", "texts"))

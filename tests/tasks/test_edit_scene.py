@@ -156,7 +156,7 @@ def test_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(tiny_co
 
 
 def test_seeds_and_phases_draw_differently(tiny_config, tmp_path):
-    config = jobs.read(tiny_config, [])[1]
+    config = jobs.read(tiny_config, [])
 
     def draw(seed, phase):
         job = Job(replace(config, seed=seed), tmp_path, StopRequest(), None)

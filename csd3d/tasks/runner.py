@@ -1,0 +1,51 @@
+"""A job from what was opened to what it leaves behind: its phases, what is measured of them, files, metrics.json.
+
+A task is a config that is registered as one. It opens everything once, before any work is done:
+
+    @register("task", "edit_scene")
+    @dataclass
+    class EditSceneConfig:
+        phases: list[str]                       # what a run goes through, in order, for its banner
+        def open(self, device) -> TaskJob: ...  # raises InputError for whatever is wrong with the input
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+from csd3d.engine.checkpoint import write_atomically
+from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib
+
+
+class TaskJob(Protocol):
+    """What the runner needs of a `Job` of some task."""
+
+    config: object
+    folder: Path
+    wanted: list[str]  # the names of its phases
+
+    def run_phases(self) -> dict[str, Phase]:
+        """Does the phases, each from wherever its checkpoint stands; when stopped, those that there is something of."""
+
+    def measure(self, done: dict[str, Phase]) -> dict:
+        """The task's own part of metrics.json: "results", "seconds" of its phases, and more."""
+
+    def save(self, done: dict[str, Phase], metrics: dict) -> None:
+        """Writes pictures, videos, meshes and the report; may add to `metrics`."""
+
+
+def run(job: TaskJob | Job) -> None:
+    """Does the whole job in its folder; when stopped, with what there is."""
+    done = job.run_phases()
+    worked = time.monotonic()
+    job.announce("evaluate")
+    config = job.config
+    metrics = {"task": config.task, "prompt": config.told, "finished": all_finished(done, job.wanted)}
+    metrics |= job.measure(done)
+    measured = time.monotonic()
+    job.save(done, metrics)
+    metrics["seconds"] |= {"evaluate": measured - worked, "export": time.monotonic() - measured}
+    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
+    metrics["peak_memory_gib"] = peak_memory_gib()
+    write_atomically(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
