@@ -123,6 +123,7 @@ def test_a_short_run_writes_networks_that_predict_as_in_memory(part, tmp_path, m
     options += ["--device", "cpu", "--precision", "fp32", "--compile", "none", "--minutes", "0.1"]
     options = gpu.parser().parse_args([*options, "--reserve-seconds", "0", "--out", str(tmp_path)])
     run = gpu.Run(options, time.monotonic(), Rendered(part))
+    run.trainer.ends = time.monotonic() + 5
     run.train()
     run.log()
     run.finish()
