@@ -24,7 +24,6 @@ from tools.train_shipped.vae import save_whole
 if TYPE_CHECKING:  # training alone does without the pipelines and all that they import
     from diffusers import DiffusionPipeline
 
-BLURRY = "blurry"
 HIGH = 0.5  # see `high_share`
 
 

@@ -286,6 +286,7 @@ class Run:
         while len(self.store) < options.first_rows and time.monotonic() < trainer.ends:
             self.take(16, seconds=1.0)
         trainer.began = self.logged_at = saved = time.monotonic()
+        self.logged = (0, self.store.written)
         print(f"first step at {(trainer.began - self.started) / 60:.2f} min, {len(self.store)} rows", flush=True)
         while trainer.progress < 1:
             self.take(8)

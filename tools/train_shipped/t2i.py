@@ -26,7 +26,6 @@ from csd3d.metrics.clip import VIEWS, said_view
 from csd3d.world.prompts import loosen
 from tools.train_shipped.data import Pairs, move
 from tools.train_shipped.diffusion import (
-    BLURRY,
     blur,
     cache_pairs,
     draw_noised,
@@ -37,6 +36,7 @@ from tools.train_shipped.diffusion import (
     save_pipeline,
 )
 from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from tools.train_shipped.stream import BLURRY
 
 VIEW_WEIGHT = 0.15  # of `view_loss`, fading as `high_share` does: pictures first take sides, then get sharp
 OPPOSITE = dict(zip(VIEWS, reversed(VIEWS), strict=True))
