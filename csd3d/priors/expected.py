@@ -1,7 +1,7 @@
 """LMC-SDS's b_ψ: the one-step reconstruction that a prior is expected to make of a picture, at every noise level.
 
 Symbols as in `base`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. The method (arXiv 2401.05293) is followed from its
-abstract and from secondary sources; the network's form is our own. Trained by `csd3d.world.train.lmc`.
+abstract and from secondary sources; the network's form is our own. Trained by `tools.train_shipped.lmc`.
 """
 
 import json
@@ -66,7 +66,7 @@ def load_expected(folder: Path | str, device: torch.device | str = "cpu") -> Exp
     try:
         model.load_state_dict(load_file(str(folder / WEIGHTS)))
     except FileNotFoundError:
-        raise InputError(f"{folder / WEIGHTS}: not found; train it with python -m csd3d.world.train lmc") from None
+        raise InputError(f"{folder / WEIGHTS}: not found; train it with python -m tools.train_shipped lmc") from None
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS}: does not fit ({' '.join(str(error).split())[:200]})") from None
     return model.to(device).eval().requires_grad_(False)
@@ -76,7 +76,7 @@ def _read_config(path: Path) -> dict[str, int]:
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; train it with python -m csd3d.world.train lmc") from None
+        raise InputError(f"{path}: not found; train it with python -m tools.train_shipped lmc") from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({type(error).__name__})") from None
     if not isinstance(config, dict) or config.get("_class_name") != ExpectedReconstruction.__name__:

@@ -79,7 +79,7 @@ def open_networks(prior: Prior, names: Sequence[str], config: GuideConfig) -> Ne
         try:
             expected = load_expected(config.expected, prior.device)
         except InputError as error:
-            how = "train one with `python -m csd3d.world.train lmc`"
+            how = "train one with `python -m tools.train_shipped lmc`"
             raise InputError(f"method {needs['expected']}: guide.expected: {error}; {how}") from None
     if "lora" in needs:
         try:

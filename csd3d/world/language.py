@@ -15,6 +15,7 @@ from csd3d.world.shapes import KINDS, ROUND
 PRIMARY = ("red", "green", "blue")
 SOLIDS = ("ball", "cylinder", "cone")
 DESIGNS = PATTERNS[1:]
+ON_PLATE = "on a plate"
 LIGHT_COLOURS = ("white", "yellow", "cyan", "pink", "orange")
 
 
@@ -177,8 +178,13 @@ def find_edit(scene: Scene, instruction: str) -> Edit | None:
     return None
 
 
-def caption(scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: float = 0.0) -> str:
-    """What the scene shows, with a view word if a camera's azimuth is given and the object has a front."""
+def caption(
+    scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: float = 0.0, plate: bool = False
+) -> str:
+    """What the scene shows, with a view word if a camera's azimuth is given and the object has a front.
+
+    `plate`: also say that it is on a plate, where it is. Captions usually leave that out.
+    """
     words = [scene.colour, *([] if scene.material == "matte" else [scene.material]), scene.kind]
     text = f"a {' '.join(words)}"
     if scene.pattern != "plain":
@@ -188,6 +194,7 @@ def caption(scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: 
     if scene.scale < 0.9:
         text = text.replace("a ", "a small ", 1)
     text += ", covered with snow" if scene.snow else ""
+    text += f", {ON_PLATE}" if plate and scene.plate else ""
     text += f", {scene.backdrop} background"
     text += "" if scene.time == "day" else f", {scene.time}"
     word = view_word(scene, view_azimuth_deg, elevation_deg)
@@ -225,5 +232,5 @@ def vocabulary() -> list[str]:
     views = ("front view", "side view, facing left", "side view, facing right", "back view", "overhead view")
     scenes = [Scene(kind, colour) for kind in KINDS for colour in COLOURS]
     texts += [f"{caption(scene)}, {view}" for scene in scenes for view in views]
-    materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", "sunset", "night")
+    materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", ON_PLATE, "sunset", "night")
     return texts + list(materials)

@@ -12,20 +12,22 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.metrics.clip import ClipModel
 from csd3d.world.dataset import DISTANCE
-from csd3d.world.language import DESIGNS, caption, contrast
+from csd3d.world.language import DESIGNS, ON_PLATE, caption, contrast
 from csd3d.world.pairs import FOV_DEG, sample_scene
 from csd3d.world.render import camera_row, render
 from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, TIMES, Scene
 from csd3d.world.shapes import KINDS
+
+if TYPE_CHECKING:  # prompts are read without the libraries that the metrics need
+    from csd3d.metrics.clip import ClipModel
 
 ANY = "any"  # the value of `hat` in "wearing a hat"
 SMALL = 0.62  # the scale of what is said to be small
@@ -50,7 +52,7 @@ VIEWS = ("front", "side", "back", "overhead")
 
 def parse_prompt(text: str) -> dict[str, Any] | None:
     """What a prompt says, by the names of `Scene`'s fields and `view`; None where it is no prompt of the world."""
-    words = re.sub(r",? (?=wearing |covered with )", ", ", " ".join(text.lower().split()).rstrip(" .!"))
+    words = re.sub(r",? (?=wearing |covered with |on a plate)", ", ", " ".join(text.lower().split()).rstrip(" .!"))
     head, *clauses = re.split(r" ?, ?", words)
     said = _parse_head(head)
     for clause in clauses:
@@ -88,6 +90,8 @@ def _parse_adjective(word: str) -> dict[str, Any] | None:
 def _parse_clause(clause: str) -> dict[str, Any] | None:
     if clause == "covered with snow":
         return {"snow": True}
+    if clause == ON_PLATE:
+        return {"plate": True}
     if clause in TIMES:
         return {"time": clause}
     if match := re.fullmatch(r"wearing an? (?:(\w+) )?hat", clause):
@@ -110,6 +114,7 @@ def write_prompt(said: dict[str, Any]) -> str:
     if "hat" in said:
         text += ", wearing a hat" if said["hat"] == ANY else f", wearing a {said['hat']} hat"
     text += ", covered with snow" if said.get("snow") else ""
+    text += f", {ON_PLATE}" if said.get("plate") else ""
     text += f", {said['backdrop']} background" if "backdrop" in said else ""
     return text + "".join(f", {said[key]}" for key in ("time", "view", "facing") if key in said)
 
@@ -237,7 +242,7 @@ def _with(scene: Scene, attribute: str, value: str, said: dict[str, Any]) -> Sce
     return scene if "pattern_colour" in said else replace(scene, pattern_colour=contrast(scene.colour))
 
 
-def open_attribute_values(clip: ClipModel, images: Tensor, prompt: str) -> dict[str, list[str]]:
+def open_attribute_values(clip: "ClipModel", images: Tensor, prompt: str) -> dict[str, list[str]]:
     """What each of N particles shows of every attribute that the prompt leaves open, read from its renders by a CLIP.
 
     The value v of particle n is argmax_v of the mean over views and completions of cos(E_I, E_T). images

@@ -54,7 +54,7 @@ TIMES = ("day", "sunset", "night")
 
 @dataclass(frozen=True)
 class Scene:
-    """One object on a disc, in words and a few numbers; every edit is a `dataclasses.replace` of it."""
+    """One object, on a disc or without, in words and a few numbers; every edit is a `dataclasses.replace` of it."""
 
     kind: str
     colour: str
@@ -70,6 +70,7 @@ class Scene:
     azimuth_deg: float = 0.0
     sun_azimuth_deg: float = 40.0
     sun_elevation_deg: float = 50.0
+    plate: bool = True  # the disc that the object stands on; without it the object floats before its backdrop
 
     def __post_init__(self) -> None:
         _check("kind", self.kind, KINDS)
@@ -104,10 +105,10 @@ def compile_scene(scene: Scene) -> Arrays:
     parts = list(kind.parts)
     if scene.hat is not None:
         parts += hat_parts(kind.top, kind.top_radius)
-    names = ["floor", *dict.fromkeys(part.material for part in parts)]
+    names = [*(["floor"] if scene.plate else []), *dict.fromkeys(part.material for part in parts)]
     materials = np.stack([_material(name, scene) for name in names])
     floor = Part("cylinder", (0, 0, FLOOR - 0.05), (1.12, 0.05, 0.02), "floor")
-    rows = [_row(floor, 0, 0.0, 1.0)]
+    rows = [_row(floor, 0, 0.0, 1.0)] if scene.plate else []
     rows += [_row(part, names.index(part.material), scene.azimuth_deg, scene.scale) for part in parts]
     return Arrays(np.stack(rows), materials, _globals(scene))
 

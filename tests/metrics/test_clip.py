@@ -33,7 +33,7 @@ from csd3d.metrics.clip import (
 )
 from csd3d.world.language import view_word
 from csd3d.world.scene import Scene
-from csd3d.world.train.tokenizer import build_tokenizer
+from tools.train_shipped.tokenizer import build_tokenizer
 
 SIDE = 32
 TEXTS = ["a red chair", "a blue metal duck, wearing a red hat, front view", ""]

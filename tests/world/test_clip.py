@@ -15,10 +15,10 @@ from csd3d.world.language import caption
 from csd3d.world.render import camera_row, render
 from csd3d.world.scene import Scene
 from csd3d.world.shapes import KINDS
-from csd3d.world.train import clip, judge_text
-from csd3d.world.train.__main__ import main
-from csd3d.world.train.data import gather, move, open_pairs
-from csd3d.world.train.tokenizer import build_tokenizer
+from tools.train_shipped import clip, judge_text
+from tools.train_shipped.__main__ import main
+from tools.train_shipped.data import gather, move, open_pairs
+from tools.train_shipped.tokenizer import build_tokenizer
 
 
 def unit(*shape, seed=0):

@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_models import save_tiny_pipeline
 
 from csd3d.metrics.clip import embed_images, embed_tokens, open_towers
-from csd3d.world.train import judge_text
-from csd3d.world.train.__main__ import main
-from csd3d.world.train.clip import build_clip, export_clip, load_sentences
-from csd3d.world.train.data import gather, open_pairs
-from csd3d.world.train.tokenizer import build_tokenizer
+from tools.train_shipped import judge_text
+from tools.train_shipped.__main__ import main
+from tools.train_shipped.clip import build_clip, export_clip, load_sentences
+from tools.train_shipped.data import gather, open_pairs
+from tools.train_shipped.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from csd3d.distillation.directions import lmc, sds
 from csd3d.distillation.noise import add_noise
 from csd3d.priors import Condition, GaussianMixturePrior
 from csd3d.priors.expected import ExpectedReconstruction, load_expected
-from csd3d.world.train import lmc as training
-from csd3d.world.train.__main__ import main
-from csd3d.world.train.diffusion import velocity_weight
+from tools.train_shipped import lmc as training
+from tools.train_shipped.__main__ import main
+from tools.train_shipped.diffusion import velocity_weight
 
 MEAN = torch.tensor([0.5, -1.0, 0.0, 1.0])[:, None, None].expand(4, 4, 4)
 SPREAD = 0.7

@@ -16,12 +16,12 @@ from torch import nn
 from csd3d.errors import InputError
 from csd3d.metrics.clip import VIEWS
 from csd3d.world.scene import COLOURS
-from csd3d.world.train import diffusion, ip2p, judge, t2i, vae
-from csd3d.world.train.__main__ import main
-from csd3d.world.train.data import gather, open_pairs, random_crop, texts
-from csd3d.world.train.loop import FitConfig, Trainer, fit, learning_rate
-from csd3d.world.train.sheet import by_turns
-from csd3d.world.train.tokenizer import build_tokenizer
+from tools.train_shipped import diffusion, ip2p, judge, t2i, vae
+from tools.train_shipped.__main__ import main
+from tools.train_shipped.data import gather, open_pairs, random_crop, texts
+from tools.train_shipped.loop import FitConfig, Trainer, fit, learning_rate
+from tools.train_shipped.sheet import by_turns
+from tools.train_shipped.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m csd3d.world.train PART`: train the shipped models (vae, tokenizer, ip2p, t2i, clip, lmc), judge them."""
+"""`python -m tools.train_shipped PART`: train the shipped models (vae, tokenizer, ip2p, t2i, clip, lmc), judge them."""
 
 import argparse
 import os
@@ -11,14 +11,14 @@ import torch.distributed as dist
 from diffusers import AutoencoderKL
 
 from csd3d.errors import InputError
-from csd3d.world.train import judge, judge_text
-from csd3d.world.train.clip import train_clip
-from csd3d.world.train.data import open_pairs
-from csd3d.world.train.ip2p import train_ip2p, work_tokenizer
-from csd3d.world.train.lmc import train_lmc
-from csd3d.world.train.loop import FitConfig
-from csd3d.world.train.t2i import train_t2i
-from csd3d.world.train.vae import build_vae, freeze_encoder, train_vae
+from tools.train_shipped import judge, judge_text
+from tools.train_shipped.clip import train_clip
+from tools.train_shipped.data import open_pairs
+from tools.train_shipped.ip2p import train_ip2p, work_tokenizer
+from tools.train_shipped.lmc import train_lmc
+from tools.train_shipped.loop import FitConfig
+from tools.train_shipped.t2i import train_t2i
+from tools.train_shipped.vae import build_vae, freeze_encoder, train_vae
 
 DEFAULTS = {
     "vae": {"batch": 16, "lr": 2e-3},
@@ -31,7 +31,7 @@ DEFAULTS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every FitConfig field is an option of the parts that train."""
-    root = argparse.ArgumentParser(prog="python -m csd3d.world.train", description=__doc__)
+    root = argparse.ArgumentParser(prog="python -m tools.train_shipped", description=__doc__)
     parts = root.add_subparsers(dest="part", required=True)
     for name, defaults in DEFAULTS.items():
         part = parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -26,9 +26,9 @@ from csd3d.metrics.clip import MEAN, STD, VIEWS, TwoTowers, embed_tokens, image_
 from csd3d.metrics.conv_clip import ConvTowerConfig
 from csd3d.world.prompts import parse_prompt
 from csd3d.world.shapes import KINDS
-from csd3d.world.train.data import Pairs, gather, move
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
-from csd3d.world.train.vae import save_whole
+from tools.train_shipped.data import Pairs, gather, move
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, fit
+from tools.train_shipped.vae import save_whole
 
 MAX_SCALE = 100.0
 JITTER = 8  # pixels that a picture is moved either way

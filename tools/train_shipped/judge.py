@@ -14,8 +14,8 @@ from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.world.train.data import Pairs, gather, open_pairs
-from csd3d.world.train.sheet import contact_sheet
+from tools.train_shipped.data import Pairs, gather, open_pairs
+from tools.train_shipped.sheet import contact_sheet
 
 SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
 

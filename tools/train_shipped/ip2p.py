@@ -9,14 +9,21 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from csd3d.world.train.data import Pairs, texts
-from csd3d.world.train.diffusion import cache_pairs, noise_schedule, save_pipeline, velocity_loss
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
-from csd3d.world.train.tokenizer import build_tokenizer
+from tools.train_shipped.data import Pairs, texts
+from tools.train_shipped.diffusion import (
+    Denoiser,
+    cache_pairs,
+    for_training,
+    load_denoiser,
+    noise_schedule,
+    save_pipeline,
+    velocity_loss,
+)
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from tools.train_shipped.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,6 @@ class Examples:
     tokens: Tensor
     instruction: Tensor
     caption: Tensor
-
-
-class Denoiser(nn.Module):
-    """The two networks that learn together, in one module so that one optimiser and one checkpoint hold both."""
-
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, noisy: Tensor, condition: Tensor | None, t: Tensor, tokens: Tensor) -> Tensor:
-        y = self.text_encoder(tokens).last_hidden_state
-        seen = noisy if condition is None else torch.cat([noisy, condition], 1)
-        return self.unet(seen, t, y, return_dict=False)[0]
 
 
 def build_unet(channels: tuple[int, ...], latent_size: int, text_width: int = 128) -> UNet2DConditionModel:
@@ -85,22 +79,6 @@ def build_denoiser(tokenizer: CLIPTokenizer, channels: tuple[int, ...], latent_s
         unet.conv_in.weight[:, 4:] *= scaling
         unet.conv_out.weight.mul_(0.1)
     return Denoiser(unet, build_text_encoder(tokenizer))
-
-
-def load_denoiser(folder: Path) -> Denoiser:
-    """The networks of a pipeline folder, to go on training."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    return Denoiser(unet, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32))
-
-
-def for_training(denoiser: Denoiser) -> Denoiser:
-    """The same networks set up for speed on a CPU, where fused attention has a slow backward, in place.
-
-    Images a second on a Zen 4 core: 41 with diffusers' defaults, channels-last; 58 so. The text encoder: 574 to 900.
-    """
-    denoiser.unet.set_attn_processor(AttnProcessor())
-    denoiser.text_encoder.set_attn_implementation("eager")
-    return denoiser.eval()  # nothing in it has a train mode, but diffusers copies every shortcut's input there
 
 
 def drop_masks(count: int, generator: torch.Generator, rate: float = 0.05) -> tuple[Tensor, Tensor]:

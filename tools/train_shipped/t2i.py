@@ -24,14 +24,21 @@ from transformers import CLIPTokenizer
 
 from csd3d.metrics.clip import VIEWS, said_view
 from csd3d.world.prompts import loosen
-from csd3d.world.train.data import Pairs, move
-from csd3d.world.train.diffusion import cache_pairs, draw_noised, noise_schedule, save_pipeline
-from csd3d.world.train.ip2p import for_training, load_denoiser
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from tools.train_shipped.data import Pairs, move
+from tools.train_shipped.diffusion import (
+    blur,
+    cache_pairs,
+    draw_noised,
+    for_training,
+    high_share,
+    load_denoiser,
+    noise_schedule,
+    save_pipeline,
+)
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from tools.train_shipped.stream import BLURRY
 
-BLURRY = "blurry"
-HIGH = 0.5  # share of a batch at high noise, where the view is chosen, until 60 % of the time; then linearly to 0
-VIEW_WEIGHT = 0.15  # of `view_loss`, alike: pictures first take sides, then get sharp
+VIEW_WEIGHT = 0.15  # of `view_loss`, fading as `high_share` does: pictures first take sides, then get sharp
 OPPOSITE = dict(zip(VIEWS, reversed(VIEWS), strict=True))
 LEAN = 4  # latent pixels that sides are moved to where they face, until 35 % of the time, 0 from 40 % on
 VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
@@ -96,11 +103,6 @@ def draw_captioned(
     return modes, torch.where(blurred, data.blurry[pick], tokens)
 
 
-def blur(modes: Tensor) -> Tensor:
-    """Latents [B,4,h,w] at half their resolution: what they decode to is blurred."""
-    return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
-
-
 def other_view(caption: str, rng: random.Random) -> str:
     """The caption with another of `VIEWS` in the place of its own; as it is where it has none.
 
@@ -154,7 +156,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
         modes, both = (part.to(config.device) for part in drawn)
         tokens, wrong = both.unbind(1)
         has_view = (tokens != wrong).any(1)
-        noised = draw_noised(scaling * modes, alphas_cumprod, generator, HIGH * fade)
+        noised = draw_noised(scaling * modes, alphas_cumprod, generator, high_share(progress))
         asked = (has_view & (noised.t >= len(alphas_cumprod) * 2 // 5)).nonzero()[: config.batch // 2, 0]
         with autocast(config):
             z_t, t = (torch.cat([part, part[asked]]) for part in (noised.z_t, noised.t))

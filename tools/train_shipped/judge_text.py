@@ -13,10 +13,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from csd3d.metrics.clip import TwoTowers, embed_images, open_towers
-from csd3d.world.train.clip import Sentences, load_sentences
-from csd3d.world.train.data import Pairs, gather, open_pairs
-from csd3d.world.train.judge import add_common_options, decode, embed, write_report
-from csd3d.world.train.sheet import captioned_sheet
+from tools.train_shipped.clip import Sentences, load_sentences
+from tools.train_shipped.data import Pairs, gather, open_pairs
+from tools.train_shipped.judge import add_common_options, decode, embed, write_report
+from tools.train_shipped.sheet import captioned_sheet
 
 
 def add_options(part: argparse.ArgumentParser) -> None:

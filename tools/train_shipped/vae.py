@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from csd3d.world.train.data import Pairs, gather, random_crop
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, fit
+from tools.train_shipped.data import Pairs, gather, random_crop
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, fit
 
 
 def build_vae(channels: tuple[int, ...] = (16, 32, 64, 96)) -> AutoencoderKL:

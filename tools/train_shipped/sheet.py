@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from csd3d.world.train.data import Pairs, gather
+from tools.train_shipped.data import Pairs, gather
 
 TEXT_HEIGHT, GAP = 46, 6
 

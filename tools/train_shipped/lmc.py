@@ -20,10 +20,10 @@ from csd3d.distillation.schedules import timestep
 from csd3d.errors import InputError
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
 from csd3d.priors.expected import ExpectedReconstruction
-from csd3d.world.train.data import Pairs
-from csd3d.world.train.loop import FitConfig, Trainer, autocast, first_process_first, fit
-from csd3d.world.train.t2i import draw_captioned, load_captioned
-from csd3d.world.train.vae import save_whole
+from tools.train_shipped.data import Pairs
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
+from tools.train_shipped.t2i import draw_captioned, load_captioned
+from tools.train_shipped.vae import save_whole
 
 T_MIN, T_MAX = 0.02, 0.98
 

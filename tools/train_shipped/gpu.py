@@ -1,0 +1,378 @@
+"""`python -m tools.train_shipped gpu`: train a shipped model further on one GPU within minutes, on rows made meanwhile.
+
+Worker processes render scenes (`tools.train_shipped.stream`); this one encodes the pictures, keeps their latents on the
+device and trains on draws of all that are there. Into --out go the averaged networks in fp16 (renewed every minute),
+log.jsonl, whose last line has the held-out figures, and sheet.png; nothing else. --part t2i makes the text-to-image
+model camera-aware (`csd3d.priors.camera_embedding`); --part ip2p trains the editor.
+
+Symbols: z latents [B,4,h,w], B the batch, L the length of a prompt in tokens, K the width of a camera's vector.
+"""
+
+import argparse
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, camera_embedding
+from tools.train_shipped import gpu_results as results
+from tools.train_shipped.diffusion import (
+    Denoiser,
+    blur,
+    draw_noised,
+    for_training,
+    high_share,
+    load_denoiser,
+    noise_schedule,
+)
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, learning_rate
+from tools.train_shipped.stream import CHUNK, Rows, Stream
+
+ASSETS = Path(__file__).parents[2] / "csd3d" / "assets"
+DROP_TEXT, DROP_CAMERA, BLURRED = 0.1, 0.15, 0.05  # shares of a batch of captions
+DROP_EDIT = 0.05  # of each of: the instruction, the source, both
+
+Batch = dict[str, Tensor]
+
+
+def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same UNet with a camera embedding whose last layer is zero: it predicts what `unet` does, at any camera."""
+    if unet.config.class_embed_type == "projection":
+        return unet
+    extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
+    aware = UNet2DConditionModel.from_config({**unet.config, **extra})
+    missing, unexpected = aware.load_state_dict(unet.state_dict(), strict=False)
+    if unexpected or any(not name.startswith("class_embedding.") for name in missing):
+        raise RuntimeError(f"the UNet's weights do not fit: {missing[:3]} {unexpected[:3]}")
+    nn.init.zeros_(aware.class_embedding.linear_2.weight)
+    nn.init.zeros_(aware.class_embedding.linear_2.bias)
+    return aware
+
+
+class Store:
+    """Rows on the device, newest over oldest once `capacity` is reached; draws are uniform over what is there."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.written = capacity, 0
+        self.fields: Batch = {}
+
+    def __len__(self) -> int:
+        return min(self.written, self.capacity)
+
+    def add(self, rows: Batch) -> None:
+        """Append rows, a tensor [n, ...] a field."""
+        count = len(next(iter(rows.values())))
+        first = self.written % self.capacity
+        head = min(count, self.capacity - first)
+        for name, values in rows.items():
+            if name not in self.fields:
+                self.fields[name] = values.new_empty(self.capacity, *values.shape[1:])
+            self.fields[name][first : first + head] = values[:head]
+            self.fields[name][: count - head] = values[head:]
+        self.written += count
+
+    def all(self) -> Batch:
+        """Every row that is there, in the order of storage."""
+        return {name: values[: len(self)] for name, values in self.fields.items()}
+
+    def draw(self, batch: int, generator: torch.Generator) -> Batch:
+        """`batch` random rows, with repetition."""
+        pick = torch.randint(len(self), (batch,), generator=generator, device=generator.device)
+        return {name: values[pick] for name, values in self.fields.items()}
+
+
+class Encoder:
+    """Turns rendered rows into what is stored of them: modes, tokens, camera vectors."""
+
+    def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> None:
+        self.vae = vae.to(config.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.tokenizer, self.config = tokenizer, config
+        self.empty = self.tokens([[""]])[0, 0].to(config.device).long()
+
+    def tokens(self, texts: list[list[str]]) -> Tensor:
+        """[n,k,L] int16 of n rows of k sentences."""
+        flat = [text for row in texts for text in row]
+        found = self.tokenizer(flat, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return found.short().unflatten(0, (len(texts), len(texts[0])))
+
+    @torch.no_grad()
+    def modes(self, pictures: np.ndarray) -> Tensor:
+        """Posterior modes [n,4,h,w] float16 of pictures [n,S,S,3] uint8."""
+        pixels = self._upload(torch.from_numpy(pictures)).permute(0, 3, 1, 2)
+        pixels = (pixels.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        with autocast(self.config):
+            return self.vae.encode(pixels).latent_dist.mean.half().contiguous()
+
+    def _upload(self, values: Tensor) -> Tensor:
+        """To the device; through pinned memory, from where a copy does not wait for the steps already queued."""
+        pinned = values.pin_memory() if self.config.device.startswith("cuda") else values
+        return pinned.to(self.config.device, non_blocking=True)
+
+    def __call__(self, rows: Rows) -> Batch:
+        camera = self._upload(torch.from_numpy(rows["camera"]))
+        kept = {
+            "modes": self.modes(rows["pictures"]),
+            "tokens": self._upload(self.tokens(rows["texts"])),
+            "camera": camera_embedding(*camera.unbind(1)),
+            "patterned": self._upload(torch.from_numpy(rows["patterned"])),
+        }
+        return kept | ({"sources": self.modes(rows["sources"])} if "sources" in rows else {})
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step needs beside its rows; `alphas_cumprod` and the `empty` prompt's tokens [L] are on the device."""
+
+    denoiser: Denoiser
+    alphas_cumprod: Tensor
+    scaling: float
+    empty: Tensor
+    config: FitConfig
+
+    def loss(self, z: Tensor, generator: torch.Generator, high: float, **condition: Tensor | None) -> Tensor:
+        """The weighted velocity error of z scaled; `condition` are the arguments of the denoiser."""
+        noised = draw_noised(z, self.alphas_cumprod, generator, high)
+        z_t = noised.z_t.contiguous(memory_format=torch.channels_last)
+        with autocast(self.config):
+            predicted = self.denoiser(z_t, t=noised.t, **condition)
+        return (noised.weight * noised.error(predicted)).mean()
+
+    def text_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
+        """Pictures under one of their captions, blurred ones among them; texts and cameras dropped independently."""
+        chance, no_camera = _uniform(2, len(rows["modes"]), generator)
+        modes, tokens = rows["modes"].float(), _choose(rows["tokens"][:, :-1], generator)
+        blurred = chance >= 1 - BLURRED
+        modes = torch.where(blurred[:, None, None, None], blur(modes), modes)
+        tokens = torch.where(blurred[:, None], rows["tokens"][:, -1].long(), tokens)
+        tokens = torch.where((chance < DROP_TEXT)[:, None], self.empty, tokens)
+        camera = rows["camera"] * (no_camera >= DROP_CAMERA)[:, None]
+        shown = {"condition": None, "tokens": tokens, "camera": camera}
+        return self.loss(self.scaling * modes, generator, high_share(progress), **shown)
+
+    def edit_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
+        """Edited pictures under source and instruction; one text in ten is the edited picture's caption instead."""
+        drop, captioned = _uniform(2, len(rows["modes"]), generator)
+        instruction, caption = rows["tokens"].long().unbind(1)
+        tokens = torch.where((captioned < 0.1)[:, None], caption, instruction)
+        both = (drop >= 2 * DROP_EDIT) & (drop < 3 * DROP_EDIT)
+        no_text, no_image = (drop < DROP_EDIT) | both, ((drop >= DROP_EDIT) & (drop < 2 * DROP_EDIT)) | both
+        tokens = torch.where(no_text[:, None], self.empty, tokens)
+        source = rows["sources"].float().masked_fill(no_image[:, None, None, None], 0)
+        return self.loss(self.scaling * rows["modes"].float(), generator, 0.0, condition=source, tokens=tokens)
+
+
+def _uniform(count: int, batch: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, batch, generator=generator, device=generator.device)
+
+
+def _choose(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """One of each row's sentences: [B,k,L] to [B,L]."""
+    batch, count, length = tokens.shape
+    pick = torch.randint(count, (batch, 1, 1), generator=generator, device=generator.device)
+    return tokens.long().gather(1, pick.expand(batch, 1, length))[:, 0]
+
+
+class ClockedTrainer(Trainer):
+    """A Trainer whose budget ends at a moment of the clock, that draws on the device and never makes the host wait."""
+
+    def __init__(self, model: nn.Module, config: FitConfig, ends: float) -> None:
+        super().__init__(model, config)
+        self.began, self.ends = time.monotonic(), ends
+        self.generator = torch.Generator(config.device).manual_seed(config.seed)
+        self.sums = torch.zeros(3, device=config.device)
+
+    @property
+    def progress(self) -> float:
+        """The part of the time between the first step and the end that is over."""
+        return min(1.0, (time.monotonic() - self.began) / max(self.ends - self.began, 1e-6))
+
+    def update(self, loss_fn: Callable[[torch.Generator, float], Tensor]) -> None:
+        """One step; loss, gradient norm and skipped steps are added to `sums` on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.progress)
+        loss = loss_fn(self.generator, self.progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        skipped = (~norm.isfinite()).float()
+        # The fused optimiser leaves a step out where this says so, as it does for a GradScaler: nothing is read back.
+        self.optimiser.found_inf = skipped
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        self.sums += torch.stack([loss.detach(), norm, skipped]).nan_to_num(0, 0, 0)
+
+    def means(self, steps: int) -> dict[str, float]:
+        """Means over the last `steps` steps, then forgotten; the host waits here."""
+        loss, grad, skipped = self.sums.tolist()
+        self.sums.zero_()
+        return {"loss": loss / max(steps, 1), "grad": grad / max(steps, 1), "skipped": skipped}
+
+
+def compile_unet(trainer: ClockedTrainer, step: Callable[[], Tensor], mode: str) -> None:
+    """Compile the UNet by a first forward and backward pass; where that fails, say so in a line and go on without."""
+    unet, started = trainer.model.unet, time.monotonic()
+    try:
+        unet.compile(mode=mode, dynamic=False)
+        step().backward()
+        if trainer.config.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        print(f"compiled the UNet in {time.monotonic() - started:.0f} s", flush=True)
+    except Exception as error:  # whatever the compiler ran into, an eager model still trains
+        unet._compiled_call_impl = None
+        print(f"going on without torch.compile: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    trainer.optimiser.zero_grad(set_to_none=True)
+
+
+def like_stored(part: str, encoder: Encoder, batch: int) -> Batch:
+    """Rows of the shapes that the store will hold, for compiling before there are any."""
+    size = encoder.vae.config.sample_size
+    texts = [[""] * (5 if part == "t2i" else 2)] * batch
+    blank = encoder.modes(np.zeros((1, size, size, 3), np.uint8)).repeat(batch, 1, 1, 1)
+    rows = {"modes": blank, "tokens": encoder.tokens(texts).to(blank.device)}
+    if part == "t2i":
+        return rows | {"camera": torch.zeros(batch, CAMERA_WIDTH, device=blank.device)}
+    return rows | {"sources": blank}
+
+
+class Run:
+    """One training run: the stream, the stores, the trainer, and what is written of them."""
+
+    def __init__(self, options: argparse.Namespace, started: float, stream: Stream) -> None:
+        self.options, self.started, self.stream = options, started, stream
+        base = ASSETS / options.part
+        self.config = FitConfig(
+            work=options.out, minutes=options.minutes, batch=options.batch, lr=options.lr, ema=options.ema,
+            warmup=options.warmup, seed=options.seed, device=options.device, precision=options.precision,
+        )  # fmt: skip
+        vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+        self.tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        self.encoder = Encoder(vae, self.tokenizer, self.config)
+        denoiser = load_denoiser(options.init or base).eval()
+        if options.part == "t2i":
+            denoiser.unet = camera_unet(denoiser.unet)
+        if not options.device.startswith("cuda"):
+            for_training(denoiser)
+        denoiser.unet.to(memory_format=torch.channels_last)
+        ends = started + 60 * options.minutes - options.reserve_seconds
+        self.trainer = ClockedTrainer(denoiser, self.config, ends)
+        alphas_cumprod = noise_schedule().alphas_cumprod.to(options.device)
+        scaling = vae.config.scaling_factor
+        self.learner = Learner(denoiser, alphas_cumprod, scaling, self.encoder.empty, self.config)
+        self.loss = self.learner.text_loss if options.part == "t2i" else self.learner.edit_loss
+        self.store, self.held = Store(options.capacity), Store(max(options.held_out, CHUNK))
+        self.logged_at, self.logged = time.monotonic(), (0, 0)
+
+    def take(self, most: int, seconds: float = 0.0) -> None:
+        """Encode and store up to `most` chunks of those that wait."""
+        for held_out, rows in self.stream.take(most, seconds):
+            (self.held if held_out else self.store).add(self.encoder(rows))
+
+    def train(self) -> None:
+        """Compile, wait for the first rows, and step until the time is over."""
+        options, trainer = self.options, self.trainer
+        if options.compile != "none":
+            fake, generator = like_stored(options.part, self.encoder, options.batch), trainer.generator
+            compile_unet(trainer, lambda: self.loss(fake, generator, 0.0), options.compile)
+        while len(self.store) < options.first_rows and time.monotonic() < trainer.ends:
+            self.take(16, seconds=1.0)
+        trainer.began = self.logged_at = saved = time.monotonic()
+        self.logged = (0, self.store.written)
+        print(f"first step at {(trainer.began - self.started) / 60:.2f} min, {len(self.store)} rows", flush=True)
+        while trainer.progress < 1:
+            self.take(8)
+            trainer.update(lambda generator, p: self.loss(self.store.draw(options.batch, generator), generator, p))
+            now = time.monotonic()
+            if now - self.logged_at >= options.log_seconds:
+                self.log()
+            if now - saved >= options.save_seconds:
+                results.export(trainer.ema_model(), options.out)
+                saved = now
+
+    def log(self) -> None:
+        """Print a line of progress and append it to log.jsonl."""
+        trainer, now = self.trainer, time.monotonic()
+        steps, rows = trainer.step - self.logged[0], self.store.written - self.logged[1]
+        means = trainer.means(steps)  # waits for the device, so the rates below are true
+        seconds = max(time.monotonic() - self.logged_at, 1e-6)
+        line = {
+            "step": trainer.step,
+            "minutes": (now - self.started) / 60,
+            "images_per_s": steps * self.config.batch / seconds,
+        }
+        line |= {**means, "lr": trainer.optimiser.param_groups[0]["lr"], "rows": self.store.written}
+        line |= {"rows_per_s": rows / seconds, "workers": self.stream.alive}
+        results.append_line(self.options.out, {name: round(value, 6) for name, value in line.items()})
+        self.logged_at, self.logged = now, (trainer.step, self.store.written)
+
+    def finish(self) -> None:
+        """The networks first, in case that time runs out; then held-out figures and the sheet."""
+        trained = self.trainer.ema_model()
+        results.export(trained, self.options.out)
+        shipped = load_denoiser(ASSETS / self.options.part).eval().to(self.options.device)
+        if len(self.held):
+            rows = self.held.all()
+            results.append_line(self.options.out, {"figures": results.figures(self.learner, shipped, trained, rows)})
+        results.sheet(self.learner, trained, self.encoder, self.held, self.options.out / "sheet.png")
+        print(f"done at {(time.monotonic() - self.started) / 60:.2f} min, {self.trainer.step} steps", flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(
+        prog="python -m tools.train_shipped gpu", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    root.add_argument("--out", type=Path, required=True, help="where the networks, log and sheet are written")
+    root.add_argument("--part", choices=("t2i", "ip2p"), default="t2i")
+    root.add_argument("--minutes", type=float, default=7.5, help="wall-clock from the program's start to its end")
+    root.add_argument("--reserve-seconds", type=float, default=25.0, help="of these, for the figures and the sheet")
+    root.add_argument("--init", type=Path, help="folder to go on from (unet/, text_encoder/); else the shipped model")
+    root.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    root.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    root.add_argument("--compile", choices=("none", "default", "max-autotune-no-cudagraphs"), default="default")
+    root.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1), help="processes that render")
+    root.add_argument("--batch", type=int, default=1024)
+    root.add_argument("--lr", type=float, default=1e-3)
+    root.add_argument("--warmup", type=int, default=300, help="steps")
+    root.add_argument("--ema", type=float, default=0.999)
+    root.add_argument("--seed", type=int, default=0)
+    root.add_argument("--capacity", type=int, default=600_000, help="rows kept on the device")
+    root.add_argument("--first-rows", type=int, default=8192, help="rows to wait for before the first step")
+    root.add_argument("--held-out", type=int, default=2048, help="rows for the figures")
+    root.add_argument("--log-seconds", type=float, default=10.0)
+    root.add_argument("--save-seconds", type=float, default=60.0)
+    return root
+
+
+def main(arguments: list[str] | None, started: float) -> int:
+    """Train by the command line; `started` is the moment of `time.monotonic` that the budget counts from."""
+    options = parser().parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)  # the camera embedding's first layer starts from the global generator
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # every shape comes again and again
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Stream(options.part, options.workers, options.seed, -(-options.held_out // CHUNK)) as stream:
+        run = Run(options, started, stream)
+        try:
+            run.train()
+            run.log()
+        except KeyboardInterrupt:
+            results.export(run.trainer.ema_model(), options.out)
+            print(f"stopped at step {run.trainer.step}; its networks are in {options.out}", flush=True)
+            return 1
+    run.finish()
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,147 @@
+"""What a GPU run leaves behind: networks in few files of a bounded size, held-out figures, a sheet of samples."""
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from csd3d.priors.camera_embedding import camera_embedding, no_camera
+from tools.train_shipped.diffusion import Denoiser, draw_noised, noise_schedule
+from tools.train_shipped.loop import autocast
+from tools.train_shipped.sheet import captioned_sheet
+
+if TYPE_CHECKING:
+    from tools.train_shipped.gpu import Batch, Encoder, Learner, Store
+
+SHARD = "15MB"
+DRAWS = 4  # noise levels that each held-out row is judged at
+STEPS, GUIDANCE = 20, 3.0
+PROMPTS = (
+    "a red chair with yellow stripes",
+    "a blue mug with white checks, grey background",
+    "a green duck with pink dots, on a plate, white background",
+    "a yellow car, sky blue background",
+)
+CAMERAS = ((0, 15), (60, 15), (120, 15), (180, 15), (270, 15), (45, 60))  # azimuth, elevation in degrees
+
+
+def append_line(out: Path, line: dict) -> None:
+    """Print a line and append it to log.jsonl."""
+    text = json.dumps(line)
+    print(text, flush=True)
+    with open(out / "log.jsonl", "a") as file:
+        file.write(text + "\n")
+
+
+def export(model: Denoiser, out: Path) -> None:
+    """Both networks in fp16 as diffusers and transformers load them, no file over `SHARD`.
+
+    Written elsewhere and moved in file by file, so that a run cut off here leaves the last whole ones.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = copy.deepcopy(model).half().cpu()
+        model.unet.to(memory_format=torch.contiguous_format).save_pretrained(f"{folder}/unet", max_shard_size=SHARD)
+        model.text_encoder.save_pretrained(f"{folder}/text_encoder")
+        for source in sorted(Path(folder).glob("*/*")):
+            target = out / source.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(target.name + ".part")  # a rename within a disk is all or nothing
+            shutil.copyfile(source, part)
+            os.replace(part, target)
+
+
+@torch.no_grad()
+def errors(learner: "Learner", model: Denoiser, rows: "Batch", camera: Tensor | None) -> Tensor:
+    """Unweighted velocity error of each row [n], mean over `DRAWS` noise levels that are the same for every model."""
+    device = rows["modes"].device
+    generator = torch.Generator(device).manual_seed(0)
+    total = torch.zeros(len(rows["modes"]), device=device)
+    for _ in range(DRAWS):
+        for first in range(0, len(total), 256):
+            some = slice(first, first + 256)
+            noised = draw_noised(learner.scaling * rows["modes"][some].float(), learner.alphas_cumprod, generator)
+            source = rows["sources"][some].float() if "sources" in rows else None
+            told = None if camera is None else camera[some]
+            with autocast(learner.config):
+                predicted = model(noised.z_t, source, noised.t, rows["tokens"][some, 0].long(), told)
+            total[some] += noised.error(predicted) / DRAWS
+    return total
+
+
+def figures(learner: "Learner", shipped: Denoiser, trained: Denoiser, rows: "Batch") -> dict[str, dict[str, float]]:
+    """Mean errors on held-out rows of the shipped and the trained model: all rows, those with a pattern, the others."""
+    asked = {"shipped": (shipped, None)}
+    if "sources" in rows:
+        asked |= {"trained": (trained, None)}
+    else:
+        untold = no_camera(len(rows["camera"]), rows["camera"].device)
+        asked |= {"trained, no camera": (trained, untold), "trained, camera": (trained, rows["camera"])}
+    patterned = rows["patterned"]
+    found = {"rows": len(patterned)}
+    for name, (model, camera) in asked.items():
+        error = errors(learner, model, rows, camera)
+        parts = {"all": error, "patterned": error[patterned], "plain": error[~patterned]}
+        found[name] = {part: round(values.mean().item(), 6) for part, values in parts.items()}
+    return found
+
+
+@torch.no_grad()
+def sample(
+    learner: "Learner", model: Denoiser, tokens: Tensor, camera: Tensor | None, source: Tensor | None = None
+) -> Tensor:
+    """Latents [n,4,h,w], unscaled, of DDIM by classifier-free guidance; unguided rows have no text and no camera.
+
+    `source` [n,4,h,w] is seen by both: the text alone is guided by. Every row starts from the same noise.
+    """
+    scheduler, count = noise_schedule(), len(tokens)
+    scheduler.set_timesteps(STEPS)
+    size = model.unet.config.sample_size
+    noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
+    z = noise.repeat(count, 1, 1, 1).to(tokens.device)
+    tokens = torch.cat([learner.empty.expand_as(tokens), tokens])
+    told = None if camera is None else torch.cat([torch.zeros_like(camera), camera])
+    twice = None if source is None else source.repeat(2, 1, 1, 1)
+    for t in scheduler.timesteps.tolist():
+        with autocast(learner.config):
+            levels = torch.full((2 * count,), t, device=z.device)
+            null, full = model(z.repeat(2, 1, 1, 1), twice, levels, tokens, told).float().chunk(2)
+        z = scheduler.step(null + GUIDANCE * (full - null), t, z).prev_sample
+    return z / learner.scaling
+
+
+@torch.no_grad()
+def sheet(learner: "Learner", model: Denoiser, encoder: "Encoder", held: "Store", path: Path) -> None:
+    """A PNG of samples: every prompt at every camera, or for the editor held-out sources edited, two rows of each."""
+    device = learner.empty.device
+    if "sources" in held.fields:
+        captions, latents = _edits(learner, model, encoder, held.all())
+    else:
+        azimuth, elevation = torch.tensor(CAMERAS * len(PROMPTS), device=device).float().unbind(1)
+        camera = camera_embedding(azimuth, elevation, torch.full_like(azimuth, 4.0))
+        texts = [[prompt] for prompt in PROMPTS for _ in CAMERAS]
+        latents = sample(learner, model, encoder.tokens(texts)[:, 0].to(device).long(), camera)
+        places = CAMERAS * len(PROMPTS)
+        captions = [f"{text}; {place[0]}°, {place[1]}°" for (text,), place in zip(texts, places, strict=True)]
+    with autocast(learner.config):
+        images = encoder.vae.decode(latents).sample
+    captioned_sheet(captions, (images.float().cpu() + 1) / 2, path, columns=len(CAMERAS))
+
+
+def _edits(learner: "Learner", model: Denoiser, encoder: "Encoder", rows: "Batch") -> tuple[list[str], Tensor]:
+    """Held-out sources and below them their edits: instructions and latents, by turns of a sheet's rows."""
+    width = len(CAMERAS)
+    tokens, source = rows["tokens"][: 3 * width, 0].long(), rows["sources"][: 3 * width].float()
+    edited = sample(learner, model, tokens, None, source)
+    said = encoder.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
+    captions, latents = [], []
+    for first in range(0, len(tokens), width):
+        some = slice(first, first + width)
+        captions += ["source"] * len(tokens[some]) + said[some]
+        latents += [source[some], edited[some]]
+    return captions, torch.cat(latents)
