@@ -6,7 +6,8 @@ from csd3d.distillation.directions import csd_edit, sds
 from csd3d.distillation.distill import DistillConfig, distill_step, feature_gradient
 from csd3d.distillation.edit import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.guidance import cfg, ip2p_guidance
-from csd3d.distillation.svgd import SVGDConfig, svgd_combine, svgd_diagnostics
+from csd3d.distillation.kernel import SVGDConfig
+from csd3d.distillation.svgd import svgd_combine, svgd_diagnostics
 
 __all__ = [
     "CollaborativeEditConfig",

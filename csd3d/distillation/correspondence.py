@@ -8,11 +8,17 @@ operators act on every channel alike:
     (A_ij u)(p) = v_ij(p) Σ_q b(q − x_ij(p)) u(q),   b bilinear
 
 so that a row of A_ij sums to v_ij(p), and A_ii is the identity. Stored is x and v, 3 numbers a row: O(N² h w).
+
+A `Correspondence` is a way to share (`svgd.Sharing`): particle j is first brought to i's pixels, and i shares with what
+shows the same content (`Correspondence.sums`).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_of
+from csd3d.distillation.svgd import Sums
 
 BORDER = 0.5  # pixels: a position in the outer half of a border pixel is that pixel
 SEEN = 0.5  # share of a latent pixel that must be seen
@@ -85,6 +91,78 @@ class Correspondence:
         self._check(source)
         misses = torch.stack([(source[i] - self.sample(source, i)).square().mean(1) for i in range(len(self))])
         return Correspondence(self.positions, self.validity * (variance / (variance + misses)).to(self.validity))
+
+    def sums(self, directions: Tensor, particles: Tensor, coefficient: float, config: SVGDConfig) -> Sums:
+        """SVGD's two sums for particle i among the others as they look from i, y_j = z_j(x_ij(·)).
+
+            score_i(p) = Σ_j k_ij [v_ij Δ_i + A_ij (Δ_j − B_ji Δ_i)](p) / n_i(p)
+            force_i(p) = Σ_j 2 s_ij v_ij(p) (z_i − y_j)(p) / n_i(p),   s the slope
+
+        Scores. Brought is how j's direction differs from i's, on j's pixels (0 where i does not show them), not the
+        direction itself: interpolation then blurs disagreement alone, and directions that agree come out as sharp as
+        they are. Where positions are whole numbers, as windows on one canvas have them, it is Σ_j k_ij A_ij Δ_j.
+
+        Repulsion. With B_ij the bilinear rows alone, A_ij = v_ij B_ij, k depends on z_j through y_j = B_ij z_j, so that
+        ∇_{z_j} k = B_ijᵀ ∇_{y_j} k: on j's pixels, spread there by the adjoint. A gradient, unlike a direction, comes
+        back to i by the inverse of that adjoint, not by A_ij (A_ij B_ijᵀ would blur it), and what is back is ∇_{y_j} k
+        itself, as from SVGD among the y_j: 2 s_ij v_ij (z_i − y_j). d² is that of what is shown and, for what is not, a
+        guess in proportion to it. The guess is no coordinate of y_j and is held fixed: the force on a pixel that is
+        shared does not grow as fewer are.
+
+        Normalisation. Where j does not show p, its weight k_ij goes to those who do, i itself always among them:
+
+            n_i(p) = n_i Σ_j k_ij v_ij(p) / Σ_j k_ij,   n_i = N ("mean") or Σ_j k_ij ("row")
+
+        With "row" the weights at every pixel sum to one. With "mean" they sum to what they do in the plain form,
+        Σ_j k_ij / N, at all pixels of i, so that agreeing directions move the whole of i alike and the ends of an
+        overlap do not show; an i that shares nothing with anyone gets Δ_i / N, as plain SVGD gives one infinitely far
+        from all. Returned is what is divided by n_i.
+        """
+        K, slope = self.kernel(particles, config)
+        z, delta = (as_rows(x).view_as(x) for x in (particles, directions))
+        score, force = torch.empty_like(delta), torch.empty_like(z)
+        for i in range(len(z)):
+            validity = self.validity[i].to(z)
+            weight, pull = (factor[i, :, None, None] * validity for factor in (K, slope))
+            total = weight.sum(0)
+            spared = K[i].sum() / total  # what goes to those who show p, over what they have of their own
+            seen = (self.validity[:, i] > 0)[:, None]
+            differs = torch.where(seen, delta - self.sample_back(delta[i], i), 0.0)
+            differs, y_j = self.sample(torch.cat([differs, z], 1), i).chunk(2, dim=1)
+            score[i] = (total * delta[i] + (weight[:, None] * differs).sum(0)) * spared
+            force[i] = 2 * (pull[:, None] * (z[i] - y_j)).sum(0) * spared
+        total = K.sum(1, keepdim=True) if config.normalize == "row" else torch.full_like(K[:, :1], len(K))
+        score = score.flatten(1) if config.share else total * delta.flatten(1)
+        others = ~torch.eye(len(K), dtype=torch.bool, device=K.device)
+        report = {"shared_pixels": self.validity[others].mean().item()}
+        pairs = others & (self.validity.sum((2, 3)) > 0)
+        return Sums(K, score, force.flatten(1), total, coefficient, pairs=pairs, report=report)
+
+    def kernel(self, particles: Tensor, config: SVGDConfig) -> tuple[Tensor, Tensor]:
+        """`kernel_matrix` of particles z [N, C, h, w]: row i compares z_i with every particle brought to i's pixels.
+
+            d²_ij = Σ_p v_ij(p) ‖z_i(p) − z_j(x_ij(p))‖² / (C Σ_p v_ij(p))
+
+        the mean over what they have in common; K and slope are 0 where that is nothing. What i sees of j is not what j
+        sees of i: K need not be symmetric.
+        """
+        z = as_rows(particles).view_as(particles)
+        rows = []
+        for i in range(len(z)):
+            difference = z[i] - self.sample(z, i)
+            rows.append((self.validity[i, :, None] * difference.square()).sum((1, 2, 3)))
+        shown = self.validity.sum((2, 3))
+        common = shown > 0
+        squared = torch.stack(rows) / (z.shape[1] * torch.where(common, shown, 1.0)).to(z)
+        between = squared[common & ~torch.eye(len(z), dtype=torch.bool, device=z.device)]
+        everything = squared[common]
+        between = between if len(between) else everything
+        K, slope = kernel_of(squared, z[0].numel(), config, between=between, everything=everything)
+        return K * common, slope * common
+
+    def alone(self) -> dict[str, float]:
+        """What a particle reports that has nobody to share with."""
+        return {"shared_pixels": 0.0}
 
     def sample(self, values: Tensor, i: int) -> Tensor:
         """All particles' `values` [N, C, h, w] where i's pixels are in them, [N, C, h, w]: B_ij u_j for every j, with

@@ -23,7 +23,7 @@ from csd3d.distillation.ddim import ddim_invert, ddim_timesteps
 from csd3d.distillation.directions import bridge, dds, lmc, nfsd, pds, pds_coefficients, sds, vsd
 from csd3d.distillation.guidance import cfg, perp_neg
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise, implied_noise
-from csd3d.distillation.schedules import (
+from csd3d.distillation.schedule import (
     WEIGHTS,
     annealed_fraction,
     check_timesteps,
@@ -31,7 +31,7 @@ from csd3d.distillation.schedules import (
     stage,
     step_weight,
 )
-from csd3d.distillation.svgd import SVGDConfig, combine, feature_force, kernel_latents, svgd_diagnostics
+from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...]], Tensor]
 METHODS = ("sds", "bridge", "nfsd", "vsd", "lmc", "dds", "pds")
@@ -138,7 +138,9 @@ def distill_step(
     stack = torch.cat([source if name.startswith("source") else noisy for name in names])
     found = dict(zip(names, predict(stack, t, names).chunk(len(names)), strict=True))
     delta = _direction(config, found, extras, z, eps, noisy, t, alphas_cumprod)
-    seen = kernel_latents(noisy, z, alpha_bar, config.noise, extras.correspondence)
+    # z_t without the shared noise: brought to other pixels it would not cancel
+    noise_free = config.noise == "shared" and extras.correspondence is not None
+    seen = alpha_bar**0.5 * z if noise_free else noisy
     shared, report = _share(delta, seen, z, alpha_bar, config.svgd, extras)
     gradient = step_weight(config.weight, alpha_bar) * shared
     return gradient, {"t": float(t), "gradient_rms": gradient.float().square().mean().sqrt().item(), **report}
@@ -173,9 +175,9 @@ def _share(
     for own in _members(extras.groups, z):
         among = None if extras.correspondence is None else extras.correspondence.select(own)
         features = None if extras.features is None else extras.features[own]
-        options = {"alpha_bar": alpha_bar, "config": config, "correspondence": among, "features": features}
-        shared[own] = combine(delta[own], noisy[own], z[own], **options)
-        reports.append(svgd_diagnostics(delta[own], noisy[own], z[own], **options))
+        options = {"alpha_bar": alpha_bar, "config": config, "sharing": among, "features": features}
+        shared[own], report = combine(delta[own], noisy[own], z[own], **options)
+        reports.append(report)
     return shared, {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
 
 

@@ -24,8 +24,8 @@ from csd3d.distillation.correspondence import Correspondence
 from csd3d.distillation.directions import csd_edit
 from csd3d.distillation.guidance import ip2p_guidance
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
-from csd3d.distillation.schedules import WEIGHTS, check_timesteps, scheduled_timestep, step_weight
-from csd3d.distillation.svgd import SVGDConfig, combine, kernel_latents, svgd_diagnostics
+from csd3d.distillation.schedule import WEIGHTS, check_timesteps, scheduled_timestep, step_weight
+from csd3d.distillation.svgd import SVGDConfig, combine, svgd_diagnostics
 
 PredictBranches = Callable[[Tensor, int, tuple[str, ...], Tensor], Tensor]
 Correspond = Callable[[Tensor], Correspondence]  # of the particles indices [M]; a Correspondence's `select` is one
@@ -205,9 +205,10 @@ def edit_gradient(
         trusted = particles.correspondence.weighed(particles.source, 1 - alpha_bar)
         particles = replace(particles, correspondence=trusted)
     directions = _directions(predict, particles, noisy, noisy_source, t, indices, config)
-    seen = kernel_latents(noisy, particles.z, alpha_bar, config.noise, particles.correspondence)
+    noise_free = config.noise == "shared" and particles.correspondence is not None
+    seen = alpha_bar**0.5 * particles.z if noise_free else noisy
     gradient = step_weight(config.weight, alpha_bar) * _combined(directions, particles, seen, alpha_bar, config)
-    options = {"alpha_bar": alpha_bar, "config": config.svgd, "correspondence": particles.correspondence}
+    options = {"alpha_bar": alpha_bar, "config": config.svgd, "sharing": particles.correspondence}
     return gradient, {
         "gradient_rms": gradient.float().square().mean().sqrt().item(),
         "skipped": float(not torch.isfinite(gradient).all()),
@@ -222,7 +223,7 @@ def _combined(
 
     def shared(direction: Tensor, rows: Tensor | slice, among: Correspondence | None) -> Tensor:
         own = (direction[rows], noisy[rows], particles.z[rows])
-        return combine(*own, alpha_bar=alpha_bar, config=config.svgd, correspondence=among)
+        return combine(*own, alpha_bar=alpha_bar, config=config.svgd, sharing=among)[0]
 
     if particles.shares is None:
         return shared(directions[0], slice(None), particles.correspondence)

@@ -1,7 +1,11 @@
 """Classifier-free guidance, in one convention: scale 1 is the conditional prediction, 0 the unconditional one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from csd3d.distillation.method import Predict, Query, Step
 
 
 def cfg(eps_uncond: Tensor, eps_cond: Tensor, scale: float) -> Tensor:
@@ -32,3 +36,60 @@ def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights
         across = away - (away * wanted).sum(1, keepdim=True) / square * wanted
         total = total - w[:, None] * across
     return eps_null + scale * total.view_as(eps_null)
+
+
+def guided_queries(step: Step, of: str = "target") -> dict[str, Query]:
+    """What `guided` needs: the prompt's prediction and the unconditional one, unless ω = 1; Perp-Neg's other views.
+
+    Of the "source" the names begin with "source_", and Perp-Neg has no say.
+    """
+    prefix, away = ("source_", ()) if of == "source" else ("", step.away)
+    asked = {f"{prefix}text": step.query(of=of)}
+    if step.guidance_scale != 1 or away:
+        asked = {f"{prefix}null": step.query(step.null_prompt, of=of), **asked}
+    return asked | {f"away{k}": step.query(prompts) for k, (prompts, _) in enumerate(away)}
+
+
+def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float | None = None) -> Tensor:
+    """ε^ω from the answers to `guided_queries`, ω the step's guidance scale unless `scale` is given."""
+    prefix, scale = "source_" if of == "source" else "", step.guidance_scale if scale is None else scale
+    text = eps[f"{prefix}text"]
+    if f"{prefix}null" not in eps:
+        return text
+    null = eps[f"{prefix}null"]
+    if of == "source" or not step.away:
+        return cfg(null, text, scale)
+    weights = torch.stack([weight for _, weight in step.away], 1)
+    return perp_neg(null, text, [eps[f"away{k}"] for k in range(len(step.away))], weights, scale)
+
+
+def edit_queries(
+    z_t: Tensor, t: int, prompts: tuple[str, ...], image: Tensor, image_scale: float, null_prompt: str = ""
+) -> dict[str, Query]:
+    """The branches of InstructPix2Pix at z_t: "image" (x̃, ∅), "full" (x̃, y), "null" (∅, ∅) unless ω_s = 1."""
+    nothing = (null_prompt,) * len(z_t)
+    asked = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
+    return asked if image_scale == 1 else {**asked, "null": Query(z_t, t, nothing)}
+
+
+def edit_guided(eps: dict[str, Tensor], text_scale: float, image_scale: float) -> Tensor:
+    """`ip2p_guidance` of the answers to `edit_queries`."""
+    image = eps["image"]
+    return ip2p_guidance(eps.get("null", image), image, eps["full"], text_scale, image_scale)
+
+
+def edit_predictor(
+    predict: Predict,
+    prompts: tuple[str, ...],
+    image: Tensor,
+    text_scale: float,
+    image_scale: float,
+    null_prompt: str = "",
+) -> Callable[[Tensor, int], Tensor]:
+    """The `predict(z_t, t)` that `ddim_edit` takes, guided, from a prior's `predict(queries)`; one call each time."""
+
+    def predict_guided(z_t: Tensor, t: int) -> Tensor:
+        asked = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
+        return edit_guided(predict(asked), text_scale, image_scale)
+
+    return predict_guided

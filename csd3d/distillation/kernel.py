@@ -1,85 +1,93 @@
-"""The kernel of SVGD: how alike particles are, by plain distances or along a correspondence of their pixels.
+"""The kernel of SVGD: how alike particles are.
 
-Symbols: features [N, ...] of the particles compared, K [N, N] with ones on its diagonal, γ its inverse squared width.
+Symbols: features [N, ...] of the particles compared, D coordinates each; K [N, N] with ones on its diagonal; γ its
+inverse squared width. Distances are d² = ‖a − b‖²/D, the *mean* squared difference of a coordinate, so that one γ means
+the same for latents of 4×16×16 and of 16×128×128.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from csd3d.distillation.correspondence import Correspondence
-
 KERNELS = ("rbf", "imq")
 MEDIANS = ("median", "median_all")
-MIN_RMS_DISTANCE = 1e-3  # per coordinate, latent units: below it two particles count as one and gamma stops growing
+NORMALIZATIONS = ("mean", "row")
+SPACES = ("noisy", "clean", "coarse", "features")
+MIN_RMS_DISTANCE = 1e-3  # latent units: below it two particles count as one and gamma stops growing
 MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
 
 
-def kernel_matrix(
-    features: Tensor,
-    kernel: str = "rbf",
-    bandwidth: str | float = "median",
-    bandwidth_scale: float = 1.0,
-    correspondence: Correspondence | None = None,
-) -> tuple[Tensor, Tensor]:
-    """K [N, N], and its slope −dk/d‖·‖² [N, N], between rows of `features` [N, ...].
+@dataclass
+class SVGDConfig:
+    """How particles collaborate (`svgd`). The defaults are SVGD as the paper has it, with its sign corrected."""
 
-    "rbf": k = exp(−γ d²). "imq": k = (1 + γ d²)^(−1/2), whose heavy tail still shares at several median distances.
+    kernel: str = "rbf"  # rbf: exp(−γ d²); imq: (1 + γ d²)^(−1/2), whose heavy tail still shares far away
+    bandwidth: str | float = "median"  # γ: ln(N+1)/median of d² over i≠j; median_all: over all N²; or a number >= 0
+    bandwidth_scale: float = 1.0  # divides γ: 4 makes the kernel twice as wide
+    share: bool = True  # false: every particle keeps its own direction, and they only repel one another (RSD)
+    repulsion: float = 1.0  # λ; SVGD has 1. A random-noise baseline repels once in expectation, so 0 is consistent too
+    normalize: str = "mean"  # mean: sums divided by N; row: by Σ_j k_ij, so that a step size carries across N
+    space: str = "noisy"  # what d² compares: noisy z_t, clean z, coarse 4×4 means of z, or features of the pictures
+    compat: str = "corrected"  # official: as the authors' code, 1 for σ_t, median over N², condition scaled and sampled
 
-    With a `correspondence` (features [N, C, h, w]) row i compares z_i with every particle brought to i's pixels, over
-    the content they have in common, scaled to the whole so that one γ serves all pairs:
+    def __post_init__(self) -> None:
+        check_choice("svgd.kernel", self.kernel, KERNELS)
+        check_choice("svgd.normalize", self.normalize, NORMALIZATIONS)
+        check_choice("svgd.space", self.space, SPACES)
+        check_choice("svgd.compat", self.compat, ("corrected", "official"))
+        if isinstance(self.bandwidth, str):
+            check_choice("svgd.bandwidth", self.bandwidth, MEDIANS)
+        elif not 0 <= self.bandwidth < math.inf:
+            raise ValueError(f"svgd.bandwidth is {self.bandwidth}: give 'median', 'median_all' or gamma >= 0")
+        if not 0 < self.bandwidth_scale < math.inf:
+            raise ValueError(f"svgd.bandwidth_scale is {self.bandwidth_scale}: give a number above 0")
+        if not math.isfinite(self.repulsion):
+            raise ValueError(f"svgd.repulsion is {self.repulsion}: give a finite number, 1 for SVGD or 0 for none")
 
-        d²_ij = h w / Σ_p v_ij(p) · Σ_p v_ij(p) ‖z_i(p) − z_j(x_ij(p))‖²
+    @property
+    def official(self) -> bool:
+        """Whether to follow the authors' code. Editors ask this too: it also means that the image condition is
+        `scaling_factor` times a *sample* of the posterior, where we give the unscaled mode."""
+        return self.compat == "official"
 
-    and both results are 0 where there is none. What i sees of j is not what j sees of i: K need not be symmetric.
-    """
-    check_choice("kernel", kernel, KERNELS)
+
+def kernel_matrix(features: Tensor, config: SVGDConfig) -> tuple[Tensor, Tensor]:
+    """K [N, N] between rows of `features` [N, ...], and its slope −dk/d‖a − b‖² [N, N] (by the sum, not the mean)."""
     flat = as_rows(features)
-    if correspondence is None:
-        squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
-        common = None
-    else:
-        squared, common = _brought_distances(flat.view_as(features), correspondence)
-    gamma = _gamma(squared, flat.shape[1], bandwidth, common) / bandwidth_scale
-    if kernel == "rbf":
+    squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
+    N, dimensions = flat.shape
+    i, j = torch.triu_indices(N, N, offset=1, device=flat.device)
+    squared = squared / dimensions
+    return kernel_of(squared, dimensions, config, between=squared[i, j], everything=squared)
+
+
+def kernel_of(
+    squared: Tensor, dimensions: int, config: SVGDConfig, *, between: Tensor, everything: Tensor
+) -> tuple[Tensor, Tensor]:
+    """K and slope of mean squared distances `squared` [N, N] over `dimensions` coordinates.
+
+    `between` (pairs i ≠ j) and `everything` (the diagonal's zeros too): the distances that the median rules look at.
+    """
+    gamma = _gamma(len(squared), config, between, everything)
+    if config.kernel == "rbf":
         K = torch.exp(-gamma * squared)
         slope = gamma * K
     else:
         K = torch.rsqrt(1 + gamma * squared)
         slope = 0.5 * gamma * K**3
-    return (K, slope) if common is None else (K * common, slope * common)
+    return K, slope / dimensions
 
 
-def _gamma(squared: Tensor, dimensions: int, bandwidth: str | float, common: Tensor | None = None) -> Tensor | float:
-    """γ = ln(N+1) / median of the squared distances, floored so that coinciding particles leave it finite.
-
-    `common` [N, N] bool: which of them are known.
-    """
-    if not isinstance(bandwidth, str):
-        return bandwidth
-    N = len(squared)
-    check_choice("bandwidth", bandwidth, MEDIANS)
-    if common is None:
-        i, j = torch.triu_indices(N, N, offset=1, device=squared.device)
-        pairs = squared[i, j]
-    else:
-        pairs, squared = squared[common & ~torch.eye(N, dtype=torch.bool, device=squared.device)], squared[common]
-        pairs = pairs if len(pairs) else squared
-    median = pairs.median() if bandwidth == "median" else squared.median()
-    floor = (MIN_RELATIVE_MEDIAN * pairs.mean()).clamp_min(MIN_RMS_DISTANCE**2 * dimensions)
-    return math.log(N + 1) / torch.maximum(median, floor)
-
-
-def _brought_distances(z: Tensor, correspondence: Correspondence) -> tuple[Tensor, Tensor]:
-    """d² [N, N] of `kernel_matrix` between z [N, C, h, w], and which pairs have anything in common [N, N]."""
-    shown = correspondence.validity.sum((2, 3))
-    rows = []
-    for i in range(len(z)):
-        difference = z[i] - correspondence.sample(z, i)
-        rows.append((correspondence.validity[i, :, None] * difference.square()).sum((1, 2, 3)))
-    scale = z[0, 0].numel() / torch.where(shown > 0, shown, 1.0)
-    return torch.stack(rows) * scale.to(z), shown > 0
+def _gamma(N: int, config: SVGDConfig, between: Tensor, everything: Tensor) -> Tensor | float:
+    """γ = ln(N+1) / median of d², with a floor so that coinciding particles leave it finite."""
+    if not isinstance(config.bandwidth, str):
+        return config.bandwidth / config.bandwidth_scale
+    over_all = config.official or config.bandwidth == "median_all"
+    median = (everything if over_all else between).median()
+    floor = (MIN_RELATIVE_MEDIAN * between.mean()).clamp_min(MIN_RMS_DISTANCE**2)
+    return math.log(N + 1) / (torch.maximum(median, floor) * config.bandwidth_scale)
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -1,77 +1,13 @@
-"""Which timestep a step uses, and how much it weighs. Times are fractions of the schedule: 0 clean, 1 noise."""
+"""The old name of `schedule`, until its last callers have moved."""
 
-import math
-from typing import Protocol
-
-import torch
-
-SCHEDULES = ("uniform", "annealed", "staged")
-WEIGHTS = ("sigma2", "one", "x0")
-
-
-def timestep(fraction: float, num_train_timesteps: int) -> int:
-    """The integer timestep nearest to `fraction` of the schedule, kept within [0, T − 1]."""
-    return min(max(round(fraction * num_train_timesteps), 0), num_train_timesteps - 1)
-
-
-def annealed_fraction(step: int, steps: int, t_min: float, t_max: float) -> float:
-    """Linear from t_max at step 0 to t_min at the last step; t_max if there is only one."""
-    return t_max + (t_min - t_max) * step / max(steps - 1, 1)
-
-
-def stage(step: int, steps: int, switch: float) -> int:
-    """1 before `switch` (a fraction) of the steps, 2 from there on: a comparison, so a resumed run keeps its stage."""
-    return 2 if step >= switch * steps else 1
-
-
-def uniform_timestep(t_min: float, t_max: float, num_train_timesteps: int, generator: torch.Generator) -> int:
-    """One timestep drawn uniformly from [t_min, t_max] of the schedule, ends included."""
-    low, high = timestep(t_min, num_train_timesteps), timestep(t_max, num_train_timesteps)
-    return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
-
-
-class Timesteps(Protocol):
-    """The settings of a timestep schedule, which every config of a distillation loop has."""
-
-    steps: int
-    schedule: str  # "uniform" in [t_min, t_max] | "annealed", t_max falling to t_min | "staged", t_late above `switch`
-    t_min: float
-    t_max: float
-    t_late: float
-    switch: float
-
-
-def check_timesteps(config: Timesteps) -> None:
-    """Raises ValueError naming the key that makes no schedule."""
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    for key in ("t_min", "t_max", "t_late", "switch"):
-        if not 0 <= getattr(config, key) <= 1:
-            raise ValueError(f"{key} is {getattr(config, key)}: give a fraction of the schedule in [0, 1]")
-    highest = min(config.t_max, config.t_late) if config.schedule == "staged" else config.t_max
-    if config.t_min > highest:
-        raise ValueError(f"t_min is {config.t_min}: give at most {highest}, the upper end of the range")
-
-
-def scheduled_timestep(config: Timesteps, step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
-    """The one t shared by all particles at `step`; an annealed schedule draws nothing from the generator."""
-    if config.schedule == "annealed":
-        return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
-    late = config.schedule == "staged" and stage(step, config.steps, config.switch) == 2
-    return uniform_timestep(config.t_min, config.t_late if late else config.t_max, num_train_timesteps, generator)
-
-
-def step_weight(kind: str, alpha_bar: float) -> float:
-    """w(t): "sigma2" = σ_t², as DreamFusion and CSD; "one"; "x0" = σ_t/√ᾱ_t, in units of the latent.
-
-    z − ẑ_0(z_t) = (σ_t/√ᾱ_t)(ε^ω − ε): with "x0" a step of size 1 along an SDS direction lands on the denoised
-    estimate, which makes an annealed schedule a sampler; along CSD-Edit it lands there plus what the source's own
-    reconstruction missed.
-    """
-    if kind == "one":
-        return 1.0
-    if kind == "sigma2":
-        return 1 - alpha_bar
-    if kind == "x0":
-        return math.sqrt((1 - alpha_bar) / alpha_bar)
-    raise ValueError(f"weight is {kind!r}: choose one of {', '.join(WEIGHTS)}")
+from csd3d.distillation.schedule import (  # noqa: F401
+    SCHEDULES,
+    WEIGHTS,
+    annealed_fraction,
+    check_timesteps,
+    scheduled_timestep,
+    stage,
+    step_weight,
+    timestep,
+    uniform_timestep,
+)

@@ -58,7 +58,7 @@ class CSDEditConfig:
             noise="shared",
             text_scale=3.0,
             image_scale=1.0,
-            svgd=SVGDConfig(bandwidth=0.01, normalize="row", repulsion=0.0),
+            svgd=SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0),
         )
     )
 

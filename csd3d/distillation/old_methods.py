@@ -1,4 +1,4 @@
-"""The methods by name: what each sets in a DistillConfig, and what it needs beside a text."""
+"""The old table of methods, until its callers have moved to `named`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -1,0 +1,174 @@
+"""The latents of several views, patches or frames edited together: gradient descent on `step`'s G.
+
+Symbols: z [N, ...] target latents, z̃ source latents, M ≤ N the particles of this step. Any method that edits can drive
+it; CSD-Edit (`methods.csd_edit`) is the paper's (arXiv 2307.04787, section 3.2). A canvas, whose particles are windows
+cut anew in every step and whose instructions have regions, calls `step.step_gradient` itself.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.method import Method, Network, Predict
+from csd3d.distillation.noise import NOISES, draw_noise
+from csd3d.distillation.schedule import scheduled_timestep
+from csd3d.distillation.step import DistillConfig, configured, new_step, noised, step_gradient
+from csd3d.distillation.svgd import Sharing, SVGDConfig
+
+MAX_SKIPPED = 3  # non-finite steps in a row before giving up
+PER_PARTICLE = ("pose", "view", "groups", "features", "camera_noise")  # context that a mini-batch has rows of
+
+
+@dataclass
+class CollaborativeEditConfig(DistillConfig):
+    """Settings of `collaborative_edit`; defaults are the paper's for images."""
+
+    MIN_STEPS: ClassVar[int] = 0
+
+    steps: int = 200
+    t_max: float = 0.5
+    svgd: SVGDConfig | None = field(default_factory=SVGDConfig)
+    lr: float = 2.0  # step size, in units of z per unit of w Δ
+    lr_decay: float = 0.9  # multiplies lr ...
+    lr_decay_every: int = 20  # ... every so many steps
+    init: str = "source"  # target latents start at the source, or at standard normal "noise"
+    batch: int | None = None  # particles drawn a step; null: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init not in ("source", "noise"):
+            raise ValueError(f"init is {self.init!r}: choose one of source, noise")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
+        for key, (holds, wanted) in _RULES.items():
+            if not holds(getattr(self, key)):
+                raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
+        if self.svgd is not None and self.svgd.space in ("coarse", "features"):
+            raise ValueError(
+                f'svgd.space is "{self.svgd.space}", which keeps assets of a text apart: choose noisy or clean'
+            )
+
+
+_RULES = {
+    "lr": (lambda x: 0 < x < math.inf, "a number above 0"),
+    "lr_decay": (lambda x: 0 < x <= 1, "a factor in (0, 1]"),
+    "lr_decay_every": (lambda x: x >= 1, "a whole number of at least 1"),
+    "batch": (lambda x: x is None or x >= 1, "a whole number of at least 1, or null for all particles"),
+}
+
+
+@torch.no_grad()
+def collaborative_edit(
+    predict: Predict,
+    method: Method,
+    z_source: Tensor,
+    image: Tensor | None,
+    config: CollaborativeEditConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    *,
+    prompts: Sequence[str] | str = "",
+    callback: Callable[[int, Tensor, dict[str, float]], None] | None = None,
+    z_start: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """Edit `z_source` [N, ...] by config.steps of z ← z − lr G; returns the edited latents [N, ...].
+
+    `image` [N, ...]: the source pictures as an editing model takes them; `prompts`: the instruction. The target starts
+    at `z_start` [N, ...] if given (a later round of a scene's edit), else where config.init says. `options`: those of
+    `edit_step`.
+
+    `callback(number, z, report)` is called after each step: what `distill_step` reports, "lr", and "skipped", 1.0 where
+    the gradient was not finite and z was left alone. There is no optimiser state: to resume, loop over `edit_step` from
+    the step reached, with z and the generator's state. Raises FloatingPointError after three skipped steps in a row.
+    """
+    z = start_latents(z_source, config, generator) if z_start is None else z_start
+    skipped = 0
+    for number in range(config.steps):
+        z, report = edit_step(
+            predict, method, z, z_source, image, number, config, alphas_cumprod, generator, prompts=prompts, **options
+        )
+        skipped = skipped + 1 if report["skipped"] else 0
+        if skipped == MAX_SKIPPED:
+            raise FloatingPointError(
+                f"collaborative edit: gradient not finite {MAX_SKIPPED} steps in a row, at {number}"
+            )
+        if callback is not None:
+            callback(number, z, report)
+    return z
+
+
+def start_latents(z_source: Tensor, config: CollaborativeEditConfig, generator: torch.Generator) -> Tensor:
+    """The target latents before step 0: a copy of the source's, or noise (independent or shared by config.noise)."""
+    if config.init == "source":
+        return z_source.clone()
+    return draw_noise(z_source, config.noise, generator).clone()
+
+
+@torch.no_grad()
+def edit_step(
+    predict: Predict,
+    method: Method,
+    z: Tensor,
+    z_source: Tensor,
+    image: Tensor | None,
+    number: int,
+    config: CollaborativeEditConfig,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    *,
+    prompts: Sequence[str] | str = "",
+    source_prompts: Sequence[str] | str | None = None,
+    correspond: Callable[[Tensor], Sharing] | None = None,
+    networks: Mapping[str, Network] | None = None,
+    **context,
+) -> tuple[Tensor, dict[str, float]]:
+    """Step `number` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and a report.
+
+    `correspond(indices [M])` tells which pixels of a step's particles show the same; None: those at one address.
+    `context`: other fields of `Step`, one row a particle.
+    """
+    config = configured(method, config)
+    t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
+    indices = draw_indices(z, config.batch, generator)
+    step = new_step(
+        z[indices], t, number, config, alphas_cumprod, generator,
+        prompts=_taken(prompts, indices), source=z_source[indices], source_prompts=_taken(source_prompts, indices),
+        image=None if image is None else image[indices],
+        sharing=None if correspond is None or config.svgd is None else correspond(indices),
+        **{key: value[indices] if key in PER_PARTICLE else value for key, value in context.items()},
+    )  # fmt: skip
+    step = noised(predict, method, step, config)
+    gradient, report = step_gradient(predict, method, step, config)
+    if networks and hasattr(method, "after"):
+        report |= method.after(step, networks)
+    lr = learning_rate(config, number)
+    if report["skipped"]:
+        text = "collaborative edit: gradient not finite at step %d, t %d: skipped"
+        logging.getLogger("csd3d").warning(text, number, t)
+    else:
+        z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
+    return z, {"t": float(t), "lr": lr, **report}
+
+
+def learning_rate(config: CollaborativeEditConfig, number: int) -> float:
+    """lr · lr_decay^⌊number / lr_decay_every⌋."""
+    return config.lr * config.lr_decay ** (number // config.lr_decay_every)
+
+
+def draw_indices(z: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
+    """Which particles take part, in rising order: all of them, or a random `batch`."""
+    if batch is None or batch >= len(z):
+        return torch.arange(len(z), device=z.device)
+    drawn = torch.randperm(len(z), generator=generator, device=generator.device)[:batch]
+    return drawn.sort().values.to(z.device)
+
+
+def _taken(prompts: Sequence[str] | str | None, indices: Tensor) -> Sequence[str] | str | None:
+    """The prompts of some particles; one for all stays one."""
+    return prompts if prompts is None or isinstance(prompts, str) else [prompts[i] for i in indices.tolist()]
