@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.priors.camera_embedding import camera_embedding
 from csd3d.priors.condition import Condition
 from csd3d.priors.parameterisation import to_epsilon
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
@@ -250,8 +251,6 @@ class Prior:
             return None
         if view is None:
             return torch.zeros(count, self.camera_width, device=self.device)
-        from csd3d.priors.camera_embedding import camera_embedding
-
         if view.shape != (count, 3):
             raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
         return camera_embedding(*view.to(self.device, torch.float32).unbind(1))
