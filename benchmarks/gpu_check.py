@@ -540,7 +540,7 @@ def compiled(check: Check) -> dict:
     side, rows = (8, 4) if check.rehearse else (64, 16)
     found = {"eager_ms_a_row": milliseconds(check.device, lambda: predict(prior, rows, side), 3) / rows}
     wanted = predict(prior, rows, side)
-    prior.unet.compile()
+    prior.unet.compile(backend="eager" if check.rehearse else "inductor")
     started = time.monotonic()
     got = predict(prior, rows, side)
     synchronise(check.device)
@@ -647,6 +647,7 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_gib * GIB / total))
     if options.no_video or not stand_ins.ENCODES:
         stand_ins.leave_out_videos()
+    check.write()
     for name, (run, expected) in SECTIONS.items():
         if name in options.only:
             check.section(name, run, expected)
