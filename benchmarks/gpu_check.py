@@ -87,6 +87,7 @@ class Check:
     """A run of the check: where it is, how long it may take, and what it found so far."""
 
     out: Path
+    work: Path
     device: str
     rehearse: bool
     deadline: float
@@ -371,7 +372,7 @@ def job(name: str, *more: str, dtype: str = "auto", device: str | None = None) -
         keys = [*keys, *(small if check.rehearse else ()), *more]
         if check.device == "cpu" and dtype == "float16":
             return {"skipped": "float16 is for CUDA"}
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=check.out / "runs")) / "run"
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=check.work)) / "run"
         overrides = [*keys, f"prior.dtype={dtype}"]
         where = device or check.device
         jobs.start(ROOT / "configs" / f"{config}.yaml", overrides, folder, 0, where, stop=StopRequest())
@@ -432,7 +433,7 @@ def full_size(check: Check) -> dict:
 
 def build_full(check: Check) -> dict:
     """Writes the full-size editing model, once."""
-    started, folder = time.monotonic(), check.out / "runs" / "full-size-ip2p"
+    started, folder = time.monotonic(), check.work / "full-size-ip2p"
     parameters = write_model(folder, True, check.device, 8 if check.rehearse else 1)
     check.model = folder
     return {"unet_parameters": parameters, "build_s": time.monotonic() - started}
@@ -574,7 +575,7 @@ def nerfacc(check: Check) -> dict:
     variables = {
         "MAX_JOBS": "16",
         "TORCH_CUDA_ARCH_LIST": "9.0",
-        "TORCH_EXTENSIONS_DIR": str(check.out / "runs/nerfacc"),
+        "TORCH_EXTENSIONS_DIR": str(check.work / "nerfacc"),
     }
     command = [sys.executable, "-c", NERFACC]
     limit = max(10.0, min(150.0, check.left - 5))
@@ -590,7 +591,7 @@ def nerfacc(check: Check) -> dict:
 
 def large_text_to_3d(check: Check) -> dict:
     """Text to 3D with a full-size text-to-image model at guidance_size 512, four views a step."""
-    model = check.out / "runs" / "full-size-t2i"
+    model = check.work / "full-size-t2i"
     write_model(model, False, check.device, 8 if check.rehearse else 1)
     torch.cuda.empty_cache() if check.device == "cuda" else None
     size = [] if check.rehearse else ["guidance_size=512"]
@@ -639,8 +640,10 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.only) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}")
-    (options.out / "runs").mkdir(parents=True, exist_ok=True)
-    check = Check(options.out.resolve(), options.device, options.rehearse, time.monotonic() + options.limit_seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # gigabytes of random weights, which nobody wants back
+    deadline = time.monotonic() + options.limit_seconds
+    check = Check(options.out.resolve(), work, options.device, options.rehearse, deadline)
     check.found["options"] = vars(options)
     if options.device == "cuda" and options.gpu_memory_gib:
         total = torch.cuda.get_device_properties(0).total_memory
@@ -651,7 +654,7 @@ def main() -> None:
     for name, (run, expected) in SECTIONS.items():
         if name in options.only:
             check.section(name, run, expected)
-    shutil.rmtree(check.out / "runs", ignore_errors=True)  # gigabytes of random weights
+    shutil.rmtree(check.work, ignore_errors=True)
     print(json.dumps(check.found, indent=1, default=str))
 
 
