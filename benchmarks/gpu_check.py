@@ -33,14 +33,14 @@ import benchmarks.stand_ins as stand_ins
 from benchmarks.full_size import write_model
 from benchmarks.kernels import encode_problem, render_problem
 from csd3d import run as jobs
+from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.distillation import collaborative_edit
+from csd3d.editors.updates import CSDEditConfig, ViewEditor
 from csd3d.fields import FieldConfig
 from csd3d.interrupt import StopRequest
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
-from csd3d.scenes import Capture, SceneConfig, load_capture
-from csd3d.tasks.scene_model import FitConfig, Pictures, SceneModel, fit_step, make_optimiser
-from csd3d.tasks.updates import CSDEditConfig, ViewEditor
+from csd3d.representations.hashgrid import FitConfig, Pictures, SceneModel, fit_step, make_optimiser
 from custom_kernels import hashgrid, rendering
 
 ROOT = Path(__file__).resolve().parents[1]

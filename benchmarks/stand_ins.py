@@ -16,8 +16,9 @@ if not ENCODES:  # a wheel of 65 MiB, which not every machine has
 
 def leave_out_videos() -> None:
     """From now on, whatever would be encoded becomes an empty file."""
-    import csd3d.export.video
     import csd3d.tasks.results_2d
+
+    import csd3d.export.video
 
     csd3d.export.video.encode = _take_frames
     csd3d.tasks.results_2d.write_frames = _take_frames
