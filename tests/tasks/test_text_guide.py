@@ -187,10 +187,11 @@ def test_the_gradient_of_the_loss_is_the_steps_and_of_features_what_repels_the_i
     one, two = (prior.features(images[i : i + 1]) for i in range(2))
     apart = perceptual_distance(one, [m.detach() for m in two]), perceptual_distance([m.detach() for m in one], two)
     sigma2 = 1 - prior.alphas_cumprod[int(report["t"])].item()
-    energy = sum(3.0 * sigma2**0.5 / 2 * torch.exp(-0.7 * distance) for distance in apart)
+    count = sum(features.numel() for features in one)  # the kernel's distances are means
+    energy = sum(3.0 * sigma2**0.5 / 2 * torch.exp(-0.7 * distance / count) for distance in apart)
     (expected,) = torch.autograd.grad(sigma2 * energy, images)  # w(t) = σ²
-    assert expected.abs().max() > 1e-5
-    torch.testing.assert_close(found["features"][1], expected, rtol=1e-3, atol=1e-7)
+    assert expected.abs().max() > 1e-7
+    torch.testing.assert_close(found["features"][1], expected, rtol=1e-3, atol=1e-9)
 
 
 def test_a_prior_without_features_is_refused_for_them(prior):
