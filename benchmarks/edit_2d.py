@@ -24,7 +24,7 @@ from csd3d.editors.edit_canvas import MAIN
 from csd3d.media import open_video
 from csd3d.report.canvas import NAMES
 from csd3d.report.page import ViewRow
-from csd3d.report.scene import save_grid
+from csd3d.report.pictures import save_grid
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 INPUTS = {"panorama": CONFIGS / "csd-edit-panorama.yaml", "video": CONFIGS / "csd-edit-video.yaml"}

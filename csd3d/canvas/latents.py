@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.canvas.clip import Footage
-from csd3d.editors.updates import NEIGHBOURHOOD, restore_detail
+from csd3d.canvas.detail import NEIGHBOURHOOD, restore_detail
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.media import MAX_PIXELS

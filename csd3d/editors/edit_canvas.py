@@ -17,11 +17,10 @@ from torch import Tensor
 from csd3d.canvas.clip import WorldConfig
 from csd3d.canvas.latents import Workspace
 from csd3d.canvas.windows import Cover, Sweep, Windows, add_windows, draw_sweep, gather
-from csd3d.distillation import CollaborativeEditConfig, Correspondence
+from csd3d.distillation import CollaborativeEditConfig, Correspondence, SVGDConfig
 from csd3d.distillation.edit import Particles, PredictBranches, edit_gradient, learning_rate, start_latents
 from csd3d.distillation.schedules import scheduled_timestep
 from csd3d.editors.baselines import BASELINES, BaselineConfig
-from csd3d.editors.updates import CSDEditConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, edit_branches
@@ -36,7 +35,10 @@ Correspond = Callable[[Windows], Correspondence | None]
 
 def _edit() -> CollaborativeEditConfig:
     """What suits the shipped prior, as for scenes."""
-    return dataclasses.replace(CSDEditConfig().edit, batch=16)
+    annealed = {"schedule": "annealed", "t_max": 0.8, "t_min": 0.02, "weight": "x0", "noise": "shared"}
+    svgd = SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0)
+    scales = {"text_scale": 3.0, "image_scale": 1.0}
+    return CollaborativeEditConfig(steps=24, lr=1.0, lr_decay=1.0, **annealed, **scales, svgd=svgd, batch=16)
 
 
 @dataclass(kw_only=True)
