@@ -17,6 +17,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def _import_package(name: str) -> None:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"plugins: {path}: no such file")
-    name = f"csd3d_plugin_{path.stem}"
+    # a name of its own for each file: two folders may both have a plugin.py
+    name = f"csd3d_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
