@@ -30,7 +30,7 @@ Thing = TypeVar("Thing")
 GROUP = "csd3d.plugins"
 PACKAGES = {  # where csd3d's own things of each kind are
     "method": "csd3d.distillation.methods",
-    "editor": "csd3d.editors",
+    "canvas_editor": "csd3d.editors",
     "family": "csd3d.priors.families",
     "representation": "csd3d.representations",
     "reader": "csd3d.datasets.readers",
@@ -40,7 +40,7 @@ PACKAGES = {  # where csd3d's own things of each kind are
 }
 PARTS = {  # what a thing of each kind must have
     "method": ("queries", "direction"),
-    "editor": ("edit",),
+    "canvas_editor": ("count_steps", "take_step"),
     "family": ("matches", "load"),
     "representation": ("open",),
     "reader": ("matches", "read"),

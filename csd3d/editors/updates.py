@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from csd3d.canvas.detail import KEPT_BELOW, restore_detail  # noqa: F401
 from csd3d.datasets import Capture
 from csd3d.distillation import (
     CollaborativeEditConfig,
@@ -28,8 +28,6 @@ from csd3d.representations.hashgrid import FitConfig, SceneModel, surface_depth
 from csd3d.representations.reprojection import view_correspondence
 
 Report = Callable[[dict[str, float]], None]
-KEPT_BELOW = 0.1  # mean difference from the source, pictures being in [0, 1], up to which some detail is kept
-NEIGHBOURHOOD = 9  # pixels along a side over which that difference is averaged
 
 
 @dataclass
@@ -154,20 +152,6 @@ class ViewEditor:
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.prior.decode(z, size=tuple(self.capture.images.shape[1:3])).permute(0, 2, 3, 1)
-
-
-def restore_detail(decoded: Tensor, decoded_source: Tensor, source: Tensor) -> Tensor:
-    """Gives edited pictures [M,H,W,3] back what the autoencoder loses of their sources, where they were left alone.
-
-    decoded + w (source − decoded_source), w falling from 1 where the edit's decoding equals the source's to 0 where
-    their mean difference over a neighbourhood and the channels reaches `KEPT_BELOW`. An edit that does nothing returns
-    its source exactly.
-    """
-    difference = (decoded - decoded_source).abs().mean(-1)[:, None]
-    pad = NEIGHBOURHOOD // 2
-    near = F.avg_pool2d(F.pad(difference, (pad,) * 4, mode="replicate"), NEIGHBOURHOOD, stride=1)[:, 0, :, :, None]
-    weight = (1 - near / KEPT_BELOW).clamp(min=0)
-    return (decoded + weight * (source - decoded_source)).clamp(0, 1)
 
 
 def update_csd_edit(
