@@ -31,6 +31,7 @@ GROUP = "csd3d.plugins"
 PACKAGES = {  # where csd3d's own things of each kind are
     "method": "csd3d.distillation.methods",
     "canvas_editor": "csd3d.editors",
+    "scene_editor": "csd3d.editors",
     "family": "csd3d.priors.families",
     "representation": "csd3d.representations",
     "reader": "csd3d.datasets.readers",
@@ -41,6 +42,7 @@ PACKAGES = {  # where csd3d's own things of each kind are
 PARTS = {  # what a thing of each kind must have
     "method": ("queries", "direction"),
     "canvas_editor": ("count_steps", "take_step"),
+    "scene_editor": ("update",),
     "family": ("matches", "load"),
     "representation": ("open",),
     "reader": ("matches", "read"),

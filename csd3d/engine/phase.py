@@ -45,6 +45,10 @@ class Job:
         }
         return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
 
+    def identity_of(self, name: str) -> dict[str, Any]:
+        """What the checkpoint of phase `name` depends on: all that the run does, unless a task knows better."""
+        return self.identity
+
     def may_run(self, name: str) -> bool:
         """Whether a phase is still to be run or shown: once a stop is asked for, only one that has a checkpoint."""
         return not self.stop.requested or has_checkpoint(self.folder / "checkpoints" / name)
@@ -107,7 +111,7 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     step, so that there is something to show. Raises InputError where five steps in a row were not finite.
     """
     folder = job.folder / "checkpoints"
-    phase.load(folder, name, job.identity)
+    phase.load(folder, name, job.identity_of(name))
     phase.steps = steps
     left_alone = phase.finished or (job.stop.requested and phase.step > 0)
     job.announce(name, f", {phase.step} of {steps} steps done before" if phase.step else "")
@@ -144,7 +148,7 @@ def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., Non
         elapsed = time.monotonic() - clock
         if now or elapsed > job.config.save_seconds:
             phase.seconds += elapsed
-            phase.save(folder, name, job.identity)
+            phase.save(folder, name, job.identity_of(name))
             clock = time.monotonic()
 
     return save

@@ -14,10 +14,12 @@ from csd3d.engine.phase import Job
 from csd3d.evaluation.text import load_judge
 from csd3d.export import write_video
 from csd3d.rendering import Shading
+from csd3d.report.charts import charts
+from csd3d.report.models import render_path, save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
-from csd3d.report.scene import charts, render_path, save_each, save_grid, save_mesh
+from csd3d.report.pictures import save_each, save_grid
+from csd3d.representations.base import ALBEDO, SceneModel
 from csd3d.representations.batch import Assets
-from csd3d.representations.hashgrid import ALBEDO, SceneModel
 from csd3d.schema import path_key
 from csd3d.tasks.text_to_image import slug, title
 

@@ -20,7 +20,8 @@ from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
-from csd3d.report.scene import ExportConfig, save_strip
+from csd3d.report.models import ExportConfig
+from csd3d.report.pictures import save_strip
 from csd3d.report.text import EvaluateConfig, evaluate, held_out, held_out_views, save_results
 from csd3d.representations.batch import (
     AssetConfig,
@@ -35,7 +36,7 @@ from csd3d.representations.batch import (
     regularisers,
     scheduled,
 )
-from csd3d.representations.hashgrid import gradients_finite
+from csd3d.representations.fit import gradients_finite
 from csd3d.tasks.text_guide import (
     Guide,
     GuideConfig,

@@ -23,8 +23,9 @@ from csd3d.errors import InputError
 from csd3d.evaluation.text import load_judge
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
+from csd3d.report.charts import charts
 from csd3d.report.page import ReportData, ViewRow, write_report
-from csd3d.report.scene import charts, save_each, save_grid
+from csd3d.report.pictures import save_each, save_grid
 from csd3d.schema import path_key
 from csd3d.tasks.text_guide import (
     Guide,

@@ -70,7 +70,7 @@ def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:
 
 @dataclass
 class WorldSceneTruth:
-    """What the edit of a capture of the world should look like; see `csd3d.evaluation.ground_truth.SceneTruth`."""
+    """What the edit of a capture of the world should look like; see `csd3d.evaluation.ground_truth.Truth`."""
 
     capture: Capture
     source: Scene
