@@ -33,6 +33,8 @@ def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Metho
 def named_config(name: str, method: Method, config: DistillConfig) -> DistillConfig:
     """`config` as the method wants it, with SVGD exactly where the name says so or the method itself."""
     _, collaborates = parse_name(name)
+    # a method that fixes keys of svgd is one of several particles by itself
+    collaborates |= isinstance(getattr(method, "fixed", {}).get("svgd"), Mapping)
     return configured(method, dataclasses.replace(config, svgd=(config.svgd or SVGDConfig()) if collaborates else None))
 
 
