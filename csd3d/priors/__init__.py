@@ -1,13 +1,15 @@
 """Diffusion models behind one small interface: encode, embed, predict the noise."""
 
-from csd3d.priors.base import Condition, Prior, edit_branches
-from csd3d.priors.diffusers_prior import DiffusersPrior
 from csd3d.priors.loading import PriorConfig, choose_device, load_prior
-from csd3d.priors.mixture import GaussianMixturePrior
+from csd3d.priors.mixture import GaussianMixturePrior, scaled_linear_alphas
 from csd3d.priors.perceptual import load_lpips, perceptual_distance, perceptual_vectors
+from csd3d.priors.prior import Condition, Defaults, Prior, edit_branches
+
+DiffusersPrior = Prior  # its name before there were families
 
 __all__ = [
     "Condition",
+    "Defaults",
     "DiffusersPrior",
     "GaussianMixturePrior",
     "Prior",
@@ -18,4 +20,5 @@ __all__ = [
     "load_prior",
     "perceptual_distance",
     "perceptual_vectors",
+    "scaled_linear_alphas",
 ]

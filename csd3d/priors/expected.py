@@ -1,6 +1,6 @@
 """LMC-SDS's b_ψ: the one-step reconstruction that a prior is expected to make of a picture, at every noise level.
 
-Symbols as in `base`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. The method (arXiv 2401.05293) is followed from its
+Symbols as in `prior`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. The method (arXiv 2401.05293) is followed from its
 abstract and from secondary sources; the network's form is our own. Trained by `tools.train_shipped.lmc`.
 """
 

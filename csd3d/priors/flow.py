@@ -1,6 +1,6 @@
-"""Flow-matching models (Stable Diffusion 3, arXiv 2403.03206) in the variance-preserving terms of `base`.
+"""Flow-matching models (Stable Diffusion 3, arXiv 2403.03206) in the variance-preserving terms of `prior`.
 
-Symbols as in `base`, a = √ᾱ_t, σ = √(1 − ᾱ_t), and:
+Symbols as in `prior`, a = √ᾱ_t, σ = √(1 − ᾱ_t), and:
   s    the flow's time in (0, 1): x_s = (1 − s) x_0 + s ε
   v    [B, C, h, w] the velocity that the network predicts, dx_s/ds = ε − x_0
 
@@ -13,14 +13,11 @@ and the noise follows from the velocity with no approximation:
     x_s + (1 − s) v = (1 − s) x_0 + s ε + (1 − s)(ε − x_0) = ε
 
 Taking conditional expectations given z_t (given x_s: the same event) it holds for what the networks predict as well.
+`parameterisation.to_epsilon` does the last step.
 """
-
-from collections.abc import Callable
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
-
-from csd3d.priors.base import Condition
 
 
 def flow_time(alpha_bar: Tensor) -> Tensor:
@@ -57,23 +54,9 @@ def _dynamic_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> f
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 
 
-def flow_noise(
-    transformer: Callable[..., Tensor], z_t: Tensor, alpha_bar: Tensor, condition: Condition, timesteps: int
-) -> Tensor:
-    """ε(z_t; condition) of a velocity predictor, as derived above; the network is told the time as s · `timesteps`.
-
-    z_t [B, C, h, w] float32, alpha_bar [B]. Raises ValueError for a condition without pooled text.
-    """
-    if condition.pooled is None:
-        raise ValueError("this model takes pooled text too: build conditions with prior.condition(prompts)")
+def flow_input(z_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """x_s [B, C, h, w], what the network is shown of z_t, and its time s [B]; `alpha_bar` [B]."""
     s = flow_time(alpha_bar)
     norm = alpha_bar.double().sqrt() + (1 - alpha_bar.double()).sqrt()
-    s, norm = (value.to(z_t.dtype).view(-1, 1, 1, 1) for value in (s, norm))
-    x_s = z_t / norm
-    velocity = transformer(
-        hidden_states=x_s,
-        timestep=s.flatten() * timesteps,
-        encoder_hidden_states=condition.text,
-        pooled_projections=condition.pooled,
-    )
-    return x_s + (1 - s) * velocity
+    s, norm = s.to(z_t.dtype), norm.to(z_t.dtype)
+    return z_t / norm.view(-1, 1, 1, 1), s

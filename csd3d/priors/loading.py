@@ -1,56 +1,43 @@
-"""Opening a prior: a diffusers folder on disk, or a hub name that is downloaded as one.
-
-Components are opened one by one by their own classes (`components`), never through model_index.json, so that a folder
-can run no code of its own; weights are safetensors only.
-"""
+"""Opening a prior: the model's folder is found, then the family that knows it, which does the rest."""
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_type_hints
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
 
+from csd3d import registry
 from csd3d.errors import InputError
-from csd3d.priors.components import one_line, quiet, weights_name
-from csd3d.priors.diffusers_prior import DiffusersPrior
-from csd3d.priors.embedding_cache import fingerprint
-from csd3d.priors.kinds import NETWORKS, check_fit, find_kind, load_parts, make_codec, make_recipe, make_schedule
-from csd3d.priors.memory import ATTENTION, set_attention
-from csd3d.priors.text import TextEncoder
+from csd3d.priors.hub import fetch_weights, find_model
+from csd3d.priors.memory import ATTENTION
+from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder, quiet
+from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.schema import path_key
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_TIMEOUT_S = 5.0
-HUB_FILES = ["model_index.json", "*/*.json", "tokenizer*/*"] + [
-    f"{part}/{weights_name(part)}{suffix}" for part in NETWORKS for suffix in (".safetensors", "-0*-of-*.safetensors")
-]
+NOT_IDENTITY = {"identity": False}  # a key that changes no result
 
 
 @dataclass
 class PriorConfig:
-    """Which diffusion model, and how it runs.
+    """Which diffusion model, and how it runs."""
 
-    model: a diffusers folder or a hub name such as timbrooks/instruct-pix2pix: Stable Diffusion 1.x/2.x, XL or 3.x,
-        InstructPix2Pix (of SD or SDXL), DeepFloyd IF's first stage
-    device: auto (CUDA if there is one) | cpu | cuda | cuda:N
-    dtype: of the noise predictor's matrix products: auto (float32 on the CPU, float16 on CUDA) | float32 | bfloat16 |
-        float16. Weights are held in float32 all the same: 4 bytes a parameter
-    micro_batch: most elements sent through a network at once; less needs less memory
-    attention: auto | sdpa | sliced (UNets only); see `memory.set_attention`
-    vae_slicing: the VAE takes one image at a time, whatever micro_batch is
-    drop_text_encoder: the text encoder is freed once the first noise is predicted; a job embeds its prompts before
-    embedding_cache: a folder that keeps embeddings of prompts from run to run; "" for none
-    """
-
-    model: str = path_key()
-    device: str = "auto"
+    model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
+    family: str = "auto"  # what kind of model it is: auto (told by its configs), or a registered family's name
+    # CUDA if there is one (auto) | cpu | cuda | cuda:N
+    device: str = field(default="auto", metadata=NOT_IDENTITY)
+    # of the noise predictor's matrix products: auto (float32 on the CPU, float16 on CUDA) | float32 | bfloat16 |
+    # float16; weights are held in float32 all the same
     dtype: str = "auto"
-    micro_batch: int = 16
-    attention: str = "auto"
-    vae_slicing: bool = False
-    drop_text_encoder: bool = False
+    # most elements sent through a network at once; less needs less memory
+    micro_batch: int = field(default=16, metadata=NOT_IDENTITY)
+    # auto | sdpa | sliced (UNets only); see `memory.set_attention`
+    attention: str = field(default="auto", metadata=NOT_IDENTITY)
+    # the VAE takes one image at a time, whatever micro_batch is
+    vae_slicing: bool = field(default=False, metadata=NOT_IDENTITY)
+    # the text encoder is freed once the first noise is predicted; a job embeds its prompts before
+    drop_text_encoder: bool = field(default=False, metadata=NOT_IDENTITY)
+    # a folder that keeps embeddings of prompts from run to run; "" for none
     embedding_cache: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
@@ -64,54 +51,50 @@ class PriorConfig:
             raise InputError(f"prior.attention: {self.attention!r} is none of {', '.join(ATTENTION)}")
 
 
-def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = None) -> DiffusersPrior:
+def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = None) -> Prior:
     """Opens a prior on its device, frozen; `require` says what it must be good for: editing images, or text alone.
 
-    Raises InputError naming the folder, and the part of it that is missing, broken or of the wrong kind; for a hub
-    name, when the hub can't be reached and nothing is cached (known within seconds).
+    Raises InputError naming the folder, and the part of it that is missing, broken or of the wrong kind. Of a hub's
+    model only the configs are downloaded before it is known to be supported.
     """
-    device, dtype = choose_device(config.device), config.dtype
-    if dtype == "auto":
-        dtype = "float16" if device.type == "cuda" else "float32"
-    if dtype == "float16" and device.type == "cpu":
-        raise InputError("prior.dtype: float16 needs CUDA; on the CPU use float32 or bfloat16")
+    options = _options(config)
     folder = find_model(config.model)
+    family = find_family(folder, config.family)
+    defaults = _told_defaults(folder)
+    if check := getattr(family, "check", None):
+        check(folder)
+    fetch_weights(folder, getattr(family, "parts", {}))
     with quiet():
-        kind = find_kind(folder)
-        if kind == "sd3" and config.attention == "sliced":
-            raise InputError(f"prior.attention: sliced is for UNets, {folder} holds a transformer; use auto or sdpa")
-        parts = load_parts(folder, kind, device)
-        alphas_cumprod, prediction_type = make_schedule(kind, folder, parts)
-    check_fit(folder, kind, parts, require)
-    unet = parts["transformer" if kind == "sd3" else "unet"]
-    if kind != "sd3":  # whose attention is sdpa in any case
-        set_attention(unet, config.attention)
-    if config.vae_slicing and "vae" in parts:
-        parts["vae"].enable_slicing()
-    return DiffusersPrior(
-        make_codec(kind, parts),
-        unet,
-        _text_encoder(config, folder, kind, parts, device),
-        alphas_cumprod,
-        prediction_type,
-        unet_dtype=DTYPES[dtype],
-        micro_batch=config.micro_batch,
-        drop_text_encoder=config.drop_text_encoder,
+        prior = family.load(folder, options)
+    _check_require(folder, prior, require)
+    prior.defaults = replace(prior.defaults, **defaults)
+    return prior
+
+
+def find_family(folder: ModelFolder, name: str = "auto") -> Any:
+    """The registered family that `name` says, or whose `matches` says that the folder is of its kind.
+
+    Raises InputError, which names the model's class and the families, where none does.
+    """
+    if name != "auto":
+        return registry.get("family", name).thing
+    for entry in registry.entries("family"):
+        if entry.thing.matches(folder):
+            return entry.thing
+    known = "; ".join(f"{entry.name} ({entry.title})" for entry in registry.entries("family"))
+    configs = {part: config for part in PREDICTORS if (config := folder.config(part))}
+    if not configs:
+        raise InputError(
+            f"prior.model: {folder} lacks {' and '.join(f'{part}/config.json' for part in PREDICTORS)}, one of which "
+            f"would say what it is; give a complete diffusers folder, of one of the families {known}"
+        )
+    part, config = next(iter(configs.items()))
+    # models of one class are told apart by what else their predictor is told
+    told = ", ".join(f"{key} = {value!r}" for key, value in config.items() if value and key.endswith("_embed_type"))
+    raise InputError(
+        f"prior.model: {folder}/{part}/config.json: a {config.get('_class_name')}{f' with {told}' if told else ''} is "
+        f"not supported; supported are {known}. prior.family can name one"
     )
-
-
-def _text_encoder(config: PriorConfig, folder: Path, kind: str, parts: dict, device: torch.device) -> TextEncoder:
-    """The text encoders and tokenizers among `parts`, with their embeddings kept on disk where that is asked for."""
-    name, recipe = make_recipe(kind, folder, parts)
-    texts = {part: value for part, value in parts.items() if part.startswith(("text_encoder", "tokenizer"))}
-    if not config.embedding_cache:
-        return TextEncoder(texts, recipe, device)
-    cache = Path(config.embedding_cache).expanduser()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"prior.embedding_cache: {cache} can't be made a folder ({one_line(error)})") from None
-    return TextEncoder(texts, recipe, device, cache, fingerprint(folder, name))
 
 
 def choose_device(name: str) -> torch.device:
@@ -122,30 +105,41 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def find_model(model: str) -> Path:
-    """The folder of a model: itself if it is one, else the local copy of the hub's repository of that name."""
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise InputError(f"prior.model: {model} is a file; give the diffusers folder that holds unet, vae and the rest")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        return _hub_snapshot(model)
-    raise InputError(f"prior.model: {model!r} is neither a folder that exists nor a hub name (owner/name)")
+def _options(config: PriorConfig) -> Options:
+    device, dtype = choose_device(config.device), config.dtype
+    if dtype == "auto":
+        dtype = "float16" if device.type == "cuda" else "float32"
+    if dtype == "float16" and device.type == "cpu":
+        raise InputError("prior.dtype: float16 needs CUDA; on the CPU use float32 or bfloat16")
+    same = {option.name for option in fields(Options)} - {"device", "dtype"}
+    return Options(device, DTYPES[dtype], **{name: getattr(config, name) for name in same})
 
 
-def _hub_snapshot(name: str) -> Path:
-    # by its version, the hub's library fails through requests, httpx or OSError: to the user each is the same one line
-    revision, reason = None, None
-    try:
-        revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
-    except Exception as error:
-        reason = error
-    try:  # with no answer from the hub, a copy from an earlier run will do
-        offline = revision is None
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=offline))
-    except Exception as error:
-        raise InputError(
-            f"prior.model: there is no folder {name!r}, and the hub did not give a model of that name "
-            f"({one_line(reason or error)}); point prior.model to a local folder that holds it"
-        ) from None
+def _check_require(folder: ModelFolder, prior: Prior, require: str | None) -> None:
+    if require in (None, "edit" if prior.edits else "text"):
+        return
+    needed = {
+        "edit": "an editing model, such as InstructPix2Pix (8 channels)",
+        "text": "a text-to-image model (4 channels)",
+    }[require]
+    channels = prior.unet.config.in_channels
+    raise InputError(f"prior.model: the predictor of {folder} takes {channels} channels; this job needs {needed}")
+
+
+def _told_defaults(folder: ModelFolder) -> dict[str, Any]:
+    """The `defaults` of a model's csd3d.json; InputError for a key that there is not, or another type."""
+    path, types = folder.path / SETTINGS, get_type_hints(Defaults)
+    told = folder.settings().get("defaults", {})
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: defaults must be an object, is a {type(told).__name__}")
+    for key, value in told.items():
+        if key not in types:
+            raise InputError(f"{path}: defaults.{key}: there is no such key; known: {', '.join(types)}")
+        wanted = types[key]
+        if wanted is float and type(value) is int:
+            told[key] = value = float(value)
+        if type(value) is not wanted or not 0 <= value < float("inf"):
+            raise InputError(
+                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if wanted is int else ''}number of at least 0"
+            )
+    return told

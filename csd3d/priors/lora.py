@@ -1,6 +1,6 @@
 """The network of variational score distillation: the score of the renders, as LoRA weights in the prior's own UNet.
 
-Symbols as in `base`, and: c [B, 12] a camera, the rows of its camera-to-world matrix [3, 4] one after the other (world
+Symbols as in `prior`, and: c [B, 12] a camera, the rows of its camera-to-world matrix [3, 4] one after the other (world
 units in the last column); ε_φ the noise that this network predicts; e(c) [B, D] the camera's embedding.
 
 The camera enters as text + e(c), the same vector on every token, and e is 0 at first: so ε_φ starts as exactly the
@@ -10,7 +10,7 @@ shift a channel and layer, as the paper's camera embedding, added to that of the
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,26 +19,14 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from csd3d.distillation.method import Query
 from csd3d.errors import InputError
-from csd3d.priors.base import Condition
-from csd3d.priors.diffusers_prior import DiffusersPrior
-from csd3d.priors.unet import unet_output
+from csd3d.priors.parameterisation import network_target
+from csd3d.priors.prior import Condition, Prior, restricted, spread
 
+Words = Tensor | Condition | Sequence[str]  # [B, L, D], or what a condition needs beside, or B prompts
 ADAPTER = "renders"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-
-
-def network_target(z: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What a network of `prediction_type` is to say of z noised by ε: ε, v = √ᾱ ε − σ z, or z; the inverse of
-    `to_epsilon`.
-
-    `z`, `noise` [B, C, h, w]; `alpha_bar` [B]. Raises ValueError for another prediction type.
-    """
-    a, sigma = (value.sqrt().reshape(-1, 1, 1, 1) for value in (alpha_bar, 1 - alpha_bar))
-    targets = {"epsilon": noise, "v_prediction": a * noise - sigma * z, "sample": z}
-    if prediction_type not in targets:
-        raise ValueError(f"prediction_type must be one of {', '.join(targets)}, got {prediction_type!r}")
-    return targets[prediction_type]
 
 
 class RenderScore:
@@ -53,7 +41,7 @@ class RenderScore:
     and tensors bear peft's names. Raises InputError where peft is not installed. `generator` draws the initial weights.
     """
 
-    def __init__(self, prior: DiffusersPrior, generator: torch.Generator, *, rank: int = 4, hidden: int = 256):
+    def __init__(self, prior: Prior, generator: torch.Generator, *, rank: int = 4, hidden: int = 256):
         if prior.prediction_type == "flow":
             raise ValueError("RenderScore needs a prior with a UNet, and this is a flow model's transformer")
         self.prior = prior
@@ -87,20 +75,25 @@ class RenderScore:
                 parameter.copy_(state[name])
 
     @torch.no_grad()
-    def predict(self, z_t: Tensor, t: int | Tensor, text: Tensor | Condition, cameras: Tensor | None = None) -> Tensor:
+    def predict(self, z_t: Tensor, t: int | Tensor, text: Words, cameras: Tensor | None = None) -> Tensor:
         """ε_φ(z_t; text, cameras) [B, C, h, w] without a graph, in the prior's own precision and micro batches.
 
-        `text` [B, L, D] (or a condition, where the model takes more), `cameras` [B, 12] or None, the unconditional
-        camera. Raises ValueError where shapes disagree.
+        `text` [B, L, D] (or a condition, where the model takes more; or B prompts), `cameras` [B, 12] or None, the
+        unconditional camera. Raises ValueError where shapes disagree.
         """
         condition = self._conditioned(text, cameras)
         with self._shown():
             return self.prior.predict_noise(z_t, t, condition)
 
+    def answer(self, query: Query) -> Tensor:
+        """ε_φ(z_t; prompts, pose) of a query, as a `distillation.method.Network` gives it."""
+        asked = restricted(query)
+        return spread(query, self.predict(asked.z_t, asked.t, self.prior.query_condition(asked), asked.pose))
+
     def loss(
         self,
         z: Tensor,
-        text: Tensor | Condition,
+        text: Words,
         cameras: Tensor | None,
         generator: torch.Generator,
         drop: float = 0.1,
@@ -121,20 +114,16 @@ class RenderScore:
         kept = (torch.rand(len(z), **draws) >= drop).to(z.device)
         alpha_bar = self.prior.alphas_cumprod[t]
         a, sigma = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
-        output = self._output(a * z + sigma * noise, t, self._conditioned(text, cameras, kept))
+        with self._shown():
+            output = self.prior.output(a * z + sigma * noise, t, self._conditioned(text, cameras, kept))
         return F.mse_loss(output, network_target(z, noise, alpha_bar, self.prior.prediction_type))
 
-    def _output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """What the UNet with its LoRA says, in its own parameterisation, with a graph."""
-        told_sizes = self.prior.unet.config.get("addition_embed_type") == "text_time"
-        picture_scale = self.prior.codec.downscale if told_sizes else None
-        with self._shown():
-            network = lambda *inputs, **options: self.prior.unet(*inputs, **options, return_dict=False)[0]  # noqa: E731
-            return unet_output(network, z_t, t, condition, picture_scale)
-
-    def _conditioned(self, text: Tensor | Condition, cameras: Tensor | None, kept: Tensor | None = None) -> Condition:
+    def _conditioned(self, text: Words, cameras: Tensor | None, kept: Tensor | None = None) -> Condition:
         """The condition with text + e(c), e(c) left out where `kept` [B] is false."""
-        condition = text if isinstance(text, Condition) else Condition(text)
+        if isinstance(text, Condition):
+            condition = text
+        else:
+            condition = Condition(text) if isinstance(text, Tensor) else self.prior.condition(text)
         if cameras is None:
             return condition
         if cameras.shape != (len(condition), 12):

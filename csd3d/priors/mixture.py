@@ -1,9 +1,18 @@
 """A prior whose noise prediction is exact: a mixture of isotropic Gaussians in pixel space, to test methods against."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from csd3d.priors.base import Condition, scaled_linear_alphas
+from csd3d.distillation.method import Network, Query
+from csd3d.priors.prior import NO_NETWORKS, Condition, Defaults, predict_queries
+
+
+def scaled_linear_alphas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """Stable Diffusion's ᾱ_t = Π (1 − β_s), √β linear in s (arXiv 2112.10752) -> [steps] float64."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0)
 
 
 def mixture_noise(z_t: Tensor, alpha_bar: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor) -> Tensor:
@@ -43,6 +52,8 @@ class GaussianMixturePrior:
         self.prompts = prompts or {}
         self.alphas_cumprod = (scaled_linear_alphas() if alphas_cumprod is None else alphas_cumprod).to(means)
         self.unet_evaluations = 0
+        self.defaults = Defaults()
+        self.edits, self.takes_camera = True, False
 
     @property
     def device(self) -> torch.device:
@@ -67,13 +78,25 @@ class GaussianMixturePrior:
     def features(self, images: Tensor) -> list[Tensor]:
         return [images]
 
-    def embed(self, prompts: list[str]) -> Tensor:
+    def embed(self, prompts: Sequence[str]) -> Tensor:
         """[B, 1, K] log weights of the prompts' mixtures, each normalised."""
         weights = torch.stack([self.prompts.get(prompt, self.weights).to(self.means) for prompt in prompts])
         return (weights / weights.sum(1, keepdim=True)).log()[:, None]
 
-    def condition(self, prompts: list[str], image: Tensor | None = None) -> Condition:
+    def condition(self, prompts: Sequence[str], image: Tensor | None = None, view: Tensor | None = None) -> Condition:
         return Condition(self.embed(prompts), image)
+
+    def query_condition(self, query: Query) -> Condition:
+        return self.condition(query.prompts)
+
+    def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
+        """As `Prior.edit_conditions`; the image being ignored, "image" is "null"."""
+        null = self.condition([null_prompt] * len(image))
+        return {"null": null, "image": null, "full": self.condition(prompts)}
+
+    def predict(self, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS) -> dict[str, Tensor]:
+        """See `prior.predict_queries`."""
+        return predict_queries(self, queries, networks)
 
     @torch.no_grad()
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:

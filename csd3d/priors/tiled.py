@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd3d.priors.diffusers_prior import DiffusersPrior
+from csd3d.priors.prior import Prior
 
 Statistics = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # mean and variance of every channel
 Network = Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ class TiledVae:
 
     def __init__(
         self,
-        prior: DiffusersPrior,
+        prior: Prior,
         pixels: int | None = None,
         wrap: bool = False,
         *,
@@ -78,15 +78,15 @@ class TiledVae:
         vae = self.prior.vae
 
         def measure(part: Tensor) -> Tensor:
-            inner = self.to_condition(part)
+            inner = self.prior.codec.unscaled(part)
             return vae.decoder(inner if vae.post_quant_conv is None else vae.post_quant_conv(inner))
 
         parts = vae.decoder, measure, self.prior.decode, decoder_reach(vae), 1
         return torch.stack([self._tiled(one, *parts)[:, : size[0], : size[1]] for one in z])
 
     def to_condition(self, z: Tensor) -> Tensor:
-        """The image condition of InstructPix2Pix, the posterior's mode as it is, of the same pictures' z."""
-        return z / self.prior.codec.scale + self.prior.codec.shift
+        """The image condition of the same pictures, of their z."""
+        return self.prior.condition_from_latent(z)
 
     def _whole(self, height: int, width: int) -> int:
         """How many pictures go through at once as they are; 0: they need tiles."""

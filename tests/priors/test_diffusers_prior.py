@@ -9,9 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, Sta
 from tiny_models import MAX_TOKENS, save_tiny_pipeline
 from transformers import CLIPTokenizer
 
-from csd3d.priors import Condition, PriorConfig, edit_branches, load_prior
-from csd3d.priors.base import scaled_linear_alphas
-from csd3d.priors.diffusers_prior import to_epsilon
+from csd3d.priors import Condition, PriorConfig, edit_branches, load_prior, scaled_linear_alphas
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 networks whose convolutions may be summed in another order
 PROMPTS = ["make it red", "turn it blue"]
@@ -117,17 +115,6 @@ def test_every_prediction_type_retraces_stable_diffusion(tmp_path, prediction_ty
 
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon")
     torch.testing.assert_close(ddim_loop(scheduler, start, 3, predict), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_conversions_against_algebra_in_float64():
-    z, eps = noise(6, 4, 3, 3, dtype=torch.float64), noise(6, 4, 3, 3, seed=2, dtype=torch.float64)
-    alpha_bar = scaled_linear_alphas()[[0, 1, 250, 500, 750, 999]]
-    a, sigma = alpha_bar.sqrt().view(-1, 1, 1, 1), (1 - alpha_bar).sqrt().view(-1, 1, 1, 1)
-    z_t = a * z + sigma * eps
-    for kind, output in {"epsilon": eps, "v_prediction": a * eps - sigma * z, "sample": z}.items():
-        torch.testing.assert_close(to_epsilon(output, z_t, alpha_bar, kind), eps, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="flow"):
-        to_epsilon(eps, z_t, alpha_bar, "flow")
 
 
 def test_schedule_is_the_saved_one(prior):
@@ -276,12 +263,16 @@ def test_bfloat16_is_for_the_unet_alone(prior, edit_folder):
 
 def test_unsuitable_input_is_named(prior):
     text, z, image = prior.embed(PROMPTS), noise(2, 4, 4, 3), noise(2, 4, 4, 3)
-    with pytest.raises(ValueError, match="8 channels"):
+    with pytest.raises(ValueError, match="needs an image"):
         prior.predict_noise(z, 5, Condition(text))
+    with pytest.raises(ValueError, match=r"must be \[B, 4, h, w\]"):
+        prior.predict_noise(z[:, :3], 5, Condition(text, image))
     with pytest.raises(ValueError, match="batch of 1"):
         prior.predict_noise(z[:1], 5, Condition(text, image))
     with pytest.raises(ValueError, match="999"):
         prior.predict_noise(z, 1000, Condition(text, image))
+    with pytest.raises(ValueError, match="999"):
+        prior.predict_noise(z, torch.tensor([5, -1]), Condition(text, image))
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
         prior.encode(torch.rand(1, 16, 16, 3))
     assert prior.unet_evaluations == 0

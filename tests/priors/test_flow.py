@@ -6,8 +6,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
 from csd3d.priors import Condition
-from csd3d.priors.flow import flow_alphas, flow_noise, flow_schedule, flow_time
+from csd3d.priors.families.sd3 import forward
+from csd3d.priors.flow import flow_alphas, flow_schedule, flow_time
 from csd3d.priors.mixture import mixture_noise
+from csd3d.priors.parameterisation import to_epsilon
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64
 CONDITION = Condition(torch.zeros(6, 1, 1), pooled=torch.zeros(6, 1))
@@ -15,6 +17,12 @@ CONDITION = Condition(torch.zeros(6, 1, 1), pooled=torch.zeros(6, 1))
 
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def flow_noise(transformer, z_t, alpha_bar, condition, timesteps):
+    """ε of a velocity predictor, as a prior of a flow model goes about it."""
+    velocity = forward(transformer, z_t, torch.zeros(len(z_t)), alpha_bar, condition, timesteps)
+    return to_epsilon(velocity, z_t, alpha_bar, "flow")
 
 
 def test_times_and_noise_levels_are_each_others_inverse():

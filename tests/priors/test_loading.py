@@ -14,7 +14,7 @@ from tiny_models import build_unet
 from transformers import CLIPTextModel
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_prior, loading
+from csd3d.priors import PriorConfig, hub, load_prior
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_hub_that_never_answers_fails_fast(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(loading, "HUB_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
         start = time.monotonic()
         assert "local folder" in refused("csd3d-tests/no-such-model")
         assert time.monotonic() - start < 8  # the hub library on its own takes 10 s and more

@@ -9,8 +9,7 @@ from tiny_models import save_tiny_pipeline
 from csd3d.engine.checkpoint import load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
 from csd3d.errors import InputError
 from csd3d.priors import Condition, PriorConfig, load_prior
-from csd3d.priors.diffusers_prior import to_epsilon
-from csd3d.priors.lora import RenderScore, network_target
+from csd3d.priors.lora import RenderScore
 
 KINDS = ("epsilon", "v_prediction", "sample")
 PATTERN = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None].expand(4, 4, 4)
@@ -98,18 +97,6 @@ def test_the_gradient_reaches_the_trained_tensors_and_nothing_else(prior):
     assert all(p.grad is None and not p.requires_grad for p in everything if id(p) not in trained)
     assert z.grad is None
     assert {p.dtype for p in network.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_networks_target_is_the_noise_in_its_own_parameterisation(kind):
-    z, noise = normal(5, 4, 3, 3).double(), normal(5, 4, 3, 3, seed=1).double()
-    alpha_bar = torch.tensor([0.99, 0.7, 0.5, 0.1, 0.004], dtype=torch.float64)
-    a, sigma = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
-    target = network_target(z, noise, alpha_bar, kind)
-    back = to_epsilon(target, a * z + sigma * noise, alpha_bar, kind)
-    torch.testing.assert_close(back, noise, rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match="prediction_type"):
-        network_target(z, noise, alpha_bar, "flow")
 
 
 @pytest.mark.parametrize("kind", KINDS)

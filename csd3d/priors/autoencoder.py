@@ -1,7 +1,7 @@
 """Images to the latents that a model denoises and back: through a VAE, or as small pictures for a pixel-space model.
 
-Symbols as in `base`, and: x [B, 3, H, W] in [−1, 1] float32, the images as networks see them. Every function of a codec
-is differentiable, and sends at most `micro_batch` elements through a network at once.
+Symbols as in `prior`, and: x [B, 3, H, W] in [−1, 1] float32, the images as networks see them. Every function of a
+codec is differentiable, and sends at most `micro_batch` elements through a network at once.
 """
 
 import math
@@ -20,7 +20,9 @@ class VaeCodec:
     right and bottom by reflection before they are encoded, and `decode(z, size)` crops the padding off again.
     """
 
-    def __init__(self, vae: AutoencoderKL, patch: int = 1):
+    def __init__(self, vae: AutoencoderKL, patch: int = 1, slicing: bool = False):
+        if slicing:  # the VAE takes one image at a time
+            vae.enable_slicing()
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.channels = vae.config.latent_channels
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -42,9 +44,13 @@ class VaeCodec:
         """The posterior's mode as it is."""
         return self._posterior(x, micro_batch).mode()
 
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Latents in the VAE's own scale."""
+        return z / self.scale + self.shift
+
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
         """x of latents, cropped to `size` if given; ValueError for a size that is larger than what is decoded."""
-        chunks = (z / self.scale + self.shift).split(micro_batch)
+        chunks = self.unscaled(z).split(micro_batch)
         x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks])
         return x if size is None else _crop(x, size)
 
@@ -68,6 +74,22 @@ class VaeCodec:
         return F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
 
 
+class UnscaledLatent:
+    """The source picture as InstructPix2Pix takes it: the posterior's mode as it is, beside z_t as further channels.
+
+    Null is a zero latent (arXiv 2211.09800, section 3.2.1).
+    """
+
+    def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor:
+        return codec.encode_condition(x, micro_batch)
+
+    def from_latent(self, codec: VaeCodec, z: Tensor) -> Tensor:
+        return codec.unscaled(z)
+
+    def null(self, z_t: Tensor) -> Tensor:
+        return torch.zeros_like(z_t)
+
+
 class PixelCodec:
     """z is the picture itself in [−1, 1], its shorter side resized to `sample_size` pixels (DeepFloyd IF's stage I).
 
@@ -87,9 +109,6 @@ class PixelCodec:
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
         """The resized pictures; there is no posterior, so a generator changes nothing."""
         return _resize(x, self.latent_shape(*x.shape[-2:])[1:])
-
-    def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
-        raise ValueError("a pixel-space prior takes no image condition: an editing model (InstructPix2Pix) does")
 
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
         """The pictures, resized to `size` if given."""

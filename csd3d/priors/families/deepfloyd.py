@@ -1,0 +1,77 @@
+"""DeepFloyd IF, first stage: a UNet on small pictures, told the prompt by T5; no VAE.
+
+It predicts its variance too, which is left off. Pictures are resized to the model's own size and back.
+
+    prior:
+      model: DeepFloyd/IF-I-M-v1.0
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from transformers import T5EncoderModel, T5TokenizerFast
+
+from csd3d.errors import InputError
+from csd3d.priors.autoencoder import PixelCodec
+from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.families.stable_diffusion import check_embeddings, forward
+from csd3d.priors.memory import set_attention
+from csd3d.priors.opening import ModelFolder, check_width, load_noise_schedule, load_parts
+from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.text import TextEncoder, tokenized
+from csd3d.registry import register
+
+TOKENS = 77  # T5 takes more, but the model was trained with so many
+
+
+@register("family", "deepfloyd", title="DeepFloyd IF, stage I")
+class DeepFloyd:
+    parts = {  # noqa: RUF012 (never changed)
+        "unet": UNet2DConditionModel,
+        "text_encoder": T5EncoderModel,
+        "tokenizer": T5TokenizerFast,
+    }
+
+    @staticmethod
+    def matches(folder: ModelFolder) -> bool:
+        unet = folder.config("unet")
+        return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") == "text"
+
+    @staticmethod
+    def check(folder: ModelFolder) -> None:
+        check_embeddings(folder)  # the later stages are told how noisy the smaller picture is, as a class
+
+    @staticmethod
+    def load(folder: ModelFolder, options: Options) -> Prior:
+        parts = load_parts(folder, DeepFloyd.parts, options.device)
+        schedule = load_noise_schedule(folder)
+        unet, config = parts["unet"], parts["unet"].config
+        _check_channels(folder, config)
+        width = config.encoder_hid_dim or config.cross_attention_dim
+        check_width(folder, "unet", width, parts["text_encoder"].config.d_model)
+        set_attention(unet, options.attention)
+        return Prior(
+            PixelCodec(config.sample_size, 2 ** (len(config.block_out_channels) - 1)),
+            unet,
+            TextEncoder(folder, parts, embed, "if", options.device, options.embedding_cache),
+            schedule.alphas_cumprod,
+            forward,
+            schedule.config.prediction_type,
+            Defaults(working_size=config.sample_size),
+            options,
+        )
+
+
+def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
+    """T5 of the lower-cased prompt, its padding masked."""
+    tokens = tokenized(parts["text_encoder"], parts["tokenizer"], prompt.lower().strip(), TOKENS)
+    return {"text": parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0][0].float()}
+
+
+def _check_channels(folder: ModelFolder, config: Any) -> None:
+    if config.in_channels != 3 or config.out_channels not in (3, 6) or not isinstance(config.sample_size, int):
+        raise InputError(
+            f"{folder}/unet/config.json: {config.in_channels} channels in, {config.out_channels} out and sample_size "
+            f"{config.sample_size!r} are not those of DeepFloyd IF's first stage (3, 6 or 3, a whole number)"
+        )

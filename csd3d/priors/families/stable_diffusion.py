@@ -1,0 +1,104 @@
+"""Stable Diffusion 1.x and 2.x (arXiv 2112.10752), and InstructPix2Pix (arXiv 2211.09800), which edits.
+
+A UNet on the latents of a VAE, told the prompt by the last hidden state of one CLIP. InstructPix2Pix has twice the
+input channels: the source picture's latent, unscaled, behind z_t. Those that csd3d ships may have been trained with
+cameras too: then the UNet has `class_embed_type` "projection", of the width of `camera_embedding`.
+
+    prior:
+      model: timbrooks/instruct-pix2pix
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from csd3d.errors import InputError
+from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
+from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.memory import set_attention
+from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
+from csd3d.priors.prior import Condition, Defaults, Options, Prior
+from csd3d.priors.text import TextEncoder, clip_tokens
+from csd3d.registry import register
+
+
+@register("family", "stable_diffusion", title="Stable Diffusion 1.x and 2.x, InstructPix2Pix")
+class StableDiffusion:
+    parts = {  # noqa: RUF012 (never changed)
+        "vae": AutoencoderKL,
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+    }
+
+    @staticmethod
+    def matches(folder: ModelFolder) -> bool:
+        unet = folder.config("unet")
+        return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") is None
+
+    @staticmethod
+    def check(folder: ModelFolder) -> None:
+        check_embeddings(folder, class_embed_types=(None, "projection"))
+
+    @staticmethod
+    def load(folder: ModelFolder, options: Options) -> Prior:
+        parts = load_parts(folder, StableDiffusion.parts, options.device)
+        schedule = load_noise_schedule(folder)
+        unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
+        check_channels(folder, "unet", unet.config, codec.channels, editing=True)
+        check_width(folder, "unet", unet.config.cross_attention_dim, parts["text_encoder"].config.hidden_size)
+        set_attention(unet, options.attention)
+        takes_camera = unet.config.class_embed_type == "projection"
+        return Prior(
+            codec,
+            unet,
+            TextEncoder(folder, parts, embed, "sd", options.device, options.embedding_cache),
+            schedule.alphas_cumprod,
+            forward,
+            schedule.config.prediction_type,
+            Defaults(working_size=working_size(unet.config, codec.downscale)),
+            options,
+            UnscaledLatent() if unet.config.in_channels == 2 * codec.channels else None,
+            unet.config.projection_class_embeddings_input_dim if takes_camera else 0,
+        )
+
+
+def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
+    """The last hidden state of one CLIP."""
+    encoder = parts["text_encoder"]
+    tokens = clip_tokens(encoder, parts["tokenizer"], prompt)
+    # diffusers masks the padding for the few text encoders that were trained so, and for no other
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+    return {"text": encoder(tokens.input_ids, attention_mask=mask)[0][0].float()}
+
+
+def forward(
+    network: Callable[..., Tensor], z_t: Tensor, t: Tensor, alpha_bar: Tensor, condition: Condition, **told: Any
+) -> Tensor:
+    """What a UNet says of z_t [B, C, h, w] at t [B], told `told` besides; see `prior.Prior.forward`.
+
+    A UNet with learned variance (arXiv 2102.09672) gives 2C channels, the variance last: it is left off.
+    """
+    sample = z_t if condition.image is None else torch.cat([z_t, condition.image], dim=1)
+    if condition.camera is not None:
+        told["class_labels"] = condition.camera
+    sample = sample.to(memory_format=torch.channels_last)
+    return network(sample, t, encoder_hidden_states=condition.text, **told)[:, : z_t.shape[1]]
+
+
+def check_embeddings(folder: ModelFolder, class_embed_types: tuple[str | None, ...] = (None,)) -> None:
+    """InputError for a UNet that is told what no family here tells it: a guidance scale (LCM), classes."""
+    unet = folder.config("unet")
+    for key, known in {"time_cond_proj_dim": (None,), "class_embed_type": class_embed_types}.items():
+        if unet.get(key) not in known:
+            raise InputError(f"{folder}/unet/config.json: {key} = {unet[key]!r} is not supported")
+
+
+def working_size(config: Any, downscale: int) -> int:
+    """Pixels along the shorter side of the pictures that a predictor was trained on."""
+    size = config.sample_size or 64
+    return (min(size) if isinstance(size, (list, tuple)) else size) * downscale

@@ -1,0 +1,416 @@
+"""A diffusion model as methods and editors see it: an image codec, a text encoder and a noise predictor, frozen.
+
+Symbols and shapes, here and in the other modules of this package:
+  z    [B, C, h, w] clean latent in the predictor's scale (a VAE's times `scaling_factor`; pixels for a pixel-space one)
+  z_t  [B, C, h, w] noised latent √ᾱ_t z + σ_t ε, σ_t = √(1 − ᾱ_t)
+  t    int, or [B] long, in 0..num_train_timesteps − 1;  ᾱ_t = `alphas_cumprod[t]`
+  images [B, 3, H, W] in [0, 1]
+Guidance is no business of a prior: a method asks for each branch and combines them itself. What kinds of model there
+are, and all that is particular to one: `families`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from csd3d.distillation.method import Network, Query
+from csd3d.errors import InputError
+from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.priors.parameterisation import to_epsilon
+from csd3d.priors.text import TextEncoder
+
+if TYPE_CHECKING:
+    from csd3d.priors.lora import RenderScore
+
+NO_NETWORKS: Mapping[str, Network] = MappingProxyType({})
+Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, "Condition"], Tensor]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the noise is predicted under: `text` [B, L, D], and for an editing model the source `image` [B, C, h, w].
+
+    Models with a second, pooled description of the prompt (SDXL, Stable Diffusion 3) need it in `pooled` [B, P]:
+    `Prior.condition` fills it in. `time_ids` [B, 6] are SDXL's (height, width) of the source, (top, left) of its crop
+    and (height, width) of the target, in pixels; where it is None they stand for the whole picture that z_t is.
+    `camera` [B, K] is the embedding of where the picture is seen from, for models that take it; zeros are "not told".
+    """
+
+    text: Tensor
+    image: Tensor | None = None
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+    camera: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.text.ndim != 3:
+            raise ValueError(f"Condition.text must be [B, L, D], got {tuple(self.text.shape)}")
+        if self.image is not None and (self.image.ndim != 4 or len(self.image) != len(self.text)):
+            raise ValueError(f"Condition.image must be [{len(self.text)}, C, h, w], got {tuple(self.image.shape)}")
+        for name, width in (("pooled", "P"), ("time_ids", 6), ("camera", "K")):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != 2 or len(value) != len(self.text)):
+                raise ValueError(f"Condition.{name} must be [{len(self.text)}, {width}], got {tuple(value.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Condition":
+        return self._map(lambda value: value[rows])
+
+    def expand(self, batch: int) -> "Condition":
+        """Repeats a condition of one element `batch` times without copying."""
+        return self._map(lambda value: value.expand(batch, *value.shape[1:]))
+
+    @property
+    def shapes(self) -> tuple:
+        """Equal for conditions that can be stacked."""
+        values = (getattr(self, part.name) for part in fields(self))
+        return tuple(None if value is None else tuple(value.shape[1:]) for value in values)
+
+    @staticmethod
+    def cat(conditions: list["Condition"]) -> "Condition":
+        """Stacks conditions along the batch; all have an image (pooled text, ...) or none has (ValueError)."""
+        parts = {}
+        for name in (part.name for part in fields(Condition)):
+            present = [value for condition in conditions if (value := getattr(condition, name)) is not None]
+            if present and len(present) != len(conditions):
+                raise ValueError(f"{len(present)} of {len(conditions)} conditions have `{name}`: all must, or none")
+            parts[name] = torch.cat(present) if present else None
+        return Condition(**parts)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Condition(**{name: None if value is None else function(value) for name, value in values.items()})
+
+
+def edit_branches(
+    text: Tensor | Condition, null_text: Tensor | Condition, image: Tensor
+) -> tuple[Condition, Condition, Condition]:
+    """The three branches of InstructPix2Pix, (∅, ∅), (x̃, ∅), (x̃, y), its null image being a zero latent.
+
+    `text` and `null_text` are [B | 1, L, D] embeddings of the instruction and of "", or `Condition`s; `image`
+    [B, C, h, w] is of `encode_condition`. `Prior.edit_conditions` does it for any family.
+    """
+    given = (words if isinstance(words, Condition) else Condition(words) for words in (null_text, text))
+    null, full = (words.expand(len(image)) for words in given)
+    return replace(null, image=torch.zeros_like(image)), replace(null, image=image), replace(full, image=image)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings that suit a model; they hold wherever a config says null. A model's csd3d.json can change them."""
+
+    text_scale: float = 7.5  # of an editing model: how strongly a collaborative edit follows the instruction
+    image_scale: float = 1.5  # and how strongly it holds to the source picture
+    sampling_text_scale: float = 7.5  # the same two where pictures are sampled, as InstructPix2Pix's own pipeline does
+    sampling_image_scale: float = 1.5
+    guidance_scale: float = 7.5  # classifier-free guidance of a model of texts
+    t_min: float = 0.02  # noise levels that distillation works at, as shares of the schedule
+    t_max: float = 0.98
+    working_size: int = 512  # pixels of a square picture as the model was trained on it
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a prior runs: a `PriorConfig` whose device and precision are found; what its keys mean is said there."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    micro_batch: int = 16
+    attention: str = "auto"
+    vae_slicing: bool = False
+    drop_text_encoder: bool = False
+    embedding_cache: str = ""
+
+
+class SourcePicture(Protocol):
+    """How an editing model is told its source picture; one for InstructPix2Pix's class: `autoencoder.UnscaledLatent`.
+
+    encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): that of images whose z
+    is known.  null(z_t): what says that there is none; None where the model then takes no image at all.
+    """
+
+    def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
+
+    def from_latent(self, codec: VaeCodec, z: Tensor) -> Tensor: ...
+
+    def null(self, z_t: Tensor) -> Tensor | None: ...
+
+
+@dataclass(eq=False)
+class Prior:
+    """A frozen diffusion model, as every family returns it.
+
+    All networks are in eval mode, every weight in float32; the VAE and the text encoders run in it, the noise
+    predictor under autocast where `options.dtype` is lower. Latents and images come back as contiguous float32.
+    """
+
+    codec: VaeCodec | PixelCodec  # images to latents and back
+    unet: nn.Module  # the noise predictor, be it a UNet or a transformer
+    text: TextEncoder
+    alphas_cumprod: Tensor  # ᾱ [T]
+    forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> what the network says, in its prediction_type
+    prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow; see `parameterisation`
+    defaults: Defaults = field(default_factory=Defaults)
+    options: Options = field(default_factory=Options)
+    source: SourcePicture | None = None  # of a model that edits
+    camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: it knows no cameras
+
+    def __post_init__(self) -> None:
+        self.unet = self.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.device = next(self.unet.parameters()).device
+        self.alphas_cumprod = self.alphas_cumprod.to(self.device, torch.float32)
+        self.micro_batch = self.options.micro_batch
+        self.unet_evaluations = 0  # batch elements predicted so far; the caller may reset it
+
+    @property
+    def vae(self) -> nn.Module:
+        return self.codec.vae
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.text.parts["text_encoder"]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.text.parts["tokenizer"]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def edits(self) -> bool:
+        """Whether the model takes a source picture beside z_t."""
+        return self.source is not None
+
+    @property
+    def takes_camera(self) -> bool:
+        """Whether the model can be told where a picture is seen from (`Query.view`)."""
+        return self.camera_width > 0
+
+    # ------------------------------------------------------------------------------------------------------- pictures
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of z for an image of `height` x `width` pixels, padded sizes included."""
+        return self.codec.latent_shape(height, width)
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z of images, differentiable; of a VAE the posterior's mode, or with a generator a sample.
+
+        Raises ValueError for anything but [B, 3, H, W] with sides that the VAE can halve to a latent.
+        """
+        return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
+
+    def encode_condition(self, images: Tensor) -> Tensor:
+        """The source pictures as this editing model takes them. ValueError for a model that does not edit."""
+        return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
+
+    def condition_from_latent(self, z: Tensor) -> Tensor:
+        """`encode_condition` of the pictures whose z is known. ValueError for a model that does not edit."""
+        return self._source().from_latent(self.codec, z)
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z wants a gradient."""
+        images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
+        return (images if images.requires_grad else images.clamp(0, 1)).contiguous()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the VAE's encoder for a perceptual loss, differentiable: `conv_in`, then each down block.
+
+        Raises ValueError for a pixel-space model, which has no VAE.
+        """
+        return self.codec.features(self._normalised(images))
+
+    # --------------------------------------------------------------------------------------------------------- prompts
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, L, D], padded to the encoder's length as diffusers' pipelines do; each prompt is kept."""
+        return self.text(prompts)["text"]
+
+    def condition(self, prompts: Sequence[str], image: Tensor | None = None, view: Tensor | None = None) -> Condition:
+        """What `predict_noise` takes for a batch of prompts: their embeddings, pooled ones too if the model has any.
+
+        image: see `encode_condition`.  view [B, 3]: azimuth and elevation in degrees and distance; models that know no
+        cameras pass over it.
+        """
+        return Condition(**self.text(prompts), image=image, camera=self._camera(len(prompts), view))
+
+    def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
+        """The branches that an editing model is guided by: "null" (∅, ∅), "image" (x̃, ∅), "full" (x̃, y).
+
+        One prompt for each image. InstructPix2Pix, arXiv 2211.09800, Eq. 3:
+
+            ε = ε(∅, ∅) + s_I (ε(x̃, ∅) − ε(∅, ∅)) + s_T (ε(x̃, y) − ε(x̃, ∅))
+        """
+        nothing = [null_prompt] * len(image)
+        return {
+            "null": self.condition(nothing, self._source().null(image)),
+            "image": self.condition(nothing, image),
+            "full": self.condition(prompts, image),
+        }
+
+    def release_text_encoder(self) -> None:
+        """Frees the text encoders. Prompts embedded before (or kept in the embedding cache) can still be asked for."""
+        self.text.release()
+
+    # ------------------------------------------------------------------------------------------------------ prediction
+
+    def predict(self, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS) -> dict[str, Tensor]:
+        """The answer [N, ...] to every query, without a graph; see `predict_queries`."""
+        return predict_queries(self, queries, networks)
+
+    def query_condition(self, query: Query) -> Condition:
+        """What a query asks under. Of an editing model one without an image is the null branch as its family has it."""
+        image = query.image
+        if image is None and self.source is not None:
+            image = self.source.null(query.z_t)
+        return self.condition(query.prompts, image, query.view)
+
+    @torch.no_grad()
+    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
+        """ε(z_t; condition) [B, C, h, w], without guidance and without a graph, `micro_batch` elements at a time.
+
+        Raises ValueError where batch, channels, t or the condition do not suit the model.
+        """
+        self._check(z_t, t, condition)
+        if self.options.drop_text_encoder:
+            self.release_text_encoder()
+        steps = torch.as_tensor(t, device=self.device).expand(len(z_t))
+        rows = [slice(i, i + self.micro_batch) for i in range(0, len(z_t), self.micro_batch)]
+        self.unet_evaluations += len(z_t)
+        return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
+
+    def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the noise predictor itself says of z_t at t [B], in its own `prediction_type`, in float32, with a graph.
+
+        For training on top of it: no micro batches, no autocast.
+        """
+        return self.forward(partial(self._network, autocast=False), z_t, t, self.alphas_cumprod[t], condition)
+
+    def lora(self, rank: int, generator: torch.Generator) -> "RenderScore":
+        """A network of the renders on this prior's own weights, for VSD: see `lora.RenderScore`.
+
+        Raises InputError where this prior cannot carry one, or peft is not installed.
+        """
+        from csd3d.priors.lora import RenderScore  # which imports this module
+
+        try:
+            return RenderScore(self, generator, rank=rank)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
+        output = self.forward(self._network, z_t, t, alpha_bar, condition)
+        return to_epsilon(output, z_t, alpha_bar, self.prediction_type)
+
+    def _network(self, *args: Any, autocast: bool = True, **options: Any) -> Tensor:
+        lower = autocast and self.options.dtype != torch.float32
+        with torch.autocast(self.device.type, self.options.dtype, enabled=lower):
+            return self.unet(*args, **options, return_dict=False)[0].float()
+
+    def _camera(self, count: int, view: Tensor | None) -> Tensor | None:
+        if not self.takes_camera:
+            return None
+        if view is None:
+            return torch.zeros(count, self.camera_width, device=self.device)
+        from csd3d.priors.camera_embedding import camera_embedding
+
+        if view.shape != (count, 3):
+            raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
+        return camera_embedding(*view.to(self.device, torch.float32).unbind(1))
+
+    def _source(self) -> SourcePicture:
+        if self.source is None:
+            raise ValueError("this model takes no image condition: an editing model (InstructPix2Pix) does")
+        return self.source
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [B, 3, H, W] in [0, 1], got {tuple(images.shape)}")
+        return (images.to(self.device, torch.float32) * 2 - 1).to(memory_format=torch.channels_last)
+
+    def _check(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> None:
+        if z_t.ndim != 4 or z_t.shape[1] != self.codec.channels:
+            raise ValueError(f"z_t must be [B, {self.codec.channels}, h, w], got {tuple(z_t.shape)}")
+        if condition.image is not None:
+            self._source()
+        elif self.source is not None and self.source.null(z_t) is not None:
+            raise ValueError("this model edits: its condition needs an image, see encode_condition and edit_conditions")
+        if len(condition) != len(z_t):
+            raise ValueError(f"z_t has a batch of {len(z_t)}, its condition of {len(condition)}")
+        # a tensor on the GPU is not looked at: that would wait for all that is still being computed
+        if not (isinstance(t, Tensor) and t.is_cuda) and not _within(t, self.num_train_timesteps):
+            raise ValueError(f"t must be in 0..{self.num_train_timesteps - 1}, got {t}")
+
+
+def _within(t: int | Tensor, steps: int) -> bool:
+    t = torch.as_tensor(t)
+    return bool(((t >= 0) & (t < steps)).all())
+
+
+class Predictor(Protocol):
+    """What `predict_queries` asks of a prior."""
+
+    def query_condition(self, query: Query) -> Condition: ...
+
+    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor: ...
+
+
+@torch.no_grad()
+def predict_queries(
+    prior: Predictor, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS
+) -> dict[str, Tensor]:
+    """The answer [N, ...] to every query by name, without a graph.
+
+    Queries with an equal `key` are computed once. All that are to the prior go through it in one call of concatenated
+    rows, in the order of the queries, each row with its own t (one call for each shape, should their conditions differ
+    in it). The others are answered by `networks`. Rows that a query does not name come back as 0.
+    Raises ValueError for a network that is not there.
+    """
+    unique = {query.key: query for query in queries.values()}  # in the order in which they are first asked for
+    answers: dict[tuple, Tensor] = {}
+    groups: dict[tuple, list[tuple[Query, Query, Condition]]] = {}
+    for key, query in unique.items():
+        if query.network != "prior":
+            if query.network not in networks:
+                raise ValueError(f"a query is to the network {query.network!r}, of which there are: {list(networks)}")
+            answers[key] = networks[query.network].answer(query)
+        else:
+            asked = restricted(query)
+            condition = prior.query_condition(asked)
+            groups.setdefault((tuple(asked.z_t.shape[1:]), condition.shapes), []).append((query, asked, condition))
+    for group in groups.values():
+        counts = [len(asked.z_t) for _, asked, _ in group]
+        t = torch.tensor([asked.t for _, asked, _ in group]).repeat_interleave(torch.tensor(counts))
+        condition = Condition.cat([condition for *_, condition in group])
+        found = prior.predict_noise(torch.cat([asked.z_t for _, asked, _ in group]), t, condition)
+        for (query, *_), part in zip(group, found.split(counts), strict=True):
+            answers[query.key] = spread(query, part)
+    return {name: answers[query.key] for name, query in queries.items()}
+
+
+def restricted(query: Query) -> Query:
+    """The query of its `rows` alone."""
+    if query.rows is None:
+        return query
+    rows = query.rows.tolist()
+    parts = {name: getattr(query, name) for name in ("z_t", "image", "pose", "view")}
+    parts = {name: value if value is None else value[query.rows.to(value.device)] for name, value in parts.items()}
+    return replace(query, prompts=tuple(query.prompts[row] for row in rows), rows=None, **parts)
+
+
+def spread(query: Query, answer: Tensor) -> Tensor:
+    """The answer [R, ...] to a query's `rows` as one of all its rows [N, ...], 0 where none was asked for."""
+    if query.rows is None:
+        return answer
+    whole = answer.new_zeros(len(query.z_t), *answer.shape[1:])
+    whole[query.rows.to(answer.device)] = answer
+    return whole
