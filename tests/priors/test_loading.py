@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import socket
-import time
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -14,7 +11,7 @@ from tiny_models import build_unet
 from transformers import CLIPTextModel
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, hub, load_prior
+from csd3d.priors import PriorConfig, load_prior
 
 
 @pytest.fixture
@@ -167,44 +164,6 @@ def test_unsupported_schedules_are_refused(folder):
     assert "FlowMatchEulerDiscreteScheduler" in refused(folder)
     edit_json(folder / "scheduler/scheduler_config.json", _class_name="DDIMScheduler", prediction_type="velocity")
     assert "velocity" in refused(folder)
-
-
-@pytest.mark.parametrize("model", ["", "./nowhere", "/no/such/folder", "a/b/c", "../prior", "plain"])
-def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
-    assert "prior.model" in refused(model)
-
-
-def test_a_file_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is a file" in refused(tmp_path / "model.safetensors")
-
-
-def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port that nothing listens on
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = refused("csd3d-tests/no-such-model")
-    assert "point prior.model to a local folder" in message
-
-
-def test_a_hub_that_never_answers_fails_fast(monkeypatch, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
-        start = time.monotonic()
-        assert "local folder" in refused("csd3d-tests/no-such-model")
-        assert time.monotonic() - start < 8  # the hub library on its own takes 10 s and more
-
-
-def test_a_hub_model_seen_before_loads_without_a_network(monkeypatch, edit_folder, tmp_path):
-    """A cache laid out as the hub's library does: the copy from an earlier run is used when the hub is out of reach."""
-    store = tmp_path / "models--someone--tiny"
-    shutil.copytree(edit_folder, store / "snapshots/0123456789012345678901234567890123456789")
-    (store / "refs").mkdir()
-    (store / "refs/main").write_text("0123456789012345678901234567890123456789")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert load_prior(PriorConfig("someone/tiny", device="cpu"), "edit").num_train_timesteps == 1000
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from tiny_models import build_t5, build_text_encoder, build_tokenizer, save_tiny
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
-from csd3d.priors.families.sd3 import StableDiffusion3
-from csd3d.priors.hub import wanted_files
 
 
 def refused(model, require=None) -> str:
@@ -146,29 +144,3 @@ def test_t5_without_a_fast_tokenizer_says_what_it_needs(deepfloyd, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (deepfloyd / "tokenizer/tokenizer.json").rename(deepfloyd / "tokenizer/spiece.model")
     assert "pip install sentencepiece" in refused(deepfloyd)
-
-
-def test_everything_that_is_opened_is_downloaded_once():
-    taken = [
-        "text_encoder/model.safetensors",
-        "text_encoder_2/model.fp16.safetensors",  # all that there is
-        "text_encoder_3/model-00001-of-00002.safetensors",
-        "text_encoder_3/model-00002-of-00002.safetensors",
-        "text_encoder_3/model.safetensors.index.json",
-        "tokenizer/merges.txt",
-        "tokenizer_3/spiece.model",
-        "transformer/diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
-        "transformer/diffusion_pytorch_model.safetensors.index.fp16.json",
-        "vae/diffusion_pytorch_model.safetensors",
-    ]
-    left = [
-        "sd3_medium_incl_clips.safetensors",
-        "text_encoders/clip_g.safetensors",
-        "text_encoder/model.fp16.safetensors",
-        "text_encoder/pytorch_model.bin",
-        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
-        "vae/evil.py",
-        "safety_checker/model.safetensors",
-    ]
-    assert sorted(wanted_files(StableDiffusion3.parts, left + taken)) == sorted(taken)

@@ -137,21 +137,6 @@ def test_micro_batches_change_nothing_and_evaluations_are_counted(prior):
     torch.testing.assert_close(prior.encode(images(5)), whole, **TOLERANCE)
 
 
-def test_condition_is_batched_as_written():
-    one, two = (
-        Condition(noise(1, 3, 2), noise(1, 4, 2, 2)),
-        Condition(noise(2, 3, 2, seed=7), noise(2, 4, 2, 2, seed=8)),
-    )
-    joined = Condition.cat([one, two])
-    assert torch.equal(joined[1:].text, two.text)
-    assert torch.equal(joined[torch.tensor([0])].image, one.image)
-    assert torch.equal(one.expand(3)[2:].image, one.image)
-    with pytest.raises(ValueError, match="1 of 2"):
-        Condition.cat([one, Condition(two.text)])
-    with pytest.raises(ValueError, match="image"):
-        Condition(two.text, one.image)
-
-
 def test_prediction_depends_on_each_of_its_inputs(prior):
     """Guards the comparisons above: a UNet that ignored an input would pass them."""
     z, text, image = noise(1, 4, 4, 3), prior.embed(PROMPTS), noise(1, 4, 4, 3, seed=9)

@@ -1,0 +1,142 @@
+"""A hub's models: what is downloaded, in which order, and what a user reads where it can't be."""
+
+import shutil
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from diffusers import FluxTransformer2DModel
+
+from csd3d.errors import InputError
+from csd3d.priors import PriorConfig, hub, load_prior
+from csd3d.priors.families.sd3 import StableDiffusion3
+from csd3d.priors.hub import CONFIGS, wanted_files
+
+
+def refused(model) -> str:
+    with pytest.raises(InputError) as error:
+        load_prior(PriorConfig(str(model), device="cpu"))
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def fake_hub(monkeypatch, tmp_path):
+    """A hub that holds one folder; `asked` are the patterns of each download, which copies what they match."""
+
+    class Hub:
+        folder: Path
+        asked: list
+
+        def model_info(self, name, timeout):
+            files = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+            return SimpleNamespace(sha="0123", siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+        def download(self, name, revision, allow_patterns, local_files_only):
+            assert (revision, local_files_only) == ("0123", False)
+            self.asked.append(allow_patterns)
+            for pattern in allow_patterns:
+                for file in self.folder.glob(pattern):
+                    (tmp_path / "copy" / file.relative_to(self.folder).parent).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, tmp_path / "copy" / file.relative_to(self.folder))
+            return str(tmp_path / "copy")
+
+    found = Hub()
+    found.asked = []
+    monkeypatch.setattr(hub, "HfApi", lambda: found)
+    monkeypatch.setattr(hub, "snapshot_download", found.download)
+    return found
+
+
+def test_configs_come_first_then_what_the_family_opens(fake_hub, sdxl_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(sdxl_folder, tmp_path / "hub")
+    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin", "all.safetensors"):
+        (fake_hub.folder / name).write_bytes(b"not to be fetched")
+    prior = load_prior(PriorConfig("someone/model", device="cpu"))
+    assert prior.embed(["red"]).shape[-1] == 40
+    assert fake_hub.asked[0] == CONFIGS
+    weights = [name for name in fake_hub.asked[1] if name.endswith(".safetensors")]
+    assert sorted(Path(name).parent.name for name in weights) == ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert not any("fp16" in name or name.endswith(".bin") for name in fake_hub.asked[1])
+
+
+def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, tmp_path):
+    fake_hub.folder = tmp_path / "hub"
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 4, "num_attention_heads": 1}
+    flux = FluxTransformer2DModel(
+        in_channels=4, joint_attention_dim=4, pooled_projection_dim=4, **sizes, axes_dims_rope=(2, 1, 1)
+    )
+    flux.save_pretrained(fake_hub.folder / "transformer")
+    message = refused("someone/model")
+    assert "FluxTransformer2DModel" in message
+    assert "sd3 (Stable Diffusion 3 and 3.5)" in message
+    assert "stable_diffusion" in message
+    assert fake_hub.asked == [CONFIGS]
+
+
+def test_everything_that_is_opened_is_downloaded_once():
+    taken = [
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.fp16.safetensors",  # all that there is
+        "text_encoder_3/model-00001-of-00002.safetensors",
+        "text_encoder_3/model-00002-of-00002.safetensors",
+        "text_encoder_3/model.safetensors.index.json",
+        "tokenizer/merges.txt",
+        "tokenizer_3/spiece.model",
+        "transformer/diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    left = [
+        "sd3_medium_incl_clips.safetensors",
+        "text_encoders/clip_g.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vae/evil.py",
+        "safety_checker/model.safetensors",
+    ]
+    assert sorted(wanted_files(StableDiffusion3.parts, left + taken)) == sorted(taken)
+
+
+@pytest.mark.parametrize("model", ["", "./nowhere", "/no/such/folder", "a/b/c", "../prior", "plain"])
+def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
+    assert "prior.model" in refused(model)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is a file" in refused(tmp_path / "model.safetensors")
+
+
+def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port that nothing listens on
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refused("csd3d-tests/no-such-model")
+    assert "point prior.model to a local folder" in message
+
+
+def test_a_hub_that_never_answers_fails_fast(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
+        start = time.monotonic()
+        assert "local folder" in refused("csd3d-tests/no-such-model")
+        assert time.monotonic() - start < 8  # the hub library on its own takes 10 s and more
+
+
+def test_a_hub_model_seen_before_loads_without_a_network(monkeypatch, edit_folder, tmp_path):
+    """A cache laid out as the hub's library does: the copy from an earlier run is used when the hub is out of reach."""
+    store = tmp_path / "models--someone--tiny"
+    shutil.copytree(edit_folder, store / "snapshots/0123456789012345678901234567890123456789")
+    (store / "refs").mkdir()
+    (store / "refs/main").write_text("0123456789012345678901234567890123456789")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load_prior(PriorConfig("someone/tiny", device="cpu"), "edit").num_train_timesteps == 1000
