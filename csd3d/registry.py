@@ -44,6 +44,7 @@ PARTS = {  # what a thing of each kind must have
     "representation": ("open",),
     "reader": ("matches", "read"),
     "task": ("open",),
+    "ground_truth": ("scene_truth", "knows"),
 }
 
 

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from csd3d.media import open_video, read_image
 from csd3d.metrics.motion import Flow
-from csd3d.world.language import caption, find_edit
-from csd3d.world.scene import Scene
-from csd3d.world.scroll import clip_edits, orbit_clip, row_answers, strip_edits, true_flow, wide_strip
 
 
 @dataclass
@@ -100,42 +97,6 @@ def open_clip(path: str) -> Footage:
         sound_from=video.path,
         warnings=video.warnings,
     )
-
-
-def world_strip(config: WorldConfig, instruction: str | Sequence[str | None]) -> Footage:
-    """The world's strip of objects and its true edits by an instruction, or by one for each of its objects."""
-    strip = wide_strip(config.seed, config.width, config.height)
-    alike = isinstance(instruction, str) or len(instruction) == len(strip.scenes)
-    rows = row_answers(strip.scenes, instruction) if alike else []
-    answers = strip_edits(strip, instruction)[:, None] if rows else None
-    pixels = torch.from_numpy(strip.rgb).permute(2, 0, 1)[None]
-    found = Footage(f"{len(strip.scenes)} objects of the world", 1, *strip.rgb.shape[:2], _frames_of(pixels))
-    found.answers, found.captions = answers, _captions(strip.scenes, rows)
-    return found
-
-
-def world_orbit(config: WorldConfig, instruction: str) -> Footage:
-    """The world's orbit of one object, its height a side, and its true edits."""
-    clip = orbit_clip(config.seed, config.frames, config.height)
-    edit, answers = find_edit(clip.scene, instruction), clip_edits(clip, instruction)
-    pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
-
-    def read(indices: Sequence[int]) -> Tensor:
-        return pixels[list(indices)].float() / 255
-
-    def flow(a: int, b: int) -> tuple[Tensor, Tensor]:
-        motion, seen = true_flow(clip, a, b)
-        return torch.from_numpy(motion), torch.from_numpy(seen)
-
-    found = Footage("an object of the world", *clip.frames.shape[:3], read, fps=clip.fps, flow=flow)
-    rows = [(scene,) for scene in edit.answers] if edit else []
-    found.answers, found.captions = answers if len(answers) else None, _captions((clip.scene,), rows)
-    return found
-
-
-def _captions(scenes: Sequence[Scene], rows: Sequence[Sequence[Scene]]) -> Captions | None:
-    before, *after = ([caption(scene) for scene in row] for row in (scenes, *rows))
-    return Captions(before, after) if after else None
 
 
 def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.evaluation.ground_truth import text_truth
 from csd3d.metrics.clip import (
     ClipModel,
     load_clip,
@@ -20,14 +21,6 @@ from csd3d.metrics.clip import (
     view_word_accuracy,
 )
 from csd3d.metrics.fid import frechet_distance
-from csd3d.world.prompts import (
-    distinct_values,
-    distractors,
-    open_attribute_values,
-    parse_prompt,
-    true_renders,
-    write_prompt,
-)
 
 logger = logging.getLogger("csd3d")
 DISTRACTORS = 31
@@ -46,10 +39,11 @@ class Judge:
         return self.clip.name
 
     def rank(self, embedded: Tensor, prompt: str, say: Say, seed: int) -> int | None:
-        """Place of the prompt among 32 by mean cosine over the views; None where it is no prompt of the world."""
-        if parse_prompt(prompt) is None:
+        """Place of the prompt among 32 by mean cosine over the views; None where no ground truth knows it."""
+        truth = text_truth(prompt)
+        if truth is None:
             return None
-        prompts = [prompt, *distractors(prompt, DISTRACTORS, seed)]
+        prompts = [prompt, *truth.distractors(prompt, DISTRACTORS, seed)]
         texts = [say(text, view) for text in prompts for view in range(len(embedded))]
         told = self.clip.embed_texts(texts).view(len(prompts), *embedded.shape)
         return retrieval_rank(embedded, told[0], told[1:])
@@ -80,7 +74,8 @@ class Judge:
         """Figures of N assets seen in V views: `colour` and `shape` (white, lit) [N,V,3,S,S] in [0, 1]."""
         embedded = torch.stack([self.clip.embed_images(views) for views in colour])
         shapes = torch.stack([self.clip.embed_images(views) for views in shape])
-        plain = shape_prompt(prompt)
+        truth = text_truth(prompt)
+        plain = truth.shape_prompt(prompt) if truth else prompt
         ranks = [self.rank(views, prompt, say, seed) for views in embedded]
         words = [view_word_accuracy(self.clip, views, say(prompt, 0), azimuths_deg)["accuracy"] for views in colour]
         report: dict[str, float | int | None] = {
@@ -92,26 +87,18 @@ class Judge:
             "fid": self.fid(embedded, say(prompt, 0), azimuths_deg, colour.shape[-1], seed),
             "diversity": mean_pairwise_distance(embedded) if len(colour) > 1 else None,
         }
-        if len(colour) > 1 and parse_prompt(prompt) is not None:
-            found = distinct_values(open_attribute_values(self.clip, colour, say(prompt, 0)))
-            report |= {f"distinct_{attribute}": count for attribute, count in found.items()}
+        if len(colour) > 1 and truth is not None:
+            found = truth.open_attribute_values(self.clip, colour, say(prompt, 0))
+            report |= {f"distinct_{attribute}": len(set(values)) for attribute, values in found.items()}
         return report
 
     def fid(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
         """Fréchet distance of this CLIP's embeddings to those of true renders of the prompt's scenes."""
-        if parse_prompt(prompt) is None:
+        truth = text_truth(prompt)
+        if truth is None:
             return None
-        true = true_renders(prompt, azimuths_deg, 30.0, 16, size, seed)
+        true = truth.true_renders(prompt, azimuths_deg, 30.0, 16, size, seed)
         return frechet_distance(embedded.flatten(0, 1), self.clip.embed_images(true.flatten(0, 1)))
-
-
-def shape_prompt(prompt: str) -> str:
-    """What a white, unpatterned object of the prompt's shape is called; the prompt itself outside the world."""
-    said = parse_prompt(prompt)
-    if said is None:
-        return prompt
-    kept = {key: value for key, value in said.items() if key not in ("pattern", "pattern_colour", "material")}
-    return write_prompt(kept | {"colour": "white"})
 
 
 def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:

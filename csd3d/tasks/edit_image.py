@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from csd3d.canvas.clip import open_picture, world_strip
+from csd3d import registry
+from csd3d.canvas.clip import open_picture
 from csd3d.canvas.regions import Region, check_regions, region_masks
 from csd3d.editors.edit_canvas import Edit2dConfig
 from csd3d.registry import register
@@ -52,7 +53,7 @@ def open_picture_job(config: EditImageConfig, device: torch.device, wrap: bool =
     else:
         strips = all(not region.mask and region.box is None for region in config.regions)
         each = [region.prompt.strip() or None for region in config.regions] if strips else []
-        footage = world_strip(config.world, each if config.regions else config.prompt)
+        footage = registry.get("demo", "strip").thing(config.world, each if config.regions else config.prompt)
     masks = None
     if config.regions:
         edited = sorted(range(len(config.regions)), key=lambda i: not config.regions[i].prompt.strip())

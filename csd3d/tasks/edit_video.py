@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from csd3d.canvas.clip import open_clip, world_orbit
+from csd3d import registry
+from csd3d.canvas.clip import open_clip
 from csd3d.editors.edit_canvas import Edit2dConfig
 from csd3d.registry import register
 from csd3d.schema import path_key
@@ -20,5 +21,8 @@ class EditVideoConfig(Edit2dConfig):
 
     def open(self, device: torch.device) -> CanvasJob:
         """Opens everything that can be wrong before any work is done: the video and the prior."""
-        footage = open_clip(self.video) if self.video else world_orbit(self.world, self.prompt)
+        if self.video:
+            footage = open_clip(self.video)
+        else:
+            footage = registry.get("demo", "orbit").thing(self.world, self.prompt)
         return open_job(self, device, footage)

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csd3d.canvas.clip import Captions, Footage, WorldConfig, world_orbit, world_strip
+from csd3d.canvas.clip import Captions, Footage, WorldConfig
 from csd3d.canvas.windows import Cover
 from csd3d.evaluation.canvas import Instruments, Meter, parts, window_borders
 from csd3d.evaluation.text import Judge
 from csd3d.metrics import ClipModel, WarpedError, seam_visibility
 from csd3d.priors import perceptual_distance
 from csd3d.world.language import caption
+from csd3d.world.plugin import world_orbit, world_strip
 from csd3d.world.scroll import wide_strip
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
