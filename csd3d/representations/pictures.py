@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class PictureParticles(nn.Module):
-    """N pictures of `size`² pixels, in `space` "latent" or "pixel": noise at first, or each the `source` [1, 3, S, S]."""
+    """N pictures of `size`² pixels, in `space` "latent" or "pixel": noise at first, or each `source` [1, 3, S, S]."""
 
     def __init__(
         self,

@@ -76,9 +76,7 @@ class TextToImageConfig:
     learning_rate: float = 0.03  # Adam's, in units of the latent or of the pixels; weight x0: none, descent is plain
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=UNSAID))
-    clip: str = path_key(
-        identity=False
-    )  # judges the pictures; "": the shipped one, else as evaluate.clip
+    clip: str = path_key(identity=False)  # judges the pictures; "": the shipped one, else as evaluate.clip
     save_seconds: float = incidental(30.0)  # between checkpoints
 
     MOVED: ClassVar[dict[str, str]] = MOVED
