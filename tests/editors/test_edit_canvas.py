@@ -80,7 +80,7 @@ def edited(editor, cover, edit=EDIT, roll=0):
 # ----------------------------------------------------------------------------------------------------- exact answers
 
 
-@pytest.mark.parametrize("svgd", [None, SVGDConfig(bandwidth=0.01, normalize="row", repulsion=0.0)])
+@pytest.mark.parametrize("svgd", [None, SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0)])
 def test_regions_end_at_their_own_means(svgd):
     """Inside a region its instruction's mean; outside the source; where they overlap or end, the mix by area."""
     z = torch.randn(1, 4, 16, 40, generator=seeded(7))
