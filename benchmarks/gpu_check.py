@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from csd3d.editors.updates import CSDEditConfig, ViewEditor
 
 import benchmarks.stand_ins as stand_ins
 from benchmarks.full_size import write_model
@@ -35,7 +36,6 @@ from benchmarks.kernels import encode_problem, render_problem
 from csd3d import run as jobs
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.distillation import collaborative_edit
-from csd3d.editors.updates import CSDEditConfig, ViewEditor
 from csd3d.fields import FieldConfig
 from csd3d.interrupt import StopRequest
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior

@@ -12,6 +12,7 @@ from csd3d.distillation.method import Network, Query, Step
 from csd3d.distillation.noise import implied_noise
 from csd3d.errors import InputError
 from csd3d.registry import register
+from csd3d.schema import path_key
 
 if TYPE_CHECKING:
     from csd3d.priors.base import Prior
@@ -33,7 +34,7 @@ class LMC:
         G, report = distill_step(predict, LMC(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
     """
 
-    folder: str = "csd3d/assets/lmc"  # the trained b_ψ
+    folder: str = path_key("csd3d/assets/lmc")  # the trained b_ψ
 
     perp_neg: ClassVar[bool] = True
 
@@ -43,7 +44,7 @@ class LMC:
         try:
             return {"expected": ExpectedNetwork(load_expected(self.folder, prior.device))}
         except InputError as error:
-            raise InputError(f"method lmc: folder: {error}; train one with `python -m csd3d.world.train lmc`") from None
+            raise InputError(f"method lmc: folder: {error}") from None
 
     def queries(self, step: Step) -> dict[str, Query]:
         return {**guided_queries(step), "expected": step.query(network="expected", z_t=step.z)}
