@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
+from csd3d.distillation import SVGDConfig, svgd_combine, svgd_diagnostics
 from csd3d.distillation.kernel import kernel_matrix
 from csd3d.distillation.noise import add_noise, draw_noise
 from csd3d.distillation.svgd import combine as combine_and_report
