@@ -7,6 +7,7 @@ from torch import Tensor
 
 from csd3d.distillation.method import Network, Query
 from csd3d.priors.condition import Condition
+from csd3d.priors.expected import load_expected
 from csd3d.priors.prior import Defaults
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
 
@@ -99,6 +100,10 @@ class GaussianMixturePrior:
     def predict(self, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS) -> dict[str, Tensor]:
         """See `queries.predict_queries`."""
         return predict_queries(self, queries, networks)
+
+    def expected(self, folder: str) -> torch.nn.Module:
+        """See `Prior.expected`."""
+        return load_expected(folder, self.device)
 
     @torch.no_grad()
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
