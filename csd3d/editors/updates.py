@@ -13,14 +13,8 @@ from torch import Tensor
 
 from csd3d.canvas.detail import KEPT_BELOW, restore_detail  # noqa: F401
 from csd3d.datasets import Capture
-from csd3d.distillation import (
-    CollaborativeEditConfig,
-    Correspondence,
-    SVGDConfig,
-    collaborative_edit,
-    ddim_edit,
-)
-from csd3d.distillation.edit import guided_predictor
+from csd3d.distillation import Correspondence, SVGDConfig, ddim_edit
+from csd3d.distillation.edit import CollaborativeEditConfig, collaborative_edit, guided_predictor
 from csd3d.distillation.schedules import uniform_timestep
 from csd3d.priors import Condition, DiffusersPrior, edit_branches
 from csd3d.rendering import Rendered
