@@ -24,7 +24,7 @@ from csd3d import registry
 from csd3d.media import open_video
 from csd3d.report import canvas as report
 from csd3d.report.page import ViewRow
-from csd3d.report.scene import save_grid
+from csd3d.report.pictures import save_grid
 
 MAIN = "csd_edit"
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -20,8 +20,6 @@ from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
 PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
-RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
-IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"prior.{key}" for key in RUNNING))
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
 
 
@@ -38,12 +36,11 @@ class Job:
     @property
     def identity(self) -> dict:
         """What a checkpoint of this run depends on; what ships with csd3d is the same wherever that is installed."""
-        values = {
-            key: value
-            for key, value in defining_values(self.config).items()
-            if not any(f"{key}.".startswith(f"{ignored}.") for ignored in IGNORED)
-        }
-        return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
+        return without_root(defining_values(self.config))
+
+    def identity_of(self, name: str) -> dict:
+        """What the checkpoint of one phase depends on; a task may add to it what only that phase is made by."""
+        return self.identity
 
     def may_run(self, name: str) -> bool:
         """Whether a phase is still to be run or shown: once a stop is asked for, only one that has a checkpoint."""
@@ -59,6 +56,11 @@ class Job:
         """A generator of its own for each purpose, from the run's seed."""
         # torch seeds a CPU generator with 32 bits only, so both go into one hash
         return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
+
+
+def without_root(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an identity, with paths of what ships with csd3d as they are on every machine."""
+    return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
 
 
 @dataclass
@@ -107,7 +109,7 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     step, so that there is something to show. Raises InputError where five steps in a row were not finite.
     """
     folder = job.folder / "checkpoints"
-    phase.load(folder, name, job.identity)
+    phase.load(folder, name, job.identity_of(name))
     phase.steps = steps
     left_alone = phase.finished or (job.stop.requested and phase.step > 0)
     job.announce(name, f", {phase.step} of {steps} steps done before" if phase.step else "")
@@ -144,7 +146,7 @@ def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., Non
         elapsed = time.monotonic() - clock
         if now or elapsed > job.config.save_seconds:
             phase.seconds += elapsed
-            phase.save(folder, name, job.identity)
+            phase.save(folder, name, job.identity_of(name))
             clock = time.monotonic()
 
     return save

@@ -6,7 +6,7 @@ from torch import Tensor
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth, changed_pixels
 from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
-from csd3d.representations.hashgrid import SceneModel, surface_depth
+from csd3d.representations.base import SceneModel, surface_depth
 
 
 def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:

@@ -24,8 +24,9 @@ from csd3d.engine.logs import progress
 from csd3d.evaluation.canvas import Metrics, part_count, parts
 from csd3d.export import side_by_side, to_uint8, write_video
 from csd3d.media import frame_writer, write_image
+from csd3d.report.charts import charts
 from csd3d.report.page import ReportData, ViewRow, Whole, write_report
-from csd3d.report.scene import charts, save_grid, save_strip
+from csd3d.report.pictures import save_grid, save_strip
 
 SHOWN = 6  # pictures in a row of the report
 SHOWN_SIDE = 384  # pixels of their longer side

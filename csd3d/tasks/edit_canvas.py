@@ -50,6 +50,7 @@ class EditCanvasConfig:
     name: str = ""
     prompt: str = ""  # the instruction
     seed: int = 0
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     world: DemoConfig = field(default_factory=DemoConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     sampling: Sampling = field(default_factory=Sampling)
