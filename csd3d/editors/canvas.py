@@ -42,6 +42,7 @@ class CanvasEditor(Protocol):
     edits         what it can edit, of "picture" and "video"; both where it does not say
     regions       True where it follows several instructions, each in its own region (`Canvas.shares`)
     own_canvas(canvas) -> Canvas    where it works on other latents of the same clip
+    check(prior)    raises InputError where it cannot work with a prior, before any work is done
     """
 
     def count_steps(self, canvas: "Canvas") -> int:

@@ -279,6 +279,9 @@ def open_job(
     """Opens the prior, and checks that it can work on the clip; embeds the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
     size = working_size(clip, window_side(config, prior), prior.codec.downscale, wrap)
+    for editor in config.methods.values():
+        if hasattr(editor, "check"):
+            editor.check(prior)
     prior.condition(["", *config.instructions])
     return CanvasJob(config=config, device=device, prior=prior, clip=clip, size=size, masks=masks, wrap=wrap)
 
