@@ -203,7 +203,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
         ("edit_image", "edit.steps=3", "edit.steps is now editors.csd_edit.edit.steps"),
         ("edit_image", "edit.text_scale=3", "edit.text_scale is now editors.csd_edit.text_scale"),
         ("edit_image", "baselines.sampling.steps=3", "baselines.sampling is now sampling"),
-        ("edit_video", "compare=[fatezero] prior.drop_text_encoder=true", "fatezero needs the tokenizer"),
+        ("edit_video", "compare=[fatezero] & prior.drop_text_encoder=true", "fatezero needs the tokenizer"),
         ("edit_video", "baselines.pix2video.pull=0.1", "is gone: Pix2Video guides by its authors' constant"),
         ("edit_image", "regions=[{prompt: b}]", "prompt and regions are both given"),
         ("edit_image", "window=0", "window is 0"),
@@ -219,7 +219,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
 def test_bad_input_is_one_line_exit_2_and_leaves_nothing(config_of, tmp_path, capsys, task, override, said):
     folder = tmp_path / "out"
     config = config_of(task, "prompt: red\nworld: {width: 32, height: 32, frames: 2}")
-    assert main(["--config", str(config), "--output", str(folder), *override.split()]) == 2
+    assert main(["--config", str(config), "--output", str(folder), *override.split(" & ")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
