@@ -294,6 +294,16 @@ def test_an_editor_twice_under_names_of_its_own(config_of, tmp_path):
     assert (folder / "videos" / "ip2p+shared.mp4").stat().st_size > 500
 
 
+def test_another_setting_of_a_compared_editor_is_another_run_but_one_more_editor_is_not(config_of, tmp_path):
+    text = SMALL + "prompt: red\ncompare: [{type: ip2p, steps: 1}]"
+    folder = start(config_of("edit_image", text), tmp_path / "run")
+    with pytest.raises(InputError, match=r"ip2p\.steps: the checkpoint belongs to a run with 1, this one has 2"):
+        jobs.resume(folder, ["compare=[{type: ip2p, steps: 2}]"], "cpu", stop=StopRequest())
+    jobs.resume(folder, ["compare=[{type: ip2p, steps: 1}, ip2p_downscaled]"], "cpu", stop=StopRequest())
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert list(results) == ["csd_edit", "ip2p", "ip2p_downscaled"]
+
+
 def test_frames_are_read_once_to_encode_and_once_for_all_results(config_of, tmp_path, monkeypatch):
     demo, read = registry.get("demo", "orbit").thing, []
 
