@@ -91,9 +91,6 @@ class Clip:
         return (list(range(i, min(i + count, self.count))) for i in range(0, self.count, count))
 
 
-Footage, WorldConfig = Clip, DemoConfig  # their earlier names
-
-
 def open_picture(path: str) -> Clip:
     """A picture file as a clip of one frame; InputError where it can't be read."""
     picture = read_image(Path(path).expanduser())

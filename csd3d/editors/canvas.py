@@ -42,6 +42,7 @@ class CanvasEditor(Protocol):
     edits         what it can edit, of "picture" and "video"; both where it does not say
     regions       True where it follows several instructions, each in its own region (`Canvas.shares`)
     own_canvas(canvas) -> Canvas    where it works on other latents of the same clip
+    check(prior)    raises InputError where it cannot work with a prior, before any work is done
     """
 
     def count_steps(self, canvas: "Canvas") -> int:
@@ -175,3 +176,17 @@ class Canvas:
         new.keep_detail, new.inside = old.keep_detail, old.inside
         cover = Cover((len(new.z), *new.z.shape[2:]), tuple(new.z.shape[2:]))
         return replace(self, latents=new, cover=cover, kept={})
+
+
+def make_cover(latents: Latents, window: int, overlap: float) -> Cover:
+    """How latents are covered by square windows of `window` latent pixels, or smaller ones where they are smaller."""
+    frames, _, height, width = latents.z.shape
+    size = (min(window, height), min(window, width))
+    return Cover((frames, height, width), size, wrap=latents.codec.wrap, overlap=overlap)
+
+
+def window_side(prior: Prior, window: int | None) -> int:
+    """Latent pixels along a window's side: `window`, else what the prior was trained at, else 64."""
+    trained = prior.unet.config.get("sample_size")
+    trained = min(trained) if isinstance(trained, (list, tuple)) else trained
+    return window or trained or 64

@@ -19,6 +19,7 @@ from csd3d.priors.attention import (
     AttentionFusion,
     AttentionMaps,
     CrossFrameAttention,
+    attention_layers,
     fused_attention,
     layer_sizes,
     map_shapes,
@@ -54,6 +55,12 @@ class FateZero(Sampled):
         for key in ("mask_threshold", "budget_gib"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a finite number of at least 0")
+
+    def check(self, prior: Prior) -> None:
+        """InputError for a model whose attention is not that of Stable Diffusion's UNet, or whose words get lost."""
+        attention_layers(prior.unet)
+        if prior.options.drop_text_encoder:
+            raise InputError("prior.drop_text_encoder: fatezero needs the tokenizer until the end; set it false")
 
     def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
         z_source, images = canvas.gather(canvas.z), canvas.condition()

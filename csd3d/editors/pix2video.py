@@ -12,7 +12,8 @@ from csd3d.distillation.ddim import ddim_step
 from csd3d.editors.canvas import Canvas, check_shares
 from csd3d.editors.inversion import by_micro_batches, invert
 from csd3d.editors.sampled import Sampled
-from csd3d.priors.attention import CrossFrameAttention, cross_frame_attention
+from csd3d.priors import Prior
+from csd3d.priors.attention import CrossFrameAttention, attention_layers, cross_frame_attention
 from csd3d.registry import register
 
 DECODER = "up_blocks."  # the layers of a UNet in which it injects
@@ -39,6 +40,10 @@ class Pix2Video(Sampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares(self, "guided_steps")
+
+    def check(self, prior: Prior) -> None:
+        """InputError for a model whose attention is not that of Stable Diffusion's UNet."""
+        attention_layers(prior.unet)
 
     def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
         z_source, images, timesteps = canvas.gather(canvas.z), canvas.condition(), self.timesteps(canvas)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from csd3d import registry
 from csd3d.canvas.clip import Captions, Clip, DemoConfig, open_clip, open_picture
-from csd3d.canvas.latents import Latents, encode_clip, working_size
+from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
-from csd3d.canvas.windows import Cover
+from csd3d.config import defining_values
 from csd3d.distillation.collaborative_edit import CollaborativeEditConfig
-from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling
+from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, make_cover, window_side
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.evaluation.canvas import make_metrics
@@ -197,6 +197,11 @@ class CanvasJob(Job):
     masks: Tensor | None = None
     wrap: bool = False
 
+    def identity_of(self, name: str) -> dict:
+        """As of any job, with the keys of the editor whose phase it is: `compare` is no part of a job's identity."""
+        own = defining_values(self.config.methods[name])
+        return self.identity | {f"{name}.{key}": value for key, value in own.items()}
+
     @property
     def wanted(self) -> list[str]:
         return list(self.config.methods)
@@ -230,7 +235,7 @@ class CanvasJob(Job):
             size = tuple(latents.z.shape[2:])
             shares = latent_shares(self.masks, self.size, size, self.prior.codec.downscale)[None, :count]
             latents.inside = soft_union(self.masks[:count])
-        cover = make_cover(config, self.prior, latents)
+        cover = make_cover(latents, window_side(self.prior, config.window), config.overlap)
         return Canvas(self.prior, latents, config.instructions, cover, config.sampling, shares, self.generator)
 
     def edit(self, name: str, editor: CanvasEditor, canvas: Canvas) -> CanvasPhase:
@@ -278,21 +283,9 @@ def open_job(
 ) -> CanvasJob:
     """Opens the prior, and checks that it can work on the clip; embeds the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
-    size = working_size(clip, window_side(config, prior), prior.codec.downscale, wrap)
+    size = working_size(clip, window_side(prior, config.window), prior.codec.downscale, wrap)
+    for editor in config.methods.values():
+        if hasattr(editor, "check"):
+            editor.check(prior)
     prior.condition(["", *config.instructions])
     return CanvasJob(config=config, device=device, prior=prior, clip=clip, size=size, masks=masks, wrap=wrap)
-
-
-def make_cover(config: EditCanvasConfig, prior: Prior, latents: Latents) -> Cover:
-    """How the canvas is covered: windows of the prior's own size, or smaller where the canvas is."""
-    frames, _, height, width = latents.z.shape
-    window = window_side(config, prior)
-    size = (min(window, height), min(window, width))
-    return Cover((frames, height, width), size, wrap=latents.codec.wrap, overlap=config.overlap)
-
-
-def window_side(config: EditCanvasConfig, prior: Prior) -> int:
-    """Latent pixels along a window's side: as configured, else what the prior was trained at, else 64."""
-    trained = prior.unet.config.get("sample_size")
-    trained = min(trained) if isinstance(trained, (list, tuple)) else trained
-    return config.window or trained or 64

@@ -67,7 +67,7 @@ def test_sources_are_read_and_decoded_once_for_all_methods():
 
 
 def test_an_edit_that_changes_nothing_is_the_source():
-    """The autoencoder's loss is given back; the next test of `restore_detail` is with scenes."""
+    """Whatever the autoencoder loses is given back."""
     frames, codec = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), Codec()
     codec.decode = lambda z, size: 0.5 * z
     for wrap in (False, True):

@@ -203,12 +203,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
         ("edit_image", "edit.steps=3", "edit.steps is now editors.csd_edit.edit.steps"),
         ("edit_image", "edit.text_scale=3", "edit.text_scale is now editors.csd_edit.text_scale"),
         ("edit_image", "baselines.sampling.steps=3", "baselines.sampling is now sampling"),
+        ("edit_video", "compare=[fatezero] & prior.drop_text_encoder=true", "fatezero needs the tokenizer"),
         ("edit_video", "baselines.pix2video.pull=0.1", "is gone: Pix2Video guides by its authors' constant"),
         ("edit_image", "regions=[{prompt: b}]", "prompt and regions are both given"),
         ("edit_image", "window=0", "window is 0"),
         ("edit_image", "world.width=0", "world: width is 0"),
         ("edit_image", "tile_pixels=10", "tile_pixels"),
-        ("edit_image", "captions=[a duck]", "give two, of the source and of its edit"),
+        ("edit_image", "captions=[duck]", "give two, of the source and of its edit"),
         ("edit_panorama", "overlap=1.5", "overlap is 1.5"),
         ("edit_video", "video=/nowhere.mp4", "/nowhere.mp4: no such file"),
         ("edit_video", "image=a.png", "did you mean"),
@@ -218,7 +219,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
 def test_bad_input_is_one_line_exit_2_and_leaves_nothing(config_of, tmp_path, capsys, task, override, said):
     folder = tmp_path / "out"
     config = config_of(task, "prompt: red\nworld: {width: 32, height: 32, frames: 2}")
-    assert main(["--config", str(config), "--output", str(folder), override]) == 2
+    assert main(["--config", str(config), "--output", str(folder), *override.split(" & ")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -291,6 +292,16 @@ def test_an_editor_twice_under_names_of_its_own(config_of, tmp_path):
     assert results["ip2p"]["unet_evaluations"] == 2 * results["ip2p+shared"]["unet_evaluations"]
     assert "InstructPix2Pix, one by one (shared)" in (folder / "report.html").read_text()
     assert (folder / "videos" / "ip2p+shared.mp4").stat().st_size > 500
+
+
+def test_another_setting_of_a_compared_editor_is_another_run_but_one_more_editor_is_not(config_of, tmp_path):
+    text = SMALL + "prompt: red\ncompare: [{type: ip2p, steps: 1}]"
+    folder = start(config_of("edit_image", text), tmp_path / "run")
+    with pytest.raises(InputError, match=r"ip2p\.steps: the checkpoint belongs to a run with 1, this one has 2"):
+        jobs.resume(folder, ["compare=[{type: ip2p, steps: 2}]"], "cpu", stop=StopRequest())
+    jobs.resume(folder, ["compare=[{type: ip2p, steps: 1}, ip2p_downscaled]"], "cpu", stop=StopRequest())
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert list(results) == ["csd_edit", "ip2p", "ip2p_downscaled"]
 
 
 def test_frames_are_read_once_to_encode_and_once_for_all_results(config_of, tmp_path, monkeypatch):

@@ -13,9 +13,8 @@ from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
 CANVAS = """
-edit: {steps: 3, batch: 4}
-passes: 2
-baselines: {sampling: {steps: 2}}
+editors: {csd_edit: {passes: 2, edit: {steps: 3, batch: 4}}}
+sampling: {steps: 2}
 save_seconds: 0
 """
 CASES = {
@@ -131,7 +130,8 @@ def test_a_run_on_the_shipped_prior_may_be_exported_elsewhere(started, monkeypat
     """Named as it is in the package from the package's own folder, and found there from any other."""
     config = started.parent / "config.yaml"
     monkeypatch.chdir(jobs.PACKAGE_ROOT)
-    keys = ["prior.model=csd3d/assets/ip2p", f"image={started.parent}/photo.png", "edit.steps=1", "compare=[]"]
+    keys = ["prior.model=csd3d/assets/ip2p", f"image={started.parent}/photo.png", "compare=[]"]
+    keys.append("editors.csd_edit.edit.steps=1")
     folder = jobs.start(config, keys, tmp_path / "shipped", None, "cpu", stop=StopRequest())
     assert "model: csd3d/assets/ip2p" in (folder / "config.yaml").read_text()
     before = metrics_of(folder)
