@@ -4,12 +4,12 @@ Conversion loses nothing: no text to number, no number to text, no bool to int. 
 with the dotted key that it stands at. A field can name a registered thing (`csd3d.registry`), which brings its own
 keys:
 
-    editors: Annotated[dict[str, Any], ByName("editor")] = field(default_factory=dict)
-    editor: Annotated[Chosen, OneOf("editor", settings="editors")] = ...
+    editors: Annotated[dict[str, Any], ByName("canvas_editor")] = field(default_factory=dict)
+    editor: Annotated[Chosen, OneOf("canvas_editor", settings="editors")] = ...
 
-    editor: in2n                                    # with the settings that `editors` has for it, else its defaults
-    editor: {type: in2n, edit_rate: 5}              # these keys win over those in `editors`
-    editors: {in2n: {edit_rate: 10}}
+    editor: ip2p                                    # with the settings that `editors` has for it, else its defaults
+    editor: {type: ip2p, steps: 5}                  # these keys win over those in `editors`
+    editors: {ip2p: {steps: 10}}
 """
 
 import dataclasses

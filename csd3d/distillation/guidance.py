@@ -38,16 +38,20 @@ def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights
     return eps_null + scale * total.view_as(eps_null)
 
 
-def guided_queries(step: Step, of: str = "target") -> dict[str, Query]:
+def guided_queries(
+    step: Step, of: str = "target", *, scale: float | None = None, z_t: Tensor | None = None
+) -> dict[str, Query]:
     """What `guided` needs: the prompt's prediction and the unconditional one, unless ω = 1; Perp-Neg's other views.
 
-    Of the "source" the names begin with "source_", and Perp-Neg has no say.
+    Of the "source" the names begin with "source_", and Perp-Neg has no say. `scale`: as `guided` will be told; `z_t`:
+    another latent than the step's.
     """
     prefix, away = ("source_", ()) if of == "source" else ("", step.away)
-    asked = {f"{prefix}text": step.query(of=of)}
-    if step.guidance_scale != 1 or away:
-        asked = {f"{prefix}null": step.query(step.null_prompt, of=of), **asked}
-    return asked | {f"away{k}": step.query(prompts) for k, (prompts, _) in enumerate(away)}
+    scale = step.guidance_scale if scale is None else scale
+    asked = {f"{prefix}text": step.query(of=of, z_t=z_t)}
+    if scale != 1 or away:
+        asked = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **asked}
+    return asked | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
 
 
 def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float | None = None) -> Tensor:

@@ -114,6 +114,11 @@ class Step:
         return self.t / len(self.alphas_cumprod)
 
     @property
+    def noise_ratio(self) -> float:
+        """σ_t/√ᾱ_t."""
+        return ((1 - self.alpha_bar) / self.alpha_bar) ** 0.5
+
+    @property
     def progress(self) -> float:
         """How much of the run lies behind, in [0, 1)."""
         return self.number / self.steps

@@ -33,6 +33,8 @@ def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Metho
 def named_config(name: str, method: Method, config: DistillConfig) -> DistillConfig:
     """`config` as the method wants it, with SVGD exactly where the name says so or the method itself."""
     _, collaborates = parse_name(name)
+    # a method that fixes keys of svgd is one of several particles by itself
+    collaborates |= isinstance(getattr(method, "fixed", {}).get("svgd"), Mapping)
     return configured(method, dataclasses.replace(config, svgd=(config.svgd or SVGDConfig()) if collaborates else None))
 
 
@@ -47,5 +49,5 @@ def names_for(have: Iterable[str] = ()) -> list[str]:
     """The names whose `needs` a job meets that has `have`, of "source" and "image"; "csd" stands behind "sds"."""
     have = set(have)
     found = [e.name for e in registry.entries("method") if set(getattr(e.thing, "needs", ())) <= have]
-    found.sort(key=lambda name: name != "sds")
+    found.sort(key=lambda name: (name != "sds", name))
     return [*found[:1], "csd", *found[1:]] if "sds" in found else found

@@ -1,18 +1,25 @@
-"""What the edit of a capture should look like, where the capture is of the procedural world and so can be asked.
+"""What a result should be, from whoever knows: registered things of the kind "ground_truth" are asked in turn.
+
+A ground truth knows some captures and some prompts. It says None or False of all others, which is what a user's own
+photos and words get. The procedural world is one (`csd3d.world.plugin`); a plugin can bring another, such as a data set
+that has photos from after the edit.
 
 Depths are in the capture's normalised frame, distance along the ray, `inf` where there is no surface.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from csd3d import registry
 from csd3d.cameras import Cameras
 from csd3d.datasets import Capture
-from csd3d.world.dataset import read_scene, render_views, true_answers
-from csd3d.world.render import FAR
-from csd3d.world.scene import Scene
+
+if TYPE_CHECKING:  # scenes are judged without what the metrics of texts need
+    from csd3d.metrics.clip import ClipModel
 
 CHANGED = 0.03  # a pixel whose colour moves by more than this in some channel belongs to the edit
 
@@ -26,29 +33,70 @@ class TrueViews:
     mask: Tensor
 
 
-@dataclass
-class Truth:
-    """The source scene and every scene that fulfils the instruction, best first once `choose` was asked."""
+class Truth(Protocol):
+    """The truth about one instruction on one capture.
 
-    capture: Capture
-    source: Scene
-    answers: tuple[Scene, ...]
+    `source` is the scene as it was captured, `answers` are all scenes that fulfil the instruction, at least one. What a
+    scene is, only the ground truth knows; `views` makes pictures of it.
+    """
 
-    def views(self, scene: Scene, indices: Tensor) -> TrueViews:
-        """`scene` through the capture's cameras `indices`."""
-        cameras = own_cameras(self.capture, self.capture.cameras[indices])
-        intrinsics = torch.stack((cameras.fx, cameras.fy, cameras.cx, cameras.cy), 1)
-        pictures = render_views(scene, cameras.camera_to_world, intrinsics, cameras.width, cameras.height)
-        depth = torch.from_numpy(pictures.depth)
-        depth = torch.where(depth < FAR, depth * self.capture.scale, torch.inf)
-        return TrueViews(torch.from_numpy(pictures.rgb), depth, torch.from_numpy(pictures.mask))
+    source: Any
+    answers: Sequence[Any]
+
+    def views(self, scene: Any, indices: Tensor) -> TrueViews:
+        """`scene`, the source or an answer, through the capture's cameras `indices` [B]."""
+
+
+class TextTruth(Protocol):
+    """What there is to know about a prompt. Only `knows` may be called for a prompt that is not known."""
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the other functions can be asked about this prompt."""
+
+    def shape_prompt(self, prompt: str) -> str:
+        """What a white, unpatterned object of the prompt's shape is called."""
+
+    def distractors(self, prompt: str, count: int, seed: int) -> list[str]:
+        """Up to `count` prompts, the nearest first, each of which no picture fits that fits this one."""
+
+    def open_attribute_values(self, clip: "ClipModel", images: Tensor, prompt: str) -> dict[str, list[str]]:
+        """Of each attribute that the prompt leaves open, what each of N particles shows, as `clip` reads it.
+
+        images [N, V, 3, H, W] in [0, 1]: V views of each → {attribute: N values}.
+        """
+
+    def true_renders(
+        self, prompt: str, azimuths_deg: Sequence[float], elevation_deg: float, count: int, size: int, seed: int
+    ) -> Tensor:
+        """`count` right objects, each from V azimuths that count from its front.
+
+        Returns [count, V, 3, size, size] in [0, 1].
+        """
+
+
+class GroundTruth(TextTruth, Protocol):
+    """What is registered: a class that is made without arguments.
+
+    @register("ground_truth", "pairs", title="Photos before and after")
+    class Pairs:
+        def scene_truth(self, capture, prompt): ...
+        def knows(self, prompt): return False       # then nothing else is asked about prompts
+    """
+
+    def scene_truth(self, capture: Capture, prompt: str) -> Truth | None:
+        """The truth about `prompt` on `capture`; None where it is not known."""
 
 
 def load_truth(capture: Capture, prompt: str) -> Truth | None:
-    """The truth about `prompt` on `capture`; None for a real capture or words that the world does not know."""
-    scene = read_scene(capture.folder)
-    answers = true_answers(scene, prompt) if scene is not None else ()
-    return Truth(capture, scene, answers) if answers else None
+    """The truth about `prompt` on `capture` from the first that knows it; None for a real capture or unknown words."""
+    found = (entry.thing().scene_truth(capture, prompt) for entry in registry.entries("ground_truth"))
+    return next((truth for truth in found if truth is not None), None)
+
+
+def text_truth(prompt: str) -> TextTruth | None:
+    """The first ground truth that knows the prompt, None where none does."""
+    found = (entry.thing() for entry in registry.entries("ground_truth"))
+    return next((truth for truth in found if truth.knows(prompt)), None)
 
 
 def own_cameras(capture: Capture, cameras: Cameras) -> Cameras:

@@ -46,7 +46,7 @@ METRICS = {
     "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
     "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
     "view_words": ("Views taken for what they are", "share", "higher", 2),
-    "fid": ("Fréchet distance to true renders", "", "lower", 3),
+    "fd": ("FD to true renders", "", "lower", 3),
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
     "distinct_colour": ("Colours found among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
@@ -66,6 +66,16 @@ class ViewRow:
 
 
 @dataclass
+class Whole:
+    """A picture in its full width, with a link to the `file` that it is a copy of: its path from the run folder."""
+
+    label: str
+    image: Picture
+    file: str
+    method: str = ""
+
+
+@dataclass
 class ReportData:
     """All that a report shows; what is empty is left out of the page. Pictures are `[H, W, 3]`, float in [0, 1] or
     uint8.
@@ -78,9 +88,11 @@ class ReportData:
     facts: dict[str, str] = field(default_factory=dict)  # a few headline numbers, already written out
     view_names: Sequence[str] = ()
     rows: Sequence[ViewRow] = ()
+    wholes: Sequence[Whole] = ()
     methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> name shown; the first is ours
     results: dict[str, dict[str, float | int | None]] = field(default_factory=dict)  # method -> metric -> value
     metric_notes: str = ""
+    judge: str = ""  # the CLIP that figures are by, "CLIP (world)" for the shipped one; FD is by its features
     videos: dict[str, Path] = field(default_factory=dict)  # caption -> MP4 to embed
     turntable: Sequence[Picture] = ()  # one turn, evenly spaced
     mesh_note: str = ""
@@ -101,6 +113,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "hero": _hero(data),
         "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
         "facts": _facts(data.facts),
+        "wholes": _wholes(data.wholes),
         "views": _views(data.rows, data.view_names),
         "results": _results(data),
         "motion": _motion(data),
@@ -180,6 +193,17 @@ def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
     )
 
 
+def _wholes(wholes: Sequence[Whole]) -> str:
+    """One below the other, so that a wide picture is seen as wide as the page is."""
+    figures = "".join(
+        f'<figure data-method="{escape(whole.method)}"><a href="{escape(quote(whole.file))}">'
+        f"{_img(whole.image, whole.label)}</a><figcaption>{escape(whole.label)}, full size: "
+        f'<a href="{escape(quote(whole.file))}">{escape(whole.file)}</a></figcaption></figure>'
+        for whole in wholes
+    )
+    return _section("The whole picture", f'<div class="wholes">{figures}</div>') if figures else ""
+
+
 def _results(data: ReportData) -> str:
     methods = [m for m in (data.methods or data.results) if m in data.results]
     if not methods:
@@ -188,14 +212,23 @@ def _results(data: ReportData) -> str:
     keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
     head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
     rows = {key: [data.results[m].get(key) for m in methods] for key in keys}
-    body = "".join(_metric_row(key, row) for key, row in rows.items() if any(value is not None for value in row))
+    told = {key: row for key, row in rows.items() if any(value is not None for value in row)}
+    body = "".join(_metric_row(key, row, data.judge) for key, row in told.items())
     note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
     table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return _section("The measures", table + note)
 
 
-def _metric_row(key: str, values: list[float | int | None]) -> str:
-    label, unit, better, decimals = METRICS.get(key, (key.replace("_", " "), "", None, 3))
+def metric_label(key: str, judge: str = "") -> str:
+    """What a metric is called; one by a CLIP is called after it: "CLIP (world) similarity to the prompt"."""
+    label = METRICS[key][0] if key in METRICS else key.replace("_", " ")
+    by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
+    return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
+
+
+def _metric_row(key: str, values: list[float | int | None], judge: str = "") -> str:
+    _, unit, better, decimals = METRICS.get(key, ("", "", None, 3))
+    label = metric_label(key, judge)
     known = [v for v in values if v is not None and math.isfinite(v)]
     best = None if better is None or len(known) < 2 else (max if better == "higher" else min)(known)
     cells = "".join(

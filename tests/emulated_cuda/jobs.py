@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REFERENCE = ["representation.render.backend=reference", "representation.field.backend=reference"]
 MESH = ["export.mesh.resolution=24", "export.mesh.texture_size=64", "export.mesh.face_budget=400"]
 FIT = ["rays=128", "samples=2048", "warmup=1"]
-CANVAS = ["baselines.sampling.steps=1", "passes=1", "edit.steps=2"]
-DISTILL = ["distill.steps=2", "guide.lora.rank=1"]
+CANVAS = ["sampling.steps=1", "editors.csd_edit.passes=1", "editors.csd_edit.edit.steps=2"]
+DISTILL = ["distill.steps=2", "methods.vsd.rank=1"]
 JOBS: dict[str, tuple[str, list[str]]] = {
     "edit_scene": ("csd-edit-scene", [
         *REFERENCE, *MESH, "scene.downscale=8",
@@ -36,7 +36,9 @@ JOBS: dict[str, tuple[str, list[str]]] = {
     "edit_regions": ("csd-edit-regions", [
         *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
     ]),
-    "edit_video": ("csd-edit-video", [*CANVAS, "edit.batch=3", "world.frames=3", "correspondence=flow"]),
+    "edit_video": ("csd-edit-video", [
+        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3", "editors.csd_edit.correspondence=flow",
+    ]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [
         *MESH, *DISTILL, "asset.render.backend=reference", "asset.field.backend=reference", "method=vsd+csd",

@@ -1,0 +1,183 @@
+"""transforms.json, as nerfstudio and instant-ngp write it.
+
+A value given by a frame goes before the same value given once for all. Lens and pose conventions: csd3d.cameras.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from csd3d.datasets.listing import Frame, Listing, sorted_by_name
+from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, read_json, rigid, shown, text
+from csd3d.errors import InputError
+from csd3d.registry import register
+
+LENS_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
+MODELS = {"OPENCV": False, "PINHOLE": False, "SIMPLE_PINHOLE": False, "SIMPLE_RADIAL": False, "RADIAL": False}
+MODELS |= {"OPENCV_FISHEYE": True}  # model -> is it a fisheye
+NGP_SCALE = 0.33  # instant-ngp puts its unit cube at 0.33 x + 0.5 (docs/nerf_dataset_tips.md)
+
+
+@register("reader", "nerfstudio", title="nerfstudio and instant-ngp")
+@dataclass(frozen=True)
+class Nerfstudio:
+    """A folder with transforms.json, or any JSON file of that kind.
+
+    Keys beyond nerfstudio's: `split` of a frame, "train" or "test"; `aabb`, the scene's box [[x, y, z], [x, y, z]].
+    The scene is bounded where it has an `aabb`, or an `aabb_scale` (instant-ngp's) up to 1.
+
+        scene: {path: captures/kitchen, downscale: 2}
+    """
+
+    wants: ClassVar[str] = "transforms.json"
+
+    @staticmethod
+    def matches(path: Path) -> bool:
+        return (path / "transforms.json").exists() or (path.suffix == ".json" and path.name != "transforms_train.json")
+
+    def read(self, path: Path) -> Listing:
+        return listing_of({path if path.is_file() else path / "transforms.json": None})
+
+
+def listing_of(files: dict[Path, str | None]) -> Listing:
+    """The frames of JSON files, each with the split that it stands for (None: it says so itself, or nothing does).
+
+    What holds for all frames is read from the first file. Raises InputError.
+    """
+    metas = {file: read_json(file) for file in files}
+    frames: list[Frame] = []
+    for file, split in files.items():
+        frames += sorted_by_name(_frames(metas[file], file, split))
+    first = next(iter(files))
+    meta = metas[first]
+    box = None if meta.get("aabb") is None else _box(meta["aabb"], f"{first}: aabb")
+    scale = None if meta.get("aabb_scale") is None else positive(meta["aabb_scale"], f"{first}: aabb_scale")
+    applied = meta.get("applied_transform")
+    return Listing(
+        frames=frames,
+        folder=first.parent,
+        file=first,
+        bounded=box is not None or (scale is not None and scale <= 1),
+        box=box if box is not None or scale is None else 0.5 * scale / NGP_SCALE * np.array([[-1.0] * 3, [1.0] * 3]),
+        applied_transform=np.eye(4) if applied is None else rigid(applied, f"{first}: applied_transform"),
+        applied_scale=positive(meta.get("applied_scale", 1.0), f"{first}: applied_scale"),
+    )
+
+
+def _frames(meta: dict[str, Any], file: Path, split: str | None) -> list[Frame]:
+    entries = meta.get("frames")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{file}: frames: {shown(entries)}; expected a non-empty list of frames")
+    frames = [_frame(entry, meta, file, f"{file}: frames[{i}]") for i, entry in enumerate(entries)]
+    if split is not None:
+        return [replace(frame, split=split) for frame in frames]
+    return _split_by_filenames(frames, meta, file)
+
+
+def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: {shown(entry)}; expected an object with file_path and transform_matrix")
+    for key in ("file_path", "transform_matrix"):
+        if key not in entry:
+            raise InputError(f"{where}: has no {key}")
+    merged = {**meta, **entry}
+    image = listed_file(file.parent, entry["file_path"], f"{where}.file_path")
+    mask = None
+    if entry.get("mask_path") is not None:
+        mask = listed_file(file.parent, entry["mask_path"], f"{where}.mask_path")
+        image = None if mask is None else image  # unmasked, it would teach what the mask hides
+    return Frame(
+        where=where,
+        name=entry["file_path"].removeprefix("./"),
+        file=image,
+        mask=mask,
+        pose=rigid(entry["transform_matrix"], f"{where}.transform_matrix"),
+        **_intrinsics(entry, meta, where),
+        lens=tuple(_coefficient(merged.get(key, 0.0), f"{where}.{key}") for key in LENS_KEYS),
+        fisheye=_is_fisheye(merged, where),
+        split=_frame_split(entry, where),
+    )
+
+
+def _intrinsics(entry: dict[str, Any], meta: dict[str, Any], where: str) -> dict[str, tuple]:
+    """focal, angle, centre, size: the frame's own if it has any; its camera_angle hides a focal length of `meta`."""
+    focal, angle = [], []
+    for axis in "xy":
+        source = entry if f"fl_{axis}" in entry or f"camera_angle_{axis}" in entry else meta
+        focal.append(_optional(positive, source, f"fl_{axis}", where))
+        angle.append(_optional(_field_of_view, source, f"camera_angle_{axis}", where))
+    merged = {**meta, **entry}
+    centre = tuple(_optional(number, merged, key, where) for key in ("cx", "cy"))
+    size = tuple(_optional(pixel_count, merged, key, where) for key in ("w", "h"))
+    return {"focal": tuple(focal), "angle": tuple(angle), "centre": centre, "size": size}
+
+
+def _optional(check, source: dict[str, Any], key: str, where: str):
+    return None if source.get(key) is None else check(source[key], f"{where}.{key}")
+
+
+def _coefficient(value: Any, where: str) -> float:
+    k = number(value, where)
+    if abs(k) > 1e4:
+        raise InputError(f"{where}: {k:g}; expected a lens coefficient, most often between -1 and 1")
+    return k
+
+
+def _field_of_view(value: Any, where: str) -> float:
+    angle = number(value, where)
+    if not 1e-4 < angle < math.pi - 1e-4:
+        raise InputError(f"{where}: {angle:g}; expected a field of view in radians, between 0 and pi")
+    return angle
+
+
+def _is_fisheye(merged: dict[str, Any], where: str) -> bool:
+    if merged.get("camera_model") is None:
+        return merged.get("is_fisheye") is True  # instant-ngp
+    model = text(merged["camera_model"], f"{where}.camera_model")
+    if model not in MODELS:
+        raise InputError(f"{where}.camera_model: {shown(model)}; expected one of {', '.join(MODELS)}")
+    return MODELS[model]
+
+
+def _frame_split(entry: dict[str, Any], where: str) -> str | None:
+    split = entry.get("split")
+    if split not in (None, "train", "test", "val"):
+        raise InputError(f"{where}.split: {shown(split)}; expected 'train' or 'test'")
+    return "test" if split == "val" else split
+
+
+def _split_by_filenames(frames: list[Frame], meta: dict[str, Any], file: Path) -> list[Frame]:
+    """nerfstudio's train_filenames and test_filenames (or val_filenames), if there; frames in neither are left out."""
+    lists = {split: meta.get(f"{split}_filenames") for split in ("train", "test", "val")}
+    if all(names is None for names in lists.values()):
+        return frames
+    held_out = "test" if lists["test"] is not None else "val"
+    splits = {}
+    for key, split in ((held_out, "test"), ("train", "train")):
+        for name in _names(lists[key], f"{file}: {key}_filenames"):
+            if splits.setdefault(name, split) != split:
+                raise InputError(f"{file}: {shown(name)} stands in both train_filenames and {held_out}_filenames")
+    unknown = splits.keys() - {frame.name for frame in frames}
+    if unknown:
+        raise InputError(f"{file}: {shown(min(unknown))} in train_ or {held_out}_filenames is no frame's file_path")
+    if not splits:
+        raise InputError(f"{file}: train_filenames and {held_out}_filenames are empty; expected names of frames")
+    return [replace(frame, split=splits[frame.name]) for frame in frames if frame.name in splits]
+
+
+def _names(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {shown(value)}; expected a list of file names")
+    return [text(name, f"{where}[{i}]").removeprefix("./") for i, name in enumerate(value)]
+
+
+def _box(value: Any, where: str) -> np.ndarray:
+    box = matrix(value, ((2, 3),), where)
+    if not (box[1] - box[0] > 1e-6).all() or np.abs(box).max() > 1e7:
+        raise InputError(f"{where}: {shown(value)}; expected [[x, y, z], [x, y, z]], the smallest corner first")
+    return box

@@ -1,0 +1,36 @@
+"""Entropic score distillation: VSD whose renders are also asked to differ between views."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from csd3d.distillation.guidance import cfg, guided
+from csd3d.distillation.method import Query, Step
+from csd3d.distillation.methods.vsd import VSD
+from csd3d.registry import register
+
+
+@register("method", "esd", title="ESD")
+@dataclass(frozen=True)
+class ESD(VSD):
+    """Entropic score distillation (Wang et al. 2023, arXiv 2401.00909): guidance in the camera, inside VSD's network.
+
+        Δ = ε^ω(z_t; y) − [λ ε_φ(z_t; y) + (1 − λ) ε_φ(z_t; y, camera)]
+
+    The score of all views together, without a camera, carries the entropy of the views: renders move away from what
+    other views look like, against the many faces of an asset (the Janus problem). λ = 0 is VSD. The authors' code sets
+    `guidance_scale_lora`, which is 1 − λ, to 0.5.
+
+        networks = ESD().open(prior)
+        G, report = distill_step(predict, ESD(), z, number, config, alphas_cumprod, generator, networks, prompts=texts,
+                                 pose=camera_to_world)
+    """
+
+    entropy: float = 0.5  # λ
+
+    def queries(self, step: Step) -> dict[str, Query]:
+        asked = super().queries(step)
+        return {**asked, "lora_any": replace(asked["lora"], pose=None)}
+
+    def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
+        return guided(eps, step) - cfg(eps["lora"], eps["lora_any"], self.entropy)

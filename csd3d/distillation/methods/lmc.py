@@ -1,0 +1,74 @@
+"""LMC-SDS: against the reconstruction that a picture as good as the render would get."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.guidance import guided, guided_queries
+from csd3d.distillation.method import Network, Query, Step
+from csd3d.distillation.noise import implied_noise
+from csd3d.errors import InputError
+from csd3d.registry import register
+from csd3d.schema import path_key
+
+if TYPE_CHECKING:
+    from csd3d.priors.base import Prior
+
+
+@register("method", "lmc", title="LMC-SDS")
+@dataclass(frozen=True)
+class LMC:
+    """Score distillation with learned manifold corrective (Alldieck et al. 2024, arXiv 2401.05293), in units of ε.
+
+        Δ = ε^ω(z_t; y) − (z_t − √ᾱ_t b_ψ(z, t))/σ_t,   that is √(ᾱ_t)/σ_t (b_ψ(z, t) − ẑ_0(z_t))
+
+    b_ψ(z, t) is the prior's one-step reconstruction that a picture as good as z is expected to get; against it the blur
+    of the step cancels, which in SDS stands against z itself. With b_ψ(z, t) = z it is SDS. The formula is from the
+    abstract and from secondary sources: no code is public.
+
+        networks = LMC().open(prior)
+        config = DistillConfig(guidance_scale=2)      # low guidance is the point of it
+        G, report = distill_step(predict, LMC(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
+    """
+
+    folder: str = path_key("csd3d/assets/lmc")  # the trained b_ψ
+
+    perp_neg: ClassVar[bool] = True
+
+    def open(self, prior: "Prior") -> dict[str, Network]:
+        from csd3d.priors.expected import load_expected
+
+        try:
+            return {"expected": ExpectedNetwork(load_expected(self.folder, prior.device))}
+        except InputError as error:
+            raise InputError(f"method lmc: folder: {error}") from None
+
+    def queries(self, step: Step) -> dict[str, Query]:
+        return {**guided_queries(step), "expected": step.query(network="expected", z_t=step.z)}
+
+    def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
+        return guided(eps, step) - implied_noise(step.z_t, eps["expected"], step.alpha_bar)
+
+
+class ExpectedNetwork:
+    """b_ψ(z, t) as a `Network`: its query holds the clean z where others hold z_t. Nothing is trained."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def answer(self, query: Query) -> Tensor:
+        return self.model(query.z_t, query.t)
+
+    def reset(self, generator: torch.Generator) -> None: ...
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

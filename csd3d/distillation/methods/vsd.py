@@ -1,0 +1,96 @@
+"""Variational score distillation: against a network that learns the score of the renders themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.guidance import guided, guided_queries
+from csd3d.distillation.method import Network, Query, Step
+from csd3d.registry import register
+
+if TYPE_CHECKING:
+    from csd3d.priors.base import Prior
+
+
+@register("method", "vsd", title="VSD (ProlificDreamer)")
+@dataclass(frozen=True)
+class VSD:
+    """Variational score distillation (ProlificDreamer, arXiv 2305.16213), Eq. 9.
+
+        Δ = ε^ω(z_t; y) − ε_φ(z_t; y, camera)
+
+    ε_φ, LoRA in the prior's own UNet, is trained on the particles after every step with the ordinary denoising loss
+    (Eq. 8): it is the score of the renders, and where they are the prior's own samples Δ vanishes. The paper trains
+    with lr 1e-4 over 25 000 steps and tells its LoRA the prompt without the view; ours is told the particles' prompt.
+
+        networks = VSD().open(prior)
+        networks["lora"].reset(generator)
+        G, report = distill_step(predict, VSD(), z, number, config, alphas_cumprod, generator, networks, prompts=texts,
+                                 pose=camera_to_world)
+    """
+
+    rank: int = 4  # of the LoRA
+    learning_rate: float = 1e-3  # of AdamW, one step after every step of the particles
+
+    perp_neg: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.learning_rate > 0:
+            raise ValueError(f"rank is {self.rank}, learning_rate {self.learning_rate:g}: give 1 or more, and above 0")
+
+    def open(self, prior: "Prior") -> dict[str, Network]:
+        return {"lora": RenderNetwork(prior, self.rank, self.learning_rate)}
+
+    def queries(self, step: Step) -> dict[str, Query]:
+        return {**guided_queries(step), "lora": step.query(network="lora")}
+
+    def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
+        return guided(eps, step) - eps["lora"]
+
+    def after(self, step: Step, networks: Mapping[str, Network]) -> dict[str, float]:
+        return {"lora_loss": networks["lora"].train(step)}
+
+
+class RenderNetwork:
+    """ε_φ and its optimiser, as a `Network`. InputError where the prior cannot carry it, or peft is missing."""
+
+    def __init__(self, prior: "Prior", rank: int, learning_rate: float) -> None:
+        from csd3d.priors.lora import RenderScore  # the one method that needs to know what a UNet is
+
+        self.prior, self.learning_rate = prior, learning_rate
+        self.score = RenderScore(prior, torch.Generator(), rank=rank)
+        self.optimiser = self._new_optimiser()
+
+    def answer(self, query: Query) -> Tensor:
+        return self.score.predict(query.z_t, query.t, self.prior.condition(list(query.prompts)), query.pose)
+
+    def train(self, step: Step) -> float:
+        """One step on the particles, whose predictions count as evaluations of the prior; the loss before it."""
+        with torch.enable_grad():
+            condition = self.prior.condition(list(step.prompts))
+            loss = self.score.loss(step.z, condition, step.pose, step.generator)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        self.optimiser.step()
+        self.prior.unet_evaluations += len(step.z)
+        return loss.item()
+
+    def reset(self, generator: torch.Generator) -> None:
+        self.score.reset(generator)
+        self.optimiser = self._new_optimiser()
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return self.score.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.score.load_state_dict(state["score"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.score.parameters(), self.learning_rate, fused=True)
