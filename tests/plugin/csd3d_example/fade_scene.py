@@ -13,7 +13,7 @@ from csd3d.registry import register
 class FadeScene:
     """One training view after the other is faded: its latents shrink towards 0, whatever the instruction says.
 
-        editor: {type: fade, every: 1}
+    editor: {type: fade, every: 1}
     """
 
     amount: float = 0.5  # 0: the photos as they are; 1: grey
