@@ -17,10 +17,10 @@ from pathlib import Path
 import imageio.v3 as iio
 
 from benchmarks.runs import finished_run, mean_table, write_results
-from csd3d.distillation.methods import method_names
+from csd3d.distillation.named import method_title, names_for, parse_name
 from csd3d.report.page import ViewRow
 from csd3d.report.pictures import save_grid
-from csd3d.tasks.text_to_image import slug, title
+from csd3d.report.text import slug
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PROMPTS = (
@@ -33,6 +33,8 @@ PROMPTS = (
 )
 OPEN_PROMPTS = ("a chair", "a duck")  # what they leave open, four assets should fill in differently
 OWN_CONFIGS = {"csd": "csd-text-to-3d", "bridge": "sds-bridge", "vsd": "prolificdreamer", "lmc": "lmc-sds"}
+NO_SVGD = "distill.svgd=null"  # what a method that does not collaborate is told over a config that has it
+SVGD = "distill.svgd={normalize: row, space: clean, bandwidth: 10.24}"  # csd-text-to-3d.yaml's, for NAME+csd
 ABLATIONS = {  # over csd-text-to-3d.yaml, whose kernel is of a fixed width on clean latents, normalised by row
     "median_kernel": ("distill.svgd.bandwidth=median",),
     "noisy_kernel": ("distill.svgd.space=noisy", "distill.svgd.bandwidth=median"),
@@ -44,11 +46,11 @@ ABLATIONS = {  # over csd-text-to-3d.yaml, whose kernel is of a fixed width on c
 }
 FIGURES = {
     "ranked_first": ("first of 32", 2),
-    "clip_colour": ("CLIP colour", 3),
-    "clip_geometry": ("CLIP geometry", 3),
-    "fid": ("FID", 3),
+    "clip_colour": ("CLIP (world) colour", 3),
+    "clip_geometry": ("CLIP (world) geometry", 3),
+    "fd": ("FD (world)", 3),
     "view_words": ("view words", 2),
-    "diversity": ("diversity", 3),
+    "diversity": ("CLIP (world) diversity", 3),
     "distinct_colour": ("colours", 2),
     "unet_evaluations": ("UNet evaluations", 0),
     "seconds": ("seconds", 0),
@@ -66,13 +68,15 @@ class Plan:
 def plans(methods: list[str], diverse: bool, ablations: bool) -> dict[str, Plan]:
     """A plan for each method, and for each ablation of CSD, by name."""
     if diverse:
-        return {name: Plan(CONFIGS / "csd-diverse.yaml", (f"method={name}",)) for name in methods}
-    found = {}
+        diverse_config = CONFIGS / "csd-diverse.yaml"
+        return {n: Plan(diverse_config, (f"method={n}", *(() if parse_name(n)[1] else (NO_SVGD,)))) for n in methods}
+    found, csd = {}, CONFIGS / f"{OWN_CONFIGS['csd']}.yaml"
     for name in methods:
         own, collaborates, _ = name.partition("+")  # "nfsd+csd"
-        changes = (f"method={name}",) if collaborates else ()
-        found[name] = Plan(CONFIGS / f"{OWN_CONFIGS.get(own, own)}.yaml", changes)
-    csd = CONFIGS / f"{OWN_CONFIGS['csd']}.yaml"
+        config = CONFIGS / f"{OWN_CONFIGS.get(own, own)}.yaml"
+        changes = (f"method={name}", SVGD) if collaborates else ()
+        # a method without a config of its own has csd-text-to-3d.yaml's settings
+        found[name] = Plan(config, changes) if config.exists() else Plan(csd, (f"method={name}", NO_SVGD))
     return found | {name: Plan(csd, changes) for name, changes in ABLATIONS.items() if ablations}
 
 
@@ -103,7 +107,7 @@ def label(name: str) -> str:
     """What a row of the grid is called."""
     if name == "dreamfusion":
         return "SDS, DreamFusion's settings"
-    return name.replace("_", " ").capitalize() if name in ABLATIONS else title(name)
+    return name.replace("_", " ").capitalize() if name in ABLATIONS else method_title(name)
 
 
 def main() -> None:
@@ -118,7 +122,7 @@ def main() -> None:
     parser.add_argument("--diverse", action="store_true", help="four assets a prompt")
     parser.add_argument("--ablations", action="store_true", help="CSD with one part of it changed at a time")
     args = parser.parse_intermixed_args()
-    methods = args.methods or (["csd", "sds"] if args.diverse else [*method_names(), "dreamfusion"])
+    methods = args.methods or (["csd", "sds"] if args.diverse else [*names_for(), "dreamfusion"])
     rows, runs = plans(methods, args.diverse, args.ablations), []
     for prompt in args.prompts or (OPEN_PROMPTS if args.diverse else PROMPTS):
         for seed in args.seeds:

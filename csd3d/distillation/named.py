@@ -49,5 +49,5 @@ def names_for(have: Iterable[str] = ()) -> list[str]:
     """The names whose `needs` a job meets that has `have`, of "source" and "image"; "csd" stands behind "sds"."""
     have = set(have)
     found = [e.name for e in registry.entries("method") if set(getattr(e.thing, "needs", ())) <= have]
-    found.sort(key=lambda name: name != "sds")
+    found.sort(key=lambda name: (name != "sds", name))
     return [*found[:1], "csd", *found[1:]] if "sds" in found else found

@@ -235,12 +235,12 @@ def possible_prompts(
         return {name: torch.zeros_like(query.z_t) for name, query in asked.items()}
 
     edits = "source" in getattr(method, "needs", ())
-    texts = [*(source_prompts or [""])] * len(prompts) if edits else None
+    texts = ([*source_prompts] * len(prompts))[: len(prompts)] if source_prompts else None
     for number in (0, config.steps - 1):
         for t in (0, 500, 999):
             step = new_step(
                 z, t, number, config, alphas, generator, prompts=prompts, source=z if edits else None,
-                source_prompts=texts[: len(prompts)] if edits else None, image=z,
+                source_prompts=texts, image=z,
                 away=[(prompts, z[:, 0, 0, 0])] if config.perp_neg else (), camera_noise=z,
             )  # fmt: skip
             listen(method.queries(noised(listen, method, step, config)))

@@ -1,18 +1,23 @@
 """How well what was made fits its text, by a CLIP: of pictures, and of assets seen from held-out cameras.
 
-Symbols: I [V,D] embeddings of views, T [K,V,D] of K texts as said of each view, the first the right one.
+The shipped CLIP knows the procedural world alone. Its figures are called "CLIP (world)" and "FD (world)", and there are
+none of prompts in other words than the world's. Symbols: I [V,D] embeddings of views, T [K,V,D] of K texts as said of
+each view, the first the right one.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from csd3d.cameras import Cameras, orbit
+from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import text_truth
 from csd3d.metrics.clip import (
+    WORLD,
     ClipModel,
     load_clip,
     mean_pairwise_distance,
@@ -21,10 +26,85 @@ from csd3d.metrics.clip import (
     view_word_accuracy,
 )
 from csd3d.metrics.fid import frechet_distance
+from csd3d.rendering import Shading
+from csd3d.representations.base import ALBEDO, SceneModel
+from csd3d.representations.batch import Assets
+from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")
 DISTRACTORS = 31
+WHITE = Shading("textureless", ambient=0.4)
 Say = Callable[[str, int], str]  # (prompt, view) -> the prompt as said of that view
+
+
+# ------------------------------------------------------------------------------------------------------- what is judged
+
+
+@dataclass
+class EvaluateConfig:
+    """The held-out cameras that assets are judged and shown by, evenly round."""
+
+    views: int = 12
+    elevation_deg: float = 30.0
+    size: int = 128  # pixels along a side
+    clip: str = path_key(identity=False)  # "": the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
+            given = f"views is {self.views}, size {self.size}, elevation_deg {self.elevation_deg:g}"
+            raise ValueError(f"{given}: give at least 1, at least 16, and an angle in [-90, 90]")
+
+    @property
+    def azimuths_deg(self) -> list[float]:
+        """Azimuths [V] of the held-out cameras."""
+        return [360.0 * i / self.views for i in range(self.views)]
+
+
+@dataclass(frozen=True)
+class AssetsSeen:
+    """A method's N assets from the V held-out cameras, coloured and white, [N, V, 3, S, S] in [0, 1]."""
+
+    colour: Tensor
+    shape: Tensor
+
+
+def held_out(config, count: int, size: int) -> Cameras:
+    """`count` cameras evenly round, at the middle of the training distances and fields of view."""
+    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
+    return orbit(count, distance, config.evaluate.elevation_deg, fov, size, size)
+
+
+def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
+    """Every method's assets, rendered once for figures, rows and pictures alike."""
+    cameras = held_out(config, config.evaluate.views, config.evaluate.size)
+
+    def seen(asset: Assets, shading: Shading) -> Tensor:
+        return torch.stack([views_of(model, cameras, shading) for model in asset.models])
+
+    return {name: AssetsSeen(seen(asset, ALBEDO), seen(asset, WHITE)) for name, asset in assets.items()}
+
+
+def views_of(model: SceneModel, cameras: Cameras, shading: Shading) -> Tensor:
+    """[V, 3, S, S] in [0, 1]."""
+    return model.render_views(cameras, torch.arange(len(cameras)), shading).rgb.clamp(0, 1).permute(0, 3, 1, 2)
+
+
+def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
+    """Figures of every method, and the name of the CLIP they are by; none, where no CLIP can judge the prompt."""
+    config = job.config
+    judge = judge_of([config.prompt], config.evaluate.clip, job.device)
+
+    def say(prompt: str, view: int) -> str:
+        return config.say(prompt, config.evaluate.azimuths_deg[view], config.evaluate.elevation_deg)
+
+    figures: dict[str, dict] = {name: {} for name in views}
+    for name, seen in views.items() if judge else ():
+        places = config.evaluate.azimuths_deg
+        figures[name] = judge.score_assets(seen.colour, seen.shape, config.prompt, places, say, config.seed)
+    return figures, judge.name if judge else None
+
+
+# -------------------------------------------------------------------------------------------------------------- judging
 
 
 @dataclass(frozen=True)
@@ -84,7 +164,7 @@ class Judge:
             "rank": None if None in ranks else max(ranks),
             "ranked_first": None if None in ranks else _mean([float(rank == 1) for rank in ranks]),
             "view_words": _mean(words),
-            "fid": self.fid(embedded, say(prompt, 0), azimuths_deg, colour.shape[-1], seed),
+            "fd": self.fd(embedded, say(prompt, 0), azimuths_deg, colour.shape[-1], seed),
             "diversity": mean_pairwise_distance(embedded) if len(colour) > 1 else None,
         }
         if len(colour) > 1 and truth is not None:
@@ -92,8 +172,8 @@ class Judge:
             report |= {f"distinct_{attribute}": len(set(values)) for attribute, values in found.items()}
         return report
 
-    def fid(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
-        """Fréchet distance of this CLIP's embeddings to those of true renders of the prompt's scenes."""
+    def fd(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
+        """Fréchet distance of this CLIP's embeddings to those of true renders of the prompt; None where unknown."""
         truth = text_truth(prompt)
         if truth is None:
             return None
@@ -101,10 +181,20 @@ class Judge:
         return frechet_distance(embedded.flatten(0, 1), self.clip.embed_images(true.flatten(0, 1)))
 
 
+def judge_of(prompts: Sequence[str], source: str, device: torch.device | str = "cpu") -> Judge | None:
+    """The judge of these prompts, None where there is none: the shipped CLIP knows no words but the world's."""
+    unknown = [prompt for prompt in prompts if text_truth(prompt) is None]
+    if source in ("", WORLD) and unknown:
+        text = "no figures by a CLIP: the shipped one does not know %r; evaluate by another CLIP, such as %s"
+        logger.info(text, unknown[0], "open_clip:ViT-bigG-14/laion2b_s39b_b160k")
+        return None
+    return load_judge(source, device)
+
+
 def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
     """The judge of config key `clip` ("" and "world": the shipped one); None, with a warning, where that is missing."""
     try:
-        return Judge(load_clip(source or "world", device))
+        return Judge(load_clip(source or WORLD, device))
     except InputError as error:
         if source:
             raise

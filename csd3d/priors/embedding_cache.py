@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -21,19 +22,19 @@ WHOLE_BYTES = 1 << 20  # a file up to this size is hashed as a whole
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of a larger one so many pieces
 
 
-def fingerprint(folder: Path, recipe: str) -> str:
-    """A hash of what a prompt's embedding depends on: the files of the model's text encoders, and how they are used.
+def fingerprint(parts: Mapping[str, Path], recipe: str) -> str:
+    """A hash of what a prompt's embedding depends on: the folders of the model's text encoders, and how they are used.
 
     Weights are hashed by name, size, time of change and evenly spaced samples: reading gigabytes through would take as
     long as embedding. A copy of a model may thus have another fingerprint (its prompts are embedded again), but two
     models do not share one.
     """
     digest = hashlib.sha256(recipe.encode())
-    for path in sorted(p for part in ("text_encoder*", "tokenizer*") for p in folder.glob(f"{part}/**/*")):
-        if path.is_file():
+    for part, folder in sorted(parts.items()):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             size = path.stat().st_size
             large = f"{path.stat().st_mtime_ns}" if size > WHOLE_BYTES else ""
-            digest.update(f"\0{path.relative_to(folder)}\0{size}\0{large}\0".encode())
+            digest.update(f"\0{part}/{path.relative_to(folder)}\0{size}\0{large}\0".encode())
             digest.update(_sampled(path, size))
     return digest.hexdigest()
 

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from csd3d.distillation.method import Query
 from csd3d.errors import InputError
+from csd3d.priors.condition import Condition
 from csd3d.priors.parameterisation import network_target
-from csd3d.priors.prior import Condition, Prior, restricted, spread
+from csd3d.priors.prior import Prior
+from csd3d.priors.queries import restricted, spread
 
 Words = Tensor | Condition | Sequence[str]  # [B, L, D], or what a condition needs beside, or B prompts
 ADAPTER = "renders"

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from csd3d.distillation.method import Network, Query
-from csd3d.priors.prior import NO_NETWORKS, Condition, Defaults, predict_queries
+from csd3d.priors.condition import Condition
+from csd3d.priors.prior import Defaults
+from csd3d.priors.queries import NO_NETWORKS, predict_queries
 
 
 def scaled_linear_alphas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
@@ -95,7 +97,7 @@ class GaussianMixturePrior:
         return {"null": null, "image": null, "full": self.condition(prompts)}
 
     def predict(self, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS) -> dict[str, Tensor]:
-        """See `prior.predict_queries`."""
+        """See `queries.predict_queries`."""
         return predict_queries(self, queries, networks)
 
     @torch.no_grad()

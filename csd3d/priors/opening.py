@@ -29,8 +29,8 @@ PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 class ModelFolder:
     """A diffusers folder: its parts, and their configs by which families tell what it is.
 
-    A shipped model may share a part with another: {"parts": {"vae": "../ip2p/vae"}} in its csd3d.json. Elsewhere, and
-    out of the folder of what csd3d ships, that is refused (InputError).
+    A shipped model may share a part with another: {"parts": {"vae": "../ip2p/vae"}} in its csd3d.json. That is refused
+    (InputError) for models from elsewhere, which could otherwise point anywhere on the disk.
     """
 
     path: Path
@@ -47,7 +47,10 @@ class ModelFolder:
             return self.path / name
         place = (self.path / shared[name]).resolve()
         if not all(path.is_relative_to(SHIPPED) for path in (place, self.path.resolve())):
-            raise InputError(f"{self.path / SETTINGS}: parts.{name}: only models in {SHIPPED} may share parts")
+            raise InputError(
+                f"{self.path / SETTINGS}: parts.{name}: only models in {SHIPPED} may share parts; "
+                f"copy the part to {self.path / name} and drop the key"
+            )
         return place
 
     def has(self, name: str) -> bool:

@@ -10,9 +10,8 @@ are, and all that is particular to one: `families`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,85 +20,16 @@ from torch import Tensor, nn
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.priors.camera_embedding import camera_embedding
+from csd3d.priors.condition import Condition
 from csd3d.priors.parameterisation import to_epsilon
+from csd3d.priors.queries import NO_NETWORKS, predict_queries
 from csd3d.priors.text import TextEncoder
 
 if TYPE_CHECKING:
     from csd3d.priors.lora import RenderScore
 
-NO_NETWORKS: Mapping[str, Network] = MappingProxyType({})
-Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, "Condition"], Tensor]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the noise is predicted under: `text` [B, L, D], and for an editing model the source `image` [B, C, h, w].
-
-    Models with a second, pooled description of the prompt (SDXL, Stable Diffusion 3) need it in `pooled` [B, P]:
-    `Prior.condition` fills it in. `time_ids` [B, 6] are SDXL's (height, width) of the source, (top, left) of its crop
-    and (height, width) of the target, in pixels; where it is None they stand for the whole picture that z_t is.
-    `camera` [B, K] is the embedding of where the picture is seen from, for models that take it; zeros are "not told".
-    """
-
-    text: Tensor
-    image: Tensor | None = None
-    pooled: Tensor | None = None
-    time_ids: Tensor | None = None
-    camera: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.text.ndim != 3:
-            raise ValueError(f"Condition.text must be [B, L, D], got {tuple(self.text.shape)}")
-        if self.image is not None and (self.image.ndim != 4 or len(self.image) != len(self.text)):
-            raise ValueError(f"Condition.image must be [{len(self.text)}, C, h, w], got {tuple(self.image.shape)}")
-        for name, width in (("pooled", "P"), ("time_ids", 6), ("camera", "K")):
-            value = getattr(self, name)
-            if value is not None and (value.ndim != 2 or len(value) != len(self.text)):
-                raise ValueError(f"Condition.{name} must be [{len(self.text)}, {width}], got {tuple(value.shape)}")
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Condition":
-        return self._map(lambda value: value[rows])
-
-    def expand(self, batch: int) -> "Condition":
-        """Repeats a condition of one element `batch` times without copying."""
-        return self._map(lambda value: value.expand(batch, *value.shape[1:]))
-
-    @property
-    def shapes(self) -> tuple:
-        """Equal for conditions that can be stacked."""
-        values = (getattr(self, part.name) for part in fields(self))
-        return tuple(None if value is None else tuple(value.shape[1:]) for value in values)
-
-    @staticmethod
-    def cat(conditions: list["Condition"]) -> "Condition":
-        """Stacks conditions along the batch; all have an image (pooled text, ...) or none has (ValueError)."""
-        parts = {}
-        for name in (part.name for part in fields(Condition)):
-            present = [value for condition in conditions if (value := getattr(condition, name)) is not None]
-            if present and len(present) != len(conditions):
-                raise ValueError(f"{len(present)} of {len(conditions)} conditions have `{name}`: all must, or none")
-            parts[name] = torch.cat(present) if present else None
-        return Condition(**parts)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return Condition(**{name: None if value is None else function(value) for name, value in values.items()})
-
-
-def edit_branches(
-    text: Tensor | Condition, null_text: Tensor | Condition, image: Tensor
-) -> tuple[Condition, Condition, Condition]:
-    """The three branches of InstructPix2Pix, (∅, ∅), (x̃, ∅), (x̃, y), its null image being a zero latent.
-
-    `text` and `null_text` are [B | 1, L, D] embeddings of the instruction and of "", or `Condition`s; `image`
-    [B, C, h, w] is of `encode_condition`. `Prior.edit_conditions` does it for any family.
-    """
-    given = (words if isinstance(words, Condition) else Condition(words) for words in (null_text, text))
-    null, full = (words.expand(len(image)) for words in given)
-    return replace(null, image=torch.zeros_like(image)), replace(null, image=image), replace(full, image=image)
+Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
@@ -263,7 +193,7 @@ class Prior:
     # ------------------------------------------------------------------------------------------------------ prediction
 
     def predict(self, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS) -> dict[str, Tensor]:
-        """The answer [N, ...] to every query, without a graph; see `predict_queries`."""
+        """The answer [N, ...] to every query, without a graph; see `queries.predict_queries`."""
         return predict_queries(self, queries, networks)
 
     def query_condition(self, query: Query) -> Condition:
@@ -306,6 +236,12 @@ class Prior:
         except ValueError as error:
             raise InputError(str(error)) from None
 
+    def expected(self, folder: str) -> nn.Module:
+        """LMC-SDS's trained b_ψ(z, t) on this prior's device; InputError where `folder` holds none."""
+        from csd3d.priors.expected import load_expected
+
+        return load_expected(folder, self.device)
+
     def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
         output = self.forward(self._network, z_t, t, alpha_bar, condition)
@@ -321,8 +257,6 @@ class Prior:
             return None
         if view is None:
             return torch.zeros(count, self.camera_width, device=self.device)
-        from csd3d.priors.camera_embedding import camera_embedding
-
         if view.shape != (count, 3):
             raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
         return camera_embedding(*view.to(self.device, torch.float32).unbind(1))
@@ -354,63 +288,3 @@ class Prior:
 def _within(t: int | Tensor, steps: int) -> bool:
     t = torch.as_tensor(t)
     return bool(((t >= 0) & (t < steps)).all())
-
-
-class Predictor(Protocol):
-    """What `predict_queries` asks of a prior."""
-
-    def query_condition(self, query: Query) -> Condition: ...
-
-    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor: ...
-
-
-@torch.no_grad()
-def predict_queries(
-    prior: Predictor, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS
-) -> dict[str, Tensor]:
-    """The answer [N, ...] to every query by name, without a graph.
-
-    Queries with an equal `key` are computed once. All that are to the prior go through it in one call of concatenated
-    rows, in the order of the queries, each row with its own t (one call for each shape, should their conditions differ
-    in it). The others are answered by `networks`. Rows that a query does not name come back as 0.
-    Raises ValueError for a network that is not there.
-    """
-    unique = {query.key: query for query in queries.values()}  # in the order in which they are first asked for
-    answers: dict[tuple, Tensor] = {}
-    groups: dict[tuple, list[tuple[Query, Query, Condition]]] = {}
-    for key, query in unique.items():
-        if query.network != "prior":
-            if query.network not in networks:
-                raise ValueError(f"a query is to the network {query.network!r}, of which there are: {list(networks)}")
-            answers[key] = networks[query.network].answer(query)
-        else:
-            asked = restricted(query)
-            condition = prior.query_condition(asked)
-            groups.setdefault((tuple(asked.z_t.shape[1:]), condition.shapes), []).append((query, asked, condition))
-    for group in groups.values():
-        counts = [len(asked.z_t) for _, asked, _ in group]
-        t = torch.tensor([asked.t for _, asked, _ in group]).repeat_interleave(torch.tensor(counts))
-        condition = Condition.cat([condition for *_, condition in group])
-        found = prior.predict_noise(torch.cat([asked.z_t for _, asked, _ in group]), t, condition)
-        for (query, *_), part in zip(group, found.split(counts), strict=True):
-            answers[query.key] = spread(query, part)
-    return {name: answers[query.key] for name, query in queries.items()}
-
-
-def restricted(query: Query) -> Query:
-    """The query of its `rows` alone."""
-    if query.rows is None:
-        return query
-    rows = query.rows.tolist()
-    parts = {name: getattr(query, name) for name in ("z_t", "image", "pose", "view")}
-    parts = {name: value if value is None else value[query.rows.to(value.device)] for name, value in parts.items()}
-    return replace(query, prompts=tuple(query.prompts[row] for row in rows), rows=None, **parts)
-
-
-def spread(query: Query, answer: Tensor) -> Tensor:
-    """The answer [R, ...] to a query's `rows` as one of all its rows [N, ...], 0 where none was asked for."""
-    if query.rows is None:
-        return answer
-    whole = answer.new_zeros(len(query.z_t), *answer.shape[1:])
-    whole[query.rows.to(answer.device)] = answer
-    return whole

@@ -40,7 +40,8 @@ class TextEncoder:
         self.embed, self.device = embed, device
         self.cache, self.model = None, ""
         if cache:
-            self.cache, self.model = _made(Path(cache).expanduser()), fingerprint(folder.path, recipe)
+            self.cache = _made(Path(cache).expanduser())
+            self.model = fingerprint({part: folder.part(part) for part in self.parts}, recipe)
         self._embeddings: dict[str, Embedding] = {}
         for network in (part for part in self.parts.values() if isinstance(part, nn.Module)):
             network.eval().requires_grad_(False)

@@ -46,7 +46,7 @@ METRICS = {
     "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
     "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
     "view_words": ("Views taken for what they are", "share", "higher", 2),
-    "fid": ("Fréchet distance to true renders", "", "lower", 3),
+    "fd": ("FD to true renders", "", "lower", 3),
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
     "distinct_colour": ("Colours found among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
@@ -92,6 +92,7 @@ class ReportData:
     methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> name shown; the first is ours
     results: dict[str, dict[str, float | int | None]] = field(default_factory=dict)  # method -> metric -> value
     metric_notes: str = ""
+    judge: str = ""  # the CLIP that figures are by, "CLIP (world)" for the shipped one; FD is by its features
     videos: dict[str, Path] = field(default_factory=dict)  # caption -> MP4 to embed
     turntable: Sequence[Picture] = ()  # one turn, evenly spaced
     mesh_note: str = ""
@@ -208,14 +209,23 @@ def _results(data: ReportData) -> str:
     keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
     head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
     rows = {key: [data.results[m].get(key) for m in methods] for key in keys}
-    body = "".join(_metric_row(key, row) for key, row in rows.items() if any(value is not None for value in row))
+    told = {key: row for key, row in rows.items() if any(value is not None for value in row)}
+    body = "".join(_metric_row(key, row, data.judge) for key, row in told.items())
     note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
     table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return _section("The measures", table + note)
 
 
-def _metric_row(key: str, values: list[float | int | None]) -> str:
-    label, unit, better, decimals = METRICS.get(key, (key.replace("_", " "), "", None, 3))
+def metric_label(key: str, judge: str = "") -> str:
+    """What a metric is called; one by a CLIP is called after it: "CLIP (world) similarity to the prompt"."""
+    label = METRICS[key][0] if key in METRICS else key.replace("_", " ")
+    by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
+    return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
+
+
+def _metric_row(key: str, values: list[float | int | None], judge: str = "") -> str:
+    _, unit, better, decimals = METRICS.get(key, ("", "", None, 3))
+    label = metric_label(key, judge)
     known = [v for v in values if v is not None and math.isfinite(v)]
     best = None if better is None or len(known) < 2 else (max if better == "higher" else min)(known)
     cells = "".join(

@@ -1,139 +1,129 @@
-"""Figures of what text to 3D made, from held-out cameras, and what the run leaves: pictures, videos, meshes, report."""
+"""What runs of text to 3D and text to image leave: pictures, videos, meshes, and the sections of their reports.
+
+text to 3D: images/METHOD/ASSET/NNN.png by azimuth, images/views.png, videos/METHOD.mp4, mesh/ and mesh-K/ of the main
+method's assets. text to image: images/METHOD/NNN.png and images/grid.png. `titles`: what methods are called, by name.
+"""
 
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras, orbit
+from csd3d.cameras import Cameras
 from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
-from csd3d.evaluation.text import load_judge
+from csd3d.evaluation.text import AssetsSeen, held_out
 from csd3d.export import write_video
-from csd3d.rendering import Shading
 from csd3d.report.charts import charts
 from csd3d.report.models import render_path, save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_each, save_grid
-from csd3d.representations.base import ALBEDO, SceneModel
 from csd3d.representations.batch import Assets
-from csd3d.schema import path_key
-from csd3d.tasks.text_to_image import slug, title
 
-WHITE = Shading("textureless", ambient=0.4)
-
-
-@dataclass
-class EvaluateConfig:
-    """Held-out cameras: `views` evenly round at `elevation_deg`, pictures of `size`²; `clip` judges them ("": the
-    shipped one), a folder or open_clip:ARCHITECTURE/WEIGHTS."""
-
-    views: int = 12
-    elevation_deg: float = 30.0
-    size: int = 128
-    clip: str = path_key(identity=False)
-
-    def __post_init__(self) -> None:
-        if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
-            given = f"views is {self.views}, size {self.size}, elevation_deg {self.elevation_deg:g}"
-            raise ValueError(f"{given}: give at least 1, at least 16, and an angle in [-90, 90]")
-
-    @property
-    def azimuths_deg(self) -> list[float]:
-        """Azimuths [V] of the held-out cameras."""
-        return [360.0 * i / self.views for i in range(self.views)]
+Titles = Mapping[str, str]
+CURVES = (("Noise level t", "t"), ("Gradient", "gradient_rms"))
+VIDEO_SIDE = 192  # pixels of a turntable's frame and of the mesh's pictures
 
 
-def held_out(config, count: int, size: int) -> Cameras:
-    """`count` cameras evenly round, at the middle of the training distances and fields of view."""
-    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
-    return orbit(count, distance, config.evaluate.elevation_deg, fov, size, size)
+def slug(name: str) -> str:
+    """A method's name as files and folders have it."""
+    return name.replace("+", "-")
 
 
-@dataclass(frozen=True)
-class AssetsSeen:
-    """A method's N assets from the V held-out cameras, coloured and white, [N, V, 3, S, S] in [0, 1]."""
-
-    colour: Tensor
-    shape: Tensor
-
-
-def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
-    """Every method's assets, rendered once for figures, rows and pictures alike."""
-    cameras = held_out(config, config.evaluate.views, config.evaluate.size)
-
-    def seen(asset: Assets, shading: Shading) -> Tensor:
-        return torch.stack([views_of(model, cameras, shading) for model in asset.models])
-
-    return {name: AssetsSeen(seen(asset, ALBEDO), seen(asset, WHITE)) for name, asset in assets.items()}
+def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData:
+    """A text job's report: what all have in common, and the task's own `sections` (fields of `ReportData`)."""
+    return ReportData(
+        prompt=job.config.told,
+        methods=dict(titles),
+        results=metrics["results"],
+        judge=metrics["judge"] or "",
+        config=to_yaml(job.config),
+        environment=json.loads((job.folder / "environment.json").read_text()),
+        **sections,
+    )
 
 
-def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
-    """Figures of every method, and the name of the CLIP they are by."""
+# ------------------------------------------------------------------------------------------------------- text to image
+
+
+def save_pictures(
+    job: Job, found: Mapping[str, list[Tensor]], source: Tensor | None, titles: Titles, metrics: dict
+) -> None:
+    """Writes everything but metrics.json: of each method its prompts' particles [N, 3, S, S], side by side."""
+    count = sum(map(len, next(iter(found.values()))))
+    rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
+    for name, pictures in found.items():
+        images = torch.cat(pictures).permute(0, 2, 3, 1)
+        save_each(job.folder / "images" / name, images, torch.arange(len(images)))
+        rows.append(ViewRow(titles[name], list(images), method=name))
+    save_grid(job.folder / "images" / "grid.png", rows)
     config = job.config
-    judge = load_judge(config.evaluate.clip, job.device)
-
-    def say(prompt: str, view: int) -> str:
-        return config.say(prompt, config.evaluate.azimuths_deg[view], config.evaluate.elevation_deg)
-
-    figures: dict[str, dict] = {name: {} for name in views}
-    for name, seen in views.items() if judge else ():
-        places = config.evaluate.azimuths_deg
-        figures[name] = judge.score_assets(seen.colour, seen.shape, config.prompt, places, say, config.seed)
-    return figures, judge.name if judge else None
-
-
-def views_of(model: SceneModel, cameras: Cameras, shading: Shading) -> Tensor:
-    """[V, 3, S, S] in [0, 1]."""
-    return model.render_views(cameras, torch.arange(len(cameras)), shading).rgb.clamp(0, 1).permute(0, 3, 1, 2)
+    report = report_of(
+        job, titles, metrics,
+        facts={"Drawn in": f"{metrics['seconds']['distil']:.0f} s"},
+        view_names=[text for text in config.texts for _ in range(config.particles)],
+        rows=rows,
+        metric_notes=f"By {metrics['judge']}." if metrics["judge"] else "",
+        curves=charts(job.folder, CURVES),
+    )  # fmt: skip
+    write_report(job.folder / "report.html", report)
 
 
-def save_results(
-    job: Job, assets: dict[str, Assets], views: dict[str, AssetsSeen], metrics: dict
+# ---------------------------------------------------------------------------------------------------------- text to 3D
+
+
+def save_assets(
+    job: Job, assets: dict[str, Assets], views: dict[str, AssetsSeen], titles: Titles, metrics: dict
 ) -> dict[str, int | float | bool | None]:
     """Writes everything but metrics.json; returns the main mesh's figures (empty: there is none)."""
-    config, main = job.config, job.config.methods[0]
+    config = job.config
+    cameras = held_out(config, config.export.video_frames, VIDEO_SIDE)
     job.announce("video")
-    cameras = held_out(config, config.export.video_frames, 192)
-    videos, notes, turntable = {}, [], []
-    for name, asset in assets.items():
-        path = job.folder / "videos" / f"{slug(name)}.mp4"
-        write_video(path, orbit_frames(asset, cameras, f"video, {name}"), fps=config.export.video_fps, scale=2)
-        videos[title(name)] = path
-    figures: dict = {}
+    videos = save_videos(job, assets, cameras, titles)
     job.announce("mesh")
-    for k, model in enumerate(assets[main].models):
-        called, files = (config.prompt, "mesh") if k == 0 else (f"{config.prompt} {k}", f"mesh-{k}")
-        note, frames, found = save_mesh(job, model, cameras, assets[main].aabb, called, files)
-        notes, turntable, figures = [*notes, note], turntable or frames, figures or found
+    notes, turntable, figures = save_meshes(job, next(iter(assets.values())), cameras)
     job.announce("report")
-    rows = view_rows(config, views)
+    rows = view_rows(config, views, titles)
     save_grid(job.folder / "images" / "views.png", rows)
-    save_pictures(job.folder, config, views)
-    front = rows[0].images[0] if rows else None
-    report = ReportData(
-        prompt=config.prompt,
-        after=front,
-        facts=facts(metrics),
+    save_views(job, views)
+    judged = f"By {metrics['judge']}, from {config.evaluate.views} held-out cameras."
+    report = report_of(
+        job, titles, metrics,
+        after=rows[0].images[0] if rows else None,
+        facts=asset_facts(metrics),
         view_names=[f"{azimuth:.0f}°" for azimuth in config.evaluate.azimuths_deg[:: row_step(config)]],
         rows=rows,
-        methods={name: title(name) for name in assets},
-        results=metrics["results"],
-        metric_notes=f"By {metrics['judge']}, from {config.evaluate.views} held-out cameras."
-        if metrics["judge"]
-        else "",
+        metric_notes=judged if metrics["judge"] else "",
         videos=videos,
         turntable=turntable,
         mesh_note=" ".join(notes),
-        curves=charts(job.folder, (("Noise level t", "t"), ("Gradient", "gradient_rms"), ("Opacity", "opacity"))),
-        config=to_yaml(config),
-        environment=json.loads((job.folder / "environment.json").read_text()),
-    )
+        curves=charts(job.folder, (*CURVES, ("Opacity", "opacity"))),
+    )  # fmt: skip
     write_report(job.folder / "report.html", report)
     return figures
+
+
+def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: Titles) -> dict:
+    """videos/METHOD.mp4, all assets side by side; the paths by title."""
+    videos = {}
+    for name, asset in assets.items():
+        path = job.folder / "videos" / f"{slug(name)}.mp4"
+        frames = orbit_frames(asset, cameras, f"video, {name}")
+        write_video(path, frames, fps=job.config.export.video_fps, scale=2)
+        videos[titles[name]] = path
+    return videos
+
+
+def save_meshes(job: Job, assets: Assets, cameras: Cameras) -> tuple[list[str], list, dict]:
+    """The mesh of every asset; notes on each, turntable frames and figures of the first that there is."""
+    prompt, notes, turntable, figures = job.config.prompt, [], [], {}
+    for k, model in enumerate(assets.models):
+        called, files = (prompt, "mesh") if k == 0 else (f"{prompt} {k}", f"mesh-{k}")
+        note, frames, found = save_mesh(job, model, cameras, assets.aabb, called, files)
+        notes, turntable, figures = [*notes, note], turntable or frames, figures or found
+    return notes, turntable, figures
 
 
 def orbit_frames(asset: Assets, cameras: Cameras, label: str) -> list[Tensor]:
@@ -147,26 +137,26 @@ def row_step(config) -> int:
     return max(1, math.ceil(config.evaluate.views / 6))
 
 
-def view_rows(config, views: dict[str, AssetsSeen]) -> list[ViewRow]:
+def view_rows(config, views: dict[str, AssetsSeen], titles: Titles) -> list[ViewRow]:
     """A row a method and asset, and below it its shape."""
     step, rows = row_step(config), []
     for name, seen in views.items():
         for k, pair in enumerate(zip(seen.colour, seen.shape, strict=True)):
-            label = title(name) + (f", {k + 1} of {len(seen.colour)}" if len(seen.colour) > 1 else "")
+            label = titles[name] + (f", {k + 1} of {len(seen.colour)}" if len(seen.colour) > 1 else "")
             for pictures, note in zip(pair, ("", "its shape"), strict=True):
                 rows.append(ViewRow(label, list(pictures[::step].permute(0, 2, 3, 1)), note, name))
     return rows
 
 
-def save_pictures(folder: Path, config, views: dict[str, AssetsSeen]) -> None:
+def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
     """images/METHOD/ASSET/NNN.png, by azimuth."""
-    numbers = torch.tensor(config.evaluate.azimuths_deg).round().long()
+    numbers = torch.tensor(job.config.evaluate.azimuths_deg).round().long()
     for name, seen in views.items():
         for k, pictures in enumerate(seen.colour):
-            save_each(folder / "images" / slug(name) / str(k), pictures.permute(0, 2, 3, 1), numbers)
+            save_each(job.folder / "images" / slug(name) / str(k), pictures.permute(0, 2, 3, 1), numbers)
 
 
-def facts(metrics: dict) -> dict[str, str]:
+def asset_facts(metrics: dict) -> dict[str, str]:
     """The headline numbers of the report."""
     main = next(iter(metrics["results"].values()))
     found = {"Made in": f"{metrics['seconds']['distil']:.0f} s"}

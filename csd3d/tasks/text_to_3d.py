@@ -6,23 +6,38 @@ a phase of its own, from the same start, with checkpoints under its name.
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from csd3d.distillation import DistillConfig, SVGDConfig
-from csd3d.distillation.distill import Extras
-from csd3d.distillation.methods import check_methods, method_config
 from csd3d.distillation.noise import draw_noise_map, world_noise
+from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, run_steps
+from csd3d.engine.phase import Job, Phase, run_steps, without_root
+from csd3d.evaluation.text import EvaluateConfig, evaluate, held_out, held_out_views
+from csd3d.guidance.methods import (
+    ALIASES,
+    MOVED,
+    UNSAID,
+    Guide,
+    MethodRun,
+    Networks,
+    check_features,
+    check_switch,
+    embed_prompts,
+    method_runs,
+    open_networks,
+    settle_svgd,
+)
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import EvaluateConfig, evaluate, held_out, held_out_views, save_results
+from csd3d.report.text import save_assets, slug
 from csd3d.representations.batch import (
     AssetConfig,
     Assets,
@@ -36,46 +51,11 @@ from csd3d.representations.batch import (
     regularisers,
     scheduled,
 )
-from csd3d.representations.fit import gradients_finite
-from csd3d.tasks.text_guide import (
-    Guide,
-    GuideConfig,
-    Networks,
-    branch_texts,
-    check_features,
-    embed_all,
-    expand_methods,
-    open_networks,
-)
-from csd3d.tasks.text_to_image import slug
-from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.representations.descent import Descent, OptimConfig
+from csd3d.schema import ByName, Chosen, OneOf, incidental
 
 SHARES = ("auto", "views", "assets", "all")
-
-
-@dataclass
-class OptimConfig:
-    """Adam: the learning rate, of which `final` is left at the last step (exponentially), and the background's share.
-
-    `clip` bounds the norm of the gradients (0: not), `ema` is the decay of averaged weights (0: none); warm-up steps.
-    """
-
-    learning_rate: float = 1e-2
-    final: float = 1.0
-    background: float = 0.1
-    clip: float = 0.0
-    ema: float = 0.0
-    warmup: int = 10
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
-            raise ValueError(f"learning_rate is {self.learning_rate:g}, ema {self.ema:g}: above 0, and in [0, 1)")
-        if not 0 < self.final <= 1:
-            raise ValueError(f"final is {self.final:g}: give the share of learning_rate left at the end, in (0, 1]")
-
-    def share(self, step: int, steps: int) -> float:
-        """Of the learning rate, at `step` of `steps`: linear warm-up times exponential decay to `final`."""
-        return min(1.0, (step + 1) / max(self.warmup, 1)) * self.final ** (step / max(steps - 1, 1))
+OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=ALIASES)]
 
 
 @register("task", "text_to_3d", title="Text to 3D")
@@ -84,13 +64,14 @@ class TextTo3DConfig:
     """The job of `configs/csd-text-to-3d.yaml`."""
 
     task: str = "text_to_3d"
-    name: str = "text-to-3d"
-    prompt: str = ""
+    name: str = incidental("text-to-3d")  # of the folder in outputs/
+    prompt: str = ""  # what to make
     seed: int = 0
-    method: str = "csd"
-    compare: list[str] = field(default_factory=list)
+    methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
+    method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main one: csd, NAME or NAME+csd
+    compare: list[OneMethod] = incidental(default_factory=list)  # others, run beside it from the same start
     particles: int = 1  # assets
-    views_per_step: int = 4
+    views_per_step: int = 4  # of each asset
     share: str = "auto"  # who share scores: "views" of an asset, "assets" at a camera, "all"; auto: views if alone
     guidance_size: int = 128  # pixels of what the prior is shown
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -99,12 +80,13 @@ class TextTo3DConfig:
     asset: AssetConfig = field(default_factory=AssetConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
-    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=600, svgd=SVGDConfig()))
-    guide: GuideConfig = field(default_factory=GuideConfig)
+    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=600, svgd=UNSAID))
     optim: OptimConfig = field(default_factory=OptimConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    save_seconds: float = 30.0
+    evaluate: EvaluateConfig = incidental(default_factory=EvaluateConfig)
+    export: ExportConfig = incidental(default_factory=ExportConfig)
+    save_seconds: float = incidental(30.0)  # between checkpoints
+
+    MOVED: ClassVar[dict[str, str]] = MOVED
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -116,7 +98,9 @@ class TextTo3DConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if self.prompts.backdrops and self.asset.random_background:
             raise ValueError("asset.random_background draws what prompts.backdrops draw too: set it to 0")
-        check_methods(self.methods, self.distill)
+        self.distill = settle_svgd(self.distill, [one.name for one in (self.method, *self.compare)])
+        check_switch(self.distill)
+        self.runs  # noqa: B018 (raises where a method does not go with the rest)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
                 raise ValueError(f"{key} names step {last}: distill.steps has {self.distill.steps}, counted from 0")
@@ -131,9 +115,9 @@ class TextTo3DConfig:
         return found
 
     @property
-    def methods(self) -> list[str]:
-        """The methods run, the main one first."""
-        return expand_methods([self.method, *self.compare])
+    def runs(self) -> dict[str, MethodRun]:
+        """The methods by name, the main one first."""
+        return method_runs([self.method, *self.compare], self.methods, self.distill)
 
     @property
     def told(self) -> str:
@@ -144,15 +128,14 @@ class TextTo3DConfig:
         """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
         check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
-        check_features(prior, self.distill)
-        texts = branch_texts(self.prompts.texts(self.prompt), self.guide.words)
-        embed_all(prior, texts, self.methods, self.distill)
-        return AssetJob(config=self, device=device, networks=open_networks(prior, self.methods, self.guide))
+        check_features(prior, self.runs)
+        embed_prompts(prior, self.runs, self.prompts.texts(self.prompt))
+        return AssetJob(config=self, device=device, prior=prior, networks=open_networks(prior, self.runs))
 
     @property
     def phases(self) -> list[str]:
         """What a run goes through, in order."""
-        return [*self.methods, "evaluate", "video", "mesh", "report"]
+        return [*self.runs, "evaluate", "video", "mesh", "report"]
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """The prompt as said of a view."""
@@ -164,30 +147,35 @@ class AssetPhase(Phase):
     """The assets as one method makes them."""
 
     model: Assets
+    descent: Descent
     optimiser: torch.optim.Adam
     average: AveragedModel | None = None
-    score: object | None = None
-    score_optimiser: torch.optim.Optimizer | None = None
+    networks: Networks | None = None
 
-    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "score", "score_optimiser")
+    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
 
 
 @dataclass(kw_only=True)
 class AssetJob(Job):
-    """A run of this task."""
+    """A run of this task; `networks` by the name of the method that has them."""
 
-    networks: Networks
+    prior: Prior
+    networks: dict[str, Networks]
 
     @property
     def wanted(self) -> list[str]:
-        return self.config.methods
+        return list(self.config.runs)
+
+    def identity_of(self, name: str) -> dict:
+        """A phase depends on its own method's settings, which `compare` may name."""
+        return self.identity | without_root(self.config.runs[name].identity)
 
     def run_phases(self) -> dict[str, Phase]:
         """Makes the assets by each method, the first in any case: there must be something to show."""
         made: dict[str, Phase] = {}
-        for name in self.wanted:
+        for name, run in self.config.runs.items():
             if not made or self.may_run(name):
-                made[name] = distil(self, self.networks, name)
+                made[name] = distil(self, run)
         return made
 
     def measure(self, done: dict[str, Phase]) -> dict:
@@ -203,47 +191,39 @@ class AssetJob(Job):
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Pictures, videos, meshes and report."""
-        metrics["mesh"] = save_results(self, self.assets, self.views, metrics)
+        titles = {name: self.config.runs[name].title for name in self.assets}
+        metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
 
 
-def distil(job: Job, networks: Networks, name: str) -> AssetPhase:
+def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     """Makes the assets by one method."""
-    config, prior = job.config, networks.prior
-    distill = method_config(name, config.distill)
-    guide = Guide(name, networks, distill, config.guide, job.generator(f"{name}/lora"))
-    phase = new_phase(job, guide, name)
-    noise_map = camera_noise_map(job, prior) if distill.noise == "camera" else None
+    name, prior = run.name, job.prior
+    guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
+    phase = new_phase(job, name, guide.networks)
+    noise_map = camera_noise_map(job, prior) if run.distill.noise == "camera" else None
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
         before = prior.unet_evaluations
-        report.update(asset_step(config, phase, guide, step, noise_map))
+        report.update(asset_step(job.config, phase, guide, step, noise_map))
         phase.unet_evaluations += prior.unet_evaluations - before
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
 
-    run_steps(job, phase, name, distill.steps, advance, lambda: f"t {report.get('t', 0):.0f}")
+    run_steps(job, phase, name, run.distill.steps, advance, lambda: f"t {report.get('t', 0):.0f}")
     preview(job, phase.model, name)
     return phase
 
 
-def new_phase(job: Job, guide: Guide, name: str) -> AssetPhase:
+def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPhase:
     """A phase at its first step; the start depends on the seed alone, so that methods begin alike."""
     config = job.config
     finished = next(iter(config.prompts.backdrops.values()), None)
     model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
-    background = {id(p) for m in model.models for p in m.background.parameters()}
-    rate = config.optim.learning_rate
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in background], "lr": rate},
-        {"params": [p for p in model.parameters() if id(p) in background], "lr": rate * config.optim.background},
-    ]
-    optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99), eps=1e-15)
-    ema = config.optim.ema
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
-    parts = {"model": model, "optimiser": optimiser, "average": average}
-    return AssetPhase(job.generator(name), **parts, score=guide.score, score_optimiser=guide.optimiser)
+    descent = Descent.of(model, config.optim)
+    parts = {"optimiser": descent.optimiser, "average": descent.average, "networks": networks}
+    return AssetPhase(job.generator(name), model=model, descent=descent, **parts)
 
 
 def asset_step(
@@ -258,12 +238,14 @@ def asset_step(
     shown = render_step(config, model, views, step, generator, backdrop)
     side = config.guidance_size
     z = guide.prior.encode(F.interpolate(shown.images, (side, side), mode="bilinear", align_corners=False))
-    extras = step_extras(config, guide, views, z, noise_map)
-    cameras = views.cameras.camera_to_world.flatten(1).repeat(config.particles, 1)
-    texts = view_texts(config, views, backdrop)
-    guidance, report = guide.loss(z, lambda: shown.images, texts, step, generator, extras, cameras)
+    context = step_context(config, views, backdrop)
+    if noise_map is not None:
+        noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
+        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the camera's own for every asset
+    guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
-    finite = descend(config.optim, phase, guidance / len(z) + penalty, config.optim.share(step, config.distill.steps))
+    share = config.optim.share(step, config.distill.steps)
+    finite = phase.descent.step(guidance / len(z) + penalty, share)
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 
@@ -287,50 +269,27 @@ def render_step(
     return model.render(views.cameras, jitter, shading, plain, bool(scheduled(config.losses.distortion, step)))
 
 
-def descend(config: OptimConfig, phase: AssetPhase, loss: Tensor, share: float) -> bool:
-    """Backward, clip, one step of Adam at a share of its rate, average; False where the gradients are not finite."""
-    phase.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    if not gradients_finite(phase.model):
-        return False
-    if config.clip:
-        torch.nn.utils.clip_grad_norm_(phase.model.parameters(), config.clip)
-    rates = [group["lr"] for group in phase.optimiser.param_groups]
-    for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate * share
-    phase.optimiser.step()
-    for group, rate in zip(phase.optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate
-    if phase.average is not None:
-        phase.average.update_parameters(phase.model)
-    return True
+def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, Any]:
+    """What a method is told of the particles [N·V], asset-major: what each shows and does not, its camera, its group.
 
+    away: the prompts of the two views that Perp-Neg holds each one away from, with their weights.
+    """
+    count, repeat = len(views.places), config.particles
 
-def view_texts(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, list[str]]:
-    """Every branch's prompts [N·V], each view told what it is and before what, and what it is not."""
-    places = list(zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True))
-    own = [view_of(*place, config.prompts) for place in places]
-    away = [away_views(*place, config.prompts.overhead_deg)[0] for place in places]
-    said = [
-        [config.prompts.text(config.prompt, view, backdrop) for view in views] * config.particles
-        for views in (own, *zip(*away, strict=True))
-    ]
-    return branch_texts(said[0], config.guide.words, said[1:])
+    def said(words: list[str]) -> list[str]:
+        return [config.prompts.text(config.prompt, word, backdrop) for word in words] * repeat
 
-
-def step_extras(config: TextTo3DConfig, guide: Guide, views: Views, z: Tensor, noise_map: Tensor | None) -> Extras:
-    """Perp-Neg's weights, who shares with whom, and FSD's noise, for particles in asset-major order."""
-    count, repeat = len(views.azimuth_deg), config.particles
-    places = zip(views.azimuth_deg.tolist(), views.elevation_deg.tolist(), strict=True)
-    weights = [away_views(*place, config.prompts.overhead_deg)[1] for place in places]
-    away = torch.tensor(weights).repeat(repeat, 1).to(z)
+    others = [away_views(*place, config.prompts.overhead_deg) for place in views.places]
+    weights = torch.tensor([weight for _, weight in others]).repeat(repeat, 1)
     share = config.share if config.share != "auto" else "views" if repeat == 1 else "assets"
     index = torch.arange(repeat * count)
-    groups = {"views": index // count, "assets": index % count, "all": 0 * index}[share]
-    noise = None
-    if noise_map is not None:
-        noise = world_noise(noise_map, views.azimuth_deg, views.elevation_deg, z.shape[-2:]).repeat(repeat, 1, 1, 1)
-    return Extras(camera_noise=noise, away=away if guide.distill.perp_neg else None, groups=groups)
+    return {
+        "prompts": said([view_of(*place, config.prompts) for place in views.places]),
+        "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
+        "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
+        "pose": views.pose.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1),
+    }
 
 
 def camera_noise_map(job: Job, prior: Prior) -> Tensor:

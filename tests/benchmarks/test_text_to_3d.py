@@ -5,18 +5,18 @@ import pytest
 
 from benchmarks import text_to_3d as benchmark
 from csd3d.config import defining_values
-from csd3d.distillation.methods import method_names
+from csd3d.distillation.named import names_for
 from csd3d.run import read
 
 
 def config_of(plan):
-    return read(plan.config, ["prompt=a duck", *plan.changes])[1]
+    return read(plan.config, ["prompt=a duck", *plan.changes])
 
 
 def test_every_method_has_a_config_of_its_own():
-    rows = benchmark.plans([*method_names(), "dreamfusion", "nfsd+csd"], diverse=False, ablations=False)
-    found = {name: config_of(plan).method for name, plan in rows.items()}
-    assert found == {name: name for name in method_names()} | {"dreamfusion": "sds", "nfsd+csd": "nfsd+csd"}
+    rows = benchmark.plans([*names_for(), "dreamfusion", "nfsd+csd"], diverse=False, ablations=False)
+    found = {name: config_of(plan).method.name for name, plan in rows.items()}
+    assert found == {name: name for name in names_for()} | {"dreamfusion": "sds", "nfsd+csd": "nfsd+csd"}
 
 
 def test_each_ablation_changes_csd_alone_and_in_one_way():
@@ -25,14 +25,14 @@ def test_each_ablation_changes_csd_alone_and_in_one_way():
     configs = [defining_values(config_of(plan)) for plan in rows.values()]
     assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
     for config in configs[1:]:
-        changed = {key for key in config if config[key] != configs[0][key]}
+        changed = {key for key in config if config[key] != configs[0].get(key)}
         assert {key.removeprefix("distill.").split(".")[0] for key in changed} in ({"svgd"}, {"noise"}, {"method"})
 
 
 def test_open_prompts_are_made_by_the_diverse_config():
     for name, plan in benchmark.plans(["csd", "sds"], diverse=True, ablations=False).items():
         config = config_of(plan)
-        assert (config.name, config.method, config.particles) == ("csd-diverse", name, 4)
+        assert (config.name, config.method.name, config.particles) == ("csd-diverse", name, 4)
 
 
 def test_a_run_has_the_figures_of_each_row_and_its_grid_every_asset(tmp_path, monkeypatch):
@@ -45,13 +45,13 @@ def test_a_run_has_the_figures_of_each_row_and_its_grid_every_asset(tmp_path, mo
             pictures.mkdir(parents=True)
             for azimuth in ("000", "030"):
                 benchmark.iio.imwrite(pictures / f"{azimuth}.png", np.full((8, 8, 3), 200, np.uint8))
-        return {"results": {"some": {"fid": len(asked)}}, "judge": "CLIP (world)", "peak_memory_gib": 1.5}
+        return {"results": {"some": {"fd": len(asked)}}, "judge": "CLIP (world)", "peak_memory_gib": 1.5}
 
     monkeypatch.setattr(benchmark, "finished_run", finished_run)
     rows = benchmark.plans(["vsd"], diverse=False, ablations=False)
     rows |= {"shared_noise": benchmark.plans(["csd"], False, True)["shared_noise"]}
     run = benchmark.run_one(rows, "a pink snowman, wearing a blue hat", 3, tmp_path, ["export.video_frames=4"])
-    assert run["results"] == {"vsd": {"fid": 1}, "shared_noise": {"fid": 2}}
+    assert run["results"] == {"vsd": {"fd": 1}, "shared_noise": {"fd": 2}}
     common = ["prompt=a pink snowman, wearing a blue hat", "compare=[]", "export.video_frames=4"]
     assert asked == [
         ("prolificdreamer.yaml", common, 3),

@@ -9,22 +9,22 @@ from correspondences import C, H, N, W, canvas_windows, dense, identity, pairs, 
 from torch import Tensor
 
 from csd3d.distillation import (
-    CollaborativeEditConfig,
     Correspondence,
-    DistillConfig,
     SVGDConfig,
-    collaborative_edit,
-    distill_step,
     flow_correspondence,
     svgd_combine,
     svgd_diagnostics,
     window_correspondence,
 )
+from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, collaborative_edit, edit_step
 from csd3d.distillation.correspondence import pixel_grid
-from csd3d.distillation.distill import Extras
-from csd3d.distillation.edit import edit_step
+from csd3d.distillation.methods.csd_edit import CSDEdit
+from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.noise import add_noise
-from csd3d.distillation.svgd import combine, kernel_latents, kernel_matrix
+from csd3d.distillation.step import DistillConfig, distill_step
+from csd3d.distillation.svgd import combine
+
+D = C * H * W  # coordinates of a particle, which distances are means over
 
 # SVGD along them.
 
@@ -46,7 +46,7 @@ def scalar_kernel(squared: Tensor, kernel: str, gamma: float) -> Tensor:
 
 def brought_kernel(z_i: Tensor, y_j: Tensor, validity: Tensor, kernel: str, gamma: float) -> Tensor:
     """k of d² = what is shown, and in proportion to it a guess of what is not, held fixed."""
-    shown = (validity * (z_i - y_j).square()).sum()
+    shown = (validity * (z_i - y_j).square()).sum() / z_i.numel()
     return scalar_kernel(shown + (shown * (validity.numel() / validity.sum() - 1)).detach(), kernel, gamma)
 
 
@@ -78,9 +78,9 @@ def loop_over_dense_operators(
 @pytest.mark.parametrize("normalize", ["mean", "row"])
 def test_equals_the_loop_over_dense_operators(kernel, normalize):
     directions, z, maps = random(N, C, H, W, seed=12), random(N, C, H, W, seed=13), random_correspondence(seed=4)
-    expected = loop_over_dense_operators(directions, z, maps, kernel, 0.004, 0.9 * 0.7, normalize)
+    expected = loop_over_dense_operators(directions, z, maps, kernel, 0.004 * D, 0.9 * 0.7, normalize)
     actual = svgd_combine(
-        directions, z, sigma=0.7, kernel=kernel, bandwidth=0.004, repulsion=0.9, normalize=normalize,
+        directions, z, sigma=0.7, kernel=kernel, bandwidth=0.004 * D, repulsion=0.9, normalize=normalize,
         correspondence=maps,
     )  # fmt: skip
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
@@ -88,8 +88,8 @@ def test_equals_the_loop_over_dense_operators(kernel, normalize):
 
 def test_the_force_is_the_kernels_gradient_before_the_adjoint_spreads_it_over_js_pixels():
     """∇_{z_j} k(z_j(x_ij), z_i) by autograd through the operator is A_ijᵀ of 2 s (z_i − y_j), the force undivided."""
-    z, maps, gamma = random(2, C, H, W, seed=14), random_correspondence(seed=5, count=2), 0.01
-    K, slope = kernel_matrix(z, bandwidth=gamma, correspondence=maps)
+    z, maps, gamma = random(2, C, H, W, seed=14), random_correspondence(seed=5, count=2), 0.01 * D
+    K, slope = maps.kernel(z, SVGDConfig(bandwidth=gamma))
     z_j = z[1].clone().requires_grad_()
     y_j = maps.sample(torch.stack([z[0], z_j]), 0)[1]
     k = brought_kernel(z[0], y_j, maps.validity[0, 1], "rbf", gamma)
@@ -99,13 +99,14 @@ def test_the_force_is_the_kernels_gradient_before_the_adjoint_spreads_it_over_js
     torch.testing.assert_close(maps.adjoint(force, j=1, i=0), grad, rtol=1e-10, atol=1e-12)
 
 
-def test_distances_are_those_of_the_common_part_scaled_to_the_whole():
+def test_distances_are_means_over_the_common_part():
     z = torch.zeros(2, C, H, W)
     z[1] = 2.0
     validity = torch.zeros(2, 2, H, W)
     validity[:, :, 1, 1:4] = 1.0  # three pixels
-    K, _ = kernel_matrix(z, bandwidth=1e-3, correspondence=flow_correspondence(torch.zeros(2, 2, H, W, 2), validity))
-    assert K[0, 1].item() == pytest.approx(math.exp(-1e-3 * 4 * C * H * W), rel=1e-5)
+    maps = flow_correspondence(torch.zeros(2, 2, H, W, 2), validity)
+    K, _ = maps.kernel(z, SVGDConfig(bandwidth=0.1))
+    assert K[0, 1].item() == pytest.approx(math.exp(-0.1 * 4), rel=1e-5)
 
 
 def test_one_particle_gets_its_direction_back_bit_for_bit():
@@ -131,7 +132,7 @@ def test_a_pixel_that_nobody_else_shows_keeps_its_own_direction(normalize):
     directions, z, maps = random(N, C, H, W, seed=18), random(N, C, H, W, seed=19), identity()
     maps.validity[:, :, 2] = torch.eye(N)[:, :, None]
     G = svgd_combine(directions, z, sigma=1.0, repulsion=0.0, normalize=normalize, correspondence=maps)
-    K, _ = kernel_matrix(z, correspondence=maps)
+    K, _ = maps.kernel(z, SVGDConfig())
     step = K.sum(1)[:, None, None] / N if normalize == "mean" else 1.0
     torch.testing.assert_close(G[:, :, 2], step * directions[:, :, 2], rtol=1e-12, atol=1e-12)
 
@@ -141,7 +142,7 @@ def test_agreeing_directions_move_all_of_a_particle_alike(normalize):
     """However many show a pixel: no seam where an overlap ends. With "mean" by as much as in the plain form."""
     z, maps = random(N, C, H, W, seed=20), random_correspondence(seed=6)
     G = svgd_combine(torch.ones_like(z), z, sigma=1.0, repulsion=0.0, normalize=normalize, correspondence=maps)
-    K, _ = kernel_matrix(z, correspondence=maps)
+    K, _ = maps.kernel(z, SVGDConfig())
     step = K.sum(1) / N if normalize == "mean" else torch.ones(N, dtype=torch.float64)
     torch.testing.assert_close(G, step[:, None, None, None].expand_as(G), rtol=1e-12, atol=1e-12)
 
@@ -153,8 +154,8 @@ def test_repulsion_drives_apart_and_does_not_grow_as_the_overlap_shrinks():
         validity = torch.zeros(2, 2, H, W)
         validity[:, :, :, :shown] = 1.0
         maps = flow_correspondence(torch.zeros(2, 2, H, W, 2), validity)
-        G = svgd_combine(torch.zeros_like(z), z, sigma=1.0, bandwidth=1e-3, normalize="row", correspondence=maps)
-        k = math.exp(-1e-3 * C * H * W)
+        G = svgd_combine(torch.zeros_like(z), z, sigma=1.0, bandwidth=1e-3 * D, normalize="row", correspondence=maps)
+        k = math.exp(-1e-3 * D)
         expected = -2e-3 * k / (1 + k)  # descended: the upper one goes up
         torch.testing.assert_close(G[0, :, :, 0], torch.full((C, H), expected), rtol=1e-5, atol=0.0)
         assert (G[1, :, :, 0] > 0).all()
@@ -199,21 +200,18 @@ def test_noise_shared_by_address_does_not_hide_moving_content():
     clean, maps = moving()
     noise = random(1, *clean.shape[1:], seed=24).expand_as(clean)
     noisy = add_noise(clean, noise, 0.3)
-    config = SVGDConfig(bandwidth=0.01)
-    options = {"alpha_bar": 0.3, "config": config, "correspondence": maps}
-    seen = kernel_latents(noisy, clean, 0.3, "shared", maps)
-    assert svgd_diagnostics(clean, seen, clean, **options)["kernel_mean"] == pytest.approx(1.0)
+    config = SVGDConfig(bandwidth=1.28)
+    options = {"alpha_bar": 0.3, "config": config, "sharing": maps}
+    assert svgd_diagnostics(clean, 0.3**0.5 * clean, clean, **options)["kernel_mean"] == pytest.approx(1.0)
     assert svgd_diagnostics(clean, noisy, clean, **options)["kernel_mean"] < 0.5
-    assert kernel_latents(noisy, clean, 0.3, "independent", maps) is noisy
-    assert kernel_latents(noisy, clean, 0.3, "shared", None) is noisy
 
 
 def test_noise_free_latents_have_the_plain_kernel_of_shared_noise():
     clean = random(N, C, H, W, seed=25)
     noisy = add_noise(clean, random(1, C, H, W, seed=26).expand_as(clean), 0.3)
-    seen = kernel_latents(noisy, clean, 0.3, "shared", identity())
-    with_noise = combine(clean, noisy, clean, alpha_bar=0.3, config=SVGDConfig())
-    without = combine(clean, seen, clean, alpha_bar=0.3, config=SVGDConfig(), correspondence=identity())
+    with_noise, _ = combine(clean, noisy, clean, alpha_bar=0.3, config=SVGDConfig())
+    options = {"alpha_bar": 0.3, "config": SVGDConfig(), "sharing": identity()}
+    without, _ = combine(clean, 0.3**0.5 * clean, clean, **options)
     torch.testing.assert_close(without, with_noise, rtol=1e-10, atol=1e-12)
 
 
@@ -221,15 +219,15 @@ def test_diagnostics_count_pairs_that_have_something_in_common():
     z, maps = random(N, C, H, W, seed=27), random_correspondence(seed=7)
     maps.validity[0, 1:] = 0.0
     maps.validity[1:, 0] = 0.0
-    report = svgd_diagnostics(z, z, z, alpha_bar=0.3, config=SVGDConfig(), correspondence=maps)
-    K, _ = kernel_matrix(z, correspondence=maps)
+    report = svgd_diagnostics(z, z, z, alpha_bar=0.3, config=SVGDConfig(), sharing=maps)
+    K, _ = maps.kernel(z, SVGDConfig())
     known = K[1:, 1:][~torch.eye(N - 1, dtype=torch.bool)]
     assert (K[0, 1:] == 0).all()
     assert report["kernel_mean"] == pytest.approx(known.mean().item(), rel=1e-12)
     assert report["kernel_spread"] == pytest.approx(known.std(correction=0).item(), rel=1e-12)
     others = maps.validity[~torch.eye(N, dtype=torch.bool)]
     assert report["shared_pixels"] == pytest.approx(others.mean().item(), rel=1e-12)
-    alone = svgd_diagnostics(z, z, z, alpha_bar=0.3, config=SVGDConfig(), correspondence=unrelated())
+    alone = svgd_diagnostics(z, z, z, alpha_bar=0.3, config=SVGDConfig(), sharing=unrelated())
     assert set(alone.values()) == {0.0}
 
 
@@ -237,16 +235,20 @@ def schedule() -> Tensor:
     return torch.linspace(0.999, 0.01, 100, dtype=torch.float64)
 
 
-def towards_zero(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor | None = None) -> Tensor:
+def towards_zero(asked: dict) -> dict[str, Tensor]:
     """A toy network whose branches differ by a constant and by the place."""
-    rows = len(z_stack) // len(branches)
-    offset = torch.arange(len(branches), dtype=z_stack.dtype).repeat_interleave(rows)[:, None, None, None]
-    return z_stack * torch.linspace(0.5, 1.0, z_stack.shape[-1], dtype=z_stack.dtype) + offset
+
+    def answer(query):
+        offset = len(query.prompts[0]) + (query.image is not None)
+        return query.z_t * torch.linspace(0.5, 1.0, query.z_t.shape[-1], dtype=query.z_t.dtype) + offset
+
+    return {name: answer(query) for name, query in asked.items()}
 
 
 def one_edit_step(config: CollaborativeEditConfig, z: Tensor, correspond=None, source=None) -> tuple[Tensor, dict]:
     generator, source = torch.Generator().manual_seed(0), 0.5 * z if source is None else source
-    return edit_step(towards_zero, z, source, 3, config, schedule(), generator, correspond)
+    options = {"prompts": "red", "correspond": correspond}
+    return edit_step(towards_zero, CSDEdit(), z, source, source, 3, config, schedule(), generator, **options)
 
 
 @pytest.mark.parametrize("noise", ["shared", "independent"])
@@ -266,15 +268,15 @@ def test_an_edit_along_identities_is_the_plain_edit(noise):
 def test_an_edit_asks_for_the_particles_of_its_batch():
     z, maps, drawn = random(6, C, H, W, seed=29), random_correspondence(seed=8, count=6), []
 
-    def network(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor) -> Tensor:
-        drawn.append(indices)
-        return towards_zero(z_stack, t, branches)
+    def network(asked: dict) -> dict[str, Tensor]:
+        drawn.append(asked["0/full"].image[:, 0, 0, 0].long())  # an image that is its particle's number
+        return towards_zero(asked)
 
     config, asked = CollaborativeEditConfig(batch=4), []
     generator = torch.Generator().manual_seed(0)
-    edit_step(
-        network, z, 0.5 * z, 3, config, schedule(), generator, lambda rows: asked.append(rows) or maps.select(rows)
-    )
+    numbers = torch.arange(6.0)[:, None, None, None].expand(6, C, H, W)
+    edit_step(network, CSDEdit(), z, 0.5 * z, numbers, 3, config, schedule(), generator,
+              correspond=lambda rows: asked.append(rows) or maps.select(rows))  # fmt: skip
     assert torch.equal(drawn[0], asked[0])
     assert not torch.equal(drawn[0], torch.arange(4))
     along, plain = one_edit_step(config, z, maps.select)[0], one_edit_step(config, z)[0]
@@ -284,11 +286,10 @@ def test_an_edit_asks_for_the_particles_of_its_batch():
 def test_shared_noise_leaves_the_kernel_of_an_edit_its_content():
     """The kernel is 1 where frames show the same, whatever noise was added, in `edit_step` and in `distill_step`."""
     clean, maps = moving()
-    svgd = SVGDConfig(bandwidth=0.01)
+    svgd = SVGDConfig(bandwidth=1.28)
     _, edit_report = one_edit_step(CollaborativeEditConfig(noise="shared", svgd=svgd), clean, maps.select)
     config, generator = DistillConfig(noise="shared", svgd=svgd), torch.Generator().manual_seed(0)
-    extras = Extras(correspondence=maps)
-    _, report = distill_step(towards_zero, clean, 0, config, schedule(), generator, extras)
+    _, report = distill_step(towards_zero, SDS(), clean, 0, config, schedule(), generator, sharing=maps)
     assert edit_report["kernel_mean"] == report["kernel_mean"] == pytest.approx(1.0)
 
 
@@ -296,17 +297,18 @@ def test_groups_of_a_distillation_share_within_themselves_along_their_part():
     z, maps, groups = random(N, C, H, W, seed=30), random_correspondence(seed=9), torch.tensor([0, 1, 0, 1])
     config = DistillConfig(svgd=SVGDConfig(normalize="row"), t_min=0.5, t_max=0.5)
 
-    def step(rows: Tensor, **extras) -> Tensor:
+    def step(rows: Tensor, **context) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         noise = random(N, C, H, W, seed=31)[rows]
-        extras = Extras(camera_noise=noise, **extras)
-        camera = DistillConfig(**{**vars(config), "noise": "camera"})
-        return distill_step(towards_zero, z[rows], 0, camera, schedule(), generator, extras)[0]
+        camera = replace(config, noise="camera")
+        return distill_step(
+            towards_zero, SDS(), z[rows], 0, camera, schedule(), generator, camera_noise=noise, **context
+        )[0]
 
-    together = step(torch.arange(N), groups=groups, correspondence=maps)
+    together = step(torch.arange(N), groups=groups, sharing=maps)
     for group in (0, 1):
         rows = (groups == group).nonzero()[:, 0]
-        alone = step(rows, correspondence=maps.select(rows))
+        alone = step(rows, sharing=maps.select(rows))
         torch.testing.assert_close(together[rows], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -321,7 +323,7 @@ def test_what_moves_makes_one_choice_along_a_correspondence(along):
     z = 0.1 * content + 0.1 * random(*content.shape, seed=32)
     for _ in range(60):
         directions = z - torch.tanh(4 * z)
-        options = {"bandwidth": 1e-3, "normalize": "row", "repulsion": 0.0}
+        options = {"bandwidth": 0.128, "normalize": "row", "repulsion": 0.0}
         z = z - 0.3 * svgd_combine(directions, z, sigma=1.0, **options, correspondence=maps if along else None)
     differ = [
         (z[i].sign() - maps.bring(z.sign(), j, i)).abs()[:, maps.validity[i, j] > 0] > 0 for i, j in pairs(5) if i != j
@@ -379,20 +381,22 @@ def test_frames_with_details_of_their_own_choose_alike_and_keep_them(along):
         variance, away = alpha_bar * 0.15**2 + 1 - alpha_bar, z_t - alpha_bar**0.5 * mean
         return (1 - alpha_bar) ** 0.5 / variance * away, -away.square().sum((-3, -2, -1)) / (2 * variance)
 
-    def predict(z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor) -> Tensor:
-        alpha_bar, found = schedule()[t].item(), []
-        for branch, z_t in zip(branches, z_stack.chunk(len(branches)), strict=True):
-            eps, likely = mean_to(z_t, (answers if branch == "full" else source[None])[:, indices], alpha_bar)
-            found.append((likely.softmax(0)[..., None, None, None] * eps).sum(0))
-        return torch.cat(found)
+    def predict(asked: dict) -> dict[str, Tensor]:
+        found = {}
+        for name, query in asked.items():
+            means = answers if query.prompts[0] == "change it" else source[None]
+            eps, likely = mean_to(query.z_t, means, schedule()[query.t].item())
+            found[name] = (likely.softmax(0)[..., None, None, None] * eps).sum(0)
+        return found
 
     config = CollaborativeEditConfig(
         steps=24, lr=1.0, lr_decay=1.0, weight="x0", schedule="annealed", t_max=0.97, noise="independent",
-        text_scale=1.0, image_scale=1.0, svgd=SVGDConfig(bandwidth=1e-3, normalize="row", repulsion=0.0),
+        svgd=SVGDConfig(bandwidth=0.21, normalize="row", repulsion=0.0),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     config = config if along else replace(config, svgd=None)
-    z = collaborative_edit(predict, source, config, schedule(), generator, correspond=maps.select)
+    z = collaborative_edit(predict, CSDEdit(1.0, 1.0), source, source, config, schedule(), generator,
+                           prompts="change it", correspond=maps.select)  # fmt: skip
     error = (z - answers).square().mean((2, 3, 4))
     if along:
         assert (error.argmin(0) == error.argmin(0)[0]).all()

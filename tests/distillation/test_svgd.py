@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
+from csd3d.distillation import SVGDConfig, svgd_combine, svgd_diagnostics
 from csd3d.distillation.kernel import kernel_matrix
 from csd3d.distillation.noise import add_noise, draw_noise
-from csd3d.distillation.svgd import combine, feature_force
+from csd3d.distillation.svgd import combine as combine_and_report
+from csd3d.distillation.svgd import feature_force
+
+
+def combine(*args, **options) -> Tensor:
+    """G alone."""
+    return combine_and_report(*args, **options)[0]
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -18,7 +24,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def scalar_kernel(a: Tensor, b: Tensor, kernel: str, gamma: float) -> Tensor:
-    squared = (a - b).square().sum()
+    squared = (a - b).square().mean()
     return torch.exp(-gamma * squared) if kernel == "rbf" else (1 + gamma * squared) ** -0.5
 
 
@@ -45,7 +51,7 @@ def double_loop(
 
 def pair_distances(z: Tensor, everything: bool = False) -> list[float]:
     N = range(len(z))
-    return [(z[i] - z[j]).square().sum().item() for i in N for j in N if everything or i != j]
+    return [(z[i] - z[j]).square().mean().item() for i in N for j in N if everything or i != j]
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "imq"])
@@ -207,7 +213,7 @@ def anneal(combiner, seed: int, steps: int = 300) -> Tensor:
         alpha_bar = math.cos(math.pi / 2 * (0.8 - 0.78 * step / steps)) ** 2
         noise = draw_noise(z, "shared", generator)
         z_t = add_noise(z, noise, alpha_bar)
-        directions = sds(mixture_eps(z_t, alpha_bar), noise)
+        directions = mixture_eps(z_t, alpha_bar) - noise
         z = z - 0.5 * (1 - alpha_bar) * combiner(directions, z_t, math.sqrt(1 - alpha_bar))
     return torch.cdist(z, MODES).argmin(1).bincount(minlength=4)
 
@@ -330,7 +336,7 @@ def test_diagnostics_see_content_only_through_shared_noise():
         noisy = add_noise(clean, draw_noise(clean, kind, torch.Generator().manual_seed(24)), 0.05)
         report = svgd_diagnostics(clean, noisy, clean, alpha_bar=0.05, config=SVGDConfig())
         spread[kind] = report["kernel_spread"]
-        K, _ = kernel_matrix(noisy)
+        K, _ = kernel_matrix(noisy, SVGDConfig())
         off = K[~torch.eye(8, dtype=torch.bool)]
         assert report["kernel_mean"] == pytest.approx(off.mean().item(), rel=1e-9)
         assert spread[kind] == pytest.approx(off.std(correction=0).item(), rel=1e-9)
@@ -364,6 +370,37 @@ def test_config_names_the_wrong_key(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         SVGDConfig(**wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_one_bandwidth_means_the_same_at_any_size():
+    """γ is of the mean squared difference: the same picture with every pixel four times has the same kernel."""
+    small = random(4, 4, 8, 8, seed=32)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    config = SVGDConfig(bandwidth=0.7)
+    torch.testing.assert_close(kernel_matrix(large, config)[0], kernel_matrix(small, config)[0], rtol=1e-12, atol=0.0)
+
+
+def test_what_was_a_hundredth_of_the_sum_over_4x16x16_is_now_10_24_of_the_mean():
+    z = 0.3 * random(3, 4, 16, 16, seed=33)
+    by_sum = torch.exp(-0.01 * torch.cdist(z.flatten(1), z.flatten(1)).square())
+    torch.testing.assert_close(kernel_matrix(z, SVGDConfig(bandwidth=10.24))[0], by_sum, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("space", ["noisy", "clean", "features"])
+@pytest.mark.parametrize("normalize", ["mean", "row"])
+def test_without_sharing_particles_keep_their_directions_and_repel_as_before(space, normalize):
+    directions, (noisy, clean) = random(5, 4, 6, seed=34), noised(5, "independent", 0.4)
+    options = {"alpha_bar": 0.4, "features": clean + 1}
+    config = SVGDConfig(space=space, normalize=normalize, repulsion=2.0)
+    force = combine(torch.zeros_like(directions), noisy, clean, config=config, **options)
+    found = combine(directions, noisy, clean, config=replace(config, share=False), **options)
+    torch.testing.assert_close(found, directions + force, rtol=1e-12, atol=1e-12)
+    assert (force == 0).all() == (space == "features")
+
+
+def test_official_is_also_asked_for_the_image_condition():
+    assert SVGDConfig(compat="official").official
+    assert not SVGDConfig().official
 
 
 def test_shapes_that_differ_are_refused():

@@ -11,7 +11,8 @@ from tiny_models import build_unet
 from transformers import CLIPTextModel
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_prior
+from csd3d.priors import PriorConfig, load_prior, opening
+from csd3d.priors.opening import SHIPPED
 
 
 @pytest.fixture
@@ -178,3 +179,25 @@ def test_unsupported_schedules_are_refused(folder):
 )
 def test_options_are_checked(edit_folder, options, key):
     assert key in refused(edit_folder, **options)
+
+
+def test_shipped_models_share_their_autoencoder():
+    """It was there twice; what is opened is the one of the editing model."""
+    assert not (SHIPPED / "t2i/vae").exists()
+    text, edit = (load_prior(PriorConfig(str(SHIPPED / name), device="cpu")) for name in ("t2i", "ip2p"))
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(text.decode(z), edit.decode(z))
+    assert (text.defaults.t_min, text.defaults.t_max, text.defaults.working_size) == (0.2, 0.8, 128)
+    assert (edit.defaults.text_scale, edit.defaults.image_scale, edit.defaults.working_size) == (3.0, 1.0, 128)
+
+
+@pytest.mark.parametrize("place", ["../outside", "/etc", "vae/../../outside"])
+def test_shared_parts_stay_in_the_shipped_folder(folder, tmp_path, monkeypatch, place):
+    (tmp_path / "outside").mkdir()
+    (folder / "csd3d.json").write_text(json.dumps({"parts": {"vae": place}}))
+    assert "may share parts" in refused(folder)
+    monkeypatch.setattr(opening, "SHIPPED", folder)  # shipped, but it points out of what is shipped
+    assert "may share parts" in refused(folder)
+    (folder / "csd3d.json").write_text(json.dumps({"parts": {"vae": "twin"}}))
+    (folder / "vae").rename(folder / "twin")
+    assert load_prior(PriorConfig(str(folder), device="cpu")).edits

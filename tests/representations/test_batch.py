@@ -8,6 +8,7 @@ import torch
 
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
+from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
 from csd3d.representations.batch import (
     AssetConfig,
@@ -21,8 +22,9 @@ from csd3d.representations.batch import (
     regularisers,
     scheduled,
 )
-from csd3d.tasks.text_to_3d import OptimConfig, TextTo3DConfig, asset_step, new_phase, step_extras, view_texts
-from csd3d.tasks.views import PromptConfig, Views, sample_views
+from csd3d.representations.descent import OptimConfig
+from csd3d.schema import Chosen
+from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, new_phase, step_context
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}
@@ -56,12 +58,10 @@ class Pull:
 
     def __init__(self, colour):
         self.colour = torch.tensor(colour).view(1, 3, 1, 1)
-        self.score = self.optimiser = None
-        self.distill = SimpleNamespace(perp_neg=False, noise="shared")
         self.prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
 
-    def loss(self, z, images, texts, step, generator, extras, cameras):
-        assert z.shape[0] == len(texts["text"]) == len(cameras) == len(extras.groups) == len(images())
+    def loss(self, z, images, step, generator, prompts, pose, view, groups, away):
+        assert z.shape[0] == len(prompts) == len(pose) == len(view) == len(groups) == len(images())
         return (z * (z - self.colour).detach()).sum(), {"t": 0.0}
 
 
@@ -70,7 +70,7 @@ def test_a_direction_is_descended_through_the_renderer(particles):
     """Sign and path of the gradient: renders go towards the colour that the direction points to, background and all."""
     config = settings(particles=particles, optim=OptimConfig(background=1.0))
     guide, wanted = Pull([0.9, 0.1, 0.2]), torch.tensor([0.9, 0.1, 0.2]).view(3, 1, 1)
-    phase = new_phase(Job(config), guide, "sds")
+    phase = new_phase(Job(config), "sds")
     errors = []
     for step in range(40):
         views = sample_views(config.views, 3, 12, generator(7))
@@ -90,15 +90,16 @@ def test_a_step_stands_before_a_backdrop_and_its_prompts_say_which():
     seen = set()
 
     class Look(Pull):
-        def loss(self, z, images, texts, *others):
-            (word,) = {text.split(" on ")[1].split(",")[0] for branch in ("text", "away") for text in texts[branch]}
+        def loss(self, z, *others, prompts, away, **context):
+            told = [*prompts, *(text for texts, _ in away for text in texts)]
+            (word,) = {text.split(" on ")[1].split(",")[0] for text in told}
             torch.testing.assert_close(z[:, :, 8, 8], torch.tensor(BACKDROPS[word]).expand(len(z), 3))
             seen.add(word)
-            return super().loss(z, images, texts, *others)
+            return super().loss(z, *others, prompts=prompts, away=away, **context)
 
     config = settings(prompts=PromptConfig(template="{prompt} on {backdrop}, {view}", backdrops=BACKDROPS))
     config.asset.field.blob_radius = 1e-4  # all is empty
-    phase = new_phase(Job(config), Look([0.5, 0.5, 0.5]), "sds")
+    phase = new_phase(Job(config), "sds")
     for step in range(12):
         asset_step(config, phase, Look([0.5, 0.5, 0.5]), step, None)
     assert seen == BACKDROPS.keys()
@@ -114,35 +115,48 @@ def draw(step=0, losses=None, **config):
 
 def test_a_step_that_is_not_finite_changes_nothing():
     config, guide = settings(), Pull([math.nan, 0, 0])
-    phase = new_phase(Job(config), guide, "sds")
+    phase = new_phase(Job(config), "sds")
     before = {name: value.clone() for name, value in phase.model.named_parameters()}
     assert asset_step(config, phase, guide, 0, None)["skipped"] == 1
     assert all(torch.equal(value, before[name]) for name, value in phase.model.named_parameters())
 
 
 def test_particles_are_asset_major_and_share_as_asked():
-    views = Views(None, torch.tensor([0.0, 90.0, 180.0]), torch.tensor([20.0, 20.0, 80.0]))
-    z, guide = torch.zeros(6, 3, 2, 2), Pull([0.0, 0, 0])
+    cameras = sample_views(settings().views, 3, 8, generator()).cameras
+    views = Views(cameras, torch.tensor([0.0, 90.0, 180.0]), torch.tensor([20.0, 20.0, 80.0]))
     groups = {
-        share: step_extras(settings(particles=2, share=share), guide, views, z, None).groups.tolist()
+        share: step_context(settings(particles=2, share=share), views)["groups"].tolist()
         for share in ("auto", "views", "assets", "all")
     }
     assert groups["views"] == [0, 0, 0, 1, 1, 1]
     assert groups["assets"] == groups["auto"] == [0, 1, 2, 0, 1, 2]
     assert groups["all"] == [0] * 6
-    texts = view_texts(settings(particles=2), views)
+    context = step_context(settings(particles=2), views)
     front, side, top = (f"a red chair, {word} view" for word in ("front", "side", "overhead"))
-    assert texts["text"] == [front, side, top] * 2
-    assert texts["away"][:2] == ["a red chair, side view"] * 2
-    assert texts["away2"][:2] == ["a red chair, back view", "a red chair, front view"]
-    assert texts["null"] == [""] * 6
+    assert context["prompts"] == [front, side, top] * 2
+    (first, weights), (second, others) = context["away"]  # Perp-Neg's: from the front away from side and back
+    back = "a red chair, back view"
+    assert (first[:3], second[:3]) == ([side, side, front], [back, front, back])
+    assert (weights.tolist(), others.tolist()) == ([1, 0, 0] * 2, [1, 1, 0] * 2)
+    assert torch.equal(context["pose"], cameras.camera_to_world.flatten(1).repeat(2, 1))
+    place = torch.tensor([[0.0, 20.0], [90.0, 20.0], [180.0, 80.0]]).repeat(2, 1)
+    torch.testing.assert_close(context["view"][:, :2], place)
+    torch.testing.assert_close(context["view"][:, 2], cameras.positions.norm(dim=1).repeat(2))
 
 
 def test_camera_noise_is_the_cameras_own_for_every_asset():
-    views = Views(None, torch.tensor([10.0, 200.0]), torch.tensor([20.0, 40.0]))
-    noise_map = torch.randn(3, 60, 80, generator=generator())
-    z, config = torch.zeros(4, 3, 5, 5), settings(particles=2)
-    noise = step_extras(config, Pull([0.0, 0, 0]), views, z, noise_map).camera_noise
+    noises = []
+
+    class Look(Pull):
+        def loss(self, *others, camera_noise, **context):
+            noises.append(camera_noise)
+            return super().loss(*others, **context)
+
+    config = settings(particles=2, views_per_step=2)
+    phase = new_phase(Job(config), "fsd")
+    asset_step(config, phase, Look([0.5, 0.5, 0.5]), 0, torch.randn(3, 60, 80, generator=generator()))
+    (noise,) = noises
+    assert noise.shape == (4, 3, 16, 16)
     assert torch.equal(noise[:2], noise[2:])
     assert not torch.equal(noise[0], noise[1])
 
@@ -199,10 +213,10 @@ def test_too_much_for_memory_is_refused_before_it_is_allocated():
     ("change", "said"),
     [
         ({"share": "none"}, "share"),
-        ({"method": "dds"}, "edits a source"),
+        ({"method": Chosen("dds")}, "edits a source"),
         ({"prompt": " "}, "prompt is empty"),
         ({"particles": 0}, "particles"),
-        ({"compare": ["sds", "foo"]}, "choose one of"),
+        ({"compare": [Chosen("sds"), Chosen("foo")]}, "unknown method 'foo'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(change, said):

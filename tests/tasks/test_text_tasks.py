@@ -10,9 +10,10 @@ from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
 from csd3d.errors import InputError
+from csd3d.guidance.methods import Guide
 from csd3d.interrupt import StopRequest
 from csd3d.priors import PriorConfig, load_prior
-from csd3d.tasks.text_guide import Guide
+from csd3d.schema import Chosen
 from csd3d.tasks.text_to_image import SourceConfig, TextToImageConfig
 
 
@@ -31,7 +32,8 @@ method: [csd, sdi, vsd]
 particles: 2
 size: 32
 prior: {{model: {tiny_text_prior}}}
-distill: {{steps: 4, inversion_steps: 2}}
+distill: {{steps: 4}}
+methods: {{sdi: {{grid: 2}}}}
 save_seconds: 0
 """)
     return path
@@ -135,10 +137,10 @@ def test_text_to_image_draws_every_method_from_the_same_start(image_config, tmp_
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["prompts"] == ["a red chair", "a blue ball"]
     evaluations = {name: r["unet_evaluations"] for name, r in metrics["results"].items()}
-    # 2 prompts × 4 steps × 2 particles: null and text; SDI inverts in at most 2 steps of two; VSD asks and trains ε_φ
+    # 2 prompts × 4 steps × 2 particles: null and text; SDI inverts through at most 3 levels; VSD asks and trains ε_φ
     assert evaluations["csd"] == 32
     assert evaluations["vsd"] == 16 * (2 + 1 + 1)
-    assert 32 < evaluations["sdi"] <= 32 + 64
+    assert 32 < evaluations["sdi"] <= 32 + 96
 
 
 def test_pixels_are_distilled_through_the_encoder(image_config, tmp_path):
@@ -152,9 +154,9 @@ def test_pixels_are_distilled_through_the_encoder(image_config, tmp_path):
 def test_particles_move_away_from_a_source_that_stays_where_they_started(edit_config, tmp_path, monkeypatch):
     seen, step = [], Guide.step
 
-    def seeing(self, z, texts, at, generator, extras, cameras):
-        seen.append((at, z.detach().clone(), extras.source.clone()))
-        return step(self, z, texts, at, generator, extras, cameras)
+    def seeing(self, z, at, generator, **context):
+        seen.append((at, z.detach().clone(), context["source"].clone()))
+        return step(self, z, at, generator, **context)
 
     monkeypatch.setattr(Guide, "step", seeing)
     broken_and_resumed(edit_config, tmp_path / "run", monkeypatch, 2)
@@ -196,8 +198,12 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
         (["source.image="], r"source: prompt is 'a blue ball', of no picture"),
         (["source.image=nowhere.png"], r"source\.image: nowhere\.png: no such picture"),
         (["size=40"], r"source\.image: .*source\.png: 48x32 pixels; give a picture of at least 40 a side"),
-        (["distill.noise=inverted"], "choose independent, shared or camera"),
-        (["distill.psi=-1"], "psi is -1"),
+        (["distill.noise=inverted"], "choose one of independent, shared, camera"),
+        (["methods.pds.psi=-1", "method=[pds]"], "psi is -1"),
+        (["method=[dds]", "distill.svgd={}"], r"distill\.svgd is set, but dds does not collaborate"),
+        (["distill.svgd=null"], r"distill\.svgd is null, but pds\+csd collaborates"),
+        (["method=[sds+vsd]"], "after the \\+ stands csd"),
+        (["distill.switch=0.8"], "methods.bridge.switch=0.8"),
         (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg tells views apart"),
         (["method=[csd_edit]"], "use task edit_scene"),
     ],
@@ -216,9 +222,9 @@ def test_a_config_that_edits_asks_for_a_picture(tmp_path):
 
 
 def test_all_methods_are_those_of_a_text_unless_there_is_a_source():
-    kept = {"prompt": "a chair", "method": ["all"]}
+    kept = {"prompt": "a chair", "method": [Chosen("all")]}
     plain, edit = TextToImageConfig(**kept), TextToImageConfig(**kept, source=SourceConfig("chair.png"))
-    assert set(edit.methods) - set(plain.methods) == {"dds", "pds"}
+    assert set(edit.runs) - set(plain.runs) == {"dds", "pds", "dvrf"}
 
 
 def test_text_to_3d_leaves_meshes_videos_and_a_report(asset_config, tmp_path):
@@ -235,13 +241,46 @@ def test_text_to_3d_leaves_meshes_videos_and_a_report(asset_config, tmp_path):
 
 
 def test_what_a_method_lacks_is_said_before_a_folder_is_made(image_config, tmp_path):
-    with pytest.raises(InputError, match=r"train lmc"):
-        start(image_config, tmp_path / "run", "method=[lmc]", f"guide.expected={tmp_path}/nowhere")
+    with pytest.raises(InputError, match=r"method lmc: folder: .*train_shipped lmc"):
+        start(image_config, tmp_path / "run", "method=[lmc]", f"methods.lmc.folder={tmp_path}/nowhere")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="edits a source"):
+    with pytest.raises(InputError, match="needs an editing model"):
         start(image_config, tmp_path / "run", "method=[csd_edit]")
     with pytest.raises(InputError, match="prompts is empty"):
         start(image_config, tmp_path / "run", "prompts=[]")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("guide.words.unwanted=blurry", "guide.words.unwanted is now methods.nfsd.negative_prompt"),
+        ("guide.lora.rank=2", "guide.lora.rank is now methods.vsd.rank"),
+        ("distill.method=vsd", "distill.method is gone: name the method in the key method"),
+    ],
+)
+def test_keys_that_moved_are_told_with_their_new_name(image_config, tmp_path, key, said):
+    with pytest.raises(InputError, match=said):
+        start(image_config, tmp_path / "run", key)
+
+
+def test_methods_may_be_added_to_a_run_but_not_changed_in_it(image_config, tmp_path):
+    """Each phase's checkpoint depends on its own method's settings, and on those of no other."""
+    folder = start(image_config, tmp_path / "run", "method=[vsd]", "prompt=a red chair")
+    jobs.resume(folder, ["method=[vsd, sds]"], "cpu", stop=StopRequest())
+    assert set(json.loads((folder / "metrics.json").read_text())["results"]) == {"vsd", "sds"}
+    with pytest.raises(InputError, match=r"vsd\.learning_rate: the checkpoint belongs to a run with 0\.001"):
+        jobs.resume(folder, ["method=[{type: vsd, learning_rate: 0.1}]"], "cpu", stop=StopRequest())
+
+
+def test_figures_by_the_shipped_clip_are_called_so_and_there_are_none_of_other_words(image_config, tmp_path):
+    known = start(image_config, tmp_path / "known", "method=[sds]", "prompt=a red chair")
+    assert json.loads((known / "metrics.json").read_text())["judge"] == "CLIP (world)"
+    assert "CLIP (world) similarity to the prompt" in (known / "report.html").read_text()
+    other = start(image_config, tmp_path / "other", "method=[sds]", "prompt=the Queen of Sheba")
+    metrics = json.loads((other / "metrics.json").read_text())
+    assert metrics["judge"] is None
+    assert metrics["results"]["sds"].keys() == {"seconds", "unet_evaluations"}
+    assert "CLIP" not in (other / "report.html").read_text()
 
 
 def test_one_prompt_on_the_command_line_wins(image_config, tmp_path):

@@ -19,10 +19,11 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import VaeCodec
+from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_flow_schedule, load_parts
-from csd3d.priors.prior import Condition, Defaults, Options, Prior
+from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, penultimate, tokenized
 from csd3d.registry import register
 

@@ -18,12 +18,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
+from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families import stable_diffusion
 from csd3d.priors.families.stable_diffusion import check_embeddings, working_size
 from csd3d.priors.memory import set_attention
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
-from csd3d.priors.prior import Condition, Defaults, Options, Prior
+from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, penultimate
 from csd3d.registry import register
 

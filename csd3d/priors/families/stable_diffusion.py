@@ -18,10 +18,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
+from csd3d.priors.camera_embedding import CAMERA_WIDTH
+from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.memory import set_attention
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
-from csd3d.priors.prior import Condition, Defaults, Options, Prior
+from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, clip_tokens
 from csd3d.registry import register
 
@@ -43,6 +45,14 @@ class StableDiffusion:
     @staticmethod
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder, class_embed_types=(None, "projection"))
+        unet = folder.config("unet")
+        width = unet.get("projection_class_embeddings_input_dim")
+        # of other models the vector that is projected is something else: unCLIP's is a picture
+        if unet.get("class_embed_type") == "projection" and width != CAMERA_WIDTH:
+            raise InputError(
+                f"{folder}/unet/config.json: class_embed_type = 'projection' with "
+                f"projection_class_embeddings_input_dim = {width} is not supported: a camera's would be {CAMERA_WIDTH}"
+            )
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:

@@ -1,6 +1,5 @@
-"""Queries to a prior: computed once, in one call, in order; and the conditions that they are asked under."""
+"""Queries to a prior: computed once, in one call, in their order, under the right conditions."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from tiny_models import save_tiny_pipeline
 from csd3d.distillation.method import Query
 from csd3d.errors import InputError
 from csd3d.priors import Condition, GaussianMixturePrior, PriorConfig, load_prior
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, camera_embedding, no_camera
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 RED, BLUE, NOTHING = ("make it red",) * 2, ("turn it blue",) * 2, ("",) * 2
@@ -177,32 +177,26 @@ def test_a_network_of_the_renders_starts_as_the_prior_and_answers_queries(prior)
 # --- cameras ---
 
 
-def embedding(azimuth_deg, elevation_deg, distance):
-    return torch.stack([azimuth_deg / 360, elevation_deg / 90, distance, torch.ones_like(distance)], dim=1)
-
-
-@pytest.fixture
-def camera_folder(tmp_path):
-    """A tiny Stable Diffusion whose UNet is told cameras by vectors of 4."""
-    folder = save_tiny_pipeline(tmp_path / "camera", "text")
+def save_with_cameras(folder, width=CAMERA_WIDTH):
+    """A tiny Stable Diffusion whose UNet is told a vector of `width`."""
+    save_tiny_pipeline(folder, "text")
     config = UNet2DConditionModel.load_config(folder / "unet")
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(
-        config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}
+        config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     )
     unet.save_pretrained(folder / "unet")
     return folder
 
 
-def test_a_unet_with_cameras_is_told_the_view(camera_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "csd3d.priors.camera_embedding", SimpleNamespace(camera_embedding=embedding))
-    prior, z = opened(camera_folder), noise(2, 4, 4, 4)
+def test_a_unet_with_cameras_is_told_the_view(tmp_path):
+    prior, z = opened(save_with_cameras(tmp_path / "camera")), noise(2, 4, 4, 4)
     assert prior.takes_camera
     view = torch.tensor([[90.0, 30.0, 4.0], [180.0, 0.0, 3.6]])
     asked = {"told": Query(z, 300, RED, view=view), "not": Query(z, 300, RED)}
     found = prior.predict(asked)
     text = prior.embed(RED)
-    for name, labels in {"told": embedding(*view.unbind(1)), "not": torch.zeros(2, 4)}.items():
+    for name, labels in {"told": camera_embedding(*view.unbind(1)), "not": no_camera(2)}.items():
         raw = prior.unet(z, 300, encoder_hidden_states=text, class_labels=labels).sample
         torch.testing.assert_close(found[name], raw, **TOLERANCE)
     assert (found["told"] - found["not"]).abs().max() > 1e-4
@@ -210,41 +204,13 @@ def test_a_unet_with_cameras_is_told_the_view(camera_folder, monkeypatch):
         prior.condition(RED, view=view[:, :2])
 
 
+def test_what_is_projected_must_be_a_camera(tmp_path):
+    with pytest.raises(InputError, match=f"projection_class_embeddings_input_dim = 2048.*would be {CAMERA_WIDTH}"):
+        opened(save_with_cameras(tmp_path / "unclip", 2048))
+
+
 def test_a_unet_without_cameras_passes_over_the_view(prior):
     z, view = noise(2, 4, 4, 4), torch.zeros(2, 3)
     assert not prior.takes_camera
     found = prior.predict({"told": Query(z, 300, RED, view=view), "not": Query(z, 300, RED)})
     torch.testing.assert_close(found["told"], found["not"], **TOLERANCE)
-
-
-# --- conditions ---
-
-
-def test_condition_is_batched_as_written():
-    one, two = (
-        Condition(noise(1, 3, 2), noise(1, 4, 2, 2)),
-        Condition(noise(2, 3, 2, seed=7), noise(2, 4, 2, 2, seed=8)),
-    )
-    joined = Condition.cat([one, two])
-    assert torch.equal(joined[1:].text, two.text)
-    assert torch.equal(joined[torch.tensor([0])].image, one.image)
-    assert torch.equal(one.expand(3)[2:].image, one.image)
-    with pytest.raises(ValueError, match="1 of 2"):
-        Condition.cat([one, Condition(two.text)])
-    with pytest.raises(ValueError, match="image"):
-        Condition(two.text, one.image)
-
-
-def test_conditions_carry_their_extras():
-    one = Condition(noise(1, 3, 2), pooled=noise(1, 5), time_ids=noise(1, 6))
-    two = Condition(noise(2, 3, 2, seed=2), pooled=noise(2, 5, seed=3), time_ids=noise(2, 6, seed=4))
-    joined = Condition.cat([one, two])
-    assert torch.equal(joined[1:].pooled, two.pooled)
-    assert torch.equal(joined[torch.tensor([0])].time_ids, one.time_ids)
-    assert torch.equal(one.expand(4).pooled, one.pooled.repeat(4, 1))
-    with pytest.raises(ValueError, match=r"1 of 2.*pooled"):
-        Condition.cat([one, Condition(two.text, time_ids=two.time_ids)])
-    with pytest.raises(ValueError, match="pooled"):
-        Condition(one.text, pooled=two.pooled)
-    with pytest.raises(ValueError, match="time_ids"):
-        Condition(one.text, time_ids=noise(6))

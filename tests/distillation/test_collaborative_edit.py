@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.distillation import CollaborativeEditConfig, SVGDConfig, collaborative_edit, ddim_edit
-from csd3d.distillation.edit import edit_step, guided_predictor, start_latents, unet_rows
+from csd3d.distillation import SVGDConfig
+from csd3d.distillation.collaborative_edit import (
+    CollaborativeEditConfig,
+    collaborative_edit,
+    edit_step,
+    start_latents,
+)
+from csd3d.distillation.method import Query
+from csd3d.distillation.methods.csd_edit import CSDEdit
+from csd3d.distillation.methods.dds import DDS
 from csd3d.distillation.noise import draw_noise
-from csd3d.distillation.schedules import scheduled_timestep
+from csd3d.distillation.schedule import scheduled_timestep
 
 SHAPE = (4, 2, 3)  # channels, height, width of a toy latent
 
@@ -19,7 +27,10 @@ def schedule(T: int = 1000) -> Tensor:
 
 
 class GaussianBranches:
-    """predict() whose branches are N(mean, s²): "null" one mean, "image" a_i, "full" b for particle i; counts rows."""
+    """predict(queries) of N(mean, s²): without a picture one mean, with it a_i, under the instruction b; counts rows.
+
+    The picture of particle i is filled with its number.
+    """
 
     def __init__(self, N: int = 3, std: float = 0.1, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -27,24 +38,33 @@ class GaussianBranches:
         self.a = torch.randn(N, *SHAPE, generator=generator, dtype=torch.float64)
         self.alphas, self.std, self.calls, self.rows = schedule(), std, 0, 0
 
-    def mean(self, branch: str, indices: Tensor) -> Tensor:
-        if branch == "image":
-            return self.a[indices]
-        return (self.null if branch == "null" else self.b).expand(len(indices), *SHAPE)
+    @property
+    def pictures(self) -> Tensor:
+        return torch.arange(len(self.a))[:, None, None, None].expand(-1, *SHAPE)
 
-    def __call__(self, z_stack: Tensor, t: int, branches: tuple[str, ...], indices: Tensor) -> Tensor:
-        assert len(z_stack) == len(branches) * len(indices)
-        self.calls, self.rows = self.calls + 1, self.rows + len(z_stack)
-        mean = torch.cat([self.mean(branch, indices) for branch in branches])
-        alpha_bar = self.alphas[t].item()
+    def mean(self, query: Query) -> Tensor:
+        if query.prompts[0]:
+            return self.b
+        return self.null if query.image is None else self.a[query.image[:, 0, 0, 0]]
+
+    def __call__(self, asked: dict[str, Query]) -> dict[str, Tensor]:
+        self.calls, self.rows = self.calls + 1, self.rows + sum(len(query.z_t) for query in asked.values())
+        return {name: self.answer(query) for name, query in asked.items()}
+
+    def answer(self, query: Query) -> Tensor:
+        alpha_bar = self.alphas[query.t].item()
         variance = alpha_bar * self.std**2 + 1 - alpha_bar
-        return math.sqrt(1 - alpha_bar) * (z_stack - math.sqrt(alpha_bar) * mean) / variance
+        return math.sqrt(1 - alpha_bar) * (query.z_t - math.sqrt(alpha_bar) * self.mean(query)) / variance
+
+
+METHOD = ("text_scale", "image_scale", "baseline")
 
 
 def edit(prior: GaussianBranches, seed: int = 1, callback=None, **settings) -> Tensor:
+    method = CSDEdit(**{key: settings.pop(key) for key in METHOD if key in settings})
     config = CollaborativeEditConfig(**{"lr": 1.0, "weight": "x0", "lr_decay": 1.0, "steps": 60, **settings})
-    generator = torch.Generator().manual_seed(seed)
-    return collaborative_edit(prior, prior.a.clone(), config, prior.alphas, generator, callback)
+    arguments = prior.a.clone(), prior.pictures, config, prior.alphas, torch.Generator().manual_seed(seed)
+    return collaborative_edit(prior, method, *arguments, prompts="make it b", callback=callback)
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "annealed", "staged"])
@@ -137,21 +157,21 @@ def test_one_network_call_a_step_of_the_counted_rows(settings, rows):
     prior = GaussianBranches(N=3)
     edit(prior, steps=7, **settings)
     assert (prior.calls, prior.rows) == (7, 7 * 3 * rows)
-    assert unet_rows(CollaborativeEditConfig(**settings)) == rows
 
 
 def test_broken_off_and_resumed_is_the_unbroken_run():
     prior, config = GaussianBranches(), CollaborativeEditConfig(steps=12, batch=2)
     generator = torch.Generator().manual_seed(7)
-    unbroken = collaborative_edit(prior, prior.a, config, prior.alphas, generator)
+    about = {"prompts": "make it b"}
+    unbroken = collaborative_edit(prior, CSDEdit(), prior.a, prior.pictures, config, prior.alphas, generator, **about)
     generator = torch.Generator().manual_seed(7)
     z = start_latents(prior.a, config, generator)
     for step in range(5):
-        z, _ = edit_step(prior, z, prior.a, step, config, prior.alphas, generator)
+        z, _ = edit_step(prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, generator, **about)
     resumed = torch.Generator()
     resumed.set_state(generator.get_state())
     for step in range(5, 12):
-        z, _ = edit_step(prior, z, prior.a, step, config, prior.alphas, resumed)
+        z, _ = edit_step(prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, resumed, **about)
     assert torch.equal(z, unbroken)
 
 
@@ -177,33 +197,46 @@ def test_staged_schedule_narrows_at_the_switch():
 def test_non_finite_steps_are_skipped_then_refused(caplog):
     prior, calls = GaussianBranches(), []
 
-    def broken(z_stack, t, branches, indices):
-        calls.append(t)
-        return prior(z_stack, t, branches, indices) * (math.nan if len(calls) in bad else 1.0)
+    def broken(asked):
+        calls.append(asked)
+        return {name: eps * (math.nan if len(calls) in bad else 1.0) for name, eps in prior(asked).items()}
 
     config, skipped = CollaborativeEditConfig(steps=8), []
     bad = {2, 3, 6}
-    z = collaborative_edit(
-        broken, prior.a, config, prior.alphas, torch.Generator(), lambda k, z, info: skipped.append(info["skipped"])
-    )
+    arguments = CSDEdit(), prior.a, prior.pictures, config, prior.alphas
+    note = lambda k, z, info: skipped.append(info["skipped"])  # noqa: E731
+    z = collaborative_edit(broken, *arguments, torch.Generator(), prompts="make it b", callback=note)
     assert torch.isfinite(z).all()
     assert skipped == [0, 1, 1, 0, 0, 1, 0, 0]
     assert "not finite at step 1" in caplog.text
     calls.clear()
     bad = {2, 3, 4}
     with pytest.raises(FloatingPointError, match="3 steps in a row, at 3"):
-        collaborative_edit(broken, prior.a, config, prior.alphas, torch.Generator())
+        collaborative_edit(broken, *arguments, torch.Generator(), prompts="make it b")
 
 
-def test_guided_predictor_drives_ddim():
-    """The IN2N edit under Gaussian branches ends at the guided mean, a + ω_y (b − a), as s → 0."""
-    for image_scale, branches in ((1.0, 2), (1.5, 3)):
-        prior = GaussianBranches(std=1e-3)
-        predict = guided_predictor(prior, torch.arange(3), 1.0, image_scale)
-        edited = ddim_edit(predict, prior.a, prior.alphas, start=900, steps=20, generator=torch.Generator())
-        expected = prior.b + (image_scale - 1) * (prior.a - prior.null)
-        torch.testing.assert_close(edited, expected, rtol=0.0, atol=0.02)
-        assert prior.rows == 20 * 3 * branches
+@pytest.mark.parametrize("svgd", [None, SVGDConfig(normalize="row", repulsion=0.0)])
+def test_any_method_that_edits_can_drive_the_loop(svgd):
+    """DDS in mini-batches, each particle with a source prompt of its own: an edit from what it shows to b."""
+    prior, calls = GaussianBranches(N=5), []
+    about = {"prompts": "b", "source_prompts": [f"a{i}" for i in range(5)]}
+
+    def predict(asked):
+        calls.append({name: query.prompts for name, query in asked.items()})
+        return prior({name: query for name, query in asked.items() if "source" not in name}) | {
+            name: prior.answer(Query(query.z_t, query.t, ("",) * len(query.z_t), numbers(query.prompts)))
+            for name, query in asked.items()
+            if "source" in name
+        }
+
+    def numbers(prompts):
+        return torch.tensor([int(prompt[1:]) for prompt in prompts])[:, None, None, None].expand(-1, *SHAPE)
+
+    config = CollaborativeEditConfig(steps=120, batch=2, lr=0.3, lr_decay=1.0, svgd=svgd, guidance_scale=1.0)
+    generator = torch.Generator().manual_seed(3)
+    edited = collaborative_edit(predict, DDS(), prior.a, None, config, prior.alphas, generator, **about)
+    torch.testing.assert_close(edited, prior.b.expand_as(edited), rtol=0.0, atol=0.05 if svgd is None else 1.0)
+    assert all(len(call["0/source_text"]) == 2 and set(call["0/text"]) == {"b"} for call in calls)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +248,11 @@ def test_guided_predictor_drives_ddim():
         ({"t_min": 0.6}, "t_min is 0.6: give at most 0.5"),
         ({"schedule": "staged", "t_late": 0.01}, "t_min is 0.02: give at most 0.01"),
         ({"batch": 0}, "batch is 0"),
-        ({"noise": "none"}, "noise is 'none': choose one of independent, shared"),
+        ({"noise": "none"}, "noise is 'none': choose one of independent, shared, camera"),
         ({"weight": "sigma"}, "weight is 'sigma'"),
-        ({"text_scale": math.inf}, "text_scale is inf"),
+        ({"init": "zero"}, "init is 'zero'"),
         ({"steps": -1}, "steps is -1"),
+        ({"noise": "camera"}, "noise is 'camera': choose one of independent, shared"),
         ({"svgd": SVGDConfig(space="coarse")}, "noisy or clean"),
         ({"svgd": SVGDConfig(space="features")}, "noisy or clean"),
     ],
@@ -230,15 +264,30 @@ def test_config_names_the_wrong_key(wrong, message):
 
 
 def test_package_imports_torch_only():
-    """`distillation` is the layer of tensors: no other module of csd3d, no diffusers, no configuration library."""
+    """`distillation` is the layer of tensors: of csd3d it knows the registry and its errors, and no diffusers.
+
+    Two methods open networks of their own, and import those when they do.
+    """
     import ast
     from pathlib import Path
 
     import csd3d.distillation
 
-    allowed = {"torch", "math", "logging", "dataclasses", "collections", "itertools", "typing"}
-    for file in Path(csd3d.distillation.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+    allowed = {"torch", "math", "logging", "dataclasses", "collections", "itertools", "typing", "functools"}
+    known = ("csd3d.distillation", "csd3d.registry", "csd3d.errors")
+    for file in Path(csd3d.distillation.__file__).parent.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
             names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert all(n.startswith("csd3d.distillation") or n.split(".")[0] in allowed for n in names), file
+            if isinstance(node, ast.Import | ast.ImportFrom) and names != ["csd3d"]:
+                assert all(n.startswith(known) or n.split(".")[0] in allowed for n in names), file
+
+
+def test_the_combiner_knows_no_correspondence():
+    """It is one way to share among others: svgd, kernel and step read like the equation."""
+    from pathlib import Path
+
+    import csd3d.distillation
+
+    for name in ("svgd", "kernel", "step", "method"):
+        text = (Path(csd3d.distillation.__file__).parent / f"{name}.py").read_text()
+        assert "distillation.correspondence" not in text, name

@@ -52,6 +52,21 @@ class Views:
     azimuth_deg: Tensor
     elevation_deg: Tensor
 
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """(azimuth, elevation) of each."""
+        return list(zip(self.azimuth_deg.tolist(), self.elevation_deg.tolist(), strict=True))
+
+    @property
+    def pose(self) -> Tensor:
+        """Camera to world [B, 12], row-major 3x4."""
+        return self.cameras.camera_to_world.flatten(1)
+
+    @property
+    def view(self) -> Tensor:
+        """[B, 3]: azimuth, elevation, and the distance from the middle, for priors that know cameras."""
+        return torch.stack((self.azimuth_deg, self.elevation_deg, self.cameras.positions.norm(dim=1)), 1)
+
 
 def sample_views(config: ViewsConfig, count: int, size: int, generator: torch.Generator) -> Views:
     """`count` random views of `size`² pixels; every draw is made whatever the ranges, so a seed means the same."""

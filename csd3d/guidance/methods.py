@@ -1,0 +1,228 @@
+"""The methods of a text job: those that its config names, their networks, and one step of distillation by one of them.
+
+Shared by text_to_3d and text_to_image. N particles; each has a prompt of its own, as views say what they are.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csd3d.config import defining_values
+from csd3d.distillation.method import Method, Network
+from csd3d.distillation.named import create_method, method_title, named_config, names_for, parse_name
+from csd3d.distillation.step import DistillConfig, distill_step, feature_gradient, possible_prompts
+from csd3d.distillation.svgd import SVGDConfig
+from csd3d.errors import InputError
+from csd3d.priors import Prior, perceptual_vectors
+from csd3d.schema import Chosen
+
+UNSAID = SVGDConfig()  # distill.svgd where a config does not say: the defaults where a method collaborates, else null
+ALIASES = ("csd",)  # names in configs that stand for a registered method under another name
+
+MOVED = {  # keys of earlier releases, for both tasks
+    "distill.method": "name the method in the key method",
+    "distill.inversion_steps": "methods.sdi.grid is the number of levels of an inversion over the whole schedule",
+    "distill.inversion_noise": "methods.sdi.inversion_noise",
+    "distill.inversion_guidance": "methods.sdi.inversion_scale",
+    "distill.psi": "methods.pds.psi",
+    "guide.words.negative": "distill.null_prompt",
+    "guide.words.good": "methods.bridge.good",
+    "guide.words.bad": "methods.bridge.bad",
+    "guide.words.unwanted": "methods.nfsd.negative_prompt",
+    "guide.lora.rank": "methods.vsd.rank",
+    "guide.lora.learning_rate": "methods.vsd.learning_rate",
+    "guide.expected": "methods.lmc.folder",
+}
+
+
+# ------------------------------------------------------------------------------------------------- what a config names
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """A method as a job runs it: its name in configs ("vsd+csd"), and `distill` as it wants that."""
+
+    name: str
+    method: Method
+    distill: DistillConfig
+
+    @property
+    def title(self) -> str:
+        """What tables and pictures call it."""
+        return method_title(self.name)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its checkpoints depend on, beside what those of the whole job do."""
+        return {f"{self.name}.{key}": value for key, value in defining_values(self.method).items()}
+
+
+def method_runs(
+    chosen: Iterable[Chosen], settings: Mapping[str, Any], distill: DistillConfig, have: Sequence[str] = ()
+) -> dict[str, MethodRun]:
+    """The methods that a config names, by name, each once and in order; "all" is every one that the job can run.
+
+    settings: of the methods, by registered name.  have: what the job has of "source" and "image".
+    Raises ValueError for a method that needs what the job does not have, or that does not go with `distill`.
+    """
+    chosen = list(chosen)
+    told = {one.name: one.thing for one in chosen if one.thing is not None}
+    names = [name for one in chosen for name in (names_for(have) if one.name == "all" else (one.name,))]
+    runs = {}
+    for name in dict.fromkeys(names):
+        base, _ = parse_name(name)
+        method = told.get(name) or settings.get(base) or create_method(name)
+        _check_needs(name, method, have)
+        runs[name] = MethodRun(name, method, named_config(name, method, distill))
+    return runs
+
+
+def settle_svgd(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
+    """`distill` with svgd null where none of these methods collaborates. ValueError where it says something else."""
+    collaborates = [name for name in names if name == "all" or parse_name(name)[1]]
+    if collaborates and distill.svgd is None:
+        name = collaborates[0]
+        other = "name other methods" if name == "all" else f"name {parse_name(name)[0]} instead"
+        raise ValueError(
+            f"distill.svgd is null, but {name} collaborates by it: leave the key out, write distill.svgd={{}} for its "
+            f"defaults, or {other}"
+        )
+    if collaborates or distill.svgd is None:
+        return distill
+    if distill.svgd is not UNSAID:
+        with_csd = "csd" if names[0] == "sds" else f"{names[0]}+csd"
+        raise ValueError(
+            f"distill.svgd is set, but {names[0]} does not collaborate: write distill.svgd=null, or name {with_csd}"
+        )
+    return dataclasses.replace(distill, svgd=None)
+
+
+def check_switch(distill: DistillConfig) -> None:
+    """ValueError where distill.switch is given that no schedule reads; it once was SDS-Bridge's too."""
+    default = DistillConfig().switch
+    if distill.switch != default and distill.schedule != "staged":
+        raise ValueError(
+            f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
+        )
+
+
+def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
+    lacking = [need for need in getattr(method, "needs", ()) if need not in have]
+    if "image" in lacking:
+        raise ValueError(f"method {name!r} needs an editing model: use task edit_scene or edit_image")
+    if lacking:
+        raise ValueError(f"method {name!r} edits a source: give source.image in task text_to_image")
+
+
+# ------------------------------------------------------------------------------------------- what it needs of the prior
+
+
+class Networks(dict[str, Network]):
+    """The networks of a method by name, as one part of a phase's checkpoint."""
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Starts all anew."""
+        for network in self.values():
+            network.reset(generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of every network that is trained."""
+        return {name: network.state_dict() for name, network in self.items() if network.parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts a `state_dict` back."""
+        for name, part in state.items():
+            self[name].load_state_dict(part)
+
+
+def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Networks]:
+    """The networks of every method that has some, by the method's name.
+
+    A UNet carries one LoRA, so methods that open the same networks with the same settings (vsd, vsd+csd, esd) share
+    them; each phase starts them anew. InputError where the prior cannot carry them, or they are not there.
+    """
+    opened: dict[tuple, Networks] = {}
+    found = {}
+    for name, run in runs.items():
+        if not hasattr(run.method, "open"):
+            continue
+        owner = next(kind for kind in type(run.method).__mro__ if "open" in vars(kind))
+        key = (owner, *(getattr(run.method, field.name) for field in dataclasses.fields(owner)))
+        try:
+            if key not in opened:
+                opened[key] = Networks(run.method.open(prior))
+        except ValueError as error:
+            text = str(error)
+            raise InputError(text if text.startswith("method ") else f"method {name}: {text}") from None
+        found[name] = opened[key]
+    return found
+
+
+def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
+    """InputError where a method's kernel compares features and the prior has none."""
+    for name, run in runs.items():
+        if run.distill.svgd is None or run.distill.svgd.space != "features":
+            continue
+        try:
+            prior.features(torch.zeros(1, 3, 64, 64, device=prior.device))
+        except ValueError as error:
+            raise InputError(
+                f'method {name}: distill.svgd.space is "features": {error}; or choose noisy, clean or coarse'
+            ) from None
+
+
+def embed_prompts(
+    prior: Prior, runs: Mapping[str, MethodRun], prompts: Sequence[str], source_prompts: Sequence[str] | None = None
+) -> None:
+    """Has the prior embed all that the methods may ask for, before its text encoder may be dropped."""
+    away = prompts  # Perp-Neg's other views are told what views of their own are
+    texts = [
+        text
+        for run in runs.values()
+        for text in possible_prompts(run.method, run.distill, prompts, source_prompts, away)
+    ]
+    prior.condition(list(dict.fromkeys(texts)))
+
+
+# ------------------------------------------------------------------------------------------------------------- a step
+
+
+class Guide:
+    """A method at work on a prior, with its networks, which it starts anew."""
+
+    def __init__(self, prior: Prior, run: MethodRun, networks: Networks | None, generator: torch.Generator) -> None:
+        self.prior, self.method, self.distill = prior, run.method, run.distill
+        self.networks = networks
+        if networks is not None:
+            networks.reset(generator)
+
+    def step(self, z: Tensor, number: int, generator: torch.Generator, **context: Any) -> tuple[Tensor, dict]:
+        """G [N, ...] of latents z, and what to log. `context`: fields of `distillation.method.Step`."""
+        networks = self.networks or {}
+        predict = partial(self.prior.predict, networks=networks)
+        return distill_step(
+            predict, self.method, z.detach(), number, self.distill, self.prior.alphas_cumprod, generator, networks,
+            **context,
+        )  # fmt: skip
+
+    def loss(
+        self, z: Tensor, images: Callable[[], Tensor], number: int, generator: torch.Generator, **context: Any
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Σ_i ⟨z_i, G_i⟩, whose gradient at z is `step`'s G, and what to log.
+
+        Where the kernel compares features, also Σ_i ⟨φ_i, their force⟩, φ those of the `images()` [N, 3, S, S] that the
+        z are of, from the prior's encoder.
+        """
+        if self.distill.svgd is None or self.distill.svgd.space != "features":
+            gradient, report = self.step(z, number, generator, **context)
+            return (z * gradient.to(z)).sum(), report
+        features = perceptual_vectors(self.prior.features(images()))
+        fixed, schedule = features.detach(), self.prior.alphas_cumprod
+        gradient, report = self.step(z, number, generator, features=fixed, **context)
+        force = feature_gradient(fixed, int(report["t"]), self.distill, schedule, context.get("groups"))
+        return (z * gradient.to(z)).sum() + (features * force).sum(), report

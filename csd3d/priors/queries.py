@@ -1,0 +1,74 @@
+"""The predictions that methods ask of a prior in one step, made in one batched call. Symbols as in `prior`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.method import Network, Query
+from csd3d.priors.condition import Condition
+
+NO_NETWORKS: Mapping[str, Network] = MappingProxyType({})
+
+
+class Predictor(Protocol):
+    """What `predict_queries` asks of a prior."""
+
+    def query_condition(self, query: Query) -> Condition: ...
+
+    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor: ...
+
+
+@torch.no_grad()
+def predict_queries(
+    prior: Predictor, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS
+) -> dict[str, Tensor]:
+    """The answer [N, ...] to every query by name, without a graph.
+
+    Queries with an equal `key` are computed once. All that are to the prior go through it in one call of concatenated
+    rows, in the order of the queries, each row with its own t (one call for each shape, should their conditions differ
+    in it). The others are answered by `networks`. Rows that a query does not name come back as 0.
+    Raises ValueError for a network that is not there.
+    """
+    unique = {query.key: query for query in queries.values()}  # in the order in which they are first asked for
+    answers: dict[tuple, Tensor] = {}
+    groups: dict[tuple, list[tuple[Query, Query, Condition]]] = {}
+    for key, query in unique.items():
+        if query.network != "prior":
+            if query.network not in networks:
+                raise ValueError(f"a query is to the network {query.network!r}, of which there are: {list(networks)}")
+            answers[key] = networks[query.network].answer(query)
+        else:
+            asked = restricted(query)
+            condition = prior.query_condition(asked)
+            groups.setdefault((tuple(asked.z_t.shape[1:]), condition.shapes), []).append((query, asked, condition))
+    for group in groups.values():
+        counts = [len(asked.z_t) for _, asked, _ in group]
+        t = torch.tensor([asked.t for _, asked, _ in group]).repeat_interleave(torch.tensor(counts))
+        condition = Condition.cat([condition for *_, condition in group])
+        found = prior.predict_noise(torch.cat([asked.z_t for _, asked, _ in group]), t, condition)
+        for (query, *_), part in zip(group, found.split(counts), strict=True):
+            answers[query.key] = spread(query, part)
+    return {name: answers[query.key] for name, query in queries.items()}
+
+
+def restricted(query: Query) -> Query:
+    """The query of its `rows` alone."""
+    if query.rows is None:
+        return query
+    rows = query.rows.tolist()
+    parts = {name: getattr(query, name) for name in ("z_t", "image", "pose", "view")}
+    parts = {name: value if value is None else value[query.rows.to(value.device)] for name, value in parts.items()}
+    return replace(query, prompts=tuple(query.prompts[row] for row in rows), rows=None, **parts)
+
+
+def spread(query: Query, answer: Tensor) -> Tensor:
+    """The answer [R, ...] to a query's `rows` as one of all its rows [N, ...], 0 where none was asked for."""
+    if query.rows is None:
+        return answer
+    whole = answer.new_zeros(len(query.z_t), *answer.shape[1:])
+    whole[query.rows.to(answer.device)] = answer
+    return whole
