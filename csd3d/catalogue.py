@@ -75,9 +75,10 @@ def row(entry: Entry, width: int) -> str:
 
 def described(thing: Any) -> tuple[str, list[str], str]:
     """First sentence, lines of the equation, and the first paper's arXiv number, of a docstring; empty if not there."""
+    around = inspect.getdoc(inspect.getmodule(thing)) or ""
     text = inspect.getdoc(thing) or ""
     if not text or text.startswith(f"{thing.__name__}("):  # what dataclasses write where nobody did
-        text = inspect.getdoc(inspect.getmodule(thing)) or ""
+        text = around
     blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", text)]
     first, *rest = blocks
     lines = first.splitlines()
@@ -85,7 +86,7 @@ def described(thing: Any) -> tuple[str, list[str], str]:
     # where all that follows the first line is indented, Python itself has taken the indentation away
     indented = [block for block in rest if block.startswith("    ")] or [b for b in rest if not b.endswith(".")]
     equation = next(filter(is_equation, indented), "")
-    cited = PAPER.search(summary) or PAPER.search(text)
+    cited = PAPER.search(summary) or PAPER.search(text) or PAPER.search(around)
     return summary, [line.strip() for line in equation.splitlines()], cited[1] if cited else ""
 
 

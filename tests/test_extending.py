@@ -18,7 +18,7 @@ from csd3d.distillation.method import Query
 from csd3d.priors import PriorConfig, load_prior
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+HEADER, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def own_registry(monkeypatch):
 def example(tmp_path, name: str):
     """The example that registers `name`, loaded as a plugin of one file."""
     (block,) = [block for block in BLOCKS if f'"{name}"' in block]
-    (tmp_path / f"{name}.py").write_text(block, encoding="utf-8")
+    (tmp_path / f"{name}.py").write_text(HEADER + block, encoding="utf-8")
     registry.load_plugins([str(tmp_path / f"{name}.py")])
 
 
@@ -69,9 +69,14 @@ def kontext(tmp_path_factory):
         pipeline = FluxKontextPipeline(
             vae=build_vae(latent_channels=16, scaling_factor=0.36, shift_factor=0.11),
             transformer=FluxTransformer2DModel(
-                in_channels=64, joint_attention_dim=48, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6), **sizes
+                in_channels=64,
+                joint_attention_dim=48,
+                pooled_projection_dim=16,
+                axes_dims_rope=(4, 6, 6),
+                guidance_embeds=True,
+                **sizes,
             ),
-            text_encoder=build_text_encoder(tokenizer, 16, 16),
+            text_encoder=build_text_encoder(tokenizer),
             tokenizer=tokenizer,
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,

@@ -1,5 +1,6 @@
 """The example plugin, each thing of it by its file: named in a config, with its own keys, its title in the report."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from csd3d.distillation.method import Query
 from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.step import DistillConfig, distill_step
 from csd3d.priors import PriorConfig, load_prior
+from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.schema import choose
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,8 @@ EXAMPLE = PLUGIN / "csd3d_example"
 THINGS = {
     "towards_grey": ("method", "towards_grey"),
     "fade_canvas": ("canvas_editor", "fade"),
+    "fade_scene": ("scene_editor", "fade"),
+    "ball": ("representation", "ball"),
     "one_colour": ("family", "one_colour"),
     "poses": ("reader", "poses"),
 }
@@ -106,6 +110,25 @@ def test_the_reader_reads_its_own_poses(tmp_path):
         load_capture(SceneConfig(str(tmp_path), choose("reader", "poses", images="photos")))
 
 
+def test_the_representation_finds_a_ball_from_its_pictures():
+    ball = load("ball")(softness=0.02)
+    box, generator = torch.tensor([-1.0, -1, -1, 1, 1, 1]), torch.Generator().manual_seed(0)
+    true, found = (ball.open(box, generator, background="white") for _ in range(2))
+    with torch.no_grad():
+        true.centre += torch.tensor([0.2, -0.1, 0.15])
+        true.colour += torch.tensor([3.0, -3.0, 0.0])
+    cameras, views = orbit(6, 3.0, 30.0, 45.0, 24, 16), torch.arange(6)
+    pictures = Pictures(true.render_views(cameras, views).rgb, cameras, None, views)
+    config = FitConfig(steps=300, learning_rate=0.05, final_learning_rate=0.005, opacity_weight=0.0)
+    optimiser = found.start_fit(config)
+    for step in range(300):
+        assert found.fit_step(optimiser, pictures, config, step, generator)["skipped"] == 0
+    assert torch.allclose(found.centre, true.centre, atol=0.02)
+    assert torch.allclose(found.log_radius, true.log_radius, atol=0.1)
+    depth = found.render_views(cameras, views[:1]).depth[0, 8, 12]
+    assert 2.2 < depth < 2.8  # cameras stand 3 from the middle
+
+
 # ----------------------------------------------------------------------------------------------------------- in a job
 
 
@@ -130,6 +153,27 @@ editor: {{type: fade, amount: 0.75, steps: 3}}
     assert "Fade to grey" in (folder / "report.html").read_text()
     assert "amount: 0.75" in (folder / "config.yaml").read_text()
     assert launch.main(["--resume", str(folder)]) == 0  # from its own config, which names the plugin
+
+
+def test_a_scene_is_a_ball_and_fades(tmp_path, tiny_capture, tiny_prior):
+    text = f"""
+task: edit_scene
+plugins: [{EXAMPLE / "ball.py"}, {EXAMPLE / "fade_scene.py"}]
+prompt: paint it a bright colour
+scene: {{path: {tiny_capture}}}
+prior: {{model: {tiny_prior}}}
+representation: {{type: ball, softness: 0.1}}
+reconstruct: {{steps: 30}}
+fit: {{steps: 6, patches: 0}}
+editor: {{type: fade, every: 2}}
+export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget: 200, threshold: 0.5}}}}
+"""
+    folder = run(tmp_path, text)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert metrics["results"]["fade"]["psnr_truth"] > 5
+    assert "Fade to grey" in (folder / "report.html").read_text()
+    assert (folder / "mesh" / "mesh.glb").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- when installed

@@ -3,4 +3,4 @@
 csd3d imports this module when the package is installed, and what is imported here registers itself.
 """
 
-from csd3d_example import fade_canvas, one_colour, poses, towards_grey  # noqa: F401
+from csd3d_example import ball, fade_canvas, fade_scene, one_colour, poses, towards_grey  # noqa: F401
