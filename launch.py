@@ -1,4 +1,9 @@
-"""The command line: `python launch.py --config FILE [key.sub=value ...]`, also installed as `csd3d`."""
+"""The command line, also installed as `csd3d`.
+
+python launch.py --config FILE [key.sub=value ...]      a job
+python launch.py methods                                what a config can name
+python launch.py keys edit_scene                        the keys of a task, a method, an editor
+"""
 
 import argparse
 import os
@@ -52,6 +57,9 @@ def epilog() -> str:
     width = max((len(file.name) for file in files), default=0)
     lines += [
         "",
+        "what a config can name: csd3d methods | editors | families | representations | readers | tasks",
+        "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
+        "",
         "configs (their files name the commonest keys; a run writes all of its keys to its config.yaml):",
     ]
     for file in files:
@@ -98,10 +106,20 @@ def summary(folder: Path, stopped: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one job; returns the exit code: 0, 2 for bad input (one line on stderr), 130 when aborted by Ctrl+C."""
-    args = parse(argv)
+    """Runs one job, or lists what there is; returns the exit code.
+
+    That is 0, 2 for bad input (one line on stderr), 130 when aborted by Ctrl+C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns at import of parts that are not used here
     try:
+        if argv and not argv[0].startswith("-"):  # no job begins so
+            from csd3d import catalogue
+
+            if catalogue.is_asked(argv):
+                print(catalogue.answer(argv))
+                return 0
+        args = parse(argv)
         with StopRequest() as stop:
             folder = run(args, stop)
     except InputError as error:

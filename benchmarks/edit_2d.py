@@ -8,8 +8,8 @@ not run again and broken-off ones are resumed. Prints the Markdown tables that t
 JSON, a grid of all methods' pictures for each input. With --sweep everything is done again at text scales 3, 5, 7.5 and
 10, and CLIP directional is drawn against CLIP similarity to the source, a curve a method.
 
-The ablations keep the step size: their weights in the sum over particles add up to 1, as `edit.svgd.normalize` "row"
-has it, with SVGD and without.
+The ablations keep the step size: their weights in the sum over particles add up to 1, as `svgd.normalize` "row" has it,
+with SVGD and without.
 """
 
 import argparse
@@ -20,12 +20,13 @@ import numpy as np
 
 from benchmarks.curves import Points, draw_curves
 from benchmarks.runs import finished_run, mean, mean_table, write_results
-from csd3d.editors.edit_canvas import MAIN
+from csd3d import registry
 from csd3d.media import open_video
-from csd3d.report.canvas import NAMES
+from csd3d.report import canvas as report
 from csd3d.report.page import ViewRow
-from csd3d.report.scene import save_grid
+from csd3d.report.pictures import save_grid
 
+MAIN = "csd_edit"
 CONFIGS = Path(__file__).parent.parent / "configs"
 INPUTS = {"panorama": CONFIGS / "csd-edit-panorama.yaml", "video": CONFIGS / "csd-edit-video.yaml"}
 PROMPTS = ("paint it a bright colour",)
@@ -33,7 +34,7 @@ BASELINES = {
     "panorama": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled"),
     "video": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled", "pix2video", "fatezero"),
 }
-ABLATIONS = {"no_svgd": ["edit.svgd=null"], "random_noise": ["edit.baseline=noise"]}
+ABLATIONS = {"no_svgd": ["editors.csd_edit.edit.svgd=null"], "random_noise": ["editors.csd_edit.baseline=noise"]}
 CORRESPONDENCES = {"panorama": "overlap", "video": "flow"}  # beside the default, none
 SCALES = (3.0, 5.0, 7.5, 10.0)
 FIGURES = {
@@ -54,7 +55,7 @@ FIGURES = {
 def variants(kind: str) -> dict[str, list[str]]:
     """The runs of CSD-Edit beside the main one, as keys of its config."""
     along = CORRESPONDENCES[kind]
-    return ABLATIONS | {f"correspondence_{along}": [f"correspondence={along}"]}
+    return ABLATIONS | {f"correspondence_{along}": [f"editors.csd_edit.correspondence={along}"]}
 
 
 def run_one(kind: str, prompt: str, seed: int, args: argparse.Namespace) -> dict:
@@ -82,7 +83,7 @@ def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Runs at each text scale, of all methods alike: "3" -> the runs of all prompts and seeds."""
     found = {}
     for scale in SCALES:
-        keys = [f"edit.text_scale={scale}", f"baselines.sampling.text_scale={scale}", compared(kind, args)]
+        keys = [f"editors.csd_edit.text_scale={scale}", f"sampling.text_scale={scale}", compared(kind, args)]
         runs = []
         for prompt, seed in ((prompt, seed) for prompt in args.prompts for seed in args.seeds):
             folder = args.work / f"{kind}-{'-'.join(prompt.split())}-{seed}" / f"scale-{scale:g}"
@@ -116,7 +117,7 @@ def grid(runs: list[dict], path: Path) -> None:
 
 def pictures(folder: Path, method: str) -> list[np.ndarray]:
     """What a run made by a method, [H, W, 3] uint8: a picture, or the first, middle and last frame of a video."""
-    baseline = method in NAMES and method != MAIN
+    baseline = method in registry.names("canvas_editor") and method != MAIN
     stem = folder / "videos" / method if baseline else folder / "result"
     if (video := stem.with_suffix(".mp4")).exists():
         with open_video(video) as reader:
@@ -127,7 +128,8 @@ def pictures(folder: Path, method: str) -> list[np.ndarray]:
 
 def title(method: str) -> str:
     """What a method is called in the grid and beside its curve."""
-    return NAMES.get(method, method.replace("_", " ").capitalize())
+    known = method in registry.names("canvas_editor")
+    return report.title(method) if known else method.replace("_", " ").capitalize()
 
 
 def tables(runs: list[dict]) -> list[str]:

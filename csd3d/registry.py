@@ -17,6 +17,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ Thing = TypeVar("Thing")
 GROUP = "csd3d.plugins"
 PACKAGES = {  # where csd3d's own things of each kind are
     "method": "csd3d.distillation.methods",
-    "editor": "csd3d.editors",
+    "canvas_editor": "csd3d.editors",
+    "scene_editor": "csd3d.editors",
     "family": "csd3d.priors.families",
     "representation": "csd3d.representations",
     "reader": "csd3d.datasets.readers",
@@ -39,7 +41,8 @@ PACKAGES = {  # where csd3d's own things of each kind are
 }
 PARTS = {  # what a thing of each kind must have
     "method": ("queries", "direction"),
-    "editor": ("edit",),
+    "canvas_editor": ("count_steps", "take_step"),
+    "scene_editor": ("update",),
     "family": ("matches", "load"),
     "representation": ("open",),
     "reader": ("matches", "read"),
@@ -156,7 +159,8 @@ def _import_package(name: str) -> None:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"plugins: {path}: no such file")
-    name = f"csd3d_plugin_{path.stem}"
+    # a name of its own for each file: two folders may both have a plugin.py
+    name = f"csd3d_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

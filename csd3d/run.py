@@ -90,21 +90,33 @@ def config_of(run_folder: Path) -> Path:
 
 def read(config_file: Path, overrides: Sequence[str]) -> Any:
     """The task's config, what is shipped found and plugins loaded."""
-    load_plugins(config_file, overrides)
+    plugins = load_plugins(config_file, overrides)
     task = task_name(config_file, overrides, registry.names("task"))
     config = load_config(config_file, overrides, registry.get("task", task).thing)
+    if plugins:
+        config.plugins = plugins  # so that the run's own config.yaml names them from anywhere
     return with_paths(config, shipped)
 
 
-def load_plugins(config_file: Path, overrides: Sequence[str]) -> None:
-    """Imports what the config's `plugins` names: modules, or files, found from the config's folder too."""
+def load_plugins(config_file: Path, overrides: Sequence[str]) -> list[str]:
+    """Imports what the config's `plugins` names: modules, or files, found from the config's folder too.
+
+    Returns the same names, those of files made absolute.
+    """
     tree = read_config(config_file)
     given = next((yaml_list(text) for text in reversed(overrides) if text.startswith("plugins=")), None)
     plugins = given if given is not None else tree.get("plugins") or []
     if not all(isinstance(plugin, str) for plugin in plugins):
         raise InputError(f"{config_file}: plugins: expected a list of modules, or of files that end in .py")
-    beside = config_file.parent
-    registry.load_plugins([str(beside / p) if p.endswith(".py") and not Path(p).exists() else p for p in plugins])
+    found = [plugin_path(plugin, config_file.parent) if plugin.endswith(".py") else plugin for plugin in plugins]
+    registry.load_plugins(found)
+    return found
+
+
+def plugin_path(plugin: str, beside: Path) -> str:
+    """The absolute path of a plugin's file, which is looked for from here and from the config's folder."""
+    path = Path(plugin).expanduser()
+    return str((path if path.exists() else beside / path).absolute())
 
 
 def yaml_list(override: str) -> list:

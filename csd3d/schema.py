@@ -4,12 +4,12 @@ Conversion loses nothing: no text to number, no number to text, no bool to int. 
 with the dotted key that it stands at. A field can name a registered thing (`csd3d.registry`), which brings its own
 keys:
 
-    editors: Annotated[dict[str, Any], ByName("editor")] = field(default_factory=dict)
-    editor: Annotated[Chosen, OneOf("editor", settings="editors")] = ...
+    editors: Annotated[dict[str, Any], ByName("canvas_editor")] = field(default_factory=dict)
+    editor: Annotated[Chosen, OneOf("canvas_editor", settings="editors")] = ...
 
-    editor: in2n                                    # with the settings that `editors` has for it, else its defaults
-    editor: {type: in2n, edit_rate: 5}              # these keys win over those in `editors`
-    editors: {in2n: {edit_rate: 10}}
+    editor: ip2p                                    # with the settings that `editors` has for it, else its defaults
+    editor: {type: ip2p, steps: 5}                  # these keys win over those in `editors`
+    editors: {ip2p: {steps: 10}}
 """
 
 import dataclasses
@@ -390,17 +390,18 @@ def key_table(schema: type, prefix: str = "") -> list[Key]:
 
 
 def _comments(schema: type) -> dict[str, str]:
-    """The comment of each field, from the source of the class and of its bases."""
+    """The comment beside each field, or the one right above it, from the source of the class and of its bases."""
     found: dict[str, str] = {}
     for owner in reversed(schema.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
         try:
-            lines = inspect.getsource(owner).splitlines()
+            lines = inspect.getsource(owner).splitlines() if dataclasses.is_dataclass(owner) else []
         except (OSError, TypeError):
             continue
+        above: list[str] = []
         for line in lines:
-            match = re.match(r"    (\w+): [^#]*#\s*(.+)", line)
-            if match:
-                found[match[1]] = match[2].strip()
+            field = re.match(r"    (\w+): [^#]*(?:#\s*(.+))?$", line)
+            if field:
+                found[field[1]] = (field[2] or " ".join(above)).strip()
+            comment = re.match(r"    #\s*(.+)", line)
+            above = [*above, comment[1]] if comment else []
     return found

@@ -187,6 +187,14 @@ def test_a_plugin_at_fault_is_one_line_that_names_it(plugin, text, words):
     assert all(word in told for word in words), told
 
 
+def test_two_files_of_one_name_are_two_plugins(plugin, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "hot.py"
+    other.write_text(PLUGIN.format(name="hotter", heat=2.0))
+    load_plugins([plugin("hot", PLUGIN.format(name="hot", heat=1.0)), str(other)])
+    assert names("toy") == ["warm", "cold", "hot", "hotter"]
+
+
 def test_a_plugin_that_is_not_there_is_told():
     assert "no such file" in message(load_plugins, ["/nowhere/none.py"])
     assert "ModuleNotFoundError" in message(load_plugins, ["no_such_module_at_all"])

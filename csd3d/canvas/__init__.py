@@ -1,1 +1,1 @@
-"""Pictures and videos as canvases of latents: opening, encoding, windows, regions, optical flow."""
+"""Pictures and videos as canvases of latents: clip, latents, detail, windows, regions, optical flow."""

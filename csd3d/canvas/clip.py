@@ -1,6 +1,10 @@
-"""What pictures and videos have in common: frames of one size, read as they are needed; a picture is one frame."""
+"""A clip: what pictures and videos have in common. Frames of one size, read as they are needed; a picture is one frame.
 
-from collections.abc import Callable, Sequence
+Where a job names no file, a clip comes from the registry: `registry.get("demo", "strip")` or `"orbit"`, functions
+(DemoConfig, instruction) -> Clip, which may know the true edits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,15 +16,18 @@ from torch import Tensor
 from csd3d.media import open_video, read_image
 from csd3d.metrics.motion import Flow
 
+FRAMES_AT_ONCE = 16
+PIXELS_AT_ONCE = 2**20
+
 
 @dataclass
-class WorldConfig:
-    """What is edited where no file is given: which strip of objects or orbit of one, and how large."""
+class DemoConfig:
+    """What is edited where no file is given: which of the demo clips, and how large it is."""
 
-    seed: int = 0
-    width: int = 512
-    height: int = 128
-    frames: int = 24
+    seed: int = 0  # which one
+    width: int = 512  # pixels, of a picture; a video is square
+    height: int = 128  # pixels
+    frames: int = 24  # of a video
 
     def __post_init__(self) -> None:
         for key in ("width", "height", "frames"):
@@ -30,20 +37,23 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Captions:
-    """What is to be seen `before` the edit, a caption for each part of a frame or one for all; and `after`, as each of
-    the valid answers has it."""
+    """What a clip shows. before: a caption for each part of a frame, or one for all.  after: the same for each of the
+    valid answers to the instruction."""
 
     before: list[str]
     after: list[list[str]]
 
 
 @dataclass
-class Footage:
-    """F = `count` frames of height x width. `read(indices)` gives some of them, [n, 3, H, W] float32 in [0, 1].
+class Clip:
+    """`count` frames of height x width pixels.
 
-    Of a picture, `alpha` [H, W] and `bits` a channel are to be kept; of a video (`fps` is not None) its rate, the shape
-    of its pixels, and the sound of the file `sound_from`. `answers` [K, F, H, W, 3], float in [0, 1] or uint8, are the
-    true edits, where they are known, `captions` what they show, `flow(a, b)` the true flow of a video (`Flow`).
+    read(indices): those frames, [n, 3, H, W] float32 in [0, 1].
+    alpha [H, W] and bits a channel are of a picture; they are kept in the result.
+    fps: frames a second, None for a picture.  sample_aspect: a video's pixels' width / height.  sound_from: the file
+    whose sound the result gets.
+    answers [K, F, H, W, 3], float in [0, 1] or uint8: the true edits, where they are known.  captions: what these show.
+    flow(a, b): a video's true optical flow (`Flow`), where it is known.
     """
 
     name: str
@@ -66,27 +76,40 @@ class Footage:
         return self.fps is not None
 
     @property
+    def kind(self) -> str:
+        """Either "picture" or "video"."""
+        return "video" if self.is_video else "picture"
+
+    @property
     def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
         return self.height, self.width
 
+    def chunks(self) -> Iterator[list[int]]:
+        """All frames' numbers, so many at a time as may be in memory together."""
+        count = max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // (self.height * self.width)))
+        return (list(range(i, min(i + count, self.count))) for i in range(0, self.count, count))
 
-def open_picture(path: str) -> Footage:
-    """A picture file; InputError where it can't be read."""
+
+Footage, WorldConfig = Clip, DemoConfig  # their earlier names
+
+
+def open_picture(path: str) -> Clip:
+    """A picture file as a clip of one frame; InputError where it can't be read."""
     picture = read_image(Path(path).expanduser())
     pixels = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
-    return Footage(
-        Path(path).name, 1, *picture.rgb.shape[:2], _frames_of(pixels), alpha=picture.alpha, bits=picture.bits
-    )
+    read = lambda indices: pixels[list(indices)]  # noqa: E731
+    return Clip(Path(path).name, 1, *picture.rgb.shape[:2], read, alpha=picture.alpha, bits=picture.bits)
 
 
-def open_clip(path: str) -> Footage:
-    """A video file or a folder of frames; InputError where it can't be read. It lives as long as the footage does."""
+def open_clip(path: str) -> Clip:
+    """A video file or a folder of frames; InputError where it can't be read. It stays open while the clip lives."""
     video = open_video(Path(path).expanduser())
 
     def read(indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(video.frames(indices)).permute(0, 3, 1, 2).float() / 255
 
-    return Footage(
+    return Clip(
         Path(path).name,
         video.count,
         video.height,
@@ -97,7 +120,3 @@ def open_clip(path: str) -> Footage:
         sound_from=video.path,
         warnings=video.warnings,
     )
-
-
-def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:
-    return lambda indices: pixels[list(indices)]

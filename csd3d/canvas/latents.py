@@ -1,35 +1,33 @@
-"""Footage as a prior works on it: at a size that suits the prior, as latents, and back to the footage's own pixels.
+"""The latents of a clip: at a size that suits the prior, and back to the clip's own pixels.
 
 Symbols: F frames of H x W pixels; the working size (H', W'); z [F, C, h, w] their latents, float32 on the CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.canvas.clip import Footage
-from csd3d.editors.updates import NEIGHBOURHOOD, restore_detail
+from csd3d.canvas.clip import Clip
+from csd3d.canvas.detail import restore_frames
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.media import MAX_PIXELS
 from csd3d.priors import DiffusersPrior
 from csd3d.priors.tiled import TiledVae
 
-FRAMES_AT_ONCE = 16
-PIXELS_AT_ONCE = 2**20
 
+@dataclass(eq=False)
+class Latents:
+    """The latents of a clip's frames as they were, and how to come back from edited ones.
 
-@dataclass
-class Workspace:
-    """The footage, the latents of its frames as they were, and how to come back from edited ones.
-
-    `keep_detail`: see `restore_detail`; `inside` [H, W]: how much of each pixel may be edited, None for all.
+    size: the working size (H', W').  codec: encodes and decodes at that size.  z [F, C, h, w].
+    keep_detail: see `restore_detail`.  inside [H, W]: how much of each pixel may be edited, None for all.
     """
 
-    footage: Footage
+    clip: Clip
     size: tuple[int, int]
     codec: TiledVae
     z: Tensor
@@ -37,65 +35,87 @@ class Workspace:
     inside: Tensor | None = None
 
     @torch.no_grad()
-    def pictures(self, z: Tensor, indices: Sequence[int]) -> Tensor:
-        """Frames `indices` of an edited canvas z [F, C, h, w], [n, 3, H, W] in [0, 1], in the footage's own pixels."""
-        edited, source = self.decode(z, indices), self.footage.read(indices)
+    def decode(self, z: Tensor, indices: Sequence[int]) -> Tensor:
+        """What the autoencoder makes of frames `indices` of z [F, C, h, w]: [n, 3, H, W] in [0, 1]."""
+        decoded = self.codec.decode(z[list(indices)].to(self.codec.prior.device), self.size).cpu()
+        return resize(decoded, self.clip.size)
+
+    def finish(self, decoded: Tensor, decoded_source: Tensor | None, source: Tensor) -> Tensor:
+        """Decoded frames [n, 3, H, W] with their source's detail, and outside of `inside` the source itself."""
+        edited = decoded
         if self.keep_detail:
-            edited = self._restored(edited, self.decode(self.z, indices), source)
+            edited = restore_frames(decoded, decoded_source, source, self.codec.wrap)
         return edited if self.inside is None else source + self.inside * (edited - source)
 
-    @torch.no_grad()
-    def decode(self, z: Tensor, indices: Sequence[int]) -> Tensor:
-        """What the autoencoder makes of frames `indices` of a canvas, [n, 3, H, W] in [0, 1]."""
-        decoded = self.codec.decode(z[list(indices)].to(self.codec.prior.device), self.size).cpu()
-        return resize(decoded, self.footage.size)
-
-    def chunks(self) -> Iterator[list[int]]:
-        """All frames, so many at a time as are to be in memory."""
-        return frame_chunks(self.footage)
-
-    def _restored(self, *pictures: Tensor) -> Tensor:
-        if not self.codec.wrap:
-            return restore_detail(*(p.permute(0, 2, 3, 1) for p in pictures)).permute(0, 3, 1, 2)
-        pad = min(NEIGHBOURHOOD // 2, self.footage.width)
-        rolled = (F.pad(p, (pad, pad, 0, 0), mode="circular").permute(0, 2, 3, 1) for p in pictures)
-        return restore_detail(*rolled).permute(0, 3, 1, 2)[..., pad:-pad]
+    @property
+    def needs_source(self) -> bool:
+        """Whether what the autoencoder makes of the source is needed to finish a frame, or to judge it."""
+        return self.keep_detail or self.inside is not None
 
 
 @torch.no_grad()
-def encode_footage(
-    prior: DiffusersPrior, footage: Footage, size: tuple[int, int], wrap: bool, pixels: int | None
-) -> Workspace:
-    """Encodes all frames at a working size; `pixels`: see `TiledVae`."""
+def encode_clip(prior: DiffusersPrior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
+    """Encodes all frames at the working size `size`; `pixels`: see `TiledVae`."""
     codec = TiledVae(prior, pixels, wrap)
     z = None
-    for indices in progress(frame_chunks(footage), "encode", total=len(list(frame_chunks(footage)))):
-        part = codec.encode(resize(footage.read(indices), size).to(prior.device)).cpu()
-        z = part.new_empty(footage.count, *part.shape[1:]) if z is None else z
+    for indices in progress(clip.chunks(), "encode", total=len(list(clip.chunks()))):
+        part = codec.encode(resize(clip.read(indices), size).to(prior.device)).cpu()
+        z = part.new_empty(clip.count, *part.shape[1:]) if z is None else z
         z[indices] = part
-    return Workspace(footage, size, codec, z)
+    return Latents(clip, size, codec, z)
 
 
-def frame_chunks(footage: Footage) -> Iterator[list[int]]:
-    """All frames' numbers, so many at a time as are to be in memory."""
-    count = max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // (footage.height * footage.width)))
-    return (list(range(i, min(i + count, footage.count))) for i in range(0, footage.count, count))
+@dataclass(frozen=True)
+class EditedFrame:
+    """A frame as one method leaves it, [3, H, W] in [0, 1] each.
+
+    picture: the result.  decoded: what the autoencoder made of its latents.  decoded_source: what it made of the
+    source's; None where nothing needs it.
+    """
+
+    picture: Tensor
+    decoded: Tensor
+    decoded_source: Tensor | None
 
 
-def working_size(footage: Footage, window: int, unit: int, wrap: bool) -> tuple[int, int]:
-    """(H', W') for windows of `window` latent pixels, `unit` pixels each: the footage's own size where that is large.
+def edited_frames(edits: Mapping[str, tuple[Latents, Tensor]]) -> Iterator[tuple[int, Tensor, dict[str, EditedFrame]]]:
+    """Every frame in order: its number, its source [3, H, W], and by name what each method made of it.
+
+    `edits`: by name the latents that were edited, and the edited z. All are of one clip, whose frames are read once.
+    Methods that edited the same latents share what the autoencoder makes of the source.
+    """
+    clip = next(iter(edits.values()))[0].clip
+    for indices in clip.chunks():
+        source = clip.read(indices)
+        decoded_sources: dict[int, Tensor] = {}
+        done: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+        for name, (latents, z) in edits.items():
+            if latents.needs_source and id(latents) not in decoded_sources:
+                decoded_sources[id(latents)] = latents.decode(latents.z, indices)
+            decoded, decoded_source = latents.decode(z, indices), decoded_sources.get(id(latents))
+            done[name] = (latents.finish(decoded, decoded_source, source), decoded, decoded_source)
+        for i, number in enumerate(indices):
+            frames = {
+                name: EditedFrame(*(None if images is None else images[i] for images in parts))
+                for name, parts in done.items()
+            }
+            yield number, source[i], frames
+
+
+def working_size(clip: Clip, window: int, unit: int, wrap: bool) -> tuple[int, int]:
+    """(H', W') for windows of `window` latent pixels, `unit` pixels each: the clip's own size where that is large.
 
     What would fit into one window is enlarged to fill it along its longer side; what is narrower than a window is
     enlarged until it is not, so that the prior sees objects at the size that it knows. Where it wraps around, W' is a
     whole number of latent pixels. Raises InputError where that would be more than `MAX_PIXELS`.
     """
-    own, (short, long) = window * unit, sorted(footage.size)
+    own, (short, long) = window * unit, sorted(clip.size)
     scale = own / long if long <= own else max(1, own / short)
-    height, width = (max(unit, round(side * scale)) for side in footage.size)
+    height, width = (max(unit, round(side * scale)) for side in clip.size)
     width = max(1, round(width / unit)) * unit if wrap else width
     if height * width > MAX_PIXELS:
         raise InputError(
-            f"{footage.name}: {footage.width}x{footage.height} is too narrow: enlarged for a prior of {own} pixels it "
+            f"{clip.name}: {clip.width}x{clip.height} is too narrow: enlarged for a prior of {own} pixels it "
             f"would be {width}x{height}; crop it"
         )
     return height, width

@@ -84,6 +84,14 @@ def normalised_weights(windows: Windows, shape: tuple[int, int]) -> Tensor:
     return raw / gather(scatter(raw, windows, (1, 1, *shape)), windows)
 
 
+def window_tracks(windows: Windows) -> list[Tensor]:
+    """The numbers of the windows at each (top, left), in the order of their frames: each list is a video of its own."""
+    top, left, frame = windows.top, windows.left, windows.frame
+    places = torch.stack([top, left], dim=1).unique(dim=0)
+    at = [((top == y) & (left == x)).nonzero().flatten() for y, x in places.tolist()]
+    return [rows[frame[rows].argsort(stable=True)] for rows in at]
+
+
 # -------------------------------------------------------------------------------------------------------- even coverage
 
 

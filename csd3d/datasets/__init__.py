@@ -1,4 +1,4 @@
-"""Posed captures in: nerfstudio and instant-ngp transforms.json, Blender synthetic."""
+"""Posed captures in: a reader a format (`readers`), one way from there on (`capture`)."""
 
 from csd3d.datasets.capture import Capture, SceneConfig, load_capture
 

@@ -9,6 +9,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,14 +18,15 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.datasets.framing import Raster, common_raster, frame_cameras
 from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, read_image, read_mask
+from csd3d.datasets.listing import Frame, Listing, Points, read_listing
 from csd3d.datasets.normalise import camera_scale, looks_inward, move_box, move_poses, normalising_transform
 from csd3d.datasets.reading import shown
-from csd3d.datasets.transforms import BLENDER_BOX, NGP_SCALE, Frame, Listing, read_listing
 from csd3d.errors import InputError
-from csd3d.schema import path_key
+from csd3d.schema import Chosen, OneOf, path_key
 
 log = logging.getLogger("csd3d")
 
+AnyReader, AUTO = Annotated[Chosen, OneOf("reader", also=("auto",))], Chosen("auto")
 CHOICES = {
     "orientation": ("auto", "up", "none"),
     "centre": ("auto", "poses", "focus", "none"),
@@ -38,6 +40,7 @@ class SceneConfig:
     """Which capture, and how it is brought in; "auto" is explained in `load_capture`."""
 
     path: str = path_key()  # a capture's folder, or its JSON file
+    reader: AnyReader = AUTO  # auto | a reader's name | {type: NAME, and keys of its own}
     orientation: str = "auto"  # auto | up | none
     centre: str = "auto"  # auto | poses | focus | none
     auto_scale: bool = True  # cameras into [-1, 1]^3
@@ -77,6 +80,7 @@ class Capture:
     unbounded: bool
     folder: Path
     composited: bool = False  # pictures had alpha: what is behind the scene is SceneConfig.background
+    points: Points | None = None  # sparse points, in the normalised frame, where the capture has some
 
     def map_back(self, points: Tensor) -> Tensor:
         """Points [..., 3] of the normalised frame in the capture's own: R^T (x / scale - t), dtype and device kept."""
@@ -87,11 +91,11 @@ class Capture:
 def load_capture(config: SceneConfig) -> Capture:
     """Reads, checks and normalises a capture. Raises InputError, one line naming file and key.
 
-    orientation, centre "auto": bounded captures (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1)
-    keep their frame; others are turned by "up" and centred on their "focus" if they look inward, else on "poses".
-    unbounded "auto": all but those bounded captures are.
+    reader "auto": the one that knows what `path` holds.  orientation, centre "auto": captures that their reader calls
+    bounded keep their frame (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1); others are turned by
+    "up" and centred on their "focus" if they look inward, else on "poses".  unbounded "auto": all but bounded ones are.
     """
-    listing = read_listing(_path(config.path))
+    listing = read_listing(_path(config.path), config.reader.thing)
     frames = _present(listing)
     train, test = _split(frames, config.holdout_every, listing.file)
     poses = np.stack([frame.pose for frame in frames])
@@ -115,6 +119,7 @@ def load_capture(config: SceneConfig) -> Capture:
         unbounded=_is_unbounded(listing, config),
         folder=listing.folder,
         composited=composited,
+        points=listing.points and _moved(listing.points, transform, scale),
     )
 
 
@@ -183,41 +188,33 @@ def _pixels(
     return images, masks, composited
 
 
-def _has_own_frame(listing: Listing) -> bool:
-    """Whether the frame of the poses means something: a bounded scene that stands in its box."""
-    small = listing.aabb_scale is not None and listing.aabb_scale <= 1
-    return listing.blender or listing.box is not None or small
-
-
 def _is_unbounded(listing: Listing, config: SceneConfig) -> bool:
-    return config.unbounded == "true" or (config.unbounded == "auto" and not _has_own_frame(listing))
+    return config.unbounded == "true" or (config.unbounded == "auto" and not listing.bounded)
 
 
 def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> tuple[np.ndarray, float]:
     """Transform [4, 4] and scale from the frame of the listed poses to the normalised one."""
     orientation, centre = config.orientation, config.centre
     if orientation == "auto":
-        orientation = "none" if _has_own_frame(listing) else "up"
+        orientation = "none" if listing.bounded else "up"
     if centre == "auto":
-        centre = "none" if _has_own_frame(listing) else "focus" if looks_inward(poses) else "poses"
+        centre = "none" if listing.bounded else "focus" if looks_inward(poses) else "poses"
     transform = normalising_transform(poses, orientation, centre)
     return transform, camera_scale(poses, transform) if config.auto_scale else 1.0
 
 
 def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneConfig) -> Tensor:
-    """aabb [6], normalised: the JSON's box, Blender's, instant-ngp's, or [-1, 1]^3 as unbounded captures have."""
-    unit = np.array([[-1.0] * 3, [1.0] * 3])
-    if _is_unbounded(listing, config):
-        box = unit
-    elif listing.box is not None:
-        box = move_box(listing.box, transform, scale)
-    elif listing.blender:
-        box = move_box(BLENDER_BOX * unit, transform, scale)
-    elif listing.aabb_scale is not None:
-        box = move_box(0.5 * listing.aabb_scale / NGP_SCALE * unit, transform, scale)
+    """aabb [6], normalised: the box that the reader found, or [-1, 1]^3 as unbounded captures have."""
+    if _is_unbounded(listing, config) or listing.box is None:
+        box = np.array([[-1.0] * 3, [1.0] * 3])
     else:
-        box = unit
+        box = move_box(listing.box, transform, scale)
     return torch.from_numpy(box).float().reshape(6)
+
+
+def _moved(points: Points, transform: np.ndarray, scale: float) -> Points:
+    """Points of the poses' frame in the normalised one."""
+    return Points(scale * (points.xyz @ transform[:3, :3].T + transform[:3, 3]), points.rgb)
 
 
 def _own_transform(listing: Listing, transform: np.ndarray, scale: float) -> tuple[np.ndarray, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.datasets.images import image_size, turned_size
-from csd3d.datasets.transforms import Frame
+from csd3d.datasets.listing import Frame
 from csd3d.errors import InputError
 
 log = logging.getLogger("csd3d")

@@ -1,1 +1,1 @@
-"""Ways to edit a scene or a canvas: each in a file of its own."""
+"""Ways to edit a scene or a canvas: each in a file of its own, registered as "canvas_editor" or "scene_editor"."""

@@ -45,8 +45,8 @@ class Job:
         }
         return without_root(values)
 
-    def identity_of(self, name: str) -> dict:
-        """What the checkpoint of one phase depends on; a task may add to it what only that phase is made by."""
+    def identity_of(self, name: str) -> dict[str, Any]:
+        """What the checkpoint of phase `name` depends on: all that the run does, unless a task knows better."""
         return self.identity
 
     def may_run(self, name: str) -> bool:

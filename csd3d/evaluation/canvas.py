@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd3d.canvas.clip import Captions, Footage
-from csd3d.canvas.latents import Workspace, resize
+from csd3d.canvas.clip import Captions, Clip
+from csd3d.canvas.latents import EditedFrame, Latents, resize
 from csd3d.canvas.windows import Cover
 from csd3d.evaluation.text import Judge
 from csd3d.metrics import (
@@ -28,172 +28,208 @@ from csd3d.metrics.motion import Flow
 from csd3d.priors import perceptual_distance
 
 SSIM_WINDOW = 11  # pixels a side at least
+RECENT = 8  # source frames kept for optical flow, more than the longest range of `WarpedError`
 Figures = dict[str, float | int | None]
 
 
 @dataclass
-class Instruments:
-    """What all methods of a run are measured with, whatever canvas each had; `borders` (rows, columns) are those of the
-    main one's windows, which `wrap` around or do not; `sources`: the source frames' embeddings by number, [P, D]."""
+class Measured:
+    """What has been measured of one method so far, a value a frame."""
 
-    footage: Footage
-    judge: Judge | None
-    captions: Captions | None
-    borders: tuple[list[int], list[int]]
-    wrap: bool
-    flow: Flow | None
-    size: tuple[int, int]
-    features: Callable[[Tensor], list[Tensor]]
-    sources: dict[int, Tensor] = field(default_factory=dict)
+    psnr: list[Tensor] = field(default_factory=list)
+    ssim: list[Tensor] = field(default_factory=list)
+    outside: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    embedded: list[Tensor] = field(default_factory=list)
+    distances: list[float] = field(default_factory=list)
+    seams: list[tuple[float, float]] = field(default_factory=list)
+    before: list[Tensor] | None = None  # the last frame's features
+    warped: WarpedError | None = None
+
+
+@dataclass
+class Metrics:
+    """Figures of all methods of a run, frame by frame: `add_source` of a frame, then `add` of what each made of it.
+
+    judge: None for no figures by a CLIP.  captions: what the clip and its edit show, where that is known.
+    borders: rows and columns of pixels at which windows end; `wrap`: the picture's right border continues at the left.
+    inside [H, W]: how much of each pixel may be edited, None for all.
+    flow(a, b): the source's optical flow at `size`, of videos.  features(images): maps for a perceptual distance.
+    """
+
+    clip: Clip
+    judge: Judge | None = None
+    captions: Captions | None = None
+    borders: tuple[list[int], list[int]] = ((), ())
+    wrap: bool = False
+    inside: Tensor | None = None
+    flow: Flow | None = None
+    size: tuple[int, int] = (0, 0)
+    features: Callable[[Tensor], list[Tensor]] | None = None
+    recent: dict[int, Tensor] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+    def add_source(self, number: int, source: Tensor) -> None:
+        """The next frame of the source, [3, H, W]: what all methods need of it is computed here, once."""
+        self.source = source
+        if self.judge is not None:
+            self.source_embedded = self.embed(source)
+        if any(self.borders):
+            self.source_seams = seam_visibility(source.permute(1, 2, 0), *self.borders, self.wrap)
+        if self.clip.is_video:
+            self.recent[number] = resize(source[None], self.size)[0]
+            self.recent.pop(number - RECENT, None)
+
+    def add(self, name: str, number: int, frame: EditedFrame) -> None:
+        """What the method `name` made of that frame."""
+        own, picture = self.measured.setdefault(name, Measured()), frame.picture
+        if self.clip.answers is not None:
+            self._compare(own, picture, number)
+        if self.inside is not None and (self.inside == 0).any():
+            own.outside.append((_squared(picture - self.source), _squared(frame.decoded - frame.decoded_source)))
+        if self.judge is not None:
+            own.embedded.append(torch.stack([self.embed(picture), self.source_embedded]))
+        if any(self.borders):
+            visible = seam_visibility(picture.permute(1, 2, 0), *self.borders, self.wrap)
+            own.seams.append((visible, self.source_seams))
+        if self.clip.is_video:
+            self._follow(own, resize(picture[None], self.size)[0].permute(1, 2, 0))
 
     def embed(self, picture: Tensor) -> Tensor:
         """Unit embeddings [P, D] of the parts of a frame [3, H, W]."""
-        return self.judge.clip.embed_images(torch.stack(parts(picture, part_count(self.footage)))).cpu()
+        return self.judge.clip.embed_images(torch.stack(parts(picture, part_count(self.clip)))).cpu()
 
-    def embed_source(self, number: int, picture: Tensor) -> Tensor:
-        """As `embed`, of a source frame, once."""
-        if number not in self.sources:
-            self.sources[number] = self.embed(picture)
-        return self.sources[number]
+    def _compare(self, own: Measured, picture: Tensor, number: int) -> None:
+        pixels = picture.permute(1, 2, 0)
+        true = torch.from_numpy(np.ascontiguousarray(self.clip.answers[:, number]))
+        true = true.float() / 255 if true.dtype == torch.uint8 else true
+        own.psnr.append(psnr(pixels.expand_as(true), true))
+        if min(true.shape[1:3]) >= SSIM_WINDOW:
+            own.ssim.append(ssim(pixels.expand_as(true), true))
+
+    def _follow(self, own: Measured, frame: Tensor) -> None:
+        if own.warped is None:
+            own.warped = WarpedError(self.flow or self._flow_of_sources())
+        own.warped.add(frame)
+        with torch.no_grad():
+            features = self.features(frame.permute(2, 0, 1)[None])
+        if own.before is not None:
+            own.distances.append(perceptual_distance(own.before, features).item())
+        own.before = features
+
+    def _flow_of_sources(self) -> Flow:
+        """Optical flow of the frames that `add_source` was given, so that none is read again; the same for all."""
+        from csd3d.canvas.optical_flow import ClipFlow  # here: pictures need no OpenCV
+
+        self.flow = ClipFlow(lambda indices: torch.stack([self.recent[i] for i in indices]), self.size, unit=1).pixels
+        return self.flow
+
+    # --------------------------------------------------------------------------------------------------------- figures
+
+    def figures(self, name: str) -> Figures:
+        """All that was measured of a method: see `truth`, `outside_figures`, `clip_figures` and `steadiness`."""
+        own = self.measured.get(name, Measured())
+        found = truth(own)
+        found |= self.outside_figures(own) | self.clip_figures(own, int(found.get("answer", 0)))
+        return found | steadiness(own)
+
+    def outside_figures(self, own: Measured) -> Figures:
+        """`psnr_outside` the regions against the source, `psnr_outside_vae` of the decoded latents against its."""
+        if not own.outside:
+            return {}
+        mask = ~dilate(self.inside > 0, 2)
+        means = [torch.stack(errors).mean(0)[mask].mean() for errors in zip(*own.outside, strict=True)]
+        edited, decoded = (-10 * mse.clamp_min(1e-10).log10().item() for mse in means)
+        return {"psnr_outside": edited, "psnr_outside_vae": decoded}
+
+    def clip_figures(self, own: Measured, answer: int) -> Figures:
+        """`clip_image` (similarity to the source), `clip_consistency` (of frames, or a picture's parts) and, where
+        captions are known, `clip_directional`: means over frames and parts."""
+        if not own.embedded:
+            return {}
+        edited, source = torch.stack(own.embedded, 1)  # [F, P, D] both
+        row = edited[:, 0] if self.clip.is_video else edited[0]
+        found: Figures = {"clip_image": image_similarity(edited.flatten(0, 1), source.flatten(0, 1)).mean().item()}
+        if len(row) > 1:
+            found["clip_consistency"] = image_consistency(row).mean().item()
+        if self.captions is not None:
+            found["clip_directional"] = self.directional(edited, source, answer)
+        return found
+
+    def directional(self, edited: Tensor, source: Tensor, answer: int) -> float | None:
+        """Mean over the parts whose caption changes; embeddings [F, P, D]."""
+        found = []
+        for part in range(edited.shape[1]):
+            words = [texts[part % len(texts)] for texts in (self.captions.after[answer], self.captions.before)]
+            if words[0] != words[1]:
+                texts = self.judge.clip.embed_texts(words).cpu()
+                found.append(directional_similarity(edited[:, part], source[:, part], *texts))
+        return torch.cat(found).mean().item() if found else None
 
 
-def make_instruments(work: Workspace, cover: Cover, judge: Judge | None, captions: Captions | None) -> Instruments:
-    """`captions` are the user's; the world has its own."""
-    footage, flow, size = work.footage, None, work.footage.size
-    if footage.is_video:
-        from csd3d.canvas.optical_flow import ClipFlow, flow_size  # here: pictures need no OpenCV
-
-        size = flow_size(*footage.size)
-        true = footage.flow if size == footage.size else None
-        flow = true or ClipFlow(lambda indices: resize(footage.read(indices), size), size, unit=1).pixels
-    words, borders = captions or footage.captions, window_borders(cover, work)
-    return Instruments(footage, judge, words, borders, cover.wrap, flow, size, work.codec.prior.features)
+def truth(own: Measured) -> Figures:
+    """`psnr_truth` and `ssim_truth` against `answer`, the true edit that suits all frames best."""
+    if not own.psnr:
+        return {}
+    scores = torch.stack(own.psnr).mean(0)
+    best = int(scores.argmax())
+    found: Figures = {"psnr_truth": scores[best].item(), "answer": best}
+    return found | ({"ssim_truth": torch.stack(own.ssim)[:, best].mean().item()} if own.ssim else {})
 
 
-def window_borders(cover: Cover, work: Workspace) -> tuple[list[int], list[int]]:
-    """Rows and columns of the footage's pixels at which evenly spaced windows begin or end, as baselines have them."""
+def steadiness(own: Measured) -> Figures:
+    """Of videos `flow_warped_error`, its two ranges, and `neighbour_distance`, of neighbours in the features of the
+    prior's encoder; where windows meet `seam_visibility`, and how many times the source's own it is."""
+    found: Figures = {}
+    if own.warped is not None:
+        errors = {key: own.warped.report()[key] for key in ("short", "long")}
+        known = [value for value in errors.values() if value is not None]
+        found["flow_warped_error"] = sum(known) / len(known) if known else None
+        found |= {f"flow_warped_error_{key}": value for key, value in errors.items()}
+    if own.distances:
+        found["neighbour_distance"] = sum(own.distances) / len(own.distances)
+    if own.seams:
+        edited, source = (sum(values) / len(values) for values in zip(*own.seams, strict=True))
+        found |= {"seam_visibility": edited, "seam_visibility_relative": edited / source}
+    return found
+
+
+def make_metrics(latents: Latents, cover: Cover, judge: Judge | None, captions: Captions | None) -> Metrics:
+    """For the methods of a run, whatever latents each edited; `captions` are the user's, a demo clip has its own."""
+    clip, flow, size = latents.clip, None, latents.clip.size
+    if clip.is_video:
+        from csd3d.canvas.optical_flow import flow_size  # here: pictures need no OpenCV
+
+        size = flow_size(*clip.size)
+        flow = clip.flow if size == clip.size else None
+    prior = latents.codec.prior
+    return Metrics(
+        clip,
+        judge,
+        captions or clip.captions,
+        window_borders(cover, latents),
+        cover.wrap,
+        latents.inside,
+        flow,
+        size,
+        lambda images: prior.features(images.to(prior.device)),
+    )
+
+
+def window_borders(cover: Cover, latents: Latents) -> tuple[list[int], list[int]]:
+    """Rows and columns of the clip's pixels at which evenly spaced windows begin or end."""
     found = []
-    for side, size, whole in zip(cover.sides, work.size, work.footage.size, strict=True):
+    for side, size, whole in zip(cover.sides, latents.size, latents.clip.size, strict=True):
         ends = torch.cat([side.even(), side.even() + side.size])
         ends = ends % side.length if side.wrap else ends
-        pixels = (ends * work.codec.unit * whole / size).round().long().unique().tolist()
+        pixels = (ends * latents.codec.unit * whole / size).round().long().unique().tolist()
         first = 0 if side.wrap else 1
         found.append([pixel for pixel in pixels if first <= pixel < whole] if side.count > 1 else [])
     return found[0], found[1]
 
 
-class Meter:
-    """Figures of a method, frame by frame."""
-
-    def __init__(self, work: Workspace, instruments: Instruments) -> None:
-        self.work, self.tools, self.answers = work, instruments, work.footage.answers
-        self.psnr: list[Tensor] = []
-        self.ssim: list[Tensor] = []
-        self.outside: list[tuple[Tensor, Tensor]] = []
-        self.embedded: list[Tensor] = []
-        self.distances: list[float] = []
-        self.seams: list[tuple[float, float]] = []
-        self.before: list[Tensor] | None = None  # the last frame's features
-        self.warped = None if instruments.flow is None else WarpedError(instruments.flow)
-
-    def add(self, number: int, picture: Tensor, source: Tensor, z: Tensor) -> None:
-        """An edited frame [3, H, W], the next one, its source, and the canvas it was decoded from."""
-        if self.answers is not None:
-            self._compare(picture, number)
-        if self.work.inside is not None and (self.work.inside == 0).any():
-            decoded = [self.work.decode(canvas, [number])[0] for canvas in (z, self.work.z)]
-            self.outside.append((_squared(picture - source), _squared(decoded[0] - decoded[1])))
-        if self.tools.judge is not None:
-            self.embedded.append(torch.stack([self.tools.embed(picture), self.tools.embed_source(number, source)]))
-        if any(self.tools.borders):
-            pictures = (picture.permute(1, 2, 0), source.permute(1, 2, 0))
-            self.seams.append(tuple(seam_visibility(p, *self.tools.borders, self.tools.wrap) for p in pictures))
-        if self.warped is not None:
-            self._follow(resize(picture[None], self.tools.size)[0].permute(1, 2, 0))
-
-    def _compare(self, picture: Tensor, number: int) -> None:
-        own = picture.permute(1, 2, 0)
-        true = torch.from_numpy(np.ascontiguousarray(self.answers[:, number]))
-        true = true.float() / 255 if true.dtype == torch.uint8 else true
-        self.psnr.append(psnr(own.expand_as(true), true))
-        if min(true.shape[1:3]) >= SSIM_WINDOW:
-            self.ssim.append(ssim(own.expand_as(true), true))
-
-    def _follow(self, frame: Tensor) -> None:
-        self.warped.add(frame)
-        with torch.no_grad():
-            features = self.tools.features(frame.permute(2, 0, 1)[None].to(self.work.codec.prior.device))
-        if self.before is not None:
-            self.distances.append(perceptual_distance(self.before, features).item())
-        self.before = features
-
-    def figures(self) -> Figures:
-        """All that was measured: see `truth`, `outside_figures`, `clip_figures` and `steadiness`."""
-        found = self.truth()
-        return found | self.outside_figures() | self.clip_figures(int(found.get("answer", 0))) | self.steadiness()
-
-    def truth(self) -> Figures:
-        """`psnr_truth` and `ssim_truth` against `answer`, the one that suits all frames best."""
-        if not self.psnr:
-            return {}
-        scores = torch.stack(self.psnr).mean(0)
-        best = int(scores.argmax())
-        found: Figures = {"psnr_truth": scores[best].item(), "answer": best}
-        return found | ({"ssim_truth": torch.stack(self.ssim)[:, best].mean().item()} if self.ssim else {})
-
-    def outside_figures(self) -> Figures:
-        """`psnr_outside` the regions against the source, `psnr_outside_vae` of the decoded latents against its."""
-        if not self.outside:
-            return {}
-        mask = ~dilate(self.work.inside > 0, 2)
-        means = [torch.stack(errors).mean(0)[mask].mean() for errors in zip(*self.outside, strict=True)]
-        own, decoded = (-10 * mse.clamp_min(1e-10).log10().item() for mse in means)
-        return {"psnr_outside": own, "psnr_outside_vae": decoded}
-
-    def clip_figures(self, answer: int) -> Figures:
-        """`clip_image` (similarity to the source), `clip_consistency` (of frames, or a picture's parts) and, where
-        captions are known, `clip_directional`: means over frames and parts."""
-        if not self.embedded:
-            return {}
-        edited, source = torch.stack(self.embedded, 1)  # [F, P, D] both
-        row = edited[:, 0] if self.work.footage.is_video else edited[0]
-        found: Figures = {"clip_image": image_similarity(edited.flatten(0, 1), source.flatten(0, 1)).mean().item()}
-        if len(row) > 1:
-            found["clip_consistency"] = image_consistency(row).mean().item()
-        if self.tools.captions is not None:
-            found["clip_directional"] = self.directional(edited, source, self.tools.captions, answer)
-        return found
-
-    def directional(self, edited: Tensor, source: Tensor, captions: Captions, answer: int) -> float | None:
-        """Mean over the parts whose caption changes."""
-        found = []
-        for part in range(edited.shape[1]):
-            words = [texts[part % len(texts)] for texts in (captions.after[answer], captions.before)]
-            if words[0] != words[1]:
-                texts = self.tools.judge.clip.embed_texts(words).cpu()
-                found.append(directional_similarity(edited[:, part], source[:, part], *texts))
-        return torch.cat(found).mean().item() if found else None
-
-    def steadiness(self) -> Figures:
-        """Of videos `flow_warped_error`, its two ranges, and `neighbour_distance`, of neighbours in the features of the
-        prior's encoder; where windows meet `seam_visibility`, and how many times the source's own it is."""
-        found: Figures = {}
-        if self.warped is not None:
-            errors = {key: self.warped.report()[key] for key in ("short", "long")}
-            known = [value for value in errors.values() if value is not None]
-            found["flow_warped_error"] = sum(known) / len(known) if known else None
-            found |= {f"flow_warped_error_{key}": value for key, value in errors.items()}
-        if self.distances:
-            found["neighbour_distance"] = sum(self.distances) / len(self.distances)
-        if self.seams:
-            own, source = (sum(values) / len(values) for values in zip(*self.seams, strict=True))
-            found |= {"seam_visibility": own, "seam_visibility_relative": own / source}
-        return found
-
-
-def part_count(footage: Footage) -> int:
+def part_count(clip: Clip) -> int:
     """Into how many about square parts, side by side, a picture is cut to be judged; a video's frames are not."""
-    return 1 if footage.is_video else max(1, round(footage.width / footage.height))
+    return 1 if clip.is_video else max(1, round(clip.width / clip.height))
 
 
 def parts(picture: Tensor, count: int) -> list[Tensor]:

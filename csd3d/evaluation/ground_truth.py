@@ -33,7 +33,7 @@ class TrueViews:
     mask: Tensor
 
 
-class SceneTruth(Protocol):
+class Truth(Protocol):
     """The truth about one instruction on one capture.
 
     `source` is the scene as it was captured, `answers` are all scenes that fulfil the instruction, at least one. What a
@@ -83,11 +83,11 @@ class GroundTruth(TextTruth, Protocol):
         def knows(self, prompt): return False       # then nothing else is asked about prompts
     """
 
-    def scene_truth(self, capture: Capture, prompt: str) -> SceneTruth | None:
+    def scene_truth(self, capture: Capture, prompt: str) -> Truth | None:
         """The truth about `prompt` on `capture`; None where it is not known."""
 
 
-def load_truth(capture: Capture, prompt: str) -> SceneTruth | None:
+def load_truth(capture: Capture, prompt: str) -> Truth | None:
     """The truth about `prompt` on `capture` from the first that knows it; None for a real capture or unknown words."""
     found = (entry.thing().scene_truth(capture, prompt) for entry in registry.entries("ground_truth"))
     return next((truth for truth in found if truth is not None), None)

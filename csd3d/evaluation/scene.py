@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from csd3d.datasets import Capture
-from csd3d.evaluation.ground_truth import SceneTruth, changed_pixels
+from csd3d.evaluation.ground_truth import Truth, changed_pixels
 from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
-from csd3d.representations.hashgrid import SceneModel, surface_depth
+from csd3d.representations.base import SceneModel, surface_depth
 
 
 def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
@@ -19,7 +19,7 @@ def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, fl
 
 
 def evaluate_edit(
-    model: SceneModel, source: SceneModel, images: Tensor, capture: Capture, truth: SceneTruth | None
+    model: SceneModel, source: SceneModel, images: Tensor, capture: Capture, truth: Truth | None
 ) -> dict[str, float | int | None]:
     """The figures of metrics.json for one method.
 

@@ -9,9 +9,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,24 @@ def write_frames(
     sample_aspect: Fraction = Fraction(1),
     crf: int = 18,
 ) -> None:
-    """Writes `frames` [H, W, 3] uint8 as an MP4, one at a time, with the sound of the file `sound_from` where it has
-    any: copied (as AAC where MP4 can't hold it), cut to the frames' length. `sample_aspect` is pixels' width / height.
+    """Writes `frames` [H, W, 3] uint8 as an MP4, one at a time; everything else as in `frame_writer`."""
+    with frame_writer(path, fps, sound_from, sample_aspect, crf) as add:
+        for frame in frames:
+            add(frame)
+
+
+@contextlib.contextmanager
+def frame_writer(
+    path: str | Path,
+    fps: float | Fraction,
+    sound_from: str | Path | None = None,
+    sample_aspect: Fraction = Fraction(1),
+    crf: int = 18,
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that takes the next frame [H, W, 3] uint8 of an MP4, whole once the block ends.
+
+    It has the sound of the file `sound_from` where that has any: copied (as AAC where MP4 can't hold it), cut to the
+    frames' length. `sample_aspect` is pixels' width / height.
 
     The file appears whole or not at all. Where writing stops (no room, a frame that can't be read), the finished part
     stays beside it, playable, as NAME.partial.mp4. Raises InputError saying so, for no frames and for other suffixes;
@@ -48,8 +63,9 @@ def write_frames(
     with contextlib.suppress(OSError):
         partial.unlink()  # an earlier run's
     try:
-        count = encode(partial, frames, fps, crf, FRAGMENTED, sample_aspect)
-        _finish(partial, whole, sound_from, count / exact_rate(fps))
+        with Encoder(partial, fps, crf, FRAGMENTED, sample_aspect) as encoder:
+            yield encoder.add
+        _finish(partial, whole, sound_from, encoder.count / exact_rate(fps))
         os.replace(whole, path)
     except InputError as error:
         kept = f"; the finished part is {partial}" if _keep_whole_boxes(partial) else ""
@@ -71,48 +87,81 @@ def encode(
     layout: Sequence[str] = INDEX_FIRST,
     sample_aspect: Fraction = Fraction(1),
 ) -> int:
-    """Feeds `frames` [H, W, 3] uint8 to ffmpeg's libx264, as BT.709 and tagged so; returns how many there were.
+    """All `frames` [H, W, 3] uint8 through an `Encoder`; returns how many there were."""
+    with Encoder(path, fps, crf, layout, sample_aspect) as encoder:
+        for frame in frames:
+            encoder.add(frame)
+    return encoder.count
 
-    What was written stays where it fails. Raises as `write_frames` does; its InputErrors leave naming the file to the
-    caller.
+
+class Encoder:
+    """Feeds frames [H, W, 3] uint8, all of one size, to ffmpeg's libx264, as BT.709 and tagged so.
+
+    To be used in a `with`, at whose end, however it comes, the frames sent so far are written out. Raises InputError
+    where ffmpeg fails and where there was no frame, leaving it to the caller to name the file; ValueError for frames
+    that differ in size.
     """
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise InputError("a video needs at least one frame")
-    height, width = _checked(first, np.shape(first)).shape[:2]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"its folder cannot be made ({error.strerror})") from error
-    # untagged, each player guesses another matrix
-    tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-    filters = f"scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,{tags},setsar={sample_aspect}"
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"]
-    options = ["-vf", filters, "-c:v", "libx264", "-crf", str(crf), "-preset", "medium"]
-    options += ["-pix_fmt", "yuv444p" if width % 2 or height % 2 else "yuv420p", *layout]
-    arguments = [*raw, "-framerate", str(exact_rate(fps)), "-i", "pipe:0", *options, location(path)]
-    return _feed(arguments, chain([first], frames), np.shape(first))
 
+    def __init__(
+        self,
+        path: Path,
+        fps: float | Fraction,
+        crf: int = 18,
+        layout: Sequence[str] = INDEX_FIRST,
+        sample_aspect: Fraction = Fraction(1),
+    ) -> None:
+        self.path, self.fps, self.crf, self.layout, self.sample_aspect = path, fps, crf, layout, sample_aspect
+        self.count, self.shape, self.process = 0, (), None
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, closed by __exit__
 
-def _feed(arguments: list[str], frames: Iterator[np.ndarray], shape: tuple[int, ...]) -> int:
-    """Runs ffmpeg on frames of `shape`; whatever ends it, the frames sent so far are written out."""
-    count = 0
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=errors)
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """The next frame."""
+        if self.process is None:
+            self._start(frame)
         try:
-            for frame in frames:
-                process.stdin.write(np.ascontiguousarray(_checked(frame, shape)).data)
-                count += 1
+            self.process.stdin.write(np.ascontiguousarray(_checked(frame, self.shape)).data)
         except BrokenPipeError:
-            pass  # ffmpeg has ended; why is in its log
+            self._end()  # ffmpeg has ended; why is in its log
+            raise InputError(f"ffmpeg ended after {self.count} frames, before the last") from None
+        self.count += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self.process is not None:
+                _hang_up(self.process)
+            if kind is None:
+                self._end()
         finally:
-            _hang_up(process)
-        if process.returncode != 0:
-            errors.seek(0)
-            reason = complaint(errors.read()) or f"ffmpeg ended with {process.returncode}"
-            raise InputError(f"writing stopped after about {count} frames ({reason})")
-    return count
+            self.errors.close()
+
+    def _start(self, first: np.ndarray) -> None:
+        self.shape = np.shape(first)
+        height, width = _checked(first, self.shape).shape[:2]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"its folder cannot be made ({error.strerror})") from error
+        # untagged, each player guesses another matrix
+        tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+        filters = f"scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,{tags}"
+        raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"]
+        options = ["-vf", f"{filters},setsar={self.sample_aspect}", "-c:v", "libx264", "-crf", str(self.crf)]
+        options += ["-preset", "medium", "-pix_fmt", "yuv444p" if width % 2 or height % 2 else "yuv420p", *self.layout]
+        rate = ["-framerate", str(exact_rate(self.fps)), "-i", "pipe:0"]
+        arguments = command(*raw, *rate, *options, location(self.path))
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=self.errors)
+
+    def _end(self) -> None:
+        if self.process is None:
+            raise InputError("a video needs at least one frame")
+        _hang_up(self.process)
+        if self.process.returncode != 0:
+            self.errors.seek(0)
+            reason = complaint(self.errors.read()) or f"ffmpeg ended with {self.process.returncode}"
+            raise InputError(f"writing stopped after about {self.count} frames ({reason})")
 
 
 def _hang_up(process: subprocess.Popen) -> None:

@@ -1,7 +1,7 @@
 """Opening a prior: the model's folder is found, then the family that knows it, which does the rest."""
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 import torch
@@ -12,10 +12,9 @@ from csd3d.priors.hub import fetch_weights, find_model
 from csd3d.priors.memory import ATTENTION
 from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder, quiet
 from csd3d.priors.prior import Defaults, Options, Prior
-from csd3d.schema import path_key
+from csd3d.schema import incidental, path_key
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NOT_IDENTITY = {"identity": False}  # a key that changes no result
 
 
 @dataclass
@@ -24,21 +23,14 @@ class PriorConfig:
 
     model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
     family: str = "auto"  # what kind of model it is: auto (told by its configs), or a registered family's name
-    # CUDA if there is one (auto) | cpu | cuda | cuda:N
-    device: str = field(default="auto", metadata=NOT_IDENTITY)
-    # of the noise predictor's matrix products: auto (float32 on the CPU, float16 on CUDA) | float32 | bfloat16 |
-    # float16; weights are held in float32 all the same
+    device: str = incidental("auto")  # auto (CUDA if there is one), cpu, cuda or cuda:N
+    # of the noise predictor's matrix products: auto (float32 on the CPU, float16 on CUDA), float32, bfloat16, float16
     dtype: str = "auto"
-    # most elements sent through a network at once; less needs less memory
-    micro_batch: int = field(default=16, metadata=NOT_IDENTITY)
-    # auto | sdpa | sliced (UNets only); see `memory.set_attention`
-    attention: str = field(default="auto", metadata=NOT_IDENTITY)
-    # the VAE takes one image at a time, whatever micro_batch is
-    vae_slicing: bool = field(default=False, metadata=NOT_IDENTITY)
-    # the text encoder is freed once the first noise is predicted; a job embeds its prompts before
-    drop_text_encoder: bool = field(default=False, metadata=NOT_IDENTITY)
-    # a folder that keeps embeddings of prompts from run to run; "" for none
-    embedding_cache: str = path_key(identity=False)
+    micro_batch: int = incidental(16)  # most elements sent through a network at once; less needs less memory
+    attention: str = incidental("auto")  # auto, sdpa, or sliced (UNets only)
+    vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
+    drop_text_encoder: bool = incidental(False)  # the text encoder is freed once the first noise is predicted
+    embedding_cache: str = path_key(identity=False)  # a folder that keeps embeddings of prompts from run to run
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):

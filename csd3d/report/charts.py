@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
+
+from csd3d.engine.logs import read_curves
 
 WIDTH, HEIGHT = 440, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 30
@@ -22,6 +25,21 @@ class Curves:
     lines: dict[str, Line] = field(default_factory=dict)
     x_label: str = "step"
     log: bool = False
+
+
+def charts(folder: Path, wanted: Sequence[tuple[str, str]]) -> list[Curves]:
+    """The curves of a run that say how it went, as (title, tag); a loss is drawn on a logarithmic scale."""
+    curves = read_curves(folder)
+
+    def chart(title: str, tag: str) -> Curves:
+        lines = {
+            phase: tuple(zip(*[(x, y) for x, y in series[tag] if y is not None], strict=True))
+            for phase, series in curves.items()
+            if tag in series
+        }
+        return Curves(title, {phase: line for phase, line in lines.items() if line}, log=tag == "loss")
+
+    return [chart(title, tag) for title, tag in wanted]
 
 
 def chart_svg(curves: Curves) -> str:

@@ -66,6 +66,16 @@ class ViewRow:
 
 
 @dataclass
+class Whole:
+    """A picture in its full width, with a link to the `file` that it is a copy of: its path from the run folder."""
+
+    label: str
+    image: Picture
+    file: str
+    method: str = ""
+
+
+@dataclass
 class ReportData:
     """All that a report shows; what is empty is left out of the page. Pictures are `[H, W, 3]`, float in [0, 1] or
     uint8.
@@ -78,6 +88,7 @@ class ReportData:
     facts: dict[str, str] = field(default_factory=dict)  # a few headline numbers, already written out
     view_names: Sequence[str] = ()
     rows: Sequence[ViewRow] = ()
+    wholes: Sequence[Whole] = ()
     methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> name shown; the first is ours
     results: dict[str, dict[str, float | int | None]] = field(default_factory=dict)  # method -> metric -> value
     metric_notes: str = ""
@@ -102,6 +113,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "hero": _hero(data),
         "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
         "facts": _facts(data.facts),
+        "wholes": _wholes(data.wholes),
         "views": _views(data.rows, data.view_names),
         "results": _results(data),
         "motion": _motion(data),
@@ -179,6 +191,17 @@ def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
         "The views",
         f'<div class="wall" tabindex="0"><div class="grid" style="--n:{count}">{head}{"".join(cells)}</div></div>',
     )
+
+
+def _wholes(wholes: Sequence[Whole]) -> str:
+    """One below the other, so that a wide picture is seen as wide as the page is."""
+    figures = "".join(
+        f'<figure data-method="{escape(whole.method)}"><a href="{escape(quote(whole.file))}">'
+        f"{_img(whole.image, whole.label)}</a><figcaption>{escape(whole.label)}, full size: "
+        f'<a href="{escape(quote(whole.file))}">{escape(whole.file)}</a></figcaption></figure>'
+        for whole in wholes
+    )
+    return _section("The whole picture", f'<div class="wholes">{figures}</div>') if figures else ""
 
 
 def _results(data: ReportData) -> str:

@@ -16,8 +16,10 @@ from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
 from csd3d.evaluation.text import AssetsSeen, held_out
 from csd3d.export import write_video
+from csd3d.report.charts import charts
+from csd3d.report.models import render_path, save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
-from csd3d.report.scene import charts, render_path, save_each, save_grid, save_mesh
+from csd3d.report.pictures import save_each, save_grid
 from csd3d.representations.batch import Assets
 
 Titles = Mapping[str, str]

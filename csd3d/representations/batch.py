@@ -1,6 +1,7 @@
-"""What text to 3D makes: N radiance fields side by side, rendered at a step's cameras, lit as the step says.
+"""What text to 3D makes: N scenes side by side, rendered at a step's cameras, lit as the step says.
 
-Symbols: N assets (NeRFs), V views a step of S² pixels; particles are asset-major, N·V of them.
+Symbols: N assets, V views a step of S² pixels; particles are asset-major, N·V of them. Assets are reached through the
+protocol in `base` alone.
 """
 
 import copy
@@ -15,7 +16,9 @@ from csd3d.cameras import Cameras
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
 from csd3d.rendering import RenderConfig, Rendered, Shading
-from csd3d.representations.hashgrid import SceneModel, opacity_entropy
+from csd3d.representations.base import Representation
+from csd3d.representations.fit import opacity_entropy
+from csd3d.representations.hashgrid import HashGrid
 
 Schedule = float | tuple[float, float, float, float]  # a value, or (first step, its value, last step, its value)
 BYTES_A_SAMPLE = 1700  # of a training render: activations of encoding and networks, kept for the backward pass
@@ -94,9 +97,14 @@ class AssetConfig:
         if max(value for _, value in self.levels) > self.field.levels:
             raise ValueError(f"levels asks for more than field.levels, {self.field.levels}")
 
+    @property
+    def representation(self) -> Representation:
+        """What each asset is made of."""
+        return HashGrid(self.field, self.render)
+
 
 class Assets(nn.Module):
-    """N scene models, each with a start of its own; before `backdrop`, rgb, where one is given."""
+    """N scenes, each with a start of its own; before `backdrop`, rgb, where one is given."""
 
     def __init__(
         self, config: AssetConfig, count: int, generator: torch.Generator, backdrop: tuple[float, ...] | None = None
@@ -104,35 +112,32 @@ class Assets(nn.Module):
         super().__init__()
         e = config.extent
         self.register_buffer("aabb", torch.tensor([-e, -e, -e, e, e, e]))
-        parts = (config.field, config.render, self.aabb.cpu(), generator)
-        self.models = nn.ModuleList(SceneModel(*parts, background=backdrop or config.background) for _ in range(count))
+        parts, background = (self.aabb.cpu(), generator), backdrop or config.background
+        self.models = nn.ModuleList(config.representation.open(*parts, background=background) for _ in range(count))
 
     def render(
         self, cameras: Cameras, jitter: Tensor, shading: Shading, colour: Tensor | None, distortion: bool = False
     ) -> "AssetViews":
         """All assets at the same cameras [V]; `jitter` [N, V·S²]; `colour` [3] stands in for the backgrounds."""
-        cameras = cameras.to(self.aabb.device)
-        rays = [torch.cat(parts) for parts in zip(*(cameras.image_rays(i) for i in range(len(cameras))), strict=True)]
         plain = None if colour is None else lambda d: colour.to(d).expand_as(d)
-        found = [m.render_rays(*rays, j, shading, plain, distortion) for m, j in zip(self.models, jitter, strict=True)]
-        shape = (len(self.models) * len(cameras), cameras.height, cameras.width)
-        rgb = torch.cat([view.rgb for view in found]).view(*shape, 3)
-        return AssetViews(rgb.permute(0, 3, 1, 2), found)
+        jitter = jitter.unflatten(1, (len(cameras), cameras.height, cameras.width))
+        found = [m.render(cameras, j, shading, plain, distortion) for m, j in zip(self.models, jitter, strict=True)]
+        return AssetViews(torch.cat([view.rgb for view in found]).permute(0, 3, 1, 2), found)
 
     def set_levels(self, levels: int) -> None:
-        """How many levels of the hash grids count."""
+        """How many levels of detail count."""
         for model in self.models:
-            model.field.active_levels = levels
+            model.set_levels(levels)
 
     def update_grids(self, step: int, generator: torch.Generator) -> None:
-        """The occupancy grids' upkeep."""
+        """What has to be done before a step."""
         for model in self.models:
-            model.grid.update(step, model.field, generator)
+            model.keep_up(step, generator)
 
 
 @dataclass
 class AssetViews:
-    """Pictures [N·V, 3, S, S], asset-major, and what each asset's rays reported."""
+    """Pictures [N·V, 3, S, S], asset-major, and what each asset's views [V, S, S] reported."""
 
     images: Tensor
     rendered: list[Rendered]

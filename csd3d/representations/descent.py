@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from csd3d.representations.batch import Assets
-from csd3d.representations.hashgrid import gradients_finite
+from csd3d.representations.fit import gradients_finite
 
 
 @dataclass

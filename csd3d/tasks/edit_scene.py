@@ -1,39 +1,54 @@
-"""Edit a captured scene by an instruction: reconstruct, edit by each method, measure, export.
+"""Edit a captured scene by an instruction: reconstruct it, edit it by each editor, measure, export.
 
-Each phase (reconstruct, then one a method) is a fit of a scene to pictures and checkpoints itself under its own name;
+Each phase (reconstruct, then one an editor) is a fit of a scene to pictures and checkpoints itself under its own name;
 a resumed run finds finished phases finished and goes on in the one it was killed in.
 """
 
 import copy
 import dataclasses
-import logging
+import json
 from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
 
+from csd3d import registry
+from csd3d.config import defining_values, to_yaml
 from csd3d.datasets import Capture, SceneConfig, load_capture
-from csd3d.editors.updates import UPDATERS, UpdateConfig, ViewEditor
+from csd3d.editors.fitting import FitPhase, fit_phase, new_phase
+from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, run_steps
-from csd3d.evaluation.ground_truth import load_truth
+from csd3d.engine.phase import Job, Phase
+from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
-from csd3d.fields import FieldConfig
-from csd3d.priors import DiffusersPrior, PriorConfig, load_prior
+from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
-from csd3d.rendering import RenderConfig
-from csd3d.report.scene import ExportConfig, save_results, save_strip
-from csd3d.representations.hashgrid import (
-    FitConfig,
-    Pictures,
-    SceneModel,
-    check_patches,
-    fit_step,
-    learning_rate,
-    make_optimiser,
+from csd3d.report.camera_path import video_cameras
+from csd3d.report.charts import charts
+from csd3d.report.models import ExportConfig, save_mesh
+from csd3d.report.page import ReportData, write_report
+from csd3d.report.pictures import save_grid, save_strip
+from csd3d.report.scene import (
+    METRIC_NOTE,
+    TRUTH_NOTE,
+    Edited,
+    SceneResults,
+    facts,
+    save_pictures,
+    save_videos,
+    view_rows,
 )
+from csd3d.representations.base import SceneModel
+from csd3d.representations.fit import FitConfig, check_patches
+from csd3d.schema import ByName, Chosen, OneOf, choose, incidental
 
-logger = logging.getLogger("csd3d")
+EDITOR = OneOf("scene_editor", settings="editors")
+EDITOR_KEYS = ("editor", "editors", "compare")  # which only the phase of an editor depends on, and on its own alone
+
+
+def _edit_fit() -> FitConfig:
+    rates = {"learning_rate": 5e-3, "final_learning_rate": 5e-4}
+    return FitConfig(steps=600, rays=2048, **rates, patches=2, perceptual_weight=0.05)
 
 
 @register("task", "edit_scene", title="Edit of a captured scene")
@@ -42,61 +57,75 @@ class EditSceneConfig:
     """The job of `configs/csd-edit-scene.yaml`."""
 
     task: str = "edit_scene"
-    name: str = "edit-scene"
-    prompt: str = ""
-    seed: int = 0
-    scene: SceneConfig = field(default_factory=SceneConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    field: FieldConfig = field(default_factory=FieldConfig)
-    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)
-    reconstruct: FitConfig = dataclasses.field(default_factory=FitConfig)
-    update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
-    compare: list[str] = dataclasses.field(default_factory=list)
-    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
-    save_seconds: float = 30.0  # between checkpoints
+    name: str = incidental("edit-scene")  # of the run's folder
+    prompt: str = ""  # the instruction, such as "paint it blue"
+    seed: int = 0  # of all that is random
+    plugins: list[str] = incidental(default_factory=list)  # modules or files that register things
+    scene: SceneConfig = field(default_factory=SceneConfig)  # the capture
+    prior: PriorConfig = field(default_factory=PriorConfig)  # an editing model
+    representation: Annotated[Chosen, OneOf("representation")] = field(  # what the scene is made of
+        default_factory=lambda: choose("representation", "hashgrid")
+    )
+    reconstruct: FitConfig = field(default_factory=FitConfig)  # the fit to the capture
+    fit: FitConfig = field(default_factory=_edit_fit)  # the fit to the pictures that are being edited
+    keep_detail: bool = True  # give edited views back what the VAE lost of their photos, where nothing was changed
+    editors: Annotated[dict[str, Any], ByName("scene_editor")] = field(default_factory=dict)  # settings by editor
+    editor: Annotated[Chosen, EDITOR] = field(default_factory=lambda: choose("scene_editor", "csd_edit"))  # the main
+    compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)  # others; NAME+WORD: one once more
+    export: ExportConfig = incidental(default_factory=ExportConfig)  # mesh and video
+    save_seconds: float = incidental(30.0)  # between checkpoints
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "field": "representation.field",
+        "render": "representation.render",
+        "update.method": "editor",
+        "update.keep_detail": "keep_detail",
+        "update.fit": "fit",
+        **{
+            f"{place}.edit.{key}": f"editors.csd_edit.{key}"
+            for place in ("update.csd_edit", "editors.csd_edit", "editor")
+            for key in ("text_scale", "image_scale", "baseline")
+        },
+        "update.csd_edit": "editors.csd_edit",
+        "update.in2n": "editors.in2n",
+    }
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
-        for method in self.compare:
-            if method not in UPDATERS:
-                raise ValueError(f"compare names {method!r}: choose among {', '.join(UPDATERS)}")
+        for chosen in self.compare:
+            if chosen != self.chosen[chosen.name]:
+                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
+
+    @property
+    def chosen(self) -> dict[str, Chosen]:
+        """The editors to run by their names, the main one first."""
+        named = [self.editor, *self.compare]
+        return {chosen.name: chosen for chosen in reversed(named)} | {self.editor.name: self.editor}
 
     @property
     def methods(self) -> list[str]:
-        """The methods run, the main one first."""
-        return list(dict.fromkeys([self.update.method, *self.compare]))
+        """The names of the editors, the main one first."""
+        return list(dict.fromkeys([self.editor.name, *(chosen.name for chosen in self.compare)]))
 
     @property
     def told(self) -> str:
         """What is asked for, in words."""
         return self.prompt
 
-    def open(self, device: torch.device) -> "EditJob":
-        """Opens everything that can be wrong before any work is done: the capture and the prior."""
-        capture = load_capture(self.scene)
-        check_patches(self.update.fit, capture)
-        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
-        return EditJob(config=self, device=device, capture=capture, prior=prior)
-
     @property
     def phases(self) -> list[str]:
         """What a run goes through, in order."""
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
-
-@dataclass(kw_only=True)
-class EditPhase(Phase):
-    """The fit of a scene to pictures, which an edit replaces as it goes."""
-
-    model: SceneModel
-    optimiser: torch.optim.Adam
-    images: Tensor
-    samples_per_ray: float = 512.0
-
-    PARTS = (*Phase.PARTS, "model", "optimiser")
-    TENSORS = ("images",)
-    COUNTERS = (*Phase.COUNTERS, "samples_per_ray")
+    def open(self, device: torch.device) -> "EditJob":
+        """Opens everything that can be wrong before any work is done: the capture and the prior."""
+        capture = load_capture(self.scene)
+        for key in ("reconstruct", "fit"):
+            check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
+        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
+        prior.condition(["", self.prompt])  # embedded while there is a text encoder
+        return EditJob(config=self, device=device, capture=capture, prior=prior)
 
 
 @dataclass(kw_only=True)
@@ -104,104 +133,117 @@ class EditJob(Job):
     """A run of this task, on its capture."""
 
     capture: Capture
-    prior: DiffusersPrior
+    prior: Prior
+    truth: Truth | None = None
 
     @property
     def wanted(self) -> list[str]:
         return ["reconstruct", *self.config.methods]
 
+    def identity_of(self, name: str) -> dict[str, Any]:
+        """Of the settings of editors a phase depends on those of its own."""
+        values = {key: value for key, value in self.identity.items() if key.partition(".")[0] not in EDITOR_KEYS}
+        own = defining_values(self.config.chosen[name]) if name in self.config.chosen else {}
+        return values | {f"editor.{key}": value for key, value in own.items()}
+
     def run_phases(self) -> dict[str, Phase]:
-        """Reconstructs the scene, then edits it by each method."""
+        """Reconstructs the scene, then edits it by each editor."""
         source = reconstruct(self)
         done = {"reconstruct": source}
-        editor = ViewEditor(self.prior, self.capture, self.config.prompt, self.config.update.keep_detail)
+        photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
         # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
-        for method in self.config.methods if source.finished else ():
-            if self.may_run(method):
-                done[method] = edit(self, editor, source.model, method)
+        for name in self.config.methods if source.finished else ():
+            if self.may_run(name):
+                done[name] = edit(self, photos, source.model, name)
         return done
 
     def measure(self, done: dict[str, Phase]) -> dict:
         """Reconstruction against the held-out photos; each edit against the truth, and its views against each other."""
         source, edited = split(done)
         self.truth = load_truth(self.capture, self.config.prompt)
-        main, results = self.config.update.method, {}
-        for method, phase in edited.items():
+        main, results = self.config.editor.name, {}
+        for name, phase in edited.items():
             figures = evaluate_edit(phase.model, source.model, phase.images, self.capture, self.truth)
-            results[method] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+            results[name] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
         seconds = {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,
-            "compare": sum(phase.seconds for method, phase in edited.items() if method != main),
+            "compare": sum(phase.seconds for name, phase in edited.items() if name != main),
         }
         reconstruction = evaluate_reconstruction(source.model, self.capture)
         return {"seconds": seconds, "reconstruction": reconstruction, "results": results}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Pictures, videos, mesh and report."""
-        save_results(self, *split(done), self.truth, metrics)
+        config, folder, capture = self.config, self.folder, self.capture
+        source, phases = split(done)
+        edited = {name: Edited(title(name), phase.model, phase.images) for name, phase in phases.items()}
+        results = SceneResults(capture, source.model, edited, config.editor.name, self.truth)
+        self.announce("video")
+        cameras = video_cameras(capture, config.export.video_frames)
+        save_pictures(folder / "images", results)
+        videos, before = save_videos(folder / "videos", results, cameras, config.export)
+        self.announce("mesh")
+        note, turntable, _ = save_mesh(self, results.final, cameras, capture.aabb, capture.folder.name)
+        self.announce("report")
+        rows = view_rows(results, metrics)
+        save_grid(folder / "images" / "views.png", rows)
+        report = ReportData(
+            prompt=config.prompt,
+            scene=str(capture.folder.name),
+            before=before,
+            after=results.final.render_views(cameras, torch.tensor([0])).rgb[0].clamp(0, 1),
+            facts=facts(metrics, results.main),
+            view_names=[capture.names[int(i)] for i in results.shown],
+            rows=rows,
+            methods={name: shown.title for name, shown in edited.items()},
+            results=metrics["results"],
+            metric_notes=("" if self.truth is None else TRUTH_NOTE) + METRIC_NOTE,
+            videos=videos,
+            turntable=turntable,
+            mesh_note=note,
+            curves=charts(folder, (("PSNR of the fit, dB", "psnr"), ("Loss", "loss"))),
+            config=to_yaml(config),
+            environment=json.loads((folder / "environment.json").read_text()),
+        )
+        write_report(folder / "report.html", report)
 
-    def new_phase(self, name: str, images: Tensor, fit: FitConfig, start: SceneModel | None = None) -> EditPhase:
-        """A phase at its first step: a new scene, or a copy of `start`."""
-        config, generator = self.config, self.generator(name)
-        if start is None:
-            box = (self.capture.aabb, generator, self.capture.unbounded)
-            model = SceneModel(config.field, config.render, *box).to(self.device)
-        else:
-            model = copy.deepcopy(start)
-        return EditPhase(generator, model=model, optimiser=make_optimiser(model, fit), images=images.clone())
 
-
-def split(done: dict[str, Phase]) -> tuple[EditPhase, dict[str, EditPhase]]:
-    """The reconstruction, and the edits by method."""
+def split(done: dict[str, Phase]) -> tuple[FitPhase, dict[str, FitPhase]]:
+    """The reconstruction, and the edits by editor."""
     return done["reconstruct"], {name: phase for name, phase in done.items() if name != "reconstruct"}
 
 
-def reconstruct(job: Job) -> EditPhase:
+def title(name: str) -> str:
+    """What reports call the editor NAME, or NAME+WORD."""
+    base, plus, word = name.partition("+")
+    return registry.title("scene_editor", base) + (f" ({word})" if plus else "")
+
+
+def reconstruct(job: EditJob) -> FitPhase:
     """Fits the scene to the capture as it is."""
-    fit = job.config.reconstruct
-    phase = job.new_phase("reconstruct", job.capture.images, fit)
-    fit_phase(job, phase, "reconstruct", fit)
+    config, capture, generator = job.config, job.capture, job.generator("reconstruct")
+    model = config.representation.thing.open(capture.aabb, generator, capture.unbounded).to(job.device)
+    phase = new_phase(generator, model, capture.images, config.reconstruct)
+    fit_phase(job, "reconstruct", phase, capture, config.reconstruct)
     return phase
 
 
-def edit(job: EditJob, editor: ViewEditor, source: SceneModel, method: str) -> EditPhase:
-    """Edits the scene by one method, starting from the reconstruction."""
-    config = job.config.update
-    phase = job.new_phase(method, job.capture.images, config.fit, source)
-    updater = UPDATERS[method]
+def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> FitPhase:
+    """Edits the scene by one editor, starting from the reconstruction `start`."""
+    config, editor = job.config, job.config.chosen[name].thing
+    phase = new_phase(job.generator(name), copy.deepcopy(start), job.capture.images, config.fit)
+    state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed)
 
     def update(step: int, curves: Curves) -> None:
-        before = editor.prior.unet_evaluations
-        inner = []
-        arguments = (editor, phase.model, phase.images, step, config, phase.generator)
-        updater(*arguments, lambda report: inner.append(report))
-        phase.unet_evaluations += editor.prior.unet_evaluations - before
+        before, inner = job.prior.unet_evaluations, []
+        state.images = phase.images  # a resumed phase has brought its own
+        editor.update(state, step, inner.append)
+        phase.unet_evaluations += job.prior.unet_evaluations - before
         if inner:
             keys = inner[0].keys()
             curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})
-            preview = job.folder / "images" / f"preview-{method}.png"
-            save_strip(preview, phase.images[job.capture.train[:8]])
+            save_strip(job.folder / "images" / f"preview-{name}.png", phase.images[job.capture.train[:8]])
 
-    fit_phase(job, phase, method, config.fit, update, editor.prior.features)
+    fit_phase(job, name, phase, job.capture, config.fit, update, job.prior.features)
     return phase
-
-
-def fit_phase(job: EditJob, phase: EditPhase, name: str, fit: FitConfig, update=None, features=None) -> None:
-    """Runs the steps that are left of a phase; `update(step, curves)` comes before each, and may replace pictures."""
-    report: dict[str, float] = {}
-    pictures = Pictures(phase.images, job.capture.cameras, job.capture.masks, job.capture.train)
-
-    def advance(step: int, curves: Curves) -> dict[str, float]:
-        pictures.images = phase.images  # a resumed phase has brought its own
-        if update is not None:
-            update(step, curves)
-        for group in phase.optimiser.param_groups:
-            group["lr"] = learning_rate(fit, step, fit.steps)
-        phase.model.grid.update(step, phase.model.field, phase.generator)
-        parts = (phase.model, phase.optimiser, pictures, fit, phase.generator, phase.samples_per_ray, features)
-        report.update(fit_step(*parts))
-        phase.samples_per_ray = report["samples_per_ray"]
-        return report
-
-    run_steps(job, phase, name, fit.steps, advance, lambda: f"psnr {report.get('psnr', 0):.1f} dB")

@@ -20,7 +20,8 @@ from csd3d.engine.phase import Job, Phase, run_steps, without_root
 from csd3d.evaluation.text import EvaluateConfig, evaluate, held_out, held_out_views
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
-from csd3d.report.scene import ExportConfig, save_strip
+from csd3d.report.models import ExportConfig
+from csd3d.report.pictures import save_strip
 from csd3d.report.text import save_assets, slug
 from csd3d.representations.batch import (
     AssetConfig,
@@ -165,7 +166,7 @@ class AssetJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.runs)
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> dict[str, Any]:
         """A phase depends on its own method's settings, which `compare` may name."""
         return self.identity | without_root(self.config.runs[name].identity)
 

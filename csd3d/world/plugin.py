@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from csd3d.canvas.clip import Captions, Footage, WorldConfig
+from csd3d.canvas.clip import Captions, Clip, DemoConfig
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import TrueViews, own_cameras
 from csd3d.registry import register
@@ -27,35 +27,35 @@ if TYPE_CHECKING:  # the truth about captures is told without what the metrics n
 
 
 @register("demo", "strip", title="A row of objects of the procedural world")
-def world_strip(config: WorldConfig, instruction: str | Sequence[str | None]) -> Footage:
+def world_strip(config: DemoConfig, instruction: str | Sequence[str | None]) -> Clip:
     """A picture of a row of objects, with its true edits by an instruction, or by one for each object (None: as is)."""
     strip = wide_strip(config.seed, config.width, config.height)
     alike = isinstance(instruction, str) or len(instruction) == len(strip.scenes)
     rows = row_answers(strip.scenes, instruction) if alike else []
     answers = strip_edits(strip, instruction)[:, None] if rows else None
     pixels = torch.from_numpy(strip.rgb).permute(2, 0, 1)[None]
-    found = Footage(f"{len(strip.scenes)} objects of the world", 1, *strip.rgb.shape[:2], _frames_of(pixels))
+    found = Clip(f"{len(strip.scenes)} objects of the world", 1, *strip.rgb.shape[:2], _frames_of(pixels))
     found.answers, found.captions = answers, _captions(strip.scenes, rows)
     return found
 
 
 @register("demo", "orbit", title="A camera on its way around an object of the procedural world")
-def world_orbit(config: WorldConfig, instruction: str) -> Footage:
+def world_orbit(config: DemoConfig, instruction: str) -> Clip:
     """A square video, `config.height` a side, of one object from all sides, with its true edits and its true flow."""
-    clip = orbit_clip(config.seed, config.frames, config.height)
-    edit, answers = find_edit(clip.scene, instruction), clip_edits(clip, instruction)
-    pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    orbit = orbit_clip(config.seed, config.frames, config.height)
+    edit, answers = find_edit(orbit.scene, instruction), clip_edits(orbit, instruction)
+    pixels = torch.from_numpy(orbit.frames).permute(0, 3, 1, 2)
 
     def read(indices: Sequence[int]) -> Tensor:
         return pixels[list(indices)].float() / 255
 
     def flow(a: int, b: int) -> tuple[Tensor, Tensor]:
-        motion, seen = true_flow(clip, a, b)
+        motion, seen = true_flow(orbit, a, b)
         return torch.from_numpy(motion), torch.from_numpy(seen)
 
-    found = Footage("an object of the world", *clip.frames.shape[:3], read, fps=clip.fps, flow=flow)
+    found = Clip("an object of the world", *orbit.frames.shape[:3], read, fps=orbit.fps, flow=flow)
     rows = [(scene,) for scene in edit.answers] if edit else []
-    found.answers, found.captions = answers if len(answers) else None, _captions((clip.scene,), rows)
+    found.answers, found.captions = answers if len(answers) else None, _captions((orbit.scene,), rows)
     return found
 
 
@@ -70,7 +70,7 @@ def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:
 
 @dataclass
 class WorldSceneTruth:
-    """What the edit of a capture of the world should look like; see `csd3d.evaluation.ground_truth.SceneTruth`."""
+    """What the edit of a capture of the world should look like; see `csd3d.evaluation.ground_truth.Truth`."""
 
     capture: Capture
     source: Scene

@@ -14,7 +14,7 @@ from benchmarks import edit_2d
 from benchmarks.curves import COLOURS, draw_curves
 from csd3d.evaluation.text import Judge
 from csd3d.metrics import ClipModel
-from csd3d.tasks import run_2d
+from csd3d.tasks import edit_canvas
 
 
 def embed_texts(texts):
@@ -27,9 +27,10 @@ def run(tmp_path_factory, tmp_path, monkeypatch, capsys):
     """Runs the command line on tiny inputs; what it printed, and the JSON it wrote."""
     prior = save_tiny_pipeline(tmp_path_factory.mktemp("prior"))
     judge = Judge(ClipModel("CLIP (mean colours)", lambda x: F.normalize(x.mean((2, 3)), dim=-1), embed_texts))
-    monkeypatch.setattr(run_2d, "load_judge", lambda source, device: judge)
-    small = ["world.width=64", "world.height=32", "world.frames=3", "passes=1", "edit.steps=2", "edit.batch=3"]
-    small += [f"prior.model={prior}", "baselines.sampling.steps=2"]
+    monkeypatch.setattr(edit_canvas, "load_judge", lambda source, device: judge)
+    small = ["world.width=64", "world.height=32", "world.frames=3"]
+    small += [f"prior.model={prior}", "sampling.steps=2", "editors.csd_edit.image_scale=1"]
+    small += [f"editors.csd_edit.{key}" for key in ("passes=1", "edit.steps=2", "edit.batch=3")]
 
     def call(*arguments):
         options = ["edit_2d", *small, "--json", str(tmp_path / "b.json"), "--work", str(tmp_path / "work")]

@@ -9,7 +9,7 @@ from csd3d.cameras import Cameras
 from csd3d.canvas import optical_flow as flow_module
 from csd3d.canvas.optical_flow import ClipFlow, consistent, flow_size, follow, resize_flow
 from csd3d.distillation.correspondence import to_latent
-from csd3d.representations.reprojection import view_correspondence
+from csd3d.editors.depth_sharing import view_correspondence
 from csd3d.world.render import FAR
 from csd3d.world.scroll import Clip, orbit_clip, true_flow
 

@@ -16,26 +16,29 @@ from csd3d.interrupt import StopRequest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The same operations on both devices: the native kernels round otherwise than the torch reference.
-REFERENCE = ["render.backend=reference", "field.backend=reference"]
+REFERENCE = ["representation.render.backend=reference", "representation.field.backend=reference"]
 MESH = ["export.mesh.resolution=24", "export.mesh.texture_size=64", "export.mesh.face_budget=400"]
 FIT = ["rays=128", "samples=2048", "warmup=1"]
-CANVAS = ["baselines.sampling.steps=1", "passes=1", "edit.steps=2"]
+CANVAS = ["sampling.steps=1", "editors.csd_edit.passes=1", "editors.csd_edit.edit.steps=2"]
 DISTILL = ["distill.steps=2", "methods.vsd.rank=1"]
 JOBS: dict[str, tuple[str, list[str]]] = {
     "edit_scene": ("csd-edit-scene", [
-        *REFERENCE, *MESH, "scene.downscale=8", "render.steps=24", "render.resolution=16",
-        "field.levels=2", "field.hidden=16", "export.mesh.threshold=1",
+        *REFERENCE, *MESH, "scene.downscale=8",
+        *(f"representation.render.{key}" for key in ("steps=24", "resolution=16")),
+        "representation.field.levels=2", "representation.field.hidden=16", "export.mesh.threshold=1",
         *(f"reconstruct.{key}" for key in ("steps=6", *FIT)),
-        *(f"update.fit.{key}" for key in ("steps=4", "patches=1", "patch_size=8", "distortion_weight=0.01", *FIT)),
-        "update.csd_edit.edit_every=2", "update.csd_edit.edit.steps=1", "update.csd_edit.later_steps=1",
-        "update.csd_edit.correspondence=depth", "update.csd_edit.views=3",
-        "update.in2n.edit_rate=2", "update.in2n.ddim_steps=1", "export.video_frames=2",
+        *(f"fit.{key}" for key in ("steps=4", "patches=1", "patch_size=8", "distortion_weight=0.01", *FIT)),
+        *(f"editors.csd_edit.{key}" for key in ("edit_every=2", "edit.steps=1", "later_steps=1")),
+        "editors.csd_edit.correspondence=depth", "editors.csd_edit.views=3",
+        "editors.in2n.edit_rate=2", "editors.in2n.ddim_steps=1", "export.video_frames=2",
     ]),
     "edit_image": ("csd-edit-image", [*CANVAS, "compare=[ip2p]", "world.width=64"]),
     "edit_regions": ("csd-edit-regions", [
         *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
     ]),
-    "edit_video": ("csd-edit-video", [*CANVAS, "edit.batch=3", "world.frames=3", "correspondence=flow"]),
+    "edit_video": ("csd-edit-video", [
+        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3", "editors.csd_edit.correspondence=flow",
+    ]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [
         *MESH, *DISTILL, "asset.render.backend=reference", "asset.field.backend=reference", "method=vsd+csd",

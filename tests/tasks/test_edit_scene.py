@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from csd3d import run as jobs
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.priors import Prior
+from csd3d.tasks import edit_scene
 from launch import main
 
 ROOT = Path(__file__).parents[2]
@@ -110,9 +113,9 @@ def test_a_stop_request_finishes_with_what_there_is_and_resume_completes_it(fini
 
 def test_a_checkpoint_of_another_config_is_refused(finished, capsys):
     assert main(["--resume", str(finished), "prompt=make it blue"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "prompt" in error
+    *_, error = capsys.readouterr().err.splitlines()  # below the lines with which a run begins
+    assert error.startswith("error: ")
+    assert "prompt: the checkpoint belongs to a run with" in error
 
 
 @pytest.mark.parametrize(
@@ -121,10 +124,14 @@ def test_a_checkpoint_of_another_config_is_refused(finished, capsys):
         ("prompt=", "prompt"),
         ("scene.path=/nowhere", "scene.path"),
         ("prior.model=/nowhere", "prior.model"),
-        ("update.method=magic", "csd_edit"),
+        ("editor=magic", "csd_edit"),
         ("compare=[magic]", "csd_edit"),
-        ("update.fit.patch_size=64", "patch_size"),
-        ("update.edit.steps=1", "update.csd_edit"),
+        ("compare=[{type: csd_edit, rounds: 5}]", "csd_edit is named twice"),
+        ("fit.patch_size=64", "fit.patch_size"),
+        ("reconstruct={patches: 1, patch_size: 64}", "reconstruct.patch_size"),
+        ("editors.csd_edit.steps=1", "editors.csd_edit.later_steps"),
+        ("representation=splats", "hashgrid"),
+        ("representation.render.levels=0", "render.levels"),
         ("reconstruct.steps=many", "reconstruct.steps"),
         ("reconstruct.learning_rate=-1", "learning_rate"),
     ],
@@ -137,6 +144,92 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(tiny_config, tmp_path, 
     assert error.count("\n") == 1
     assert said in error
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["field.levels=2"], ["field is now representation.field"]),
+        (["render.steps=9"], ["render is now representation.render"]),
+        (["update.method=in2n"], ["update.method is now editor"]),
+        (["update.keep_detail=false"], ["update.keep_detail is now keep_detail"]),
+        (["update.fit.steps=3", "update.in2n.edit_rate=3"], ["is now fit", "is now editors.in2n"]),
+        (["update.csd_edit.edit.text_scale=3"], ["text_scale is now editors.csd_edit.text_scale"]),
+        (["editors.csd_edit.edit.baseline=noise"], ["baseline is now editors.csd_edit.baseline"]),
+    ],
+)
+def test_keys_of_earlier_releases_say_where_they_are_now(tiny_config, tmp_path, capsys, overrides, said):
+    assert main(["--config", str(tiny_config), "--output", str(tmp_path / "out"), *overrides]) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in said), error
+
+
+def test_prior_capture_and_photos_are_opened_once_for_all_editors(tiny_config, tmp_path, monkeypatch):
+    counts = Counter()
+
+    def counted(owner, name):
+        real = getattr(owner, name)
+
+        def call(*arguments, **options):
+            counts[name] += 1
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(edit_scene, "load_prior")
+    counted(edit_scene, "load_capture")
+    counted(Prior, "encode_condition")
+    jobs.start(tiny_config, ["reconstruct.steps=4"], tmp_path / "out", None, "cpu", stop=StopRequest())
+    assert counts == {"load_prior": 1, "load_capture": 1, "encode_condition": 1}
+
+
+def test_an_editor_may_run_twice_under_names_of_its_own(tiny_config, tmp_path):
+    compare = "compare=[in2n, {type: in2n+shared, noise: shared}]"
+    keys = ["reconstruct.steps=4", compare, "editors.in2n.edit_rate=6"]
+    folder = jobs.start(tiny_config, keys, tmp_path / "out", None, "cpu", stop=StopRequest())
+    results, _ = read_results(folder)
+    assert list(results) == ["csd_edit", "in2n", "in2n+shared"]
+    assert results["in2n"] != results["in2n+shared"]
+    assert "Instruct-NeRF2NeRF, one by one (shared)" in (folder / "report.html").read_text()
+
+
+def test_a_run_may_be_compared_with_another_editor_later_but_not_change_one(finished, tiny_config, tmp_path, capsys):
+    folder = jobs.start(tiny_config, ["compare=[]"], tmp_path / "out", None, "cpu", stop=StopRequest())
+    settings = "{type: in2n, edit_rate: 4, ddim_steps: 2}"
+    jobs.resume(folder, [f"compare=[{settings}]"], "cpu", stop=StopRequest())
+    assert read_results(folder) == read_results(finished)
+    assert main(["--resume", str(folder), "compare=[{type: in2n, edit_rate: 5}]"]) == 2
+    assert "edit_rate" in capsys.readouterr().err
+
+
+TOYS = [
+    "plugins=[toy_parts]",
+    "representation={type: blobs, count: 12}",
+    "editor={type: tint, every: 3}",
+    "compare=[csd_edit]",
+    "fit.patches=0",
+    "fit.rays=1",
+    "export.mesh.threshold=2",
+]
+
+
+def test_an_editor_and_a_representation_from_outside_run_by_their_names(tiny_config, tmp_path):
+    folder = jobs.start(tiny_config, TOYS, tmp_path / "whole", None, "cpu", stop=StopRequest())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert list(metrics["results"]) == ["tint", "csd_edit"]
+    assert metrics["results"]["tint"]["unet_evaluations"] == 0
+    assert "Tinted in turn" in (folder / "report.html").read_text()
+    assert (folder / "mesh" / "mesh.glb").stat().st_size > 100
+    blobs = [json.loads(line)["blobs"] for line in (folder / "curves/reconstruct/curves.jsonl").open()]
+    assert (blobs[0], blobs[-1]) == (12, 24)  # it grew, and yet:
+    stop = StopRequest()
+    stop.requested = True
+    stopped = jobs.start(tiny_config, TOYS, tmp_path / "stopped", None, "cpu", stop=stop)
+    jobs.resume(stopped, [], "cpu", stop=StopRequest())
+    assert read_results(stopped) == read_results(folder)
+    jobs.resume(folder, [], "cpu", stop=StopRequest())  # from checkpoints that hold more than a new scene has
+    assert read_results(stopped) == read_results(folder)
 
 
 def test_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(tiny_config, tmp_path, monkeypatch):
@@ -155,11 +248,11 @@ def test_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(tiny_co
         jobs.start(tiny_config, [], tmp_path / "out", None, "cpu", stop=StopRequest())
 
 
-def test_seeds_and_phases_draw_differently(tiny_config, tmp_path):
+def test_seeds_and_phases_draw_differently(tiny_config):
     config = jobs.read(tiny_config, [])
 
     def draw(seed, phase):
-        job = Job(replace(config, seed=seed), tmp_path, StopRequest(), None)
+        job = Job(config=replace(config, seed=seed), device=torch.device("cpu"))
         return torch.rand((), generator=job.generator(phase)).item()
 
     drawn = [draw(seed, phase) for seed in (0, 1, 2**32) for phase in ("reconstruct", "in2n")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from csd3d import registry
-from csd3d.canvas.clip import WorldConfig
+from csd3d.canvas.clip import DemoConfig
 from csd3d.evaluation.ground_truth import text_truth
 
 IMPORT_ALL = """
@@ -29,7 +29,7 @@ def test_no_module_of_the_core_imports_the_world():
 
 
 def test_demos_are_registered_and_bring_their_true_edits():
-    config = WorldConfig(width=64, height=32, frames=2)
+    config = DemoConfig(width=64, height=32, frames=2)
     strip = registry.get("demo", "strip").thing(config, "paint it a bright colour")
     assert strip.answers.shape == (3, 1, 32, 64, 3)
     orbit = registry.get("demo", "orbit").thing(config, "paint it a bright colour")

@@ -1,102 +1,70 @@
-"""Frames out of transforms.json: nerfstudio's and instant-ngp's, and Blender's pairs of files.
+"""transforms.json, as nerfstudio and instant-ngp write it.
 
-    nerfstudio, instant-ngp   FOLDER/transforms.json
-    Blender synthetic         FOLDER/transforms_train.json with transforms_test.json or transforms_val.json
 A value given by a frame goes before the same value given once for all. Lens and pose conventions: csd3d.cameras.
 """
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from csd3d.datasets.listing import Frame, Listing, sorted_by_name
 from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, read_json, rigid, shown, text
 from csd3d.errors import InputError
+from csd3d.registry import register
 
 LENS_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 MODELS = {"OPENCV": False, "PINHOLE": False, "SIMPLE_PINHOLE": False, "SIMPLE_RADIAL": False, "RADIAL": False}
 MODELS |= {"OPENCV_FISHEYE": True}  # model -> is it a fisheye
 NGP_SCALE = 0.33  # instant-ngp puts its unit cube at 0.33 x + 0.5 (docs/nerf_dataset_tips.md)
-BLENDER_BOX = 1.5  # half the side of the box that holds the objects of NeRF's Blender set, as in nerfstudio
 
 
+@register("reader", "nerfstudio", title="nerfstudio and instant-ngp")
 @dataclass(frozen=True)
-class Frame:
-    """One picture as listed: where it is, its pose and its intrinsics (None: not given, to be had from the picture)."""
+class Nerfstudio:
+    """A folder with transforms.json, or any JSON file of that kind.
 
-    where: str  # file and key, for messages
-    name: str
-    file: Path | None  # None: listed, but missing
-    mask: Path | None
-    pose: np.ndarray  # [4, 4]
-    focal: tuple[float | None, float | None]  # fl_x, fl_y in pixels
-    angle: tuple[float | None, float | None]  # camera_angle_x, camera_angle_y, radians
-    centre: tuple[float | None, float | None]
-    size: tuple[int | None, int | None]  # width, height
-    lens: tuple[float, ...]  # k1 k2 k3 k4 p1 p2
-    fisheye: bool
-    split: str | None  # "train" | "test"
+    Keys beyond nerfstudio's: `split` of a frame, "train" or "test"; `aabb`, the scene's box [[x, y, z], [x, y, z]].
+    The scene is bounded where it has an `aabb`, or an `aabb_scale` (instant-ngp's) up to 1.
 
+        scene: {path: captures/kitchen, downscale: 2}
+    """
 
-@dataclass(frozen=True)
-class Listing:
-    """What a capture's JSON says, checked: frames in order of their names, and the keys that hold for all."""
+    wants: ClassVar[str] = "transforms.json"
 
-    frames: list[Frame]
-    blender: bool
-    box: np.ndarray | None  # [2, 3] in the frame of the poses
-    aabb_scale: float | None
-    applied_transform: np.ndarray  # [4, 4]: from the capture's own frame to that of the poses
-    applied_scale: float
-    folder: Path
-    file: Path
+    @staticmethod
+    def matches(path: Path) -> bool:
+        return (path / "transforms.json").exists() or (path.suffix == ".json" and path.name != "transforms_train.json")
+
+    def read(self, path: Path) -> Listing:
+        return listing_of({path if path.is_file() else path / "transforms.json": None})
 
 
-def read_listing(path: Path) -> Listing:
-    """Reads and checks all that a capture's JSON says; `path` is its folder or JSON file. Raises InputError."""
-    files = _json_files(path)
+def listing_of(files: dict[Path, str | None]) -> Listing:
+    """The frames of JSON files, each with the split that it stands for (None: it says so itself, or nothing does).
+
+    What holds for all frames is read from the first file. Raises InputError.
+    """
     metas = {file: read_json(file) for file in files}
     frames: list[Frame] = []
     for file, split in files.items():
-        frames += _sorted_by_name(_frames(metas[file], file, split))
-    _refuse_duplicates(frames)
+        frames += sorted_by_name(_frames(metas[file], file, split))
     first = next(iter(files))
     meta = metas[first]
-    scale = meta.get("aabb_scale")
+    box = None if meta.get("aabb") is None else _box(meta["aabb"], f"{first}: aabb")
+    scale = None if meta.get("aabb_scale") is None else positive(meta["aabb_scale"], f"{first}: aabb_scale")
     applied = meta.get("applied_transform")
     return Listing(
         frames=frames,
-        blender=len(files) > 1 or first.name == "transforms_train.json",
-        box=None if meta.get("aabb") is None else _box(meta["aabb"], f"{first}: aabb"),
-        aabb_scale=None if scale is None else positive(scale, f"{first}: aabb_scale"),
-        applied_transform=np.eye(4) if applied is None else rigid(applied, f"{first}: applied_transform"),
-        applied_scale=positive(meta.get("applied_scale", 1.0), f"{first}: applied_scale"),
         folder=first.parent,
         file=first,
+        bounded=box is not None or (scale is not None and scale <= 1),
+        box=box if box is not None or scale is None else 0.5 * scale / NGP_SCALE * np.array([[-1.0] * 3, [1.0] * 3]),
+        applied_transform=np.eye(4) if applied is None else rigid(applied, f"{first}: applied_transform"),
+        applied_scale=positive(meta.get("applied_scale", 1.0), f"{first}: applied_scale"),
     )
-
-
-def _json_files(path: Path) -> dict[Path, str | None]:
-    """The JSON files to read, each with the split that it stands for (None: it says so itself, or nothing does)."""
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:
-        raise InputError(f"scene.path: {shown(str(path))} cannot be read ({error.strerror})") from error
-    if is_file:
-        return {path: None}
-    if not is_folder:
-        raise InputError(f"scene.path: {path} does not exist; expected a capture's folder or its JSON file")
-    if (path / "transforms.json").exists():
-        return {path / "transforms.json": None}
-    if not (path / "transforms_train.json").exists():
-        raise InputError(f"{path}: holds neither transforms.json (nerfstudio) nor transforms_train.json (Blender)")
-    held_out = [path / f"transforms_{split}.json" for split in ("test", "val")]
-    test = next((file for file in held_out if file.exists()), None)
-    train = path / "transforms_train.json"
-    return {train: None} if test is None else {train: "train", test: "test"}
 
 
 def _frames(meta: dict[str, Any], file: Path, split: str | None) -> list[Frame]:
@@ -213,21 +181,3 @@ def _box(value: Any, where: str) -> np.ndarray:
     if not (box[1] - box[0] > 1e-6).all() or np.abs(box).max() > 1e7:
         raise InputError(f"{where}: {shown(value)}; expected [[x, y, z], [x, y, z]], the smallest corner first")
     return box
-
-
-def _sorted_by_name(frames: list[Frame]) -> list[Frame]:
-    """By name, numbers in it by value: r_2 before r_10."""
-
-    def key(frame: Frame) -> list[tuple[bool, int, str]]:
-        parts = re.split(r"([0-9]{1,18})", frame.name)
-        return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
-
-    return sorted(frames, key=key)
-
-
-def _refuse_duplicates(frames: list[Frame]) -> None:
-    seen: dict[Path | str, Frame] = {}
-    for frame in frames:
-        first = seen.setdefault(frame.file or frame.name, frame)
-        if first is not frame:
-            raise InputError(f"{frame.where}.file_path: {shown(frame.name)} is listed already, by {first.where}")

@@ -1,4 +1,7 @@
-"""Which latent pixel of one view of a scene shows the same surface as a pixel of another, by the scene's depth."""
+"""Which latent pixel of one view of a scene shows the same surface as a pixel of another, by the scene's depth.
+
+Views can share along it (`distillation.correspondence`) instead of at the same address of their latents.
+"""
 
 import torch
 from torch import Tensor
@@ -6,7 +9,17 @@ from torch import Tensor
 from csd3d.cameras import Cameras, pixel_centres
 from csd3d.distillation import Correspondence, flow_correspondence
 from csd3d.distillation.correspondence import to_latent
+from csd3d.editors.scene import SceneEdit
 from csd3d.metrics.consistency import reproject
+from csd3d.rendering import Rendered
+from csd3d.representations.base import surface_depth
+
+
+def depth_correspondence(edit: SceneEdit, views: Rendered, rows: Tensor) -> Correspondence:
+    """Of the training views `rows` [N] of an edit, rendered as `views`."""
+    cameras = edit.capture.cameras[edit.capture.train[rows]].to(views.depth.device)
+    size, unit = tuple(edit.source.z.shape[2:]), edit.prior.codec.downscale
+    return view_correspondence(cameras, surface_depth(views), size, unit).to(edit.prior.device)
 
 
 def view_correspondence(

@@ -1,0 +1,136 @@
+"""What a config can name, told from the code itself: `csd3d methods`, `csd3d keys edit_scene`.
+
+Title and place come from the registry, the rest from the docstring of the registered class or function, or from that of
+its module where it has none: the first sentence, and the first indented block that is an equation.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import itertools
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csd3d import registry
+from csd3d.errors import InputError
+from csd3d.registry import Entry
+from csd3d.schema import key_table
+
+WORDS = {  # what is asked for on the command line, and the kinds of the registry that it shows
+    "methods": ("method",),
+    "editors": ("scene_editor", "canvas_editor", "editor"),
+    "families": ("family",),
+    "representations": ("representation",),
+    "readers": ("reader",),
+    "tasks": ("task",),
+    "demos": ("demo",),
+    "truths": ("ground_truth",),
+}
+PAPER = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
+
+
+def is_asked(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for a list rather than for a job."""
+    return bool(argv) and argv[0] in (*WORDS, "keys")
+
+
+def answer(argv: Sequence[str]) -> str:
+    """What `csd3d WORD`, or `csd3d keys NAME`, prints; `plugins=…` behind it is loaded first. Raises InputError."""
+    from csd3d.run import yaml_list
+
+    words = [word for word in argv if not word.startswith("plugins=")]
+    for word in argv:
+        if word.startswith("plugins="):
+            registry.load_plugins(yaml_list(word))
+    if words[0] == "keys":
+        if len(words) != 2:
+            raise InputError("csd3d keys: give one name, of a task, a method, an editor, …; such as edit_scene")
+        return "\n\n".join(keys_of(entry) for entry in find(words[1]))
+    if len(words) != 1:
+        raise InputError(f"csd3d {words[0]}: {' '.join(words[1:])} is not expected behind it; plugins=FILE.py may be")
+    kinds = [kind for kind in WORDS[words[0]] if kind in registry.PACKAGES and registry.names(kind)]
+    found = [section(words[0] if len(kinds) == 1 else f"{kind.replace('_', ' ')}s", kind) for kind in kinds]
+    return "\n\n".join(found) or f"no {words[0]} are registered"
+
+
+def section(head: str, kind: str) -> str:
+    """All things of a kind."""
+    entries = registry.entries(kind)
+    width = max(len(entry.name) for entry in entries)
+    return "\n".join([head, *(row(entry, width) for entry in entries)])
+
+
+def row(entry: Entry, width: int) -> str:
+    """Name, title and place; the first sentence of what it says of itself, with its paper; its equation."""
+    summary, equation, paper = described(entry.thing)
+    head = f"  {entry.name:{width}}  {entry.title}"
+    lines = textwrap.wrap(summary, 110) + ([f"arXiv {paper}"] if paper and paper not in summary else [])
+    head = f"{head:<60}  {shown_place(entry)}"
+    return "\n".join([head, *(f"      {line}" for line in lines), *(f"          {line}" for line in equation)])
+
+
+def described(thing: Any) -> tuple[str, list[str], str]:
+    """First sentence, lines of the equation, and the first paper's arXiv number, of a docstring; empty if not there."""
+    around = inspect.getdoc(inspect.getmodule(thing)) or ""
+    text = inspect.getdoc(thing) or ""
+    if not text or text.startswith(f"{thing.__name__}("):  # what dataclasses write where nobody did
+        text = around
+    blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", text)]
+    first, *rest = blocks
+    lines = first.splitlines()
+    summary = lines[0] if lines and lines[0].endswith((".", ":")) else " ".join(lines)
+    # where all that follows the first line is indented, Python itself has taken the indentation away
+    indented = [block for block in rest if block.startswith("    ")] or [b for b in rest if not b.endswith(".")]
+    equation = next(filter(is_equation, indented), "")
+    cited = PAPER.search(summary) or PAPER.search(text) or PAPER.search(around)
+    return summary, [line.strip() for line in equation.splitlines()], cited[1] if cited else ""
+
+
+def is_equation(block: str) -> bool:
+    """Whether an indented block is mathematics and not an example: Greek letters or a long minus, and an equals."""
+    return bool(re.search(r"[Α-ω∂∇∅√−]", block)) and bool(re.search(r"[=←∝]", block))
+
+
+def shown_place(entry: Entry) -> str:
+    """file:line, from here where that is below."""
+    path, _, line = entry.place.rpartition(":")
+    try:
+        return f"{Path(path).relative_to(Path.cwd())}:{line}"
+    except ValueError:
+        return entry.place
+
+
+def find(name: str) -> list[Entry]:
+    """Everything of that name, of whatever kind; InputError with the nearest name where there is nothing."""
+    kinds = [kind for kind in itertools.chain(*WORDS.values()) if kind in registry.PACKAGES]
+    found = [registry.get(kind, name) for kind in kinds if name in registry.names(kind)]
+    if not found:
+        known = list(dict.fromkeys(itertools.chain(*(registry.names(kind) for kind in kinds))))
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise InputError(f"nothing is registered as {name!r}; {hint}Known: {', '.join(known)}")
+    return found
+
+
+def keys_of(entry: Entry) -> str:
+    """The keys of a registered dataclass: name, default, and the comment beside it or what it takes."""
+    head = f"{entry.kind.replace('_', ' ')} {entry.name}: {entry.title}, {shown_place(entry)}"
+    keys = key_table(entry.thing) if dataclasses.is_dataclass(entry.thing) else []
+    if not keys:
+        return f"{head}\n  has no keys of its own"
+    name_width = max(len(key.name) for key in keys)
+    default_width = min(max(len(key.default) for key in keys), 24)
+    margin = name_width + default_width + 6
+    width = max(shutil.get_terminal_size((150, 0)).columns - margin, 40)
+    lines = []
+    for key in keys:
+        default = key.default if len(key.default) <= default_width else f"{key.default[: default_width - 1]}…"
+        about = f"{key.about} ({key.takes})" if key.about and len(key.takes) < 20 else key.about or key.takes
+        wrapped = textwrap.wrap(about, width) or [""]
+        lines.append(f"  {key.name:{name_width}}  {default:{default_width}}  {wrapped[0]}")
+        lines += [" " * margin + rest for rest in wrapped[1:]]
+    return "\n".join([head, *lines])

@@ -1,0 +1,51 @@
+"""InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): every window on its own; or the whole, scaled down."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.ddim import ddim_sample
+from csd3d.editors.canvas import Canvas
+from csd3d.editors.sampled import WINDOWS_AT_ONCE, SampledFromNoise
+from csd3d.priors import Prior
+from csd3d.registry import register
+
+
+@register("canvas_editor", "ip2p", title="InstructPix2Pix, one by one")
+@dataclass(frozen=True)
+class IP2P(SampledFromNoise):
+    """InstructPix2Pix on every window alone; where windows overlap they are averaged when all is done.
+
+    editors: {ip2p: {steps: 20, noise: shared}}
+    compare: [ip2p]
+    """
+
+    def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
+        images, timesteps = canvas.condition(), self.timesteps(canvas)
+        windows = canvas.gather(self.start_latents(canvas, generator))
+        edited = [
+            ddim_sample(self.guided(canvas, images[rows]), windows[rows], canvas.prior.alphas_cumprod, timesteps)
+            for rows in torch.arange(len(windows)).split(WINDOWS_AT_ONCE)
+        ]
+        return canvas.merge(torch.cat(edited))
+
+
+@register("canvas_editor", "ip2p_downscaled", title="InstructPix2Pix on the whole, scaled down")
+@dataclass(frozen=True)
+class DownscaledIP2P(IP2P):
+    """InstructPix2Pix on whole frames, made as small as the pictures that the prior was trained on.
+
+    compare: [ip2p_downscaled]
+    """
+
+    def own_canvas(self, canvas: Canvas) -> Canvas:
+        return canvas.scaled(downscaled_size(canvas.prior, *canvas.latents.clip.size))
+
+
+def downscaled_size(prior: Prior, height: int, width: int) -> tuple[int, int]:
+    """(H, W) whose longer side is the one that the prior was trained at; both divide by what VAE and UNet halve."""
+    factor = prior.codec.downscale
+    unit = factor * 2 ** (len(prior.unet.down_blocks) - 1)
+    scale = prior.unet.config.sample_size * factor / max(height, width)
+    return tuple(max(round(side * scale / unit), 1) * unit for side in (height, width))

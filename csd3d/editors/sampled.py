@@ -1,0 +1,86 @@
+"""Editors that sample the edited picture by DDIM, in one step of the run: what they have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.guidance import edit_predictor
+from csd3d.distillation.method import Predict
+from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling, check_sampling
+
+WINDOWS_AT_ONCE = 64  # whose queries are put together for one call of a prior, which splits it as its memory allows
+INITS = ("noise", "source")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The keys that all of them have, null where the job's `sampling` holds. Subclasses define `sample`."""
+
+    steps: int | None = None  # DDIM steps
+    start: float | None = None  # noise level of the first, a share of the schedule
+    text_scale: float | None = None  # guidance by the instruction
+    image_scale: float | None = None  # guidance by the source picture
+
+    def __post_init__(self) -> None:
+        check_sampling(self)
+
+    def count_steps(self, canvas: Canvas) -> int:
+        return 1
+
+    @torch.no_grad()
+    def take_step(self, canvas: Canvas, phase: CanvasPhase, step: int) -> dict[str, float]:
+        phase.z = self.sample(canvas, phase.generator).cpu()
+        return {"t": float(self.timesteps(canvas)[-1]), "skipped": 0.0}
+
+    def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
+        """The edited latents [F, C, H, W] of a canvas."""
+        raise NotImplementedError
+
+    def sampling(self, canvas: Canvas) -> Sampling:
+        """This editor's keys, where they are null the job's, and where these are null what suits the model."""
+        shared, suits = canvas.sampling, canvas.prior.defaults
+        return Sampling(
+            steps=_first(self.steps, shared.steps),
+            start=_first(self.start, shared.start),
+            text_scale=_first(self.text_scale, shared.text_scale, suits.sampling_text_scale),
+            image_scale=_first(self.image_scale, shared.image_scale, suits.sampling_image_scale),
+        )
+
+    def timesteps(self, canvas: Canvas) -> list[int]:
+        """The timesteps of the DDIM steps, falling."""
+        return self.sampling(canvas).timesteps(canvas.prior.num_train_timesteps)
+
+    def guided(self, canvas: Canvas, images: Tensor, predict: Predict | None = None) -> Callable[[Tensor, int], Tensor]:
+        """The guided ε(z_t, t) of windows whose source pictures are `images` [m, C, h, w]; `predict`: see `Canvas`."""
+        own = self.sampling(canvas)
+        scales = own.text_scale, own.image_scale
+        return edit_predictor(predict or canvas.predict, canvas.prompts(len(images)), images, *scales)
+
+
+@dataclass(frozen=True)
+class SampledFromNoise(Sampled):
+    """Sampled from noise, or from the noised source."""
+
+    init: str = "noise"  # start from "noise" alone, or from the "source" noised to `start`
+    noise: str = "independent"  # of each frame "independent", or "shared" by all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, choices in (("init", INITS), ("noise", NOISES)):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
+
+    def start_latents(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
+        """Where sampling starts, [F, C, H, W]: one draw for the canvas, of which a window sees its part."""
+        eps = draw_noise(canvas.z, self.noise, generator)
+        if self.init == "noise":
+            return eps
+        return add_noise(canvas.z, eps, canvas.prior.alphas_cumprod[self.timesteps(canvas)[0]].item())
+
+
+def _first(*values: float | None) -> float:
+    """The first that is not null."""
+    return next(value for value in values if value is not None)

@@ -1,0 +1,64 @@
+"""What is written of a scene or an asset: renders along a path of cameras, and its mesh."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd3d.cameras import Cameras
+from csd3d.engine.logs import logger, progress
+from csd3d.engine.phase import Job
+from csd3d.errors import InputError
+from csd3d.export import MeshConfig, export_mesh, render_mesh
+from csd3d.rendering import Rendered
+from csd3d.representations.base import SceneModel
+
+TURNTABLE_FRAMES = 36  # of the mesh in the report
+SMALL_SIDE = 200  # pixels; turntables of smaller pictures are rendered three times as large
+
+
+@dataclass
+class ExportConfig:
+    """What is written at the end: the mesh, and an orbit video before | after."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # how the mesh is extracted and coloured
+    video_frames: int = 72  # of one turn
+    video_fps: int = 24  # frames a second
+
+
+def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Rendered]:
+    """Renders of a path, one at a time, under a progress bar; their fields are [H, W, ...]."""
+    for i in progress(range(len(cameras)), title):
+        view = model.render_views(cameras, torch.tensor([i]))
+        yield Rendered(view.rgb[0].clamp(0, 1), view.depth[0], view.opacity[0], view.samples)
+
+
+def save_mesh(
+    job: Job, model: SceneModel, cameras: Cameras, aabb: Tensor, name: str, folder: str = "mesh"
+) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
+    """Writes mesh/ of the object called `name`; returns a note, turntable frames and figures.
+
+    A scene without a surface is said, not written.
+    """
+    config, files = job.config.export.mesh, job.folder / folder
+    try:
+        parts = (model.density, model.radiance, aabb, files, config, str(job.device), object_name(name))
+        mesh, figures = export_mesh(*parts)
+    except InputError as error:
+        logger.error("%s", error)
+        return f"No mesh: {error}", [], {}
+    steps = torch.linspace(0, len(cameras) - 1, min(TURNTABLE_FRAMES, len(cameras))).round().long()
+    small = min(cameras.width, cameras.height) < SMALL_SIDE
+    larger = cameras.resized(cameras.width * 3, cameras.height * 3) if small else cameras
+    frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
+    width, height = mesh.visual.material.baseColorTexture.size
+    return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
+
+
+def object_name(text: str) -> str:
+    """What a mesh is called after a prompt or a folder: "a blue duck" is blue_duck."""
+    bare = re.sub(r"^(an?|the)\s+", "", text.strip(), flags=re.IGNORECASE)
+    return re.sub(r"\W+", "_", bare).strip("_")[:60] or "mesh"

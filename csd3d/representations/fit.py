@@ -1,0 +1,139 @@
+"""The fit of a scene to pictures: its settings, its losses, and what every representation needs for it.
+
+Symbols: R rays or pixels, rgb and target [R, 3] in [0, 1]; a patch is S × S neighbouring pixels of one view.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from csd3d.cameras import Cameras
+from csd3d.errors import InputError
+from csd3d.priors import perceptual_distance
+from csd3d.rendering import Rendered
+
+Features = Callable[[Tensor], list[Tensor]]  # images [B, 3, h, w] in [0, 1] -> feature maps
+
+
+@dataclass
+class FitConfig:
+    """How a scene is fitted to pictures: Adam with a cosine learning rate, L1 on random rays, features on patches.
+
+    A representation that renders whole views takes views and the losses on them instead of rays and samples.
+    """
+
+    steps: int = 500  # steps of the fit
+    rays: int = 4096  # most random rays a step, beside those of the patches
+    samples: int = 65536  # samples a step that the number of random rays is chosen for, as instant-ngp does
+    learning_rate: float = 1e-2  # highest learning rate, after the warm-up
+    final_learning_rate: float = 5e-4  # learning rate at the last step
+    warmup: int = 20  # steps
+    patches: int = 0  # patches a step that the perceptual loss compares
+    patch_size: int = 32  # pixels a side
+    perceptual_weight: float = 0.0  # of the perceptual distance between patches
+    opacity_weight: float = 1e-3  # pulls half-transparent rays to empty or full, by the entropy of the opacity
+    distortion_weight: float = 0.0  # draws what a ray meets together, by mip-NeRF 360's loss: haze becomes surface
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "patch_size", "warmup"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if self.rays < 0 or self.patches < 0 or self.rays + self.patches == 0:
+            raise ValueError(f"rays is {self.rays} and patches {self.patches}: neither may be negative, nor both 0")
+        if not 0 < self.final_learning_rate <= self.learning_rate:
+            raise ValueError(f"learning_rate is {self.learning_rate}: give at least final_learning_rate, above 0")
+
+
+@dataclass
+class Pictures:
+    """What a scene is fitted to."""
+
+    images: Tensor  # [B, H, W, 3]
+    cameras: Cameras  # theirs
+    masks: Tensor | None  # usable pixels [B, H, W]; None: all are
+    views: Tensor  # [V] long: which of the pictures take part
+
+
+def check_patches(config: FitConfig, size: tuple[int, int], key: str) -> None:
+    """Raises InputError where pictures of `size` = (H, W) are smaller than a patch; `key`: the config's place."""
+    if config.patches and config.patch_size > min(size):
+        raise InputError(f"{key}.patch_size: {config.patch_size} is more than the pictures' {min(size)}")
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], config: FitConfig) -> torch.optim.Adam:
+    """Adam as instant-ngp sets it (arXiv 2201.05989, section 4): β₂ = 0.99, ε = 1e-15."""
+    return torch.optim.Adam(parameters, config.learning_rate, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine from learning_rate to final_learning_rate."""
+    warm = min(1.0, (step + 1) / config.warmup)
+    low, high = config.final_learning_rate, config.learning_rate
+    return warm * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+def descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> bool:
+    """One step of the optimiser at the learning rate `rate`; False, and nothing changed, where it was not finite."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    if not torch.isfinite(loss):
+        return False
+    loss.backward()
+    if not gradients_finite(model):
+        return False
+    optimiser.step()
+    return True
+
+
+def gradients_finite(model: nn.Module) -> bool:
+    """Whether every gradient of the model is finite."""
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return bool(torch.isfinite(torch.stack(norms)).all())
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
+def fit_loss(
+    rendered: Rendered, target: Tensor, usable: Tensor | None, config: FitConfig, features: Features | None
+) -> tuple[Tensor, dict[str, float]]:
+    """Smooth L1 (β = 0.05) over usable rays + entropy of the opacity + distortion + perceptual distance of patches.
+
+    The rays of the patches come first, row by row. Returns the loss, and each of its parts unweighted with "psnr".
+    """
+    weight = torch.ones_like(target[:, 0]) if usable is None else usable.float()
+    error = nn.functional.smooth_l1_loss(rendered.rgb, target, reduction="none", beta=0.05).mean(1)
+    colour = (error * weight).sum() / weight.sum().clamp_min(1)
+    entropy = opacity_entropy(rendered.opacity)
+    loss = colour + config.opacity_weight * entropy
+    mse = (((rendered.rgb.detach() - target) ** 2).mean(1) * weight).sum() / weight.sum().clamp_min(1)
+    report = {"colour": colour.item(), "entropy": entropy.item(), "psnr": -10 * math.log10(mse.item() + 1e-10)}
+    if rendered.distortion is not None:
+        distortion = rendered.distortion.mean()
+        loss = loss + config.distortion_weight * distortion
+        report["distortion"] = distortion.item()
+    if config.patches and config.perceptual_weight and features is not None:
+        perceptual = patch_loss(rendered.rgb, target, config, features)
+        loss = loss + config.perceptual_weight * perceptual
+        report["perceptual"] = perceptual.item()
+    return loss, report | {"loss": loss.item()}
+
+
+def opacity_entropy(opacity: Tensor) -> Tensor:
+    """Mean entropy, in nats, of opacities [R]: 0 where every ray is empty or full, log 2 where all are half."""
+    p = opacity.clamp(1e-3, 1 - 1e-3)
+    return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+
+
+def patch_loss(rgb: Tensor, target: Tensor, config: FitConfig, features: Features) -> Tensor:
+    """Perceptual distance of the step's patches, which are its first rays."""
+    side = config.patch_size
+    shape = (config.patches, side, side, 3)
+    patches = [x[: config.patches * side * side].reshape(shape).permute(0, 3, 1, 2) for x in (rgb, target)]
+    with torch.no_grad():
+        wanted = features(patches[1])
+    return perceptual_distance(features(patches[0]), wanted)

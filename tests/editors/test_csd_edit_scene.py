@@ -1,0 +1,108 @@
+"""CSD-Edit of a scene: rounds, what views share, and how the photos are told."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from balls import Ball, ball_depths
+
+from csd3d.datasets import SceneConfig, load_capture
+from csd3d.distillation import SVGDConfig
+from csd3d.distillation.collaborative_edit import CollaborativeEditConfig
+from csd3d.editors import csd_edit_scene
+from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
+from csd3d.editors.depth_sharing import view_correspondence
+from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.priors import Defaults, PriorConfig, load_prior
+
+
+@pytest.fixture(scope="module")
+def source(tiny_capture, tiny_prior):
+    prior, capture = load_prior(PriorConfig(model=str(tiny_prior))), load_capture(SceneConfig(path=str(tiny_capture)))
+    return SceneSource(prior, capture, "paint it red")
+
+
+def one_round(source, model, step=0, steps=2, svgd=None, **keys):
+    """The pictures after a round at `step`, and what the steps reported."""
+    inner = replace(inner_edit(), steps=steps, svgd=svgd or SVGDConfig(normalize="row"))
+    editor = CSDEditScene(edit_every=5, views=3, edit=inner, **keys)
+    edit = SceneEdit(source, model, source.capture.images.clone(), torch.Generator().manual_seed(0))
+    reports = []
+    editor.update(edit, step, reports.append)
+    return edit.images, reports
+
+
+def test_views_share_along_the_surface_when_asked(source, monkeypatch):
+    asked, edit = [], csd_edit_scene.collaborative_edit
+    spy = lambda *a, **k: asked.append(k["correspond"]) or edit(*a, **k)  # noqa: E731
+    monkeypatch.setattr(csd_edit_scene, "collaborative_edit", spy)
+    images, reports = one_round(source, Ball(), correspondence="depth")
+    assert all(0 < report["shared_pixels"] < 1 for report in reports)
+    rows = torch.randperm(5, generator=torch.Generator().manual_seed(0))[:3].sort().values
+    cameras = source.capture.cameras[source.capture.train[rows]]
+    expected, found = view_correspondence(cameras, ball_depths(cameras), (4, 4), 8), asked[0](torch.arange(3))
+    assert torch.equal(found.positions, expected.positions)
+    assert torch.equal(found.validity, expected.validity)
+    plain, _ = one_round(source, Ball())
+    assert not torch.equal(images, plain)
+    assert asked[1] is None
+
+
+def test_what_has_no_surface_is_not_shared(source):
+    _, reports = one_round(source, Ball(opacity=0.4), correspondence="depth")
+    assert all(report["shared_pixels"] == 0 for report in reports)
+
+
+def test_a_scene_is_rendered_only_for_what_needs_it(source):
+    for correspondence, step, times in (("none", 0, 0), ("depth", 0, 1), ("none", 5, 1), ("depth", 5, 1)):
+        ball = Ball()
+        one_round(source, ball, step, correspondence=correspondence)
+        assert ball.rendered == times
+
+
+def test_only_the_rounds_views_are_replaced_and_only_when_one_begins(source):
+    images, reports = one_round(source, Ball())
+    before = source.capture.images
+    changed = [i for i in range(len(images)) if not torch.equal(images[i], before[i])]
+    rows = torch.randperm(5, generator=torch.Generator().manual_seed(0))[:3].sort().values
+    assert changed == source.capture.train[rows].tolist()
+    assert len(reports) == 2
+    for step in (1, 10, 15):  # within a round, and past the last of two
+        assert one_round(source, Ball(), step)[1] == []
+
+
+def test_scales_are_the_priors_unless_given():
+    defaults = Defaults(text_scale=4.0, image_scale=1.25)
+    assert (CSDEditScene().method(defaults).text_scale, CSDEditScene().method(defaults).image_scale) == (4.0, 1.25)
+    given = CSDEditScene(text_scale=0.0, image_scale=1.0, baseline="noise").method(defaults)
+    assert (given.text_scale, given.image_scale, given.baseline) == (0.0, 1.0, "noise")
+
+
+def test_the_official_way_tells_a_scaled_sample_of_the_photos_and_guides_the_baseline(source, monkeypatch):
+    images = []
+    spy = lambda *a, **k: images.append(a[3]) or a[2]  # noqa: E731
+    monkeypatch.setattr(csd_edit_scene, "collaborative_edit", spy)
+    one_round(source, Ball(), svgd=SVGDConfig(compat="official"))
+    one_round(source, Ball())
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randperm(5, generator=draws)[:3].sort().values
+    assert torch.equal(images[0], source.prior.encode(source.photos[rows], draws))
+    assert torch.equal(images[1], source.prior.encode_condition(source.photos[rows]))
+    official = CSDEditScene(edit=replace(inner_edit(), svgd=SVGDConfig(compat="official")))
+    assert official.method(Defaults()).baseline == "guided"
+    assert CSDEditScene().method(Defaults()).baseline == "image"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"correspondence": "flow"}, "correspondence is 'flow': choose none or depth"),
+        ({"baseline": "text"}, "baseline is 'text'"),
+        ({"edit_every": 0}, "edit_every is 0"),
+        ({"text_scale": float("inf")}, "text_scale is inf"),
+        ({"edit": CollaborativeEditConfig(perp_neg=True)}, "with csd_edit set it to false"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        CSDEditScene(**keys)

@@ -1,0 +1,110 @@
+"""What the command line lists: told by the code, for what csd3d has and for what others bring."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+import launch
+from csd3d import registry
+from csd3d.catalogue import described
+
+PLUGIN = '''
+from dataclasses import dataclass
+from csd3d.registry import register
+
+@register("method", "zero", title="Nothing at all")
+@dataclass(frozen=True)
+class Zero:
+    """Standing still (A. Nobody 2020, arXiv 2001.00001), Eq. 1.
+
+        zero = Zero(strength=3)
+
+        Δ = 0 · ε
+    """
+
+    strength: float = 1.0  # of what does not happen
+
+    def queries(self, step): return {}
+    def direction(self, eps, step): return 0 * step.z
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A plugin's file, gone after the test."""
+    for kind in registry.PACKAGES:
+        registry.names(kind)
+    monkeypatch.setattr(registry, "_entries", {kind: dict(found) for kind, found in registry._entries.items()})
+    (tmp_path / "zero.py").write_text(PLUGIN)
+    yield f"plugins={tmp_path / 'zero.py'}"
+    for name in [name for name in sys.modules if name.startswith("csd3d_plugin_zero")]:
+        del sys.modules[name]
+
+
+def printed(capsys, *argv: str) -> str:
+    assert launch.main(argv) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["method", "family", "reader", "task", "demo"])
+def test_everything_that_is_registered_is_listed(kind, capsys):
+    word = {"family": "families"}.get(kind, f"{kind}s")
+    text = printed(capsys, word)
+    for entry in registry.entries(kind):
+        assert entry.name in text
+        assert entry.title in text
+        assert entry.place.rpartition("/")[2] in text
+
+
+def test_a_method_shows_its_paper_and_equation(capsys, plugin):
+    text = printed(capsys, "methods", plugin)
+    assert "arXiv 2310.17590" in text
+    assert "Δ = δ_D + ω (ε(y) − ε(∅))" in text
+    assert "Nothing at all" in text
+    assert "zero.py:5" in text
+    assert "Δ = 0 · ε" in text
+
+
+def test_every_method_of_csd3d_has_an_equation_and_a_paper():
+    for entry in registry.entries("method"):
+        summary, equation, paper = described(entry.thing)
+        if entry.place.startswith(str(launch.__file__.removesuffix("launch.py"))):
+            assert summary, entry.name
+            assert equation, entry.name
+            assert paper, entry.name
+
+
+def test_keys_with_their_defaults_and_comments(capsys, plugin):
+    assert "strength  1.0  of what does not happen (a number)" in printed(capsys, "keys", "zero", plugin)
+    text = printed(capsys, "keys", "edit_scene")
+    assert "scene.downscale" in text
+    assert "pictures are averaged down by this factor" in text
+    assert "has no keys of its own" in printed(capsys, "keys", "stable_diffusion")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["keys", "edit_scen"], "did you mean edit_scene?"),
+        (["keys"], "give one name"),
+        (["methods", "sds"], "is not expected"),
+        (["methods", "plugins=/nowhere.py"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line(argv, words, capsys):
+    assert launch.main(argv) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+def test_a_class_without_words_is_told_by_its_module():
+    @dataclass
+    class Silent:
+        depth: int = 1
+
+    assert (
+        described(Silent)[0]
+        == "What the command line lists: told by the code, for what csd3d has and for what others bring."
+    )

@@ -1,0 +1,104 @@
+"""docs/extending.md: its examples are complete, and do what they say."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from PIL import Image
+from tiny_models import build_t5, build_text_encoder, build_tokenizer, build_vae
+
+from csd3d import registry
+from csd3d.cameras import orbit
+from csd3d.datasets import SceneConfig, load_capture
+from csd3d.distillation.method import Query
+from csd3d.priors import PriorConfig, load_prior
+
+TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+HEADER, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    for kind in registry.PACKAGES:
+        registry.names(kind)
+    monkeypatch.setattr(registry, "_entries", {kind: dict(found) for kind, found in registry._entries.items()})
+
+
+def example(tmp_path, name: str):
+    """The example that registers `name`, loaded as a plugin of one file."""
+    (block,) = [block for block in BLOCKS if f'"{name}"' in block]
+    (tmp_path / f"{name}.py").write_text(HEADER + block, encoding="utf-8")
+    registry.load_plugins([str(tmp_path / f"{name}.py")])
+
+
+def test_every_kind_of_the_table_is_one_of_the_registry():
+    for kind in re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE):
+        assert kind in registry.PACKAGES
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r'@register\("\w+", "(\w+)"', block)[1])
+def test_examples_register_what_they_show(block, tmp_path):
+    kind, name = re.search(r'@register\("(\w+)", "(\w+)"', block).groups()
+    example(tmp_path, name)
+    assert registry.get(kind, name).thing.__doc__
+
+
+def test_the_reader_reads(tmp_path):
+    example(tmp_path, "my_poses")
+    cameras = orbit(4, 4.0, 30.0, 45.0, 12, 8)
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    last = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(4, 1, 4)
+    np.save(tmp_path / "poses.npy", torch.cat((cameras.camera_to_world, last), 1).numpy())
+    capture = load_capture(SceneConfig(str(tmp_path), orientation="none", centre="none", auto_scale=False))
+    assert torch.allclose(capture.cameras.camera_to_world, cameras.camera_to_world, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kontext(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kontext")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer, (tokenizer_2, text_encoder_2) = build_tokenizer(folder / "tokenizer"), build_t5(48)
+        sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+        pipeline = FluxKontextPipeline(
+            vae=build_vae(latent_channels=16, scaling_factor=0.36, shift_factor=0.11),
+            transformer=FluxTransformer2DModel(
+                in_channels=64,
+                joint_attention_dim=48,
+                pooled_projection_dim=16,
+                axes_dims_rope=(4, 6, 6),
+                guidance_embeds=True,
+                **sizes,
+            ),
+            text_encoder=build_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def test_the_family_packs_tokens_as_diffusers_does_and_looks_at_the_source(kontext, tmp_path):
+    example(tmp_path, "my_kontext")
+    prior = load_prior(PriorConfig(str(kontext), device="cpu"), "edit")
+    z = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(0))
+    picture = prior.encode_condition(torch.rand(2, 3, *(side * prior.codec.downscale for side in (4, 6))))
+    assert picture.shape == z.shape
+    seen = Query(z, 500, ("red", "blue"), picture)
+    eps = prior.predict({"seen": seen, "unseen": replace(seen, image=None), "other": replace(seen, image=-picture)})
+    assert all(torch.isfinite(value).all() and value.shape == z.shape for value in eps.values())
+    assert not torch.allclose(eps["seen"], eps["other"])
+    assert not torch.allclose(eps["seen"], eps["unseen"])
+    module = registry.get("family", "my_kontext").thing.load.__globals__
+    tokens, places = module["pack"](z, 1)
+    assert torch.equal(tokens, FluxKontextPipeline._pack_latents(z, 2, 16, 4, 6))
+    ids = FluxKontextPipeline._prepare_latent_image_ids(2, 2, 3, "cpu", torch.float32)
+    assert torch.equal(places, ids + torch.tensor([1.0, 0.0, 0.0]))
