@@ -110,6 +110,8 @@ TIMES = [1, 120, 199, 200, 500, 979]
 def test_sds_fsd_and_rsd_are_prediction_minus_noise(t):
     for method in (SDS(), FSD(), RSD()):
         close(direction(method, t), guided(Z, t, "a duck") - EPS)
+    config = configured(FSD(), DistillConfig())
+    assert (config.noise, config.schedule) == ("camera", "annealed")
 
 
 @pytest.mark.parametrize("t", TIMES)
