@@ -27,8 +27,8 @@ from csd3d.metrics.clip import (
 )
 from csd3d.metrics.fid import frechet_distance
 from csd3d.rendering import Shading
-from csd3d.representations.batch import Assets
 from csd3d.representations.base import ALBEDO, SceneModel
+from csd3d.representations.batch import Assets
 from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")

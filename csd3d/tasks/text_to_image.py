@@ -18,12 +18,7 @@ from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
 from csd3d.errors import InputError
 from csd3d.evaluation.text import judge_of
-from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.registry import register
-from csd3d.report.text import save_pictures
-from csd3d.representations.pictures import PictureParticles
-from csd3d.schema import ByName, Chosen, OneOf, incidental, path_key
-from csd3d.tasks.text_methods import (
+from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
     UNSAID,
@@ -37,6 +32,11 @@ from csd3d.tasks.text_methods import (
     open_networks,
     settle_svgd,
 )
+from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.registry import register
+from csd3d.report.text import save_pictures
+from csd3d.representations.pictures import PictureParticles
+from csd3d.schema import ByName, Chosen, OneOf, incidental, path_key
 
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=(*ALIASES, "all"))]
 
