@@ -261,3 +261,19 @@ def test_what_is_missing_is_said_with_the_method_that_wants_it(tmp_path):
         open_networks(flow, runs_of("sds", "lmc+csd", settings=nowhere))
     with pytest.raises(InputError, match=r"method vsd: .* needs a prior with a UNet"):
         open_networks(flow, runs_of("vsd"))
+
+
+@pytest.mark.parametrize("name", ["sds", "vsd", "sdi", "nfsd", "ism"])
+def test_every_query_of_a_method_is_told_the_camera(name):
+    seen = []
+
+    def predict(asked, networks):
+        seen.extend(asked.values())
+        return {key: torch.zeros_like(query.z_t) for key, query in asked.items()}
+
+    prior = SimpleNamespace(predict=predict, alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
+    guide = Guide(prior, runs_of(name)[name], None, seeded())
+    view, pose = torch.tensor([[10.0, 20.0, 4.0], [90.0, 30.0, 4.0]]), torch.zeros(2, 12)
+    guide.step(torch.zeros(2, 4, 4, 4), 0, seeded(1), prompts=TEXTS, view=view, pose=pose)
+    assert seen
+    assert all(query.view is view and query.pose is pose for query in seen)
