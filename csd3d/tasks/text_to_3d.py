@@ -67,6 +67,7 @@ class TextTo3DConfig:
     name: str = incidental("text-to-3d")  # of the folder in outputs/
     prompt: str = ""  # what to make
     seed: int = 0
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
     method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main one: csd, NAME or NAME+csd
     compare: list[OneMethod] = incidental(default_factory=list)  # others, run beside it from the same start

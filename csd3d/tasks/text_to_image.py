@@ -69,6 +69,7 @@ class TextToImageConfig:
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
     method: list[OneMethod] = incidental(default_factory=lambda: [Chosen("csd")])  # csd, NAME, NAME+csd, or all
     seed: int = 0
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     particles: int = 4  # pictures of each prompt
     size: int = 128  # pixels along a side
     space: str = "latent"  # what is distilled: latent, or pixel (through the encoder)
