@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from csd3d.editors.updates import CSDEditConfig, ViewEditor
 
 import benchmarks.stand_ins as stand_ins
 from benchmarks.full_size import write_model
@@ -36,11 +35,14 @@ from benchmarks.kernels import encode_problem, render_problem
 from csd3d import run as jobs
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.distillation import collaborative_edit
+from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
+from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.fields import FieldConfig
 from csd3d.interrupt import StopRequest
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
-from csd3d.representations.hashgrid import FitConfig, Pictures, SceneModel, fit_step, make_optimiser
+from csd3d.representations.fit import FitConfig, Pictures
+from csd3d.representations.hashgrid import HashGrid
 from custom_kernels import hashgrid, rendering
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,10 +50,10 @@ ASSETS = ROOT / "csd3d" / "assets"
 GIB = 2**30
 # nerfacc compiles itself at its first use where there is an nvcc: a section of its own tries that.
 SCENE = [
-    "render.backend=reference",
-    "reconstruct.steps=200", "reconstruct.samples=32768", "update.fit.steps=40", "update.fit.samples=32768",
-    "update.csd_edit.edit_every=20", "update.csd_edit.edit.steps=4", "update.csd_edit.later_steps=1",
-    "update.in2n.edit_rate=10", "update.in2n.ddim_steps=4",
+    "representation.render.backend=reference",
+    "reconstruct.steps=200", "reconstruct.samples=32768", "fit.steps=40", "fit.samples=32768",
+    "editors.csd_edit.edit_every=20", "editors.csd_edit.edit.steps=4", "editors.csd_edit.later_steps=1",
+    "editors.in2n.edit_rate=10", "editors.in2n.ddim_steps=4",
     "export.video_frames=12", "export.mesh.resolution=80", "export.mesh.texture_size=256",
     "export.mesh.face_budget=4000",
 ]  # fmt: skip
@@ -62,8 +64,9 @@ ASSET = [
 ]  # fmt: skip
 CANVAS = ["edit.steps=6", "passes=1", "baselines.sampling.steps=4"]
 SMALL_SCENE = [
-    "scene.downscale=8", "render.steps=24", "field.levels=2", "field.hidden=16", "reconstruct.steps=8",
-    "update.fit.steps=4", "update.fit.patch_size=8", "update.csd_edit.edit_every=2", "update.in2n.edit_rate=2",
+    "scene.downscale=8", "representation.render.steps=24", "representation.field.levels=2",
+    "representation.field.hidden=16", "reconstruct.steps=8",
+    "fit.steps=4", "fit.patch_size=8", "editors.csd_edit.edit_every=2", "editors.in2n.edit_rate=2",
     "export.video_frames=2", "export.mesh.resolution=24",
 ]  # fmt: skip
 SMALL_ASSET = [
@@ -308,19 +311,17 @@ class Fit:
     """A new scene and its optimiser, to be fitted to a capture step by step."""
 
     def __init__(self, check: Check, capture: Capture, config: FitConfig, backend: str = "reference") -> None:
-        self.generator, self.config, self.rate = torch.Generator().manual_seed(0), config, 512.0
-        parts = (FieldConfig(), RenderConfig(backend=backend), capture.aabb, self.generator, capture.unbounded)
-        self.model = SceneModel(*parts).to(check.device)
-        self.optimiser = make_optimiser(self.model, config)
+        self.generator, self.config = torch.Generator().manual_seed(0), config
+        settings = HashGrid(FieldConfig(), RenderConfig(backend=backend))
+        self.model = settings.open(capture.aabb, self.generator, capture.unbounded).to(check.device)
+        self.optimiser = self.model.start_fit(config)
         self.pictures = Pictures(capture.images, capture.cameras, capture.masks, capture.train)
         self.step = 0
 
     def advance(self) -> dict[str, float]:
         """One step, with the grid's upkeep."""
-        self.model.grid.update(self.step, self.model.field, self.generator)
-        parts = (self.model, self.optimiser, self.pictures, self.config, self.generator, self.rate)
-        report = fit_step(*parts)
-        self.step, self.rate = self.step + 1, report["samples_per_ray"]
+        report = self.model.fit_step(self.optimiser, self.pictures, self.config, self.step, self.generator)
+        self.step += 1
         return report
 
 
@@ -509,28 +510,32 @@ def large_edit(check: Check) -> dict:
         report = fitted.advance()
     found: dict = {"fit_psnr": report["psnr"], "fit_step_ms": milliseconds(check.device, fitted.advance, 4, 1)}
     started = time.monotonic()
-    editor = ViewEditor(open_full(check), capture, "paint it red")
+    source = SceneSource(open_full(check), capture, "paint it red")
+    prior, z_source, image = source.prior, source.z, source.image
     synchronise(check.device)
     found["open_and_encode_s"] = time.monotonic() - started
     rows, reports = torch.arange(views), []
-    edit = dataclasses.replace(CSDEditConfig().edit, steps=1 if check.rehearse else 4)
+    edit = dataclasses.replace(inner_edit(), steps=1 if check.rehearse else 4)
     started = time.monotonic()
     with counted_waits(check.device) as waits:
         z = collaborative_edit(
-            editor.predict(rows), editor.z_source[rows], edit, editor.prior.alphas_cumprod,
-            torch.Generator().manual_seed(0), callback=lambda _, __, report: reports.append(report),
+            prior.predict, CSDEditScene().method(prior.defaults), z_source, image, edit, prior.alphas_cumprod,
+            torch.Generator().manual_seed(0), prompts=source.prompt,
+            callback=lambda _, __, report: reports.append(report),
         )  # fmt: skip
         synchronise(check.device)
     found |= {"edit_step_s": (time.monotonic() - started) / edit.steps, "edit_waits": dict(waits.most_common(15))}
-    found |= {"edit_reports": reports, "unet_rows": editor.prior.unet_evaluations, "edit": peak(check.device)}
+    found |= {"edit_reports": reports, "unet_rows": prior.unet_evaluations, "edit": peak(check.device)}
     started = time.monotonic()
-    seen = editor.render(fitted.model, rows)
+    scene = SceneEdit(source, fitted.model, capture.images.clone(), torch.Generator().manual_seed(0))
+    seen = scene.render(rows)
     synchronise(check.device)
     found["render_a_view_s"] = (time.monotonic() - started) / views
     started = time.monotonic()
-    editor.encode(seen)
-    pictures = editor.decode(z, rows)
-    return found | {"encode_and_decode_s": time.monotonic() - started, "finite": bool(torch.isfinite(pictures).all())}
+    scene.encode(seen)
+    scene.replace(rows, z)
+    finite = bool(torch.isfinite(scene.images).all())
+    return found | {"encode_and_decode_s": time.monotonic() - started, "finite": finite}
 
 
 def compiled(check: Check) -> dict:
@@ -621,7 +626,10 @@ SECTIONS: dict[str, tuple[Callable[[Check], dict], float]] = {  # and about how 
     "edit_panorama": (job("edit_panorama"), 10),
     "compiled": (compiled, 60),
     "edit_scene float16": (job("edit_scene", dtype="float16"), 40),
-    "edit_scene on the CPU": (job("edit_scene", "render.backend=auto", dtype="float32", device="cpu"), 50),
+    "edit_scene on the CPU": (
+        job("edit_scene", "representation.render.backend=auto", dtype="float32", device="cpu"),
+        50,
+    ),
     "nerfacc": (nerfacc, 60),
     "large_text_to_3d": (large_text_to_3d, 40),
 }
