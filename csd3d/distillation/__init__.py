@@ -4,9 +4,9 @@ G, report = distill_step(predict, method, z, number, config, alphas_cumprod, gen
 G = svgd_combine(directions, particles, sigma=sigma)     # the combiner alone, for directions of your own
 """
 
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.correspondence import Correspondence, flow_correspondence, window_correspondence
 from csd3d.distillation.ddim import ddim_edit
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.guidance import cfg, ip2p_guidance
 from csd3d.distillation.kernel import SVGDConfig
 from csd3d.distillation.method import Method, Query, Step

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from csd3d.canvas.windows import Cover, Sweep, Windows, add_windows, draw_sweep, gather
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, learning_rate, start_latents
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, learning_rate, start_latents
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient

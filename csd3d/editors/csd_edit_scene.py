@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, collaborative_edit
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.kernel import SVGDConfig
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured

@@ -16,7 +16,7 @@ from csd3d.canvas.clip import Captions, Clip, DemoConfig, open_clip, open_pictur
 from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
 from csd3d.config import defining_values
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig
+from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, make_cover, window_side
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps

@@ -16,8 +16,8 @@ from csd3d.distillation import (
     svgd_diagnostics,
     window_correspondence,
 )
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, collaborative_edit, edit_step
 from csd3d.distillation.correspondence import pixel_grid
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, edit_step
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.noise import add_noise

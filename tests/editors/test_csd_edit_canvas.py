@@ -9,7 +9,7 @@ import torch
 
 from csd3d.canvas.latents import Latents
 from csd3d.canvas.windows import Cover, Windows, draw_sweep
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig, edit_step
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, edit_step
 from csd3d.distillation.step import new_step, step_gradient
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.editors.canvas import Canvas, CanvasPhase

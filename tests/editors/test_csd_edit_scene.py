@@ -8,7 +8,7 @@ from balls import Ball, ball_depths
 
 from csd3d.datasets import SceneConfig, load_capture
 from csd3d.distillation import SVGDConfig
-from csd3d.distillation.collaborative_edit import CollaborativeEditConfig
+from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors import csd_edit_scene
 from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
 from csd3d.editors.depth_sharing import view_correspondence

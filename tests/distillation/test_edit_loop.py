@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from csd3d.distillation import SVGDConfig
-from csd3d.distillation.collaborative_edit import (
+from csd3d.distillation.edit_loop import (
     CollaborativeEditConfig,
     collaborative_edit,
     edit_step,
