@@ -353,10 +353,39 @@ def plain(value: Any) -> Any:
     if isinstance(value, Chosen):
         return value.name if value.thing is None else {"type": value.name, **plain(value.thing)}
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return _settings_by_name(value, {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _settings_by_name(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """A section as plain values, in which what `OneOf` fields chose is a name and its settings stand under it.
+
+    A key has one place then: `editors.in2n.noise=shared` still acts on a run whose config.yaml has been written. What
+    differs from the settings under its name (a second choice of it) keeps its own.
+    """
+    for field in dataclasses.fields(config):
+        annotation = _hints(type(config)).get(field.name)
+        items = [annotation, *typing.get_args(annotation)]
+        mark = next((m for m in map(mark_of, items) if isinstance(m, OneOf) and m.settings), None)
+        if mark is None:
+            continue
+        known = values[mark.settings] = dict(values[mark.settings])
+
+        def named(chosen: Any, known: dict[str, Any] = known) -> Any:
+            if not isinstance(chosen, dict) or "type" not in chosen:
+                return chosen
+            settings = {key: value for key, value in chosen.items() if key != "type"}
+            same = known.setdefault(chosen["type"].partition("+")[0], settings) == settings
+            return chosen["type"] if same else chosen
+
+        value = getattr(config, field.name)
+        if isinstance(value, Chosen) and value.thing is not None:
+            known[value.name.partition("+")[0]] = plain(value.thing)  # the main choice comes first
+        shown = values[field.name]
+        values[field.name] = [named(item) for item in shown] if isinstance(shown, list) else named(shown)
+    return values
 
 
 # ------------------------------------------------------------------------------------------------------- tables of keys

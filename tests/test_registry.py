@@ -92,8 +92,19 @@ def test_lists_of_them_have_their_settings_too(load):
 
 
 def test_what_is_written_reads_back_with_its_type(load):
-    config = load("{toy: {type: cold, depth: 5}, compare: [warm, all], toys: {warm: {strength: 2}}}")
-    assert load(to_yaml(config)) == config
+    config = load(
+        "{toy: {type: cold, depth: 5}, compare: [warm, all, {type: cold+csd, depth: 6}], toys: {warm: {strength: 2}}}"
+    )
+    back = load(to_yaml(config))
+    assert (back.toy, back.compare) == (config.toy, config.compare)
+    assert load(to_yaml(back)) == back
+
+
+def test_a_key_of_what_is_chosen_acts_on_a_written_config_too(load):
+    written = to_yaml(load("toy: {type: cold, depth: 5}"))
+    assert load(written, "toys.cold.depth=9").toy == Chosen("cold", Cold(9))
+    assert load(written, "toy.depth=9").toy == Chosen("cold", Cold(9))
+    assert load(written, "toy=warm").toy == Chosen("warm", Warm())
 
 
 def test_identity_knows_the_type_and_leaves_out_what_is_incidental(load):

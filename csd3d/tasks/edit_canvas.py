@@ -55,7 +55,7 @@ class EditCanvasConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     sampling: Sampling = field(default_factory=Sampling)
     # settings of editors by name; those that sample have the keys of `sampling` too, and their own win
-    editors: Annotated[dict[str, Any], ByName("canvas_editor")] = field(default_factory=dict)
+    editors: Annotated[dict[str, Any], ByName("canvas_editor")] = incidental(default_factory=dict)
     # whose result it is
     editor: Annotated[Chosen, OneOf("canvas_editor", settings="editors")] = field(
         default_factory=lambda: choose("canvas_editor", "csd_edit")

@@ -69,7 +69,7 @@ class EditSceneConfig:
     reconstruct: FitConfig = field(default_factory=FitConfig)  # the fit to the capture
     fit: FitConfig = field(default_factory=_edit_fit)  # the fit to the pictures that are being edited
     keep_detail: bool = True  # give edited views back what the VAE lost of their photos, where nothing was changed
-    editors: Annotated[dict[str, Any], ByName("scene_editor")] = field(default_factory=dict)  # settings by editor
+    editors: Annotated[dict[str, Any], ByName("scene_editor")] = incidental(default_factory=dict)  # settings by name
     editor: Annotated[Chosen, EDITOR] = field(default_factory=lambda: choose("scene_editor", "csd_edit"))  # the main
     compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)  # others; NAME+WORD: one once more
     export: ExportConfig = incidental(default_factory=ExportConfig)  # mesh and video
