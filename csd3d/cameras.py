@@ -252,6 +252,12 @@ def look_at(position: Tensor, target: Tensor) -> Tensor:
     return torch.stack((right, torch.linalg.cross(back, right), back, position), dim=-1)
 
 
+def on_sphere(azimuth_rad: Tensor, elevation_rad: float) -> Tensor:
+    """Unit vectors [..., 3] (cos e cos a, cos e sin a, sin e) at azimuths a [...] and one elevation e, z up."""
+    a, flat = azimuth_rad, math.cos(elevation_rad)
+    return torch.stack((flat * a.cos(), flat * a.sin(), torch.full_like(a, math.sin(elevation_rad))), dim=-1)
+
+
 def orbit(
     count: int,
     radius: float,
@@ -266,9 +272,8 @@ def orbit(
 
     position = target + radius (cos e cos a, cos e sin a, sin e), a = azimuth_start + 360 i / count, e = elevation.
     """
-    a = torch.deg2rad(azimuth_start_deg + 360.0 * torch.arange(count) / count)
-    e = math.radians(elevation_deg)
-    unit = torch.stack((math.cos(e) * a.cos(), math.cos(e) * a.sin(), torch.full_like(a, math.sin(e))), dim=-1)
+    azimuth = torch.deg2rad(azimuth_start_deg + 360.0 * torch.arange(count) / count)
+    unit = on_sphere(azimuth, math.radians(elevation_deg))
     centre = torch.as_tensor(target, dtype=torch.float32)
     focal = 0.5 * height / math.tan(math.radians(fov_deg) / 2)
     fill = [torch.full((count,), float(value)) for value in (focal, focal, width / 2, height / 2)]

@@ -140,6 +140,28 @@ def run(tmp_path, text: str, *overrides: str) -> Path:
     return folder
 
 
+def test_a_job_names_the_method_and_the_family(tmp_path):
+    text = f"""
+task: text_to_image
+plugins: [{EXAMPLE / "towards_grey.py"}, {EXAMPLE / "one_colour.py"}]
+prompt: a red picture
+particles: 2
+size: 16
+space: latent
+prior: {{model: {EXAMPLE / "one_colour_model"}, dtype: float32}}
+method: [{{type: towards_grey, pull: 0.0}}, sds, towards_grey+csd]
+distill: {{steps: 40, guidance_scale: 1.0}}
+learning_rate: 0.1
+"""
+    folder = run(tmp_path, text, "--device", "cpu")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert metrics["results"].keys() == {"towards_grey", "sds", "towards_grey+csd"}
+    report = (folder / "report.html").read_text()
+    assert "SDS, towards grey" in report
+    assert "SDS, towards grey + CSD" in report
+
+
 def test_a_job_names_the_editor_with_its_own_keys(tmp_path, tiny_prior):
     text = f"""
 task: edit_image

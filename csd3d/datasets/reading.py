@@ -3,16 +3,15 @@
 Every function takes `where`, the file and key it reads, and raises InputError with one line that begins with it.
 """
 
-import json
 import math
 import reprlib
 import unicodedata
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from csd3d import files
 from csd3d.errors import InputError
 
 MAX_JSON_BYTES = 32 * 2**20  # of 30 000 frames or more; parsed, the worst case takes some 700 MiB
@@ -28,33 +27,8 @@ def shown(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError for anything else, too large or too deeply nested files included."""
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise InputError(f"{path}: not a file; expected JSON")
-        if size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: {size} bytes; a capture's JSON is at most {MAX_JSON_BYTES}")
-        value = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object_without_duplicates)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply to be a capture's JSON") from error
-    except InputError:
-        raise
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
-        raise InputError(f"{path}: not valid JSON ({_one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}; expected an object with a list 'frames'")
-    return value
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"key {shown(key)} stands twice in one object")
-    return value
+    """The object in a capture's JSON file; InputError for anything else."""
+    return files.read_json(path, "a capture's JSON", MAX_JSON_BYTES)
 
 
 def _one_line(error: Exception) -> str:

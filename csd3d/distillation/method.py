@@ -156,6 +156,18 @@ class Step:
         return other
 
 
+class Host(Protocol):
+    """The prior, as a method that has networks of its own sees it when it opens them."""
+
+    unet_evaluations: int
+
+    def lora(self, rank: int, generator: torch.Generator) -> Any:
+        """A trainable score of the renders on the prior's own weights; InputError where it can carry none."""
+
+    def expected(self, folder: str) -> torch.nn.Module:
+        """LMC-SDS's trained b_ψ(z, t); InputError where the folder holds none."""
+
+
 class Network(Protocol):
     """A network of a method's own, beside the prior: VSD's LoRA, LMC-SDS's b_ψ."""
 

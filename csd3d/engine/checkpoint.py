@@ -14,7 +14,6 @@ interrupted save left behind is removed by the next save.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.files import sync_to_disk, write_text
 
 VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -57,10 +57,10 @@ def save_checkpoint(
         target.mkdir(parents=True, exist_ok=True)
         file = target / f"tensors-{_next_number(target)}.safetensors"
         save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}, str(file))
-        _sync(file)
+        sync_to_disk(file)
         record = {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
         manifest = {"version": VERSION, "identity": identity, "tensors": record, "state": state}
-        write_atomically(target / MANIFEST, json.dumps(manifest))
+        write_text(target / MANIFEST, json.dumps(manifest), sync=True)
         _remove_others(target, file.name)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -69,29 +69,10 @@ def save_checkpoint(
     return target
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file in one step, synced: a reader, or a crash, meets the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
 def _next_number(target: Path) -> int:
     """One past every tensors file there, an interrupted save's included: a file in use is never written to."""
     numbers = [path.stem.rpartition("-")[2] for path in target.glob("tensors-*.safetensors")]
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csd3d.engine.checkpoint import write_atomically
 from csd3d.errors import InputError
+from csd3d.files import write_text
 
 Item = TypeVar("Item")
 PACKAGES = (
@@ -307,7 +307,7 @@ class Curves:
         folder = run_folder / "curves" / phase
         folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in _rows(folder / "curves.jsonl") if row["step"] < first]
-        write_atomically(folder / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(folder / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in kept), sync=True)
         for old in folder.glob(
             "events.*"
         ):  # written anew: a killed process had not flushed all that it has in the lines

@@ -20,8 +20,6 @@ from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
 PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
-RUNNING = ("device", "micro_batch", "attention", "vae_slicing", "drop_text_encoder", "embedding_cache")
-IGNORED = ("name", "compare", "export", "save_seconds", "clip", "captions", *(f"prior.{key}" for key in RUNNING))
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
 
 
@@ -38,15 +36,10 @@ class Job:
     @property
     def identity(self) -> dict:
         """What a checkpoint of this run depends on; what ships with csd3d is the same wherever that is installed."""
-        values = {
-            key: value
-            for key, value in defining_values(self.config).items()
-            if not any(f"{key}.".startswith(f"{ignored}.") for ignored in IGNORED)
-        }
-        return without_root(values)
+        return without_root(defining_values(self.config))
 
-    def identity_of(self, name: str) -> dict[str, Any]:
-        """What the checkpoint of phase `name` depends on: all that the run does, unless a task knows better."""
+    def identity_of(self, name: str) -> dict:
+        """What the checkpoint of one phase depends on; a task may add to it what only that phase is made by."""
         return self.identity
 
     def may_run(self, name: str) -> bool:

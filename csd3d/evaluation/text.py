@@ -47,7 +47,7 @@ class EvaluateConfig:
     views: int = 12
     elevation_deg: float = 30.0
     size: int = 128  # pixels along a side
-    clip: str = path_key()  # "": the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS
+    clip: str = path_key(identity=False)  # "": the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:

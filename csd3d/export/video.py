@@ -1,6 +1,5 @@
 """MP4 out of frames: H.264, yuv420p, even sides, index at the front, so that every browser plays it."""
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.files import write_whole
 from csd3d.media import encode
 
 Picture = np.ndarray | Tensor  # [H, W, 3], float in [0, 1] or uint8
@@ -20,15 +20,11 @@ def write_video(path: Path, frames: Iterable[Picture], fps: int = 24, scale: int
 
     Raises InputError for no frames, ValueError for frames of differing size.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial.mp4")
+    pictures = (_even(enlarge(to_uint8(frame), scale)) for frame in frames)
     try:
-        encode(partial, (_even(enlarge(to_uint8(frame), scale)) for frame in frames), fps, crf)
-        os.replace(partial, path)
+        write_whole(Path(path), lambda partial: encode(partial, pictures, fps, crf))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

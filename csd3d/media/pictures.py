@@ -10,7 +10,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from csd3d.errors import InputError
+from csd3d.files import write_whole
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # others, as EPS, run programs of their own
 MAX_PIXELS = 100_000_000  # 1.2 GB as float32
@@ -188,7 +189,10 @@ def write_image(path: str | Path, rgb: np.ndarray, alpha: np.ndarray | None = No
     if bits not in (8, 16) or (bits == 16 and kind != "PNG"):
         raise InputError(f"{path}: {bits} bits a channel; 8, or 16 in a .png")
     data = _encoded(_levels(rgb, alpha, bits), kind)
-    write_whole(path, lambda partial: partial.write_bytes(data))
+    try:
+        write_whole(path, lambda partial: partial.write_bytes(data))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _levels(rgb: np.ndarray, alpha: np.ndarray | None, bits: int) -> np.ndarray:
@@ -221,17 +225,3 @@ def _png16(levels: np.ndarray) -> bytes:
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     chunks = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make a file under a temporary name beside `path` and moves it there; InputError if it can't."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)

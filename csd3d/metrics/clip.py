@@ -4,7 +4,6 @@ Symbols: E_I, E_T unit embeddings of images and texts, D wide; B images, V views
 K distractors. A figure belongs under its network's `name`, which no two networks share.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
 from csd3d.errors import InputError
+from csd3d.files import read_json
 from csd3d.metrics import conv_clip  # noqa: F401 (what the shipped CLIP's config names)
 
 TwoTowers = CLIPModel | VisionTextDualEncoderModel
@@ -179,15 +179,7 @@ def _square(size: int | dict[str, int]) -> int | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; give a folder that transformers' CLIPModel was saved to") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must hold a JSON object, holds a {type(found).__name__}")
-    return found
+    return read_json(path, "what transformers' CLIPModel and its processor save")
 
 
 @contextmanager

@@ -236,6 +236,12 @@ class Prior:
         except ValueError as error:
             raise InputError(str(error)) from None
 
+    def expected(self, folder: str) -> nn.Module:
+        """LMC-SDS's trained b_ψ(z, t) on this prior's device; InputError where `folder` holds none."""
+        from csd3d.priors.expected import load_expected
+
+        return load_expected(folder, self.device)
+
     def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
         output = self.forward(self._network, z_t, t, alpha_bar, condition)

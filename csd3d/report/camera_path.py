@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras, look_at
+from csd3d.cameras import Cameras, look_at, on_sphere
 from csd3d.datasets import Capture
 
 OPEN_GAP_DEG = 100.0  # a gap between neighbouring azimuths from which a capture counts as seen from one side only
@@ -21,9 +21,7 @@ def video_cameras(capture: Capture, count: int) -> Cameras:
     azimuth = torch.atan2(offset[:, 1], offset[:, 0])
     elevation = torch.asin((offset[:, 2] / radius).clamp(-1, 1)).median().item()
     angles = path_azimuths(azimuth, count)
-    flat = torch.full_like(angles, math.cos(elevation))
-    unit = torch.stack((flat * angles.cos(), flat * angles.sin(), torch.full_like(angles, math.sin(elevation))), 1)
-    poses = look_at(target + radius.median() * unit, target)
+    poses = look_at(target + radius.median() * on_sphere(angles, elevation), target)
     first = {name: getattr(cameras, name)[:1].expand(count) for name in ("fx", "fy", "cx", "cy")}
     return replace(cameras, camera_to_world=poses, **first, distortion=None, fisheye=False)
 

@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from PIL import Image
 
 from csd3d import __version__
 from csd3d.export.video import Picture, to_uint8
+from csd3d.files import write_text
 from csd3d.report.charts import Curves, chart_svg
 
 LINKED = ("result.*", "mesh*/mesh.*", "videos/*.mp4", "images/views.png", "images/grid.png", "log.txt")
@@ -122,10 +122,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "footer": _footer(path.parent),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
 
 
 def data_uri(image: Picture, jpeg: bool = False) -> str:

@@ -47,7 +47,7 @@ class EditCanvasConfig:
     """What the three tasks have in common."""
 
     task: str = ""
-    name: str = ""
+    name: str = incidental("")  # of the folder in outputs/
     prompt: str = ""  # the instruction
     seed: int = 0
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things

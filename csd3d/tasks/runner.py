@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from csd3d.engine.checkpoint import write_atomically
 from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib
+from csd3d.files import write_text
 
 
 class TaskJob(Protocol):
@@ -48,4 +48,4 @@ def run(job: TaskJob | Job) -> None:
     metrics["seconds"] |= {"evaluate": measured - worked, "export": time.monotonic() - measured}
     metrics["seconds"]["total"] = sum(metrics["seconds"].values())
     metrics["peak_memory_gib"] = peak_memory_gib()
-    write_atomically(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", sync=True)

@@ -18,6 +18,21 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
 from csd3d.evaluation.text import EvaluateConfig, evaluate, held_out, held_out_views
+from csd3d.guidance.methods import (
+    ALIASES,
+    MOVED,
+    UNSAID,
+    Guide,
+    MethodRun,
+    Networks,
+    check_features,
+    check_switch,
+    embed_prompts,
+    method_runs,
+    open_networks,
+    settle_svgd,
+)
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
@@ -38,21 +53,6 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Descent, OptimConfig
 from csd3d.schema import ByName, Chosen, OneOf, incidental
-from csd3d.tasks.text_methods import (
-    ALIASES,
-    MOVED,
-    UNSAID,
-    Guide,
-    MethodRun,
-    Networks,
-    check_features,
-    check_switch,
-    embed_prompts,
-    method_runs,
-    open_networks,
-    settle_svgd,
-)
-from csd3d.tasks.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
 
 SHARES = ("auto", "views", "assets", "all")
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=ALIASES)]
@@ -67,6 +67,7 @@ class TextTo3DConfig:
     name: str = incidental("text-to-3d")  # of the folder in outputs/
     prompt: str = ""  # what to make
     seed: int = 0
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
     method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main one: csd, NAME or NAME+csd
     compare: list[OneMethod] = incidental(default_factory=list)  # others, run beside it from the same start
@@ -166,7 +167,7 @@ class AssetJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.runs)
 
-    def identity_of(self, name: str) -> dict[str, Any]:
+    def identity_of(self, name: str) -> dict:
         """A phase depends on its own method's settings, which `compare` may name."""
         return self.identity | without_root(self.config.runs[name].identity)
 

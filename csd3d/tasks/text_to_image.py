@@ -18,12 +18,7 @@ from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
 from csd3d.errors import InputError
 from csd3d.evaluation.text import judge_of
-from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.registry import register
-from csd3d.report.text import save_pictures
-from csd3d.representations.pictures import PictureParticles
-from csd3d.schema import ByName, Chosen, OneOf, incidental, path_key
-from csd3d.tasks.text_methods import (
+from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
     UNSAID,
@@ -37,6 +32,11 @@ from csd3d.tasks.text_methods import (
     open_networks,
     settle_svgd,
 )
+from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.registry import register
+from csd3d.report.text import save_pictures
+from csd3d.representations.pictures import PictureParticles
+from csd3d.schema import ByName, Chosen, OneOf, incidental, path_key
 
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=(*ALIASES, "all"))]
 
@@ -69,6 +69,7 @@ class TextToImageConfig:
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
     method: list[OneMethod] = incidental(default_factory=lambda: [Chosen("csd")])  # csd, NAME, NAME+csd, or all
     seed: int = 0
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     particles: int = 4  # pictures of each prompt
     size: int = 128  # pixels along a side
     space: str = "latent"  # what is distilled: latent, or pixel (through the encoder)
@@ -159,7 +160,7 @@ class ImageJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.parts)
 
-    def identity_of(self, name: str) -> dict[str, Any]:
+    def identity_of(self, name: str) -> dict:
         """A phase depends on its own method's settings; other methods may come and go."""
         method, _ = self.config.parts[name]
         return self.identity | without_root(self.config.runs[method].identity)

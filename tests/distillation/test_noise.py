@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csd3d.distillation.noise import add_noise, draw_noise, draw_noise_map, world_noise
-from csd3d.distillation.schedules import annealed_fraction, stage, step_weight, timestep, uniform_timestep
+from csd3d.distillation.schedule import annealed_fraction, stage, step_weight, timestep, uniform_timestep
 
 
 def seeded(seed: int = 0) -> torch.Generator:

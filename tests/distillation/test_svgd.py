@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd3d.distillation import SVGDConfig, sds, svgd_combine, svgd_diagnostics
+from csd3d.distillation import SVGDConfig, svgd_combine, svgd_diagnostics
 from csd3d.distillation.kernel import kernel_matrix
 from csd3d.distillation.noise import add_noise, draw_noise
 from csd3d.distillation.svgd import combine as combine_and_report
@@ -213,7 +213,7 @@ def anneal(combiner, seed: int, steps: int = 300) -> Tensor:
         alpha_bar = math.cos(math.pi / 2 * (0.8 - 0.78 * step / steps)) ** 2
         noise = draw_noise(z, "shared", generator)
         z_t = add_noise(z, noise, alpha_bar)
-        directions = sds(mixture_eps(z_t, alpha_bar), noise)
+        directions = mixture_eps(z_t, alpha_bar) - noise
         z = z - 0.5 * (1 - alpha_bar) * combiner(directions, z_t, math.sqrt(1 - alpha_bar))
     return torch.cdist(z, MODES).argmin(1).bincount(minlength=4)
 

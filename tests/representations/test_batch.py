@@ -8,6 +8,7 @@ import torch
 
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
+from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
 from csd3d.representations.batch import (
     AssetConfig,
@@ -24,7 +25,6 @@ from csd3d.representations.batch import (
 from csd3d.representations.descent import OptimConfig
 from csd3d.schema import Chosen
 from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, new_phase, step_context
-from csd3d.tasks.views import PromptConfig, Views, sample_views
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}

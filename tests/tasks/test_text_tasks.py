@@ -10,10 +10,10 @@ from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
 from csd3d.errors import InputError
+from csd3d.guidance.methods import Guide
 from csd3d.interrupt import StopRequest
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.schema import Chosen
-from csd3d.tasks.text_methods import Guide
 from csd3d.tasks.text_to_image import SourceConfig, TextToImageConfig
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from csd3d.distillation.schedules import timestep
+from csd3d.distillation.schedule import timestep
 from csd3d.errors import InputError
 from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
 from csd3d.priors.expected import ExpectedReconstruction

@@ -46,7 +46,7 @@ def training_scene(rng: random.Random, patterned: float = PATTERNED) -> Scene:
 
 
 def training_view(rng: random.Random) -> View:
-    """A camera that covers those of text to 3D (`csd3d.tasks.views`)."""
+    """A camera that covers those of text to 3D (`csd3d.guidance.views`)."""
     target = tuple(rng.uniform(-0.06, 0.06) for _ in range(3))
     return View(rng.uniform(0, 360), rng.uniform(0, 70), rng.uniform(3.6, 4.4), FOV_DEG, target)
 

@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from csd3d.distillation.guidance import guided, guided_queries
-from csd3d.distillation.method import Network, Query, Step
+from csd3d.distillation.method import Host, Network, Query, Step
 from csd3d.distillation.noise import implied_noise
 from csd3d.errors import InputError
 from csd3d.registry import register
 from csd3d.schema import path_key
-
-if TYPE_CHECKING:
-    from csd3d.priors.base import Prior
 
 
 @register("method", "lmc", title="LMC-SDS")
@@ -38,11 +35,9 @@ class LMC:
 
     perp_neg: ClassVar[bool] = True
 
-    def open(self, prior: "Prior") -> dict[str, Network]:
-        from csd3d.priors.expected import load_expected
-
+    def open(self, prior: Host) -> dict[str, Network]:
         try:
-            return {"expected": ExpectedNetwork(load_expected(self.folder, prior.device))}
+            return {"expected": ExpectedNetwork(prior.expected(self.folder))}
         except InputError as error:
             raise InputError(f"method lmc: folder: {error}") from None
 

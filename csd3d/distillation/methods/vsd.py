@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from csd3d.distillation.guidance import guided, guided_queries
-from csd3d.distillation.method import Network, Query, Step
+from csd3d.distillation.method import Host, Network, Query, Step
 from csd3d.registry import register
-
-if TYPE_CHECKING:
-    from csd3d.priors.base import Prior
 
 
 @register("method", "vsd", title="VSD (ProlificDreamer)")
@@ -41,7 +38,7 @@ class VSD:
         if self.rank < 1 or not self.learning_rate > 0:
             raise ValueError(f"rank is {self.rank}, learning_rate {self.learning_rate:g}: give 1 or more, and above 0")
 
-    def open(self, prior: "Prior") -> dict[str, Network]:
+    def open(self, prior: Host) -> dict[str, Network]:
         return {"lora": RenderNetwork(prior, self.rank, self.learning_rate)}
 
     def queries(self, step: Step) -> dict[str, Query]:
@@ -57,21 +54,18 @@ class VSD:
 class RenderNetwork:
     """ε_φ and its optimiser, as a `Network`. InputError where the prior cannot carry it, or peft is missing."""
 
-    def __init__(self, prior: "Prior", rank: int, learning_rate: float) -> None:
-        from csd3d.priors.lora import RenderScore  # the one method that needs to know what a UNet is
-
+    def __init__(self, prior: Host, rank: int, learning_rate: float) -> None:
         self.prior, self.learning_rate = prior, learning_rate
-        self.score = RenderScore(prior, torch.Generator(), rank=rank)
+        self.score = prior.lora(rank, torch.Generator())
         self.optimiser = self._new_optimiser()
 
     def answer(self, query: Query) -> Tensor:
-        return self.score.predict(query.z_t, query.t, self.prior.condition(list(query.prompts)), query.pose)
+        return self.score.answer(query)
 
     def train(self, step: Step) -> float:
         """One step on the particles, whose predictions count as evaluations of the prior; the loss before it."""
         with torch.enable_grad():
-            condition = self.prior.condition(list(step.prompts))
-            loss = self.score.loss(step.z, condition, step.pose, step.generator)
+            loss = self.score.loss(step.z, step.prompts, step.pose, step.generator)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         self.optimiser.step()

@@ -14,10 +14,7 @@ from csd3d.distillation.named import names_for
 from csd3d.distillation.step import DistillConfig, distill_step
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_prior, perceptual_distance, perceptual_vectors
-from csd3d.priors.expected import ExpectedReconstruction
-from csd3d.schema import Chosen
-from csd3d.tasks.text_methods import (
+from csd3d.guidance.methods import (
     UNSAID,
     Guide,
     check_features,
@@ -26,6 +23,9 @@ from csd3d.tasks.text_methods import (
     open_networks,
     settle_svgd,
 )
+from csd3d.priors import PriorConfig, load_prior, perceptual_distance, perceptual_vectors
+from csd3d.priors.expected import ExpectedReconstruction
+from csd3d.schema import Chosen
 
 TEXTS = ["a red chair", "a blue chair"]
 

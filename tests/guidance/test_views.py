@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from csd3d.tasks.views import PromptConfig, ViewsConfig, away_views, sample_views, tilt, unit_vector, view_of, wrap
+from csd3d.guidance.views import PromptConfig, ViewsConfig, away_views, sample_views, tilt, unit_vector, view_of, wrap
 
 
 def draw(count=64, size=20, seed=0, **settings):

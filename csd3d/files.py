@@ -1,0 +1,83 @@
+"""Files written whole or not at all, and JSON read without trusting it: the one place for both."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from csd3d.errors import InputError
+
+MAX_JSON_BYTES = 32 * 2**20
+
+
+def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False) -> None:
+    """Has `write` make a file under a temporary name beside `path`, then moves it there; makes the folder.
+
+    A reader, or a crash, meets the old file or the new one, never a part; where `write` fails nothing is left. The
+    temporary name has the suffix of `path`.  sync: the file is on the disk before it is moved, and its folder after.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        if sync:
+            sync_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if sync:
+        sync_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str, sync: bool = False) -> None:
+    """A text file in UTF-8, as `write_whole` does it."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), sync)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, what: str, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of UTF-8, with or without a byte order mark.
+
+    what: what the file should be, for messages ("a capture's JSON"). Raises InputError, one line that begins with the
+    path, for a file that is missing, larger than `most_bytes`, nested too deeply, or no JSON; for one that holds
+    something else than an object, and for an object that has a key twice.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"{path}: not a file; expected {what}")
+        if size > most_bytes:
+            raise InputError(f"{path}: {size} bytes; {what} is at most {most_bytes}")
+        value = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; expected {what}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply to be {what}") from error
+    except InputError:
+        raise
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not readable as JSON ({reason}); expected {what}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, holds a {type(value).__name__}; expected {what}")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {key[:80]!r} stands twice in one object")
+    return value
