@@ -79,7 +79,7 @@ def test_a_missing_config_names_the_nearest_and_all(jobs, given, monkeypatch, ca
     assert launch.main(["--config", given]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {given}: no such config file; did you mean configs/csd-text-to-3d.yaml? ")
-    assert "configs/ has csd-diverse, csd-edit-capture, " in error
+    assert "configs/ has classifier, csd-diverse, " in error
     assert not jobs.calls
 
 
