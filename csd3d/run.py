@@ -26,9 +26,10 @@ def start(
     stop: StopRequest,
 ) -> Path:
     """Starts the job of a config file in a new run folder, which it returns."""
-    config = read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])])
-    job = config.open(choose(device))  # what is wrong with the input is told before a folder is made
-    written = to_yaml(with_paths(config, settle))
+    config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
+    # opened by the very paths that config.yaml names: a resumed run, from wherever, has the same identity
+    job = with_paths(config, shipped).open(choose(device))  # what is wrong is told before a folder is made
+    written = to_yaml(config)
     folder = create_run_folder(config.name, written, output=output, argv=sys.argv)
     work(job, folder, stop)
     return folder

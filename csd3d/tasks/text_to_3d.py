@@ -167,7 +167,7 @@ class AssetJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.runs)
 
-    def identity_of(self, name: str) -> dict[str, Any]:
+    def identity_of(self, name: str) -> dict:
         """A phase depends on its own method's settings, which `compare` may name."""
         return self.identity | without_root(self.config.runs[name].identity)
 

@@ -160,7 +160,7 @@ class ImageJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.parts)
 
-    def identity_of(self, name: str) -> dict[str, Any]:
+    def identity_of(self, name: str) -> dict:
         """A phase depends on its own method's settings; other methods may come and go."""
         method, _ = self.config.parts[name]
         return self.identity | without_root(self.config.runs[method].identity)
