@@ -1,5 +1,6 @@
 """The methods of a text job: which a config names, what they are told, and their networks beside the prior."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ from csd3d.guidance.methods import (
 )
 from csd3d.priors import PriorConfig, load_prior, perceptual_distance, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction
+from csd3d.priors.prior import Prior
 from csd3d.schema import Chosen
 
 TEXTS = ["a red chair", "a blue chair"]
@@ -255,6 +257,7 @@ def test_lmcs_network_is_opened_and_asked(prior, tmp_path):
 
 def test_what_is_missing_is_said_with_the_method_that_wants_it(tmp_path):
     flow = SimpleNamespace(prediction_type="flow", device="cpu")
+    flow.lora, flow.expected = partial(Prior.lora, flow), partial(Prior.expected, flow)
     assert open_networks(flow, runs_of("sds", "dds", have=["source"])) == {}
     nowhere = {"lmc": LMC(folder=str(tmp_path / "nowhere"))}
     with pytest.raises(InputError, match=r"method lmc.*folder: .*nowhere.*train_shipped lmc"):

@@ -90,10 +90,12 @@ def inputs(count=2):
 
 
 @torch.no_grad()
-def test_a_camera_unet_starts_as_the_shipped_one_at_any_camera(shipped):
+def test_a_camera_unet_starts_as_the_one_without_a_camera_at_any_camera(shipped):
     z, t, tokens = inputs()
-    wanted = shipped(z, None, t, tokens)
-    aware = gpu.Denoiser(gpu.camera_unet(shipped.unet), shipped.text_encoder)
+    plain = {**shipped.unet.config, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    unaware = gpu.Denoiser(UNet2DConditionModel.from_config(plain).eval(), shipped.text_encoder)
+    wanted = unaware(z, None, t, tokens)
+    aware = gpu.Denoiser(gpu.camera_unet(unaware.unet).eval(), shipped.text_encoder)
     for camera in (no_camera(2), torch.randn(2, CAMERA_WIDTH)):
         torch.testing.assert_close(aware(z, None, t, tokens, camera), wanted, atol=1e-5, rtol=1e-5)
     assert gpu.camera_unet(aware.unet) is aware.unet

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from csd3d.priors.camera_embedding import no_camera
 from tools.train_shipped.data import Pairs, gather
 from tools.train_shipped.loop import FitConfig, autocast
 from tools.train_shipped.vae import save_whole
@@ -40,6 +41,8 @@ class Denoiser(nn.Module):
         """`camera` [B,K] goes to the UNets that take one (`csd3d.priors.camera_embedding`), and only to those."""
         y = self.text_encoder(tokens).last_hidden_state
         seen = noisy if condition is None else torch.cat([noisy, condition], 1)
+        if camera is None and self.unet.class_embedding is not None:
+            camera = no_camera(len(noisy), noisy.device)
         return self.unet(seen, t, y, class_labels=camera, return_dict=False)[0]
 
 

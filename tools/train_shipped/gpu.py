@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from csd3d.priors.camera_embedding import CAMERA_WIDTH, camera_embedding
+from csd3d.priors.opening import ModelFolder
 from tools.train_shipped import gpu_results as results
 from tools.train_shipped.diffusion import (
     Denoiser,
@@ -254,7 +255,7 @@ class Run:
             work=options.out, minutes=options.minutes, batch=options.batch, lr=options.lr, ema=options.ema,
             warmup=options.warmup, seed=options.seed, device=options.device, precision=options.precision,
         )  # fmt: skip
-        vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(ModelFolder(base).part("vae"), torch_dtype=torch.float32)
         self.tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
         self.encoder = Encoder(vae, self.tokenizer, self.config)
         denoiser = load_denoiser(options.init or base).eval()

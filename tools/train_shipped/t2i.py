@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from csd3d.metrics.clip import VIEWS, said_view
+from csd3d.priors.opening import ModelFolder
 from csd3d.world.prompts import loosen
 from tools.train_shipped.data import Pairs, move
 from tools.train_shipped.diffusion import (
@@ -139,7 +140,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
     """Train from the networks of the InstructPix2Pix pipeline `base`, or on from those of the text-to-image pipeline
     `init`, and export the whole pipeline, averaged weights in fp16, to `out` at every checkpoint."""
     config.work.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(ModelFolder(base).part("vae"), torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     with first_process_first():  # it writes what the others read
         data = load_captioned(pairs, vae, tokenizer, config)
@@ -168,6 +169,8 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
 
     def export() -> None:
         trained = trainer.ema_model()
-        save_pipeline(StableDiffusionPipeline, trained.unet, trained.text_encoder, tokenizer, base / "vae", out)
+        save_pipeline(
+            StableDiffusionPipeline, trained.unet, trained.text_encoder, tokenizer, ModelFolder(base).part("vae"), out
+        )
 
     fit(trainer, loss_fn, export)
