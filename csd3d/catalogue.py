@@ -17,8 +17,8 @@ from typing import Any
 
 from csd3d import registry
 from csd3d.errors import InputError
+from csd3d.keys import key_table
 from csd3d.registry import Entry
-from csd3d.schema import key_table
 
 WORDS = {  # what is asked for on the command line, and the kinds of the registry that it shows
     "methods": ("method",),

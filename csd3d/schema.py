@@ -15,10 +15,8 @@ keys:
 import dataclasses
 import difflib
 import functools
-import inspect
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator
@@ -135,7 +133,7 @@ def _convert_chosen(value: Any, mark: OneOf, key: str, default: Any, beside: dic
     given = {"type": value} if isinstance(value, str) else value
     if not isinstance(given, dict) or not isinstance(given.get("type", getattr(default, "name", None)), str):
         raise BadValue(key, f"expected the name of one of {', '.join(registry.names(mark.kind))}, or a section "
-                             f"with type: NAME and its keys, got {_show(value)}")  # fmt: skip
+                             f"with type: NAME and its keys, got {show(value)}")  # fmt: skip
     name = given.get("type") or default.name
     if name in mark.also:
         return Chosen(name)
@@ -154,7 +152,7 @@ def _convert_by_name(value: Any, mark: ByName, key: str, default: Any) -> dict[s
     for name, given in value.items():
         schema = _registered(mark, str(name), join(key, name))
         if not isinstance(given, (dict, type(None))):
-            raise BadValue(join(key, name), f"expected a section with the keys of {name}, got {_show(given)}")
+            raise BadValue(join(key, name), f"expected a section with the keys of {name}, got {show(given)}")
         found[name] = build(schema, given or {}, join(key, name), found.get(name))
     return found
 
@@ -163,7 +161,7 @@ def _convert_by_name(value: Any, mark: ByName, key: str, default: Any) -> dict[s
 
 
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
+def hints_of(schema: type) -> dict[str, Any]:
     hints = typing.get_type_hints(schema, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
 
@@ -185,30 +183,32 @@ def annotation_at(schema: type, key: str) -> Any:
             continue
         if isinstance(mark, OneOf):  # whose keys depend on its type: the first that has such a key will do
             sections = [entry.thing for entry in registry.entries(mark.kind) if dataclasses.is_dataclass(entry.thing)]
-            annotation = str if name == "type" else next((_hints(s)[name] for s in sections if name in _hints(s)), None)
+            annotation = (
+                str if name == "type" else next((hints_of(s)[name] for s in sections if name in hints_of(s)), None)
+            )
             continue
         section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
         if section is None:
             return None
-        annotation = _hints(section).get(name)
+        annotation = hints_of(section).get(name)
     return annotation
 
 
 def build(schema: type, given: dict, key: str, base: Any) -> Any:
     """`schema` with the given keys, every other one from `base` (an instance) or from the field's default."""
-    hints, values = _hints(schema), {}
+    hints, values = hints_of(schema), {}
     for name in given:
         if name not in hints:
             raise BadValue(join(key, name), f"unknown key; {_nearest_key(schema, key, str(name))}")
     for field in dataclasses.fields(schema):
-        default = getattr(base, field.name) if base is not None else _default(field)
+        default = getattr(base, field.name) if base is not None else default_of(field)
         if field.name in given:
             place = join(key, field.name)
             values[field.name] = convert(given[field.name], hints[field.name], place, default, values)
         elif isinstance(default, Chosen) and default.thing is not None and mark_of(hints[field.name]) is not None:
             values[field.name] = _convert_chosen({}, mark_of(hints[field.name]), field.name, default, values)
         elif default is dataclasses.MISSING:
-            raise BadValue(join(key, field.name), f"missing; expected {_describe(hints[field.name])}")
+            raise BadValue(join(key, field.name), f"missing; expected {describe(hints[field.name])}")
         elif field.init:
             values[field.name] = default
     try:
@@ -217,7 +217,7 @@ def build(schema: type, given: dict, key: str, base: Any) -> Any:
         raise BadValue(key, first_line(error)) from None
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
     if not field.init:
         return None
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
@@ -264,7 +264,7 @@ def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
         return Path(value)
     if annotation in (bool, str, type(None)) and type(value) is annotation:
         return value
-    raise BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
+    raise BadValue(key, f"expected {describe(annotation)}, got {show(value)}")
 
 
 def _convert_sequence(value: list, kind: type, items: tuple, key: str, beside: dict | None) -> list | tuple:
@@ -287,7 +287,7 @@ def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
             return convert(value, part, key, default)
         except BadValue:
             continue
-    raise BadValue(key, f"expected {_describe(annotation)}, got {_show(value)}")
+    raise BadValue(key, f"expected {describe(annotation)}, got {show(value)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
@@ -297,29 +297,29 @@ def join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _describe(annotation: Any) -> str:
+def describe(annotation: Any) -> str:
     if mark := mark_of(annotation):
         one = "the name of a" if isinstance(mark, OneOf) else "sections named after each"
         return f"{one} {mark.kind} ({', '.join(registry.names(mark.kind))})"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_describe, arguments))
+        return " or ".join(map(describe, arguments))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if dataclasses.is_dataclass(annotation):
-        return f"a section with the keys {', '.join(_hints(annotation))}"
+        return f"a section with the keys {', '.join(hints_of(annotation))}"
     if (origin or annotation) in (list, tuple):
-        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
+        return f"a list of {describe(arguments[0])}" if arguments else "a list"
     return _NAMES.get(annotation, "a mapping" if (origin or annotation) is dict else str(annotation))
 
 
 def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    for name, annotation in _hints(schema).items():
+    for name, annotation in hints_of(schema).items():
         place = join(prefix, name)
         yield place
         if isinstance(mark := mark_of(annotation), ByName):
@@ -338,7 +338,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 def _nearest_key(schema: type, section: str, name: str) -> str:
     """A neighbour spelt alike, else the same name in any section below, else the nearest neighbour."""
     known = [join(section, other) for other in _all_keys(schema)]
-    beside = difflib.get_close_matches(name, list(_hints(schema)), n=1, cutoff=0.6)
+    beside = difflib.get_close_matches(name, list(hints_of(schema)), n=1, cutoff=0.6)
     if beside:
         return f"did you mean {join(section, beside[0])}?"
     below = [key for key in known if difflib.SequenceMatcher(None, key.rpartition(".")[2], name).ratio() > 0.8]
@@ -366,7 +366,7 @@ def _settings_by_name(config: Any, values: dict[str, Any]) -> dict[str, Any]:
     differs from the settings under its name (a second choice of it) keeps its own.
     """
     for field in dataclasses.fields(config):
-        annotation = _hints(type(config)).get(field.name)
+        annotation = hints_of(type(config)).get(field.name)
         items = [annotation, *typing.get_args(annotation)]
         mark = next((m for m in map(mark_of, items) if isinstance(m, OneOf) and m.settings), None)
         if mark is None:
@@ -386,51 +386,3 @@ def _settings_by_name(config: Any, values: dict[str, Any]) -> dict[str, Any]:
         shown = values[field.name]
         values[field.name] = [named(item) for item in shown] if isinstance(shown, list) else named(shown)
     return values
-
-
-# ------------------------------------------------------------------------------------------------------- tables of keys
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """A row of a table of keys: dotted name, what it takes, its default as YAML has it, and what it is."""
-
-    name: str
-    takes: str
-    default: str
-    about: str
-
-
-def key_table(schema: type, prefix: str = "") -> list[Key]:
-    """Every key of a config, in order, with the comment that stands beside its field (or right above it)."""
-    hints, comments, rows = _hints(schema), _comments(schema), []
-    for field in dataclasses.fields(schema):
-        if not field.init:
-            continue
-        name, annotation = join(prefix, field.name), hints[field.name]
-        default = _default(field)
-        section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
-        if section is not None and mark_of(annotation) is None and default is not None:
-            rows += key_table(section, name)
-            continue
-        shown = "" if default is dataclasses.MISSING else _show(plain(default))
-        rows.append(Key(name, _describe(annotation), shown, comments.get(field.name, "")))
-    return rows
-
-
-def _comments(schema: type) -> dict[str, str]:
-    """The comment beside each field, or the one right above it, from the source of the class and of its bases."""
-    found: dict[str, str] = {}
-    for owner in reversed(schema.__mro__):
-        try:
-            lines = inspect.getsource(owner).splitlines() if dataclasses.is_dataclass(owner) else []
-        except (OSError, TypeError):
-            continue
-        above: list[str] = []
-        for line in lines:
-            field = re.match(r"    (\w+): [^#]*(?:#\s*(.+))?$", line)
-            if field:
-                found[field[1]] = (field[2] or " ".join(above)).strip()
-            comment = re.match(r"    #\s*(.+)", line)
-            above = [*above, comment[1]] if comment else []
-    return found

@@ -9,8 +9,9 @@ import pytest
 from csd3d import registry
 from csd3d.config import defining_values, load_config, to_yaml
 from csd3d.errors import InputError
+from csd3d.keys import key_table
 from csd3d.registry import get, load_plugins, names, register
-from csd3d.schema import ByName, Chosen, OneOf, choose, incidental, key_table
+from csd3d.schema import ByName, Chosen, OneOf, choose, incidental
 
 
 @dataclass(frozen=True)
