@@ -117,7 +117,7 @@ def test_a_killed_and_resumed_run_ends_like_an_unbroken_one(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run_linear(tmp_path / "a")
-    with pytest.raises(InputError, match="another model"):
+    with pytest.raises(InputError, match="weight: the checkpoint belongs to a run with"):
         Trainer(nn.Linear(4, 1), FitConfig(tmp_path / "a", steps=60)).load()
 
 

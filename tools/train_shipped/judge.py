@@ -18,10 +18,11 @@ from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.editors.canvas import Sampling
 from csd3d.errors import InputError
+from csd3d.files import write_text
 from csd3d.metrics import psnr
 from csd3d.priors import Prior, PriorConfig, load_prior
 from tools.train_shipped.data import Pairs, gather, open_pairs
-from tools.train_shipped.sheet import contact_sheet
+from tools.train_shipped.sheet import edit_rows, save_sheet
 
 SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
 
@@ -56,8 +57,7 @@ def run(options: argparse.Namespace) -> None:
         report, edits = judge(pairs, open_judged(options, "edit"), options)
     write_report(report, options)
     if options.sheet:
-        options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pairs, edits, options.sheet)
+        save_sheet(options.sheet, edit_rows(pairs, edits))
     print(json.dumps({k: v for k, v in report.items() if k != "curves"}, indent=1))
 
 
@@ -192,8 +192,7 @@ def _mean(values: list[float]) -> float | None:
 def write_report(report: dict, options: argparse.Namespace) -> None:
     """The report, with the curves of the trainings whose logs are named, to --json."""
     report["curves"] = {str(path): _curve(path) for path in options.log}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_text(options.json, json.dumps(report, indent=1) + "\n")
 
 
 def _curve(path: Path) -> list[dict]:

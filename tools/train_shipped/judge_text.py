@@ -19,7 +19,9 @@ from csd3d.priors import Prior
 from tools.train_shipped.clip import Sentences, load_sentences
 from tools.train_shipped.data import Pairs, gather, open_pairs
 from tools.train_shipped.judge import add_common_options, open_judged, write_report
-from tools.train_shipped.sheet import captioned_sheet
+from tools.train_shipped.sheet import save_sheet
+
+SHEET_ROWS = 24  # each a caption: the true picture, the sample, and the one with the camera told
 
 
 def add_options(part: argparse.ArgumentParser) -> None:
@@ -47,12 +49,14 @@ def run(options: argparse.Namespace) -> None:
         captions = list(shown)[: options.count]
         rows = [shown[caption] for caption in captions]
         settings = {"steps": options.steps, "guidance_scale": options.guidance}
+        drawn = [gather(pairs.target, torch.tensor(rows))]
         for name, view in told_views(prior, [pairs.records[i] for i in rows]).items():
             images = sample(prior, captions, options.guidance, options.steps, options.seed, view)
             image = torch.cat([embed_images(model, part) for part in images.split(64)])
+            drawn.append(images)
             report[name] = settings | judge_pictures(image, rows, text, sentences, options.among)
         if options.sheet:
-            captioned_sheet(captions, images, options.sheet)
+            save_sheet(options.sheet, list(zip(captions, zip(*drawn, strict=True), strict=True))[:SHEET_ROWS])
     print(json.dumps(report, indent=1))
     write_report(report, options)
 
