@@ -4,9 +4,9 @@
 
 Each input, prompt and seed (of the world's strip or orbit, and of the noise) is an ordinary run of its config that
 compares all baselines, and one more for each ablation; in folders of their own under --work, where finished ones are
-not run again and broken-off ones are resumed. Prints the Markdown tables that the README quotes and writes, beside the
-JSON, a grid of all methods' pictures for each input. With --sweep everything is done again at text scales 3, 5, 7.5 and
-10, and CLIP directional is drawn against CLIP similarity to the source, a curve a method.
+not run again and broken-off ones are resumed. Prints the Markdown tables that docs/results.md quotes
+and writes, beside the JSON, a grid of all methods' pictures for each input. With --sweep everything is done again at
+text scales 3, 5, 7.5 and 10, and CLIP directional is drawn against CLIP similarity to the source, a curve a method.
 
 The ablations keep the step size: their weights in the sum over particles add up to 1, as `svgd.normalize` "row" has it,
 with SVGD and without.

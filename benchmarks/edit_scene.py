@@ -4,7 +4,7 @@
 
 Each combination is an ordinary run of configs/csd-edit-scene.yaml on a scene of the procedural world, in its own run
 folder under --work. A finished one is not run again and a broken-off one is resumed, so the command can be repeated
-until it is done. Prints the Markdown table that the README quotes.
+until it is done. Prints the Markdown table that docs/results.md quotes.
 """
 
 import argparse

@@ -38,8 +38,9 @@ from csd3d.distillation import collaborative_edit
 from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.fields import FieldConfig
+from csd3d.files import write_text
 from csd3d.interrupt import StopRequest
-from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
+from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.rendering import RenderConfig
 from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.representations.hashgrid import HashGrid
@@ -62,7 +63,7 @@ ASSET = [
     "asset.resolution=[[0,32],[40,64]]", "losses.opacity=[10,0,60,300]", "losses.distortion=[10,0,60,300]",
     "evaluate.views=4", "export.video_frames=8", "export.mesh.resolution=80", "export.mesh.texture_size=256",
 ]  # fmt: skip
-CANVAS = ["edit.steps=6", "passes=1", "baselines.sampling.steps=4"]
+CANVAS = ["editors.csd_edit.edit.steps=6", "editors.csd_edit.passes=1", "sampling.steps=4"]
 SMALL_SCENE = [
     "scene.downscale=8", "representation.render.steps=24", "representation.field.levels=2",
     "representation.field.hidden=16", "reconstruct.steps=8",
@@ -74,12 +75,15 @@ SMALL_ASSET = [
     "asset.field.levels=2", "asset.levels=[[0,2]]", "losses.opacity=0", "losses.distortion=0", "evaluate.views=2",
     "evaluate.size=32", "guidance_size=64", "export.video_frames=2", "export.mesh.resolution=24",
 ]  # fmt: skip
-SMALL_CANVAS = ["edit.steps=1", "baselines.sampling.steps=1", "world.frames=3", "edit.batch=3", "world.width=128"]
+SMALL_CANVAS = [
+    "editors.csd_edit.edit.steps=1", "editors.csd_edit.edit.batch=3", "sampling.steps=1",
+    "world.frames=3", "world.width=128",
+]  # fmt: skip
 # name: (config, its keys, what makes it small enough for a rehearsal)
 JOBS = {
     "edit_scene": ("csd-edit-scene", SCENE, SMALL_SCENE),
     "text_to_3d": ("csd-text-to-3d", ASSET, SMALL_ASSET),
-    "edit_video": ("csd-edit-video", [*CANVAS, "correspondence=flow"], SMALL_CANVAS),
+    "edit_video": ("csd-edit-video", [*CANVAS, "editors.csd_edit.correspondence=flow"], SMALL_CANVAS),
     "edit_panorama": ("csd-edit-panorama", CANVAS, SMALL_CANVAS),
     "text_to_image": ("text-to-image", ["distill.steps=3", "prompt=a blue duck"], ["size=64", "particles=2"]),
 }
@@ -104,9 +108,7 @@ class Check:
 
     def write(self) -> None:
         """gpu-check.json as it stands, whole or as it was before."""
-        part = self.out / ".gpu-check.json"
-        part.write_text(json.dumps(self.found, indent=2, default=str) + "\n")
-        part.replace(self.out / "gpu-check.json")
+        write_text(self.out / "gpu-check.json", json.dumps(self.found, indent=2, default=str) + "\n")
 
     def section(self, name: str, run: Callable[["Check"], dict], expected: float) -> None:
         """Runs a section if there is time for it, at most three times as long as expected; records what came of it."""
@@ -409,13 +411,12 @@ def precision(check: Check) -> dict:
     return found
 
 
-def predict(prior: DiffusersPrior, rows: int, side: int, t: int = 500) -> torch.Tensor:
+def predict(prior: Prior, rows: int, side: int, t: int = 500) -> torch.Tensor:
     """The noise of random latents [rows, 4, side, side], the same every time."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(rows, 4, side, side, generator=generator).to(prior.device)
     image = torch.randn(rows, 4, side, side, generator=generator).to(prior.device) if prior.edits else None
-    words = prior.condition(["paint it red"]).expand(rows)
-    return prior.predict_noise(z, t, Condition(words.text, image))
+    return prior.predict_noise(z, t, prior.condition(["paint it red"] * rows, image))
 
 
 def full_size(check: Check) -> dict:
@@ -440,7 +441,7 @@ def build_full(check: Check) -> dict:
     return {"unet_parameters": parameters, "build_s": time.monotonic() - started}
 
 
-def open_full(check: Check, **options) -> DiffusersPrior:
+def open_full(check: Check, **options) -> Prior:
     """The full-size model, as `prior.model` opens it."""
     if check.model is None:
         build_full(check)
@@ -463,7 +464,7 @@ def unet_rows(check: Check) -> dict:
     return found
 
 
-def rows_of(check: Check, prior: DiffusersPrior, batches: tuple[int, ...], side: int) -> dict:
+def rows_of(check: Check, prior: Prior, batches: tuple[int, ...], side: int) -> dict:
     """For each batch: milliseconds a row and the peak above what the weights hold."""
     found = {}
     for rows in batches:
@@ -491,7 +492,7 @@ def vae(check: Check) -> dict:
     return found
 
 
-def _vae_call(prior: DiffusersPrior, images: torch.Tensor, name: str) -> Callable[[], object]:
+def _vae_call(prior: Prior, images: torch.Tensor, name: str) -> Callable[[], object]:
     """What is timed."""
     if name == "encode_with_gradient":
         leaf = images.clone().requires_grad_()

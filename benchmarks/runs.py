@@ -6,6 +6,7 @@ from pathlib import Path
 
 from csd3d import run as jobs
 from csd3d.engine.logs import environment
+from csd3d.files import write_text
 from csd3d.interrupt import StopRequest
 
 
@@ -27,8 +28,7 @@ def write_results(path: Path, runs: list[dict], figures: Iterable[str], override
     methods = dict.fromkeys(name for run in runs for name in run["results"])
     means = {method: {figure: mean(runs, method, figure) for figure in figures} for method in methods}
     result = {"environment": environment(), "overrides": overrides, "mean": means, **others, "runs": runs}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def mean(runs: list[dict], method: str, figure: str) -> float | None:

@@ -1,10 +1,11 @@
 """What stands in for the video encoder on a machine that lacks it; import this before csd3d."""
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ENCODES = importlib.util.find_spec("imageio_ffmpeg") is not None
@@ -16,12 +17,17 @@ if not ENCODES:  # a wheel of 65 MiB, which not every machine has
 
 def leave_out_videos() -> None:
     """From now on, whatever would be encoded becomes an empty file."""
-    import csd3d.tasks.results_2d
-
     import csd3d.export.video
+    import csd3d.report.canvas
 
     csd3d.export.video.encode = _take_frames
-    csd3d.tasks.results_2d.write_frames = _take_frames
+    csd3d.report.canvas.frame_writer = _empty_writer
+
+
+@contextlib.contextmanager
+def _empty_writer(path: Path, *_: object, **__: object) -> Iterator[Callable[[object], None]]:
+    yield lambda frame: None
+    _take_frames(path, iter(()))
 
 
 def _take_frames(path: Path, frames: Iterator, *_: object, **__: object) -> int:

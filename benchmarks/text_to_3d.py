@@ -3,8 +3,8 @@
 `python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …] [--diverse] [--ablations]`
 
 Each prompt, seed and method is an ordinary run of the method's own config, in its own folder under --work and the
-JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown table that the README
-quotes, and writes the grid of all methods beside the JSON.
+JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown table that
+docs/results.md quotes, and writes the grid of all methods beside the JSON.
 
 With --diverse all methods have configs/csd-diverse.yaml: four assets of a prompt that leaves things open, by CSD and by
 SDS. With --ablations CSD is also run with one part of it changed at a time, each under its own name.

@@ -6,7 +6,6 @@ abstract and from secondary sources; the network's form is our own. Trained by `
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
+from csd3d.files import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LIMITS = {"channels": 64, "width": 1024, "blocks": 64}  # what a folder may ask for
@@ -73,13 +73,8 @@ def load_expected(folder: Path | str, device: torch.device | str = "cpu") -> Exp
 
 
 def _read_config(path: Path) -> dict[str, int]:
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; train it with python -m tools.train_shipped lmc") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({type(error).__name__})") from None
-    if not isinstance(config, dict) or config.get("_class_name") != ExpectedReconstruction.__name__:
+    config = read_json(path, "what python -m tools.train_shipped lmc writes")
+    if config.get("_class_name") != ExpectedReconstruction.__name__:
         raise InputError(f"{path}: is not the config of an {ExpectedReconstruction.__name__}, the b_ψ of LMC-SDS")
     for key, limit in LIMITS.items():
         value = config.get(key)

@@ -5,7 +5,6 @@ can run no code of its own; weights are safetensors only. All raise InputError i
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from csd3d.errors import InputError
+from csd3d.files import read_json
 
+CONFIG = "a part of a diffusers model"  # as messages call a JSON file of it
 SETTINGS = "csd3d.json"  # what csd3d itself keeps in a model's folder: {"defaults": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
@@ -60,17 +61,17 @@ class ModelFolder:
     def config(self, name: str) -> dict[str, Any]:
         """A part's config as JSON says it; {} where there is none."""
         path = self.part(name) / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        return read_json(path) if path.is_file() else {}
+        return read_json(path, CONFIG) if path.is_file() else {}
 
     def index(self) -> dict[str, Any]:
         """model_index.json, of which only plain values are ever used; {} where there is none."""
         path = self.path / "model_index.json"
-        return read_json(path) if path.is_file() else {}
+        return read_json(path, CONFIG) if path.is_file() else {}
 
     def settings(self) -> dict[str, Any]:
         """csd3d.json; {} where there is none."""
         path = self.path / SETTINGS
-        return read_json(path) if path.is_file() else {}
+        return read_json(path, "what csd3d is told of a model") if path.is_file() else {}
 
 
 def load_parts(folder: ModelFolder, classes: Mapping[str, type], device: torch.device) -> dict[str, Any]:
@@ -200,17 +201,6 @@ def read_config(folder: ModelFolder, part: str) -> dict[str, Any]:
         return config
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     raise InputError(f"prior.model: {folder} lacks {part}/{name}; give a complete diffusers folder")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a JSON object, holds a {type(config).__name__}")
-    return config
 
 
 def opened(path: Path, load: Callable[[], Any]) -> Any:

@@ -78,7 +78,10 @@ def sample_pair(rng: random.Random) -> tuple[Scene, Edit, Scene, View]:
 
 
 def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: float) -> dict:
-    """The pair's line in pairs.jsonl; `changes` is whether the pictures differ by more than 0.03 RMSE."""
+    """The pair's line in pairs.jsonl; `changes` is whether the pictures differ by more than 0.03 RMSE.
+
+    `camera` is where both are seen from: azimuth from the target's front and elevation in degrees, and the distance.
+    """
     where = (view.azimuth_deg, view.elevation_deg)
     return {
         "instruction": edit.instruction,
@@ -89,6 +92,7 @@ def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: fl
         "changes": difference > 0.03,
         "colour": scene.colour if scene.pattern == "plain" else None,
         "target_colour": target.colour if target.pattern == "plain" else None,
+        "camera": [view.azimuth_deg - target.azimuth_deg, view.elevation_deg, view.distance],
     }
 
 

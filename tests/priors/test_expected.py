@@ -74,9 +74,9 @@ def edited(**changes):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: None, "not found"),
+        (lambda text: None, "missing"),
         (lambda text: text[:20], "JSON"),
-        (lambda text: "[1]", "is not the config"),
+        (lambda text: "[1]", "must hold a JSON object"),
         (edited(_class_name="UNet2DModel"), "is not the config"),
         (edited(width=15), "width: 15"),
         (edited(width=10**9), "width"),

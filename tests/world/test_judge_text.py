@@ -1,4 +1,4 @@
-"""The judge of the text models: it samples as the pipeline does, and ranks as a loop over all captions would."""
+"""The judge of the text models: it samples as written out by hand, and ranks as a loop over all captions would."""
 
 import json
 
@@ -9,7 +9,8 @@ from discs import write_discs
 from PIL import Image
 from tiny_models import save_tiny_pipeline
 
-from csd3d.metrics.clip import embed_images, embed_tokens, open_towers
+from csd3d.metrics.clip import WORLD_FOLDER, embed_images, embed_tokens, open_towers
+from csd3d.priors import PriorConfig, load_prior
 from tools.train_shipped import judge_text
 from tools.train_shipped.__main__ import main
 from tools.train_shipped.clip import build_clip, export_clip, load_sentences
@@ -33,14 +34,32 @@ def clip_folder(pairs, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_samples_are_the_pipelines_own(tmp_path):
+def test_samples_are_guided_ddim_of_the_pipelines_own_networks(tmp_path):
     folder, captions = save_tiny_pipeline(tmp_path / "text", "text"), ["a red disc", "a blue disc", "a disc"]
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
-    size = pipeline.unet.config.sample_size
+    unet, alphas = pipeline.unet, pipeline.scheduler.alphas_cumprod
+    size = unet.config.sample_size
     z = torch.randn(3, 4, size, size, generator=torch.Generator().manual_seed(5))
-    settings = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "pt"}
-    theirs = pipeline(captions, latents=z, **settings).images
-    torch.testing.assert_close(judge_text.sample(pipeline, captions, 3.0, 4, seed=5), theirs, rtol=1e-3, atol=1e-4)
+    full, null = pipeline.encode_prompt(captions, "cpu", 1, True)
+    levels = (999, 749, 500, 250)
+    for t, a, after in zip(levels, alphas[list(levels)], [*alphas[list(levels[1:])], torch.tensor(1.0)], strict=True):
+        free, told = (unet(z, t, text, return_dict=False)[0] for text in (null, full))
+        eps = free + 3.0 * (told - free)
+        z = after.sqrt() * (z - (1 - a).sqrt() * eps) / a.sqrt() + (1 - after).sqrt() * eps
+    pictures = pipeline.vae.decode(z / pipeline.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+    prior = load_prior(PriorConfig(model=str(folder), device="cpu"))
+    found = judge_text.sample(prior, captions, 3.0, 4, seed=5)
+    torch.testing.assert_close(found, pictures.clamp(0, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_the_shipped_model_is_judged_with_the_camera_told_and_without():
+    prior = load_prior(PriorConfig(model=str(WORLD_FOLDER.parent / "t2i"), device="cpu"), require="text")
+    records = [{"camera": [0.0, 15.0, 4.0]}, {"camera": [180.0, 15.0, 4.0]}]
+    views = judge_text.told_views(prior, records)
+    assert list(views) == ["t2i", "t2i, camera told"]
+    free, told = (judge_text.sample(prior, ["a red car"] * 2, 3.0, 1, 0, view) for view in views.values())
+    assert not torch.allclose(free, told, atol=1e-2)
+    assert list(judge_text.told_views(prior, [*records, {}])) == ["t2i"]
 
 
 @torch.no_grad()

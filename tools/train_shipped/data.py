@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.files import read_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pairs:
 def open_pairs(folder: Path | str) -> Pairs:
     """Open a data set without reading its images; InputError where a file is missing or has the wrong length."""
     folder = Path(folder)
-    meta = _read_json(folder / "meta.json")
+    meta = read_json(folder / "meta.json", "what csd3d.world.pairs writes beside the pairs")
     count, size = int(meta["count"]), int(meta["size"])
     lines = (folder / "pairs.jsonl").read_text().splitlines()
     if len(lines) < count:
@@ -84,13 +85,6 @@ def texts(pairs: Pairs) -> list[str]:
     """All distinct instructions and captions of a data set, sorted, the empty prompt first."""
     keys = ("instruction", "caption", "target_caption")
     return ["", *sorted({record[key] for record in pairs.records for key in keys} - {""})]
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; write the pairs first (csd3d.world.pairs.write_pairs)") from None
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -2,19 +2,20 @@
 
 import copy
 import json
-import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from csd3d.files import write_whole
 from csd3d.priors.camera_embedding import camera_embedding, no_camera
 from tools.train_shipped.diffusion import Denoiser, draw_noised, noise_schedule
 from tools.train_shipped.loop import autocast
-from tools.train_shipped.sheet import captioned_sheet
+from tools.train_shipped.sheet import save_sheet
 
 if TYPE_CHECKING:
     from tools.train_shipped.gpu import Batch, Encoder, Learner, Store
@@ -28,6 +29,7 @@ PROMPTS = (
     "a green duck with pink dots, on a plate, white background",
     "a yellow car, sky blue background",
 )
+EDITS = 18  # held-out edits on the sheet
 CAMERAS = ((0, 15), (60, 15), (120, 15), (180, 15), (270, 15), (45, 60))  # azimuth, elevation in degrees
 
 
@@ -50,10 +52,7 @@ def export(model: Denoiser, out: Path) -> None:
         model.text_encoder.save_pretrained(f"{folder}/text_encoder")
         for source in sorted(Path(folder).glob("*/*")):
             target = out / source.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")  # a rename within a disk is all or nothing
-            shutil.copyfile(source, part)
-            os.replace(part, target)
+            write_whole(target, partial(shutil.copyfile, source))
 
 
 @torch.no_grad()
@@ -117,31 +116,30 @@ def sample(
 
 @torch.no_grad()
 def sheet(learner: "Learner", model: Denoiser, encoder: "Encoder", held: "Store", path: Path) -> None:
-    """A PNG of samples: every prompt at every camera, or for the editor held-out sources edited, two rows of each."""
-    device = learner.empty.device
+    """A PNG of samples: a row a prompt with every camera (`CAMERAS`), or for the editor a source and its edit."""
     if "sources" in held.fields:
-        captions, latents = _edits(learner, model, encoder, held.all())
+        words, latents = _edits(learner, model, encoder, held.all())
     else:
-        azimuth, elevation = torch.tensor(CAMERAS * len(PROMPTS), device=device).float().unbind(1)
-        camera = camera_embedding(azimuth, elevation, torch.full_like(azimuth, 4.0))
-        texts = [[prompt] for prompt in PROMPTS for _ in CAMERAS]
-        latents = sample(learner, model, encoder.tokens(texts)[:, 0].to(device).long(), camera)
-        places = CAMERAS * len(PROMPTS)
-        captions = [f"{text}; {place[0]}°, {place[1]}°" for (text,), place in zip(texts, places, strict=True)]
+        words, latents = PROMPTS, _views(learner, model, encoder)
     with autocast(learner.config):
         images = encoder.vae.decode(latents).sample
-    captioned_sheet(captions, (images.float().cpu() + 1) / 2, path, columns=len(CAMERAS))
+    images = (images.float().cpu() + 1) / 2
+    save_sheet(path, list(zip(words, images.chunk(len(words)), strict=True)))
+
+
+def _views(learner: "Learner", model: Denoiser, encoder: "Encoder") -> Tensor:
+    """Latents of every prompt at every camera, the cameras of the first prompt first."""
+    device = learner.empty.device
+    azimuth, elevation = torch.tensor(CAMERAS * len(PROMPTS), device=device).float().unbind(1)
+    camera = camera_embedding(azimuth, elevation, torch.full_like(azimuth, 4.0))
+    texts = [[prompt] for prompt in PROMPTS for _ in CAMERAS]
+    return sample(learner, model, encoder.tokens(texts)[:, 0].to(device).long(), camera)
 
 
 def _edits(learner: "Learner", model: Denoiser, encoder: "Encoder", rows: "Batch") -> tuple[list[str], Tensor]:
-    """Held-out sources and below them their edits: instructions and latents, by turns of a sheet's rows."""
-    width = len(CAMERAS)
-    tokens, source = rows["tokens"][: 3 * width, 0].long(), rows["sources"][: 3 * width].float()
+    """Instructions, and the latents of held-out sources, each with its edit after it."""
+    tokens, source = rows["tokens"][:EDITS, 0].long(), rows["sources"][:EDITS].float()
     edited = sample(learner, model, tokens, None, source)
-    said = encoder.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
-    captions, latents = [], []
-    for first in range(0, len(tokens), width):
-        some = slice(first, first + width)
-        captions += ["source"] * len(tokens[some]) + said[some]
-        latents += [source[some], edited[some]]
-    return captions, torch.cat(latents)
+    return encoder.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True), torch.stack(
+        [source, edited], 1
+    ).flatten(0, 1)

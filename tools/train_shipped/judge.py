@@ -1,5 +1,7 @@
 """Held-out bars of the shipped priors: reconstruction, named colours, edits against the true edited image.
 
+Models are opened, sampled and decoded by csd3d itself, so that what is judged is what a job gets.
+
 Symbols: B images in a batch, x images [B,3,S,S] in [0, 1], ω_y text scale, ω_s image scale.
 """
 
@@ -10,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
 from torch import Tensor
 
+from csd3d.distillation.ddim import ddim_sample
+from csd3d.distillation.guidance import edit_predictor
+from csd3d.editors.canvas import Sampling
 from csd3d.errors import InputError
+from csd3d.files import write_text
+from csd3d.metrics import psnr
+from csd3d.priors import Prior, PriorConfig, load_prior
 from tools.train_shipped.data import Pairs, gather, open_pairs
-from tools.train_shipped.sheet import contact_sheet
+from tools.train_shipped.sheet import edit_rows, save_sheet
 
 SCALES = tuple(itertools.product((1.0, 1.5, 2.0, 3.0, 5.0), (1.0, 1.5)))
 
@@ -46,19 +53,15 @@ def add_common_options(part: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Judge a pipeline folder by the options and write the JSON report and the contact sheet."""
     pairs = open_pairs(options.pairs)
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(options.model, dtype=torch.float32)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-        report, edits = judge(pairs, pipeline, options)
+    with torch.no_grad():
+        report, edits = judge(pairs, open_judged(options, "edit"), options)
     write_report(report, options)
     if options.sheet:
-        options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pairs, edits, options.sheet)
+        save_sheet(options.sheet, edit_rows(pairs, edits))
     print(json.dumps({k: v for k, v in report.items() if k != "curves"}, indent=1))
 
 
-def judge(
-    pairs: Pairs, pipeline: StableDiffusionInstructPix2PixPipeline, options: argparse.Namespace
-) -> tuple[dict, dict]:
+def judge(pairs: Pairs, prior: Prior, options: argparse.Namespace) -> tuple[dict, dict]:
     """The report and the edits {pair index: image [3,S,S]}; scales are swept on pairs that are not judged."""
     clear = [i for i, record in enumerate(pairs.records) if not record["ambiguous"]]
     vague = [i for i, record in enumerate(pairs.records) if record["ambiguous"] and record.get("answers")]
@@ -67,9 +70,10 @@ def judge(
     judged = clear[: options.count] + (vague[: options.ambiguous] if pairs.answers is not None else [])
 
     def edit(indices: list[int], scales: tuple[float, float]) -> Tensor:
-        return edit_pairs(pairs, indices, pipeline, scales, options.steps, options.seed)
+        way = Sampling(steps=options.steps, text_scale=scales[0], image_scale=scales[1])
+        return edit_pairs(pairs, indices, prior, way, options.seed)
 
-    report = {"vae": judge_vae(pairs, pipeline.vae)}
+    report = {"vae": judge_vae(pairs, prior)}
     scales = (options.text_scale, options.image_scale)
     if None in scales:
         tried = clear[options.count : options.count + options.sweep] or clear[: options.sweep]
@@ -82,27 +86,24 @@ def judge(
     return report, dict(zip(judged, edits, strict=True))
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each image of a against that of b, [B,3,S,S] in [0, 1] -> [B]."""
-    return -10 * (a.float() - b.float()).square().mean((-3, -2, -1)).clamp(min=1e-10).log10()
+def open_judged(options: argparse.Namespace, kind: str) -> Prior:
+    """The model as a job opens it; `kind` is what it must be good for, "edit" or "text"."""
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[options.precision]
+    return load_prior(PriorConfig(model=str(options.model), device="cpu", dtype=dtype), require=kind)
 
 
-def reconstruct(vae: torch.nn.Module, images: Tensor) -> Tensor:
+def reconstruct(prior: Prior, images: Tensor) -> Tensor:
     """Images through the VAE's posterior mode and back, clamped to [0, 1], in batches of 32."""
-    return torch.cat([decode(vae, vae.encode(2 * x - 1).latent_dist.mean) for x in images.split(32)])
+    return torch.cat([prior.decode(prior.encode(part)) for part in images.split(32)])
 
 
-def decode(vae: torch.nn.Module, z: Tensor) -> Tensor:
-    """Pictures [B,3,S,S] in [0, 1] of unscaled latents."""
-    return (vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
-
-
-def judge_vae(pairs: Pairs, vae: torch.nn.Module, count: int = 500) -> dict:
+def judge_vae(pairs: Pairs, prior: Prior, count: int = 500) -> dict:
     """Mean PSNR over source images, and the share of objects whose mean keeps its nearest named colour."""
     indices = torch.arange(min(count, len(pairs)))
     images = gather(pairs.source, indices)
-    decoded = reconstruct(vae, images)
-    report = {"images": len(indices), "psnr": psnr(images, decoded).mean().item()}
+    decoded = reconstruct(prior, images)
+    scores = psnr(images.permute(0, 2, 3, 1), decoded.permute(0, 2, 3, 1))
+    report = {"images": len(indices), "psnr": scores.mean().item()}
     masks = pairs.mask[indices][:, None] > 0
     seen = masks.sum((1, 2, 3)) >= 16
     names, before = nearest_colours(images[seen], masks[seen])
@@ -122,66 +123,32 @@ def nearest_colours(images: Tensor, masks: Tensor) -> tuple[list[str], Tensor]:
     return list(COLOURS), torch.cdist(means, palette).argmin(1)
 
 
-def edit_pairs(
-    pairs: Pairs,
-    indices: list[int],
-    pipeline: StableDiffusionInstructPix2PixPipeline,
-    scales: tuple[float, float],
-    steps: int,
-    seed: int,
-    batch: int = 32,
-) -> Tensor:
+def edit_pairs(pairs: Pairs, indices: list[int], prior: Prior, way: Sampling, seed: int, batch: int = 32) -> Tensor:
     """Edits [N,3,S,S] of the pairs at `indices` by their own instructions; the noise depends on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
-    chunks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    return torch.cat(
-        [
-            edit_images(
-                pipeline,
-                gather(pairs.source, torch.tensor(chunk)),
-                [pairs.records[i]["instruction"] for i in chunk],
-                scales,
-                steps,
-                generator,
-            )
-            for chunk in chunks
-        ]
-    )
+    edits = []
+    for first in range(0, len(indices), batch):
+        chunk = indices[first : first + batch]
+        images = gather(pairs.source, torch.tensor(chunk))
+        edits.append(edit_images(prior, images, [pairs.records[i]["instruction"] for i in chunk], way, generator))
+    return torch.cat(edits)
 
 
+@torch.no_grad()
 def edit_images(
-    pipeline: StableDiffusionInstructPix2PixPipeline,
-    images: Tensor,
-    instructions: list[str],
-    scales: tuple[float, float],
-    steps: int,
-    generator: torch.Generator,
+    prior: Prior, images: Tensor, instructions: list[str], way: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """DDIM from noise, ε = ε(∅,∅) + ω_s(ε(x̃,∅) − ε(∅,∅)) + ω_y(ε(x̃,y) − ε(x̃,∅)) (Brooks et al. 2023, eq. 3)."""
-    vae, scheduler = pipeline.vae, DDIMScheduler.from_config(pipeline.scheduler.config)
-    condition = vae.encode(2 * images - 1).latent_dist.mean.float()
-    text = embed(pipeline, [""] * len(images) * 2 + instructions)
-    condition = torch.cat([torch.zeros_like(condition), condition, condition])
-    z = torch.randn(condition[: len(images)].shape, generator=generator)
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        noise = pipeline.unet(torch.cat([torch.cat([z] * 3), condition], 1), t, text, return_dict=False)[0].float()
-        null, image, full = noise.chunk(3)
-        guided = null + scales[1] * (image - null) + scales[0] * (full - image)
-        z = scheduler.step(guided, t, z, return_dict=False)[0]
-    return decode(vae, z / vae.config.scaling_factor)
-
-
-def embed(pipeline: StableDiffusionInstructPix2PixPipeline, prompts: list[str]) -> Tensor:
-    """Text embeddings [B,L,D] of prompts, padded to the tokenizer's length."""
-    tokens = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return pipeline.text_encoder(tokens).last_hidden_state
+    """Images [B,3,S,S] edited by their instructions: DDIM from noise, guided as InstructPix2Pix is."""
+    source = prior.encode_condition(images)
+    predict = edit_predictor(prior.predict, tuple(instructions), source, way.text_scale, way.image_scale)
+    z = torch.randn(source.shape, generator=generator)
+    return prior.decode(ddim_sample(predict, z, prior.alphas_cumprod, way.timesteps(prior.num_train_timesteps)))
 
 
 def best_psnr(pairs: Pairs, index: int, image: Tensor) -> float:
     """PSNR of one image against the nearest of the pair's valid answers."""
-    truths = pairs.truths(index).permute(0, 3, 1, 2).float() / 255
-    return psnr(image.expand_as(truths), truths).max().item()
+    truths = pairs.truths(index).float() / 255
+    return psnr(image.permute(1, 2, 0).expand_as(truths), truths).max().item()
 
 
 def mean_psnr(pairs: Pairs, indices: list[int], edits: Tensor) -> float:
@@ -225,8 +192,7 @@ def _mean(values: list[float]) -> float | None:
 def write_report(report: dict, options: argparse.Namespace) -> None:
     """The report, with the curves of the trainings whose logs are named, to --json."""
     report["curves"] = {str(path): _curve(path) for path in options.log}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_text(options.json, json.dumps(report, indent=1) + "\n")
 
 
 def _curve(path: Path) -> list[dict]:

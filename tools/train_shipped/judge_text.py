@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from csd3d.distillation.ddim import ddim_sample, ddim_timesteps
+from csd3d.distillation.guidance import cfg
+from csd3d.distillation.method import Query
 from csd3d.metrics.clip import TwoTowers, embed_images, open_towers
+from csd3d.priors import Prior
 from tools.train_shipped.clip import Sentences, load_sentences
 from tools.train_shipped.data import Pairs, gather, open_pairs
-from tools.train_shipped.judge import add_common_options, decode, embed, write_report
-from tools.train_shipped.sheet import captioned_sheet
+from tools.train_shipped.judge import add_common_options, open_judged, write_report
+from tools.train_shipped.sheet import save_sheet
+
+SHEET_ROWS = 24  # each a caption: the true picture, the sample, and the one with the camera told
 
 
 def add_options(part: argparse.ArgumentParser) -> None:
@@ -31,7 +36,7 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> None:
-    """Judge the CLIP and, where given, the text-to-image pipeline; write the report and the contact sheet."""
+    """Judge the CLIP and, where given, the text-to-image model; write the report and the contact sheet."""
     pairs = open_pairs(options.pairs)
     model, tokenizer = open_towers(options.clip)
     model = model.eval().float()
@@ -39,44 +44,53 @@ def run(options: argparse.Namespace) -> None:
     text = sentences.embed(model)
     report: dict = {"clip": judge_clip(model, sentences, text, pairs)}
     if options.model:
+        prior = open_judged(options, "text")
         shown = {record["target_caption"]: i for i, record in enumerate(pairs.records)}
         captions = list(shown)[: options.count]
-        pipeline = StableDiffusionPipeline.from_pretrained(options.model, dtype=torch.float32, safety_checker=None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            images = sample(pipeline, captions, options.guidance, options.steps, options.seed)
-        settings = {"steps": options.steps, "guidance_scale": options.guidance}
-        image = torch.cat([embed_images(model, part) for part in images.split(64)])
         rows = [shown[caption] for caption in captions]
-        report["t2i"] = settings | judge_pictures(image, rows, text, sentences, options.among)
+        settings = {"steps": options.steps, "guidance_scale": options.guidance}
+        drawn = [gather(pairs.target, torch.tensor(rows))]
+        for name, view in told_views(prior, [pairs.records[i] for i in rows]).items():
+            images = sample(prior, captions, options.guidance, options.steps, options.seed, view)
+            image = torch.cat([embed_images(model, part) for part in images.split(64)])
+            drawn.append(images)
+            report[name] = settings | judge_pictures(image, rows, text, sentences, options.among)
         if options.sheet:
-            options.sheet.parent.mkdir(parents=True, exist_ok=True)
-            captioned_sheet(captions, images, options.sheet)
+            save_sheet(options.sheet, list(zip(captions, zip(*drawn, strict=True), strict=True))[:SHEET_ROWS])
     print(json.dumps(report, indent=1))
     write_report(report, options)
 
 
+def told_views(prior: Prior, records: list[dict]) -> dict[str, Tensor | None]:
+    """What the model is told of the cameras, by the report's key: nothing, and [P,3] if it and the pairs know them."""
+    told: dict[str, Tensor | None] = {"t2i": None}
+    if prior.takes_camera and all("camera" in record for record in records):
+        told["t2i, camera told"] = torch.tensor([record["camera"] for record in records])
+    return told
+
+
+@torch.no_grad()
 def sample(
-    pipeline: StableDiffusionPipeline, captions: list[str], guidance: float, steps: int, seed: int, batch: int = 32
+    prior: Prior, captions: list[str], scale: float, steps: int, seed: int, view: Tensor | None = None, batch: int = 32
 ) -> Tensor:
-    """Pictures [P,3,S,S] in [0, 1] of the captions, by DDIM from noise that depends on the seed alone."""
-    generator, size = torch.Generator().manual_seed(seed), pipeline.unet.config.sample_size
+    """Pictures [P,3,S,S] in [0, 1] of the captions, by DDIM from noise that depends on the seed alone.
+
+    `view` [P,3]: azimuth, elevation, distance. As in a method of distillation both branches are told it.
+    """
+    generator, side = torch.Generator().manual_seed(seed), prior.defaults.working_size
+    timesteps = ddim_timesteps(prior.num_train_timesteps - 1, steps)
     pictures = []
-    for first in range(0, len(captions), batch):
-        texts = captions[first : first + batch]
-        text = embed(pipeline, [""] * len(texts) + texts)
-        z = torch.randn(len(texts), pipeline.unet.config.in_channels, size, size, generator=generator)
-        pictures.append(decode(pipeline.vae, _denoise(pipeline, z, text, guidance, steps)))
+    for rows in torch.arange(len(captions)).split(batch):
+        texts, seen = tuple(captions[i] for i in rows.tolist()), None if view is None else view[rows]
+
+        def predict(z_t: Tensor, t: int, texts: tuple[str, ...] = texts, seen: Tensor | None = seen) -> Tensor:
+            nothing = ("",) * len(texts)
+            eps = prior.predict({"null": Query(z_t, t, nothing, view=seen), "text": Query(z_t, t, texts, view=seen)})
+            return cfg(eps["null"], eps["text"], scale)
+
+        z = torch.randn(len(rows), *prior.latent_shape(side, side), generator=generator)
+        pictures.append(prior.decode(ddim_sample(predict, z, prior.alphas_cumprod, timesteps)))
     return torch.cat(pictures)
-
-
-def _denoise(pipeline: StableDiffusionPipeline, z: Tensor, text: Tensor, guidance: float, steps: int) -> Tensor:
-    """Unscaled latents from noise z [B,4,h,w]; `text` is of the empty prompts, then of the captions."""
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        null, full = pipeline.unet(torch.cat([z, z]), t, text, return_dict=False)[0].float().chunk(2)
-        z = scheduler.step(null + guidance * (full - null), t, z, return_dict=False)[0]
-    return z / pipeline.vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ with a larger budget simply goes on.
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, save_checkpoint, unpack
 from csd3d.errors import InputError
 
 LossFn = Callable[[torch.Generator, float], dict[str, Tensor]]
+CHECKPOINT = "checkpoint"  # the folder of it in the work folder
+WEIGHTS, COUNTS = ("parameters", "ema"), ("step", "seconds", "skipped")  # of a Trainer, kept in it
 
 
 @dataclass(frozen=True)
@@ -88,42 +88,34 @@ class Trainer:
         return model.eval()
 
     def save(self) -> None:
-        """Write the checkpoint to a temporary name, sync it and rename it, so that a kill never leaves half a file."""
-        tensors = {f"model.{k}": v for k, v in self.parameters.items()} | {f"ema.{k}": v for k, v in self.ema.items()}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"optimiser.{key}.{name}": v for key, v in self.optimiser.state[parameter].items()}
-        tensors["generator"] = self.generator.get_state()
-        state = json.dumps({"step": self.step, "seconds": self.seconds, "skipped": self.skipped})
-        path = self.config.work / "checkpoint.safetensors"
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, f"{path}.tmp", {"state": state})
-        with open(f"{path}.tmp", "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
+        """Replace the checkpoint in the work folder by one of now, in one step."""
+        tree = {name: getattr(self, name) for name in (*WEIGHTS, *COUNTS)}
+        tree |= {"optimiser": self.optimiser.state_dict()["state"], "generator": self.generator.get_state()}
+        save_checkpoint(self.config.work, CHECKPOINT, *pack(tree), identity=self._shapes)
 
     def load(self) -> bool:
         """Continue from the work folder's checkpoint; False without one, InputError when it is of another model."""
-        path = self.config.work / "checkpoint.safetensors"
-        if not path.exists():
+        folder = self.config.work / CHECKPOINT
+        if not has_checkpoint(folder):
             return False
-        with safe_open(path, "pt", device=self.config.device) as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            state = json.loads(file.metadata()["state"])
-        if {k[6:]: v.shape for k, v in tensors.items() if k.startswith("model.")} != _shapes(self.parameters):
-            raise InputError(f"{path}: a checkpoint of another model; use another --work or remove it")
-        self._restore(tensors)
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        return True
-
-    @torch.no_grad()
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            self.ema[name].copy_(tensors[f"ema.{name}"])
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{k}.{name}" in tensors]
-            self.optimiser.state[parameter] = {k: tensors[f"optimiser.{k}.{name}"] for k in keys}
-        self.generator.set_state(tensors["generator"].cpu())
+        tree = unpack(*load_checkpoint(folder, identity=self._shapes))
+        with torch.no_grad():
+            for name in WEIGHTS:
+                for key, value in getattr(self, name).items():
+                    value.copy_(tree[name][key])
+        # of the optimiser its moments alone: weight decay and the rest are the command's, which may have changed them
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": tree["optimiser"]})
+        self.generator.set_state(tree["generator"])
         if process():  # the checkpoint has the first one's state only
             self.generator.manual_seed(int(torch.randint(2**31, (), generator=self.generator)) + process())
+        for name in COUNTS:
+            setattr(self, name, tree[name])
+        return True
+
+    @property
+    def _shapes(self) -> dict[str, list[int]]:
+        """What a checkpoint must have in common with this model."""
+        return {name: list(parameter.shape) for name, parameter in self.parameters.items()}
 
     def update(self, loss_fn: LossFn) -> dict[str, float]:
         """One optimiser step; a step whose gradient is not finite is skipped and counted."""
@@ -235,7 +227,3 @@ class Meter:
 def autocast(config: FitConfig) -> torch.autocast:
     """bfloat16 arithmetic over float32 master weights, or plain float32."""
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def _shapes(parameters: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in parameters.items()}
