@@ -20,7 +20,7 @@ REFERENCE = ["representation.render.backend=reference", "representation.field.ba
 MESH = ["export.mesh.resolution=24", "export.mesh.texture_size=64", "export.mesh.face_budget=400"]
 FIT = ["rays=128", "samples=2048", "warmup=1"]
 CANVAS = ["sampling.steps=1", "editors.csd_edit.passes=1", "editors.csd_edit.edit.steps=2"]
-DISTILL = ["distill.steps=2", "methods.vsd.rank=1"]
+DISTILL = ["distill.steps=2", "methods.vsd.rank=1", "methods.esd.rank=1"]
 JOBS: dict[str, tuple[str, list[str]]] = {
     "edit_scene": ("csd-edit-scene", [
         *REFERENCE, *MESH, "scene.downscale=8",
