@@ -270,6 +270,7 @@ def test_what_a_method_lacks_is_said_before_a_folder_is_made(image_config, tmp_p
     [
         ("guide.words.unwanted=blurry", "guide.words.unwanted is now methods.nfsd.negative_prompt"),
         ("guide.lora.rank=2", "guide.lora.rank is now methods.vsd.rank"),
+        ("distill.inversion_scale=2", "is now methods.sdi.inversion_scale"),
         ("distill.method=vsd", "distill.method is gone: name the method in the key method"),
     ],
 )
