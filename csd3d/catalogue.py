@@ -5,7 +5,6 @@ its module where it has none: the first sentence, and the first indented block t
 """
 
 import dataclasses
-import difflib
 import inspect
 import itertools
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from csd3d import registry
-from csd3d.errors import InputError
+from csd3d.errors import InputError, closest
 from csd3d.keys import key_table
 from csd3d.registry import Entry
 
@@ -40,12 +39,12 @@ def is_asked(argv: Sequence[str]) -> bool:
 
 def answer(argv: Sequence[str]) -> str:
     """What `csd3d WORD`, or `csd3d keys NAME`, prints; `plugins=…` behind it is loaded first. Raises InputError."""
-    from csd3d.run import yaml_list
+    from csd3d.run import plugins_of
 
     words = [word for word in argv if not word.startswith("plugins=")]
     for word in argv:
         if word.startswith("plugins="):
-            registry.load_plugins(yaml_list(word))
+            registry.load_plugins(plugins_of(word))
     if words[0] == "keys":
         if len(words) != 2:
             raise InputError("csd3d keys: give one name, of a task, a method, an editor, …; such as edit_scene")
@@ -68,8 +67,12 @@ def row(entry: Entry, width: int) -> str:
     """Name, title and place; the first sentence of what it says of itself, with its paper; its equation."""
     summary, equation, paper = described(entry.thing)
     head = f"  {entry.name:{width}}  {entry.title}"
-    lines = textwrap.wrap(summary, 110) + ([f"arXiv {paper}"] if paper and paper not in summary else [])
-    head = f"{head:<60}  {shown_place(entry)}"
+    columns = shutil.get_terminal_size((150, 0)).columns
+    lines = textwrap.wrap(summary, max(min(110, columns - 6), 40)) + (
+        [f"arXiv {paper}"] if paper and paper not in summary else []
+    )
+    beside = f"{head:<60}  {shown_place(entry)}"
+    head = beside if len(beside) <= columns else f"{head}\n      {shown_place(entry)}"
     return "\n".join([head, *(f"      {line}" for line in lines), *(f"          {line}" for line in equation)])
 
 
@@ -110,8 +113,7 @@ def find(name: str) -> list[Entry]:
     found = [registry.get(kind, name) for kind in kinds if name in registry.names(kind)]
     if not found:
         known = list(dict.fromkeys(itertools.chain(*(registry.names(kind) for kind in kinds))))
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        hint = f"did you mean {closest(name, known)}? "
         raise InputError(f"nothing is registered as {name!r}; {hint}Known: {', '.join(known)}")
     return found
 
@@ -125,12 +127,20 @@ def keys_of(entry: Entry) -> str:
     name_width = max(len(key.name) for key in keys)
     default_width = min(max(len(key.default) for key in keys), 24)
     margin = name_width + default_width + 6
-    width = max(shutil.get_terminal_size((150, 0)).columns - margin, 40)
+    columns = max(shutil.get_terminal_size((150, 0)).columns, 60)
+    width, below = columns - margin, columns - margin < 30
     lines = []
     for key in keys:
         default = key.default if len(key.default) <= default_width else f"{key.default[: default_width - 1]}…"
         about = f"{key.about} ({key.takes})" if key.about and len(key.takes) < 20 else key.about or key.takes
+        head_of_key = f"  {key.name:{name_width}}  {default:{default_width}}  "
+        if below:  # names so long that nothing fits beside them
+            lines += [
+                head_of_key.rstrip(),
+                *textwrap.wrap(about, columns, initial_indent=" " * 6, subsequent_indent=" " * 6),
+            ]
+            continue
         wrapped = textwrap.wrap(about, width) or [""]
-        lines.append(f"  {key.name:{name_width}}  {default:{default_width}}  {wrapped[0]}")
+        lines.append(f"{head_of_key}{wrapped[0]}")
         lines += [" " * margin + rest for rest in wrapped[1:]]
     return "\n".join([head, *lines])

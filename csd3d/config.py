@@ -37,6 +37,7 @@ from csd3d.schema import (
 
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 100  # of sections and lists in each other
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -62,22 +63,56 @@ def read_config(path: str | Path) -> DictConfig:
 
 def _parse(path: str | Path) -> DictConfig:
     try:
-        too_large = Path(path).stat().st_size > MAX_BYTES
-        tree = OmegaConf.create("" if too_large else Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        too_large = len(raw) > MAX_BYTES
+        text = "" if too_large else raw.decode("utf-8")
+        _check_depth(text)
+        tree = OmegaConf.create(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file{_others(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a UTF-8 text file ({first_line(error)})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: {_yaml_problem(error)}") from None
-    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:
         key = getattr(error, "full_key", None)
-        raise InputError(f"{path}: {key}: {first_line(error)}" if key else f"{path}: {first_line(error)}") from None
+        raise InputError(f"{path}: {key}: {_why(error)}" if key else f"{path}: {_why(error)}") from None
     if too_large:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no config is; pass a YAML file")
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
     return tree
+
+
+def _check_depth(text: str) -> None:
+    """InputError for text nested so deep that YAML's parser, which calls itself, would bring the process down."""
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        opens = isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent))
+        closes = isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent))
+        depth += opens - closes
+        if depth > MAX_DEPTH:
+            raise InputError(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+
+
+def parse_value(text: str, key: str) -> Any:
+    """The value of an override on the command line, parsed as YAML; InputError where it is none."""
+    try:
+        _check_depth(text)
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
+    except yaml.YAMLError as error:
+        raise InputError(f"command line: {key}: {_yaml_problem(error)}") from None
+    except Exception as error:
+        raise InputError(f"command line: {key}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    """OmegaConf's own message; for `!!bool x` and its like, where YAML's constructors raise anything, what is meant."""
+    known = isinstance(error, (OmegaConfBaseException, ValueError, RecursionError))
+    return first_line(error) if known else "a value does not fit the !!tag before it; leave the tag out"
 
 
 def _others(path: Path) -> str:
@@ -201,9 +236,9 @@ def _apply(tree: DictConfig, text: str, schema: type) -> str:
     key, raw = _split(text)
     _open_sections(tree, key, schema)
     try:
-        OmegaConf.update(tree, key, _override_value(raw, annotation_at(schema, key)), merge=False)
-    except yaml.YAMLError as error:
-        raise InputError(f"command line: {key}: {_yaml_problem(error)}") from None
+        OmegaConf.update(tree, key, _override_value(raw, key, annotation_at(schema, key)), merge=False)
+    except InputError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(f"command line: {key}: {first_line(error)}") from None
     return key
@@ -219,15 +254,16 @@ def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
             OmegaConf.update(tree, place, {"type": value}, merge=False)
 
 
-def _override_value(raw: str, annotation: Any) -> Any:
+def _override_value(raw: str, key: str, annotation: Any) -> Any:
     parts = members(annotation)
+    names_a_thing = isinstance(mark_of(annotation), OneOf)  # then a section {type: NAME} is no text
     holds_text = str in parts or Path in parts or any(typing.get_origin(part) is Literal for part in parts)
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]), resolve=False)["value"]
-        if not holds_text or (isinstance(value, str) and raw[:1] in "\"'"):
+        value = parse_value(raw, key)
+        if names_a_thing or not holds_text or (isinstance(value, str) and raw[:1] in "\"'"):
             return value
         convert(value, annotation, "", None)
-    except (yaml.YAMLError, BadValue, OmegaConfBaseException):
+    except (InputError, BadValue, OmegaConfBaseException):
         if not holds_text:
             raise
         return raw

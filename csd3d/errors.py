@@ -1,5 +1,8 @@
 """The exception that a user's mistake raises: `launch.py` prints its line and exits with 2."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input from outside: says in one line what was wrong, where (file and key), and what would be right."""
@@ -11,3 +14,13 @@ class InputErrors(InputError):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is spelt most like `name`, None where there are none. Swapped letters count as alike."""
+
+    def likeness(other: str) -> float:
+        ratio = difflib.SequenceMatcher(None, other, name).ratio()
+        return ratio + (1 - ratio) / 2 if sorted(other) == sorted(name) else ratio
+
+    return max(known, key=likeness, default=None)

@@ -9,12 +9,14 @@ csd3d registers in the same way: a config's `plugins:` key names its modules or 
 entry-point group "csd3d.plugins".
 """
 
-import difflib
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import pkgutil
+import re
 import sys
 import traceback
 import zlib
@@ -24,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, closest
 
 Thing = TypeVar("Thing")
 GROUP = "csd3d.plugins"
@@ -49,6 +51,8 @@ PARTS = {  # what a thing of each kind must have
     "task": ("open",),
     "ground_truth": ("scene_truth", "knows"),
 }
+WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task")  # dataclasses: a config's
+RESERVED = {"method": ("csd", "all")}  # names that configs have for something else
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,7 @@ def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thin
 
     def add(thing: Thing) -> Thing:
         entry = Entry(kind, name, title or name, thing)
-        missing = [part for part in PARTS.get(kind, ()) if not hasattr(thing, part)]
-        if missing:
-            raise InputError(f"{entry.place}: {kind} {name!r} lacks {', '.join(missing)}")
+        _check(entry)
         other = _entries[kind].get(name)
         # a module that is run as a script, or imported under two names, brings the same thing twice
         if other is not None and other.place != entry.place:
@@ -93,13 +95,31 @@ def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thin
     return add
 
 
+def _check(entry: Entry) -> None:
+    """InputError where configs could not name it, or it is not what its kind has to be."""
+    kind, thing = entry.kind, entry.thing
+    at = f"{entry.place}: {kind} {entry.name!r}"
+    if not isinstance(entry.name, str) or not re.fullmatch(r"\w+", entry.name):
+        raise InputError(f"{at}: a name is a text of letters, digits and underscores, such as my_{kind}")
+    if entry.name in RESERVED.get(kind, ()):
+        raise InputError(f"{at}: configs mean something else by {entry.name}; choose another name")
+    missing = [part for part in PARTS.get(kind, ()) if not hasattr(thing, part)]
+    if missing:
+        raise InputError(f"{at} lacks {', '.join(missing)}")
+    if kind not in WITH_KEYS:
+        return
+    if "__dataclass_fields__" not in vars(thing):
+        raise InputError(f"{at} is no dataclass: write @dataclass(frozen=True) between @register and the class")
+    if kind != "task" and "type" in {field.name for field in dataclasses.fields(thing)}:
+        raise InputError(f"{at} has a key `type`, by which configs choose what it is; call it otherwise")
+
+
 def get(kind: str, name: str) -> Entry:
     """What is registered under `name`; InputError that gives the nearest name and all others."""
     known = names(kind)
     if name in known:
         return _entries[kind][name]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    hint = f"did you mean {closest(name, known)}? " if known else ""
     raise InputError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
 
 
@@ -131,7 +151,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
     """Imports modules by name, or files that end in .py; InputError in one line, naming the plugin and its fault."""
     for plugin in plugins:
         if plugin.endswith(".py"):
-            _guarded(plugin, lambda plugin=plugin: _import_file(Path(plugin).expanduser()))
+            _guarded(plugin, lambda plugin=plugin: _import_file(Path(os.path.expanduser(plugin))))
         else:
             _guarded(plugin, lambda plugin=plugin: importlib.import_module(plugin))
 
@@ -157,7 +177,7 @@ def _import_package(name: str) -> None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for what is too long to be a path
         raise InputError(f"plugins: {path}: no such file")
     # a name of its own for each file: two folders may both have a plugin.py
     name = f"csd3d_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
@@ -179,9 +199,12 @@ def _guarded(plugin: str, load: Callable[[], Any]) -> None:
         load()
     except InputError as error:
         raise InputError(f"plugin {plugin}: {str(error).removeprefix('plugins: ')}") from None
-    except Exception as error:  # whatever somebody else's code raises
+    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{plugin}.".startswith(f"{error.name}."):
+            raise InputError(f"plugin {plugin}: no such module; a file is named with its .py") from None
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = frame.filename, frame.lineno
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
-            f"plugin {plugin}: cannot be imported ({reason}, at {frame.filename}:{frame.lineno})"
-        ) from None
+        if isinstance(error, SyntaxError) and error.filename:
+            place, reason = (error.filename, error.lineno), f"{type(error).__name__}: {error.msg}"
+        raise InputError(f"plugin {plugin}: cannot be imported ({reason}, at {place[0]}:{place[1]})") from None

@@ -1,5 +1,6 @@
 """A job from config to report: which task, which folder, which device."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csd3d import __version__, registry
-from csd3d.config import load_config, read_config, task_name, to_yaml
+from csd3d.config import load_config, parse_value, read_config, task_name, to_yaml
 from csd3d.engine.logs import create_run_folder, logger, logging_to
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
@@ -104,11 +105,9 @@ def load_plugins(config_file: Path, overrides: Sequence[str]) -> list[str]:
 
     Returns the same names, those of files made absolute.
     """
-    tree = read_config(config_file)
-    given = next((yaml_list(text) for text in reversed(overrides) if text.startswith("plugins=")), None)
-    plugins = given if given is not None else tree.get("plugins") or []
-    if not all(isinstance(plugin, str) for plugin in plugins):
-        raise InputError(f"{config_file}: plugins: expected a list of modules, or of files that end in .py")
+    plugins = plugin_list(read_config(config_file).get("plugins"), str(config_file))
+    given = [plugins_of(text) for text in overrides if text.startswith("plugins=")]
+    plugins = given[-1] if given else plugins
     found = [plugin_path(plugin, config_file.parent) if plugin.endswith(".py") else plugin for plugin in plugins]
     registry.load_plugins(found)
     return found
@@ -116,28 +115,35 @@ def load_plugins(config_file: Path, overrides: Sequence[str]) -> list[str]:
 
 def plugin_path(plugin: str, beside: Path) -> str:
     """The absolute path of a plugin's file, which is looked for from here and from the config's folder."""
-    path = Path(plugin).expanduser()
-    return str((path if path.exists() else beside / path).absolute())
+    path = Path(os.path.expanduser(plugin))
+    return str((path if os.path.exists(path) else beside / path).absolute())
 
 
-def yaml_list(override: str) -> list:
-    """The value of `plugins=…`, a single name or a list of them."""
-    from omegaconf import OmegaConf
+def plugins_of(override: str) -> list[str]:
+    """The value of `plugins=…` on the command line, a single name or a list of them."""
+    value = override.partition("=")[2]
+    return plugin_list(parse_value(value, "plugins") if value.strip() else [], "command line")
 
-    value = OmegaConf.from_dotlist([override])["plugins"]
-    return [value] if isinstance(value, str) else list(value)
+
+def plugin_list(value: Any, place: str) -> list[str]:
+    """A list of plugins from the value of the key, which may be a single name, or null; InputError for anything else"""
+    plugins = [value] if isinstance(value, str) else [] if value is None else value
+    right = isinstance(plugins, Sequence) and all(isinstance(plugin, str) and plugin.strip() for plugin in plugins)
+    if not right:
+        raise InputError(f"{place}: plugins: expected a list of modules, or of files that end in .py, got {value!r}")
+    return list(plugins)
 
 
 def shipped(path: str) -> str:
     """A path as given if it exists, else the one that ships with csd3d under that name, else as given."""
-    if path and not Path(path).exists() and (PACKAGE_ROOT / path).exists():
+    if path and not os.path.exists(path) and os.path.exists(PACKAGE_ROOT / path):
         return str(PACKAGE_ROOT / path)
     return path
 
 
 def settle(path: str) -> str:
     """A path that exists made absolute, but one of what ships with csd3d as `shipped` finds it; else as given."""
-    if not path or not Path(path).exists():
+    if not path or not os.path.exists(path):
         return path
     absolute = Path(path).absolute()
     in_package = absolute.is_relative_to(PACKAGE_ROOT / "csd3d" / "assets")

@@ -15,8 +15,10 @@ keys:
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from csd3d import registry
-from csd3d.errors import InputError
+from csd3d.errors import InputError, closest
 
 _NAMES = {
     int: "a whole number",
@@ -131,11 +133,13 @@ def _registered(mark: OneOf | ByName, name: str, key: str) -> type:
 def _convert_chosen(value: Any, mark: OneOf, key: str, default: Any, beside: dict[str, Any]) -> Chosen:
     """`value`, a name or a section with `type`, as Chosen; its settings are based on those for that name."""
     given = {"type": value} if isinstance(value, str) else value
-    if not isinstance(given, dict) or not isinstance(given.get("type", getattr(default, "name", None)), str):
+    name = given.get("type", getattr(default, "name", None)) if isinstance(given, dict) else None
+    if not isinstance(name, str):
         raise BadValue(key, f"expected the name of one of {', '.join(registry.names(mark.kind))}, or a section "
                              f"with type: NAME and its keys, got {show(value)}")  # fmt: skip
-    name = given.get("type") or default.name
     if name in mark.also:
+        if set(given) - {"type"}:
+            raise BadValue(join(key, next(iter(set(given) - {"type"}))), f"unknown key; {name} has none of its own")
         return Chosen(name)
     schema = _registered(mark, name, key)
     base = beside.get(mark.settings, {}).get(name.partition("+")[0])
@@ -162,7 +166,11 @@ def _convert_by_name(value: Any, mark: ByName, key: str, default: Any) -> dict[s
 
 @functools.cache
 def hints_of(schema: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(schema, include_extras=True)
+    try:
+        hints = typing.get_type_hints(schema, include_extras=True)
+    except NameError as error:
+        where = f"{inspect.getsourcefile(schema)}: {schema.__name__}"
+        raise InputError(f"{where}: the type of one of its fields is not known there ({error})") from None
     return {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
 
 
@@ -205,6 +213,8 @@ def build(schema: type, given: dict, key: str, base: Any) -> Any:
         if field.name in given:
             place = join(key, field.name)
             values[field.name] = convert(given[field.name], hints[field.name], place, default, values)
+            if field.metadata.get("path"):
+                _check_path(values[field.name], place)
         elif isinstance(default, Chosen) and default.thing is not None and mark_of(hints[field.name]) is not None:
             values[field.name] = _convert_chosen({}, mark_of(hints[field.name]), field.name, default, values)
         elif default is dataclasses.MISSING:
@@ -215,6 +225,14 @@ def build(schema: type, given: dict, key: str, base: Any) -> Any:
         return schema(**values)
     except ValueError as error:
         raise BadValue(key, first_line(error)) from None
+
+
+def _check_path(path: str, key: str) -> None:
+    """BadValue for what no system call takes: functions of the standard library raise all kinds of errors then."""
+    if "\0" in path or any(len(part.encode()) > 255 for part in path.split("/")) or len(path.encode()) > 4000:
+        raise BadValue(key, f"{show(path)} cannot be a path: it is too long, or has a character that none has")
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        raise BadValue(key, f"{show(path)}: there is no such user, whose home this would be in")
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -258,7 +276,9 @@ def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
     )
     if annotation is float and number and (isinstance(value, float) or abs(value) < 2**1023):
         return float(value)
-    if annotation is int and number and math.isfinite(value) and int(value) == value:
+    if annotation is int and number and not (isinstance(value, float) and math.isinf(value)) and int(value) == value:
+        if not -(2**63) <= value < 2**63:
+            raise BadValue(key, f"{show(value)} is too large: expected a whole number of 64 bits")
         return int(value)
     if annotation is Path and isinstance(value, str):
         return Path(value)
@@ -298,7 +318,10 @@ def join(key: str, name: Any) -> str:
 
 
 def show(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a number of thousands of digits, which Python does not write
+        text = hex(value) if isinstance(value, int) else f"a {type(value).__name__} too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -331,8 +354,7 @@ def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {matches[0]}?" if matches else "there are no keys here"
+    return f"did you mean {closest(name, known)}?" if known else "there are no keys here"
 
 
 def _nearest_key(schema: type, section: str, name: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 import launch
 from csd3d import registry
-from csd3d.catalogue import described
+from csd3d.catalogue import answer, described
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -108,3 +108,10 @@ def test_a_class_without_words_is_told_by_its_module():
         described(Silent)[0]
         == "What the command line lists: told by the code, for what csd3d has and for what others bring."
     )
+
+
+@pytest.mark.parametrize("word", ["families", "readers", "tasks", "editors"])
+def test_lists_and_keys_fit_a_narrow_terminal(word, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = [*answer([word]).splitlines(), *answer(["keys", "edit_scene"]).splitlines()]
+    assert max(map(len, shown)) <= 80

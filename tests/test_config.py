@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from csd3d.config import defining_values, load_config, task_name, to_yaml
 from csd3d.errors import InputError
-from csd3d.schema import incidental
+from csd3d.schema import incidental, path_key
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Config:
     lr: float = 0.1
     preview: bool = incidental(True)
     model: str | None = None
+    video: str = path_key()
     folder: Path = Path("data")
     size: tuple[int, int] = (1, 2)
     number: int | float | None = None
@@ -227,3 +228,31 @@ def test_what_defines_a_run_is_every_key_that_is_not_incidental():
         assert defining_values(other) != base
     assert base["update.svgd.kernel"] == "imq"
     assert "preview" not in base
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: " + "[" * 25000, "nested deeper than"),
+        ("prompt: !!bool x", "does not fit the !!tag"),
+        ("prompt: !!timestamp x", "does not fit the !!tag"),
+        ("prompt: a\nseed: " + "9" * 400, "seed: 9999"),
+        ("prompt: a\nmodel: 0x" + "f" * 5000, "model: expected text or null, got 0xff"),
+        ("prompt: a\nvideo: " + "x" * 300, "video: "),
+        ("prompt: a\nvideo: ~nobody_of_this_name/x", "there is no such user"),
+    ],
+)
+def test_hostile_configs_are_one_line(load, text, words):
+    told = message(load, text)
+    assert words in told
+    assert len(told) < 400
+
+
+def test_a_config_without_end_is_not_read_to_it():
+    with pytest.raises(InputError, match="larger than"):
+        load_config("/dev/zero", [], Config)
+
+
+@pytest.mark.parametrize("override", ["seed=" + "9" * 400, "seed=!!timestamp x", "seed=" + "[" * 25000])
+def test_hostile_overrides_are_one_line(load, override):
+    assert message(load, "prompt: a", override).startswith("command line: seed: ")

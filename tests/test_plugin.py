@@ -15,9 +15,11 @@ import launch
 from csd3d import registry
 from csd3d.cameras import orbit
 from csd3d.datasets import SceneConfig, load_capture
+from csd3d.datasets.listing import read_listing
 from csd3d.distillation.method import Query
 from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.step import DistillConfig, distill_step
+from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.schema import choose
@@ -223,3 +225,12 @@ def test_an_installed_plugin_needs_no_key(installed):
     assert "SDS, towards grey" in done.stdout
     assert "csd3d_example/towards_grey.py:" in done.stdout
     assert "Δ = ε^ω(z_t; y) − ε + λ z" in done.stdout
+
+
+def test_what_a_reader_does_not_catch_is_a_line(tmp_path):
+    class Careless:
+        def read(self, path):
+            return (path / "nowhere").read_text()
+
+    with pytest.raises(InputError, match=r"scene.path: .*Careless cannot read it \(FileNotFoundError"):
+        read_listing(tmp_path, Careless())

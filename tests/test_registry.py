@@ -2,15 +2,17 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
 
 from csd3d import registry
 from csd3d.config import defining_values, load_config, to_yaml
-from csd3d.errors import InputError
+from csd3d.errors import InputError, closest
 from csd3d.keys import key_table
 from csd3d.registry import get, load_plugins, names, register
+from csd3d.run import plugin_path, plugins_of
 from csd3d.schema import ByName, Chosen, OneOf, choose, incidental
 
 
@@ -180,12 +182,29 @@ def test_a_file_brings_a_thing_with_its_keys_and_title(load, plugin):
     assert get("toy", "hot").place.endswith("hot.py:5")
 
 
+METHOD = """from dataclasses import dataclass
+from csd3d.registry import register
+{top}
+@register("method", "{name}")
+@dataclass
+class Mine:
+    {key}: "float" = 1.0
+    def queries(self, step): return {{}}
+    def direction(self, eps, step): return None
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("import nothing_of_the_kind", ["cannot be imported", "ModuleNotFoundError", "bad.py:1"]),
         ("x = 1\ny = 1 / 0", ["ZeroDivisionError", "bad.py:2"]),
-        ("def (", ["SyntaxError"]),
+        ("def (", ["SyntaxError", "bad.py:1"]),
+        ("import sys\nsys.exit(3)", ["SystemExit", "bad.py:2"]),
+        (METHOD.format(name="my+one", top="", key="x"), ["a name is a text of letters"]),
+        (METHOD.format(name="all", top="", key="x"), ["choose another name"]),
+        (METHOD.format(name="mine", top="", key="x").replace("@dataclass", ""), ["no dataclass", "@register and"]),
+        (METHOD.format(name="mine", top="", key="type"), ["has a key `type`"]),
         (PLUGIN.format(name="warm", heat=1.0), ["toy 'warm' is registered twice", "test_registry.py", "bad.py"]),
         ("from csd3d.registry import register\n@register('method', 'none')\nclass None_:\n    pass", ["lacks queries"]),
         ("from csd3d.registry import register\n@register('toyy', 'none')\nclass None_:\n    pass", ["no such kind"]),
@@ -209,4 +228,27 @@ def test_two_files_of_one_name_are_two_plugins(plugin, tmp_path):
 
 def test_a_plugin_that_is_not_there_is_told():
     assert "no such file" in message(load_plugins, ["/nowhere/none.py"])
-    assert "ModuleNotFoundError" in message(load_plugins, ["no_such_module_at_all"])
+    assert "no such module" in message(load_plugins, ["no_such_module_at_all"])
+
+
+@pytest.mark.parametrize(("given", "meant"), [("nfds", "nfsd"), ("esdd", "esd"), ("pix2vdeo", "pix2video")])
+def test_swapped_letters_are_the_nearest(given, meant):
+    assert closest(given, ["rfds", "pds", "vsd", "esd", "sds", "nfsd", "pix2video"]) == meant
+
+
+@pytest.mark.parametrize("value", ["3", "[3]", "{a: b}", "[a", '[""]', "!!bool x"])
+def test_plugins_that_are_no_list_of_names_are_told(value):
+    assert "command line: plugins: " in message(plugins_of, f"plugins={value}")
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [("", []), ("null", []), ("[]", []), ("a.py", ["a.py"]), ("[a, b]", ["a", "b"])],
+)
+def test_plugins_are_a_name_a_list_or_nothing(value, wanted):
+    assert plugins_of(f"plugins={value}") == wanted
+
+
+@pytest.mark.parametrize("plugin", ["x" * 300 + ".py", "~nobody_of_this_name/a.py"])
+def test_a_plugin_that_no_path_can_be_is_not_there(plugin):
+    assert "no such file" in message(load_plugins, [plugin_path(plugin, Path())])

@@ -96,7 +96,14 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
         raise InputError(f"scene.path: {shown(str(path))} cannot be read ({error.strerror})") from error
     if not exists:
         raise InputError(f"scene.path: {path} does not exist; expected a capture's folder or its JSON file")
-    listing = (reader or find_reader(path)).read(path)
+    reader = reader or find_reader(path)
+    try:
+        listing = reader.read(path)
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError) as error:  # of a reader that leaves its files' faults to us
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"scene.path: {path}: {type(reader).__name__} cannot read it ({reason})") from error
     _refuse_duplicates(listing.frames)
     return listing
 

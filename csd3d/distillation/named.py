@@ -27,6 +27,10 @@ def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Metho
     for key in settings or {}:
         if key not in keys:
             raise ValueError(f"method {base} has no key {key!r}; it has {', '.join(keys) or 'none'}")
+    for field in dataclasses.fields(kind):
+        given = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.init and not given and field.name not in (settings or {}):
+            raise ValueError(f"method {base} needs its key {field.name}: give methods.{base}.{field.name}")
     return kind(**(settings or {}))
 
 

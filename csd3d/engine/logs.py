@@ -58,6 +58,8 @@ def create_run_folder(
     Raises:
         InputError: it cannot be written, or `output` already holds something.
     """
+    if output is None and (Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name):
+        raise InputError(f"name: {name!r} is no folder below {root}/; for a run folder elsewhere there is --output")
     target = output if output is not None else root / name / time.strftime("%Y%m%d-%H%M%S")
     if target.resolve() == Path.cwd():  # which renaming onto it would delete
         raise InputError(

@@ -5,6 +5,7 @@ none of prompts in other words than the world's. Symbols: I [V,D] embeddings of 
 each view, the first the right one.
 """
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import text_truth
 from csd3d.metrics.clip import (
+    OPEN_CLIP,
     WORLD,
     ClipModel,
+    find_clip,
     load_clip,
     mean_pairwise_distance,
     retrieval_rank,
@@ -200,6 +203,15 @@ def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
             raise
         logger.warning("no figures by a CLIP: %s", error)
         return None
+
+
+def check_judge(source: str) -> None:
+    """InputError, before any work is done, where there is no such CLIP; it is opened when all is done."""
+    if source.startswith(OPEN_CLIP):
+        if importlib.util.find_spec("open_clip") is None:
+            raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed")
+    elif source:
+        find_clip(source)
 
 
 def _mean(values: list[float]) -> float:

@@ -29,6 +29,7 @@ MOVED = {  # keys of earlier releases, for both tasks
     "distill.inversion_steps": "methods.sdi.grid is the number of levels of an inversion over the whole schedule",
     "distill.inversion_noise": "methods.sdi.inversion_noise",
     "distill.inversion_guidance": "methods.sdi.inversion_scale",
+    "distill.inversion_scale": "methods.sdi.inversion_scale",
     "distill.psi": "methods.pds.psi",
     "guide.words.negative": "distill.null_prompt",
     "guide.words.good": "methods.bridge.good",
@@ -72,6 +73,9 @@ def method_runs(
     """
     chosen = list(chosen)
     told = {one.name: one.thing for one in chosen if one.thing is not None}
+    for one in chosen:
+        if one.thing is not None and one.thing != told[one.name]:
+            raise ValueError(f"method names {one.name} twice, with other settings, which one run has once")
     names = [name for one in chosen for name in (names_for(have) if one.name == "all" else (one.name,))]
     runs = {}
     for name in dict.fromkeys(names):

@@ -68,13 +68,19 @@ def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") ->
     given = str(source)
     if given.startswith(OPEN_CLIP):
         return _load_open_clip(given, device)
+    folder = find_clip(given)
+    return _load_folder(folder, WORLD if folder.resolve() == WORLD_FOLDER.resolve() else given, device)
+
+
+def find_clip(given: str) -> Path:
+    """The folder of a CLIP that is no open_clip one; InputError where there is none."""
     folder = WORLD_FOLDER if given == WORLD else Path(given).expanduser()
     if not folder.is_dir():
         raise InputError(
             f"CLIP: {given!r} is no folder ({folder}); give {WORLD}, a folder that transformers' CLIPModel was saved "
             f"to, or {OPEN_CLIP}ARCHITECTURE/WEIGHTS"
         )
-    return _load_folder(folder, WORLD if folder.resolve() == WORLD_FOLDER.resolve() else given, device)
+    return folder
 
 
 def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipModel:

@@ -10,7 +10,7 @@ are, and all that is particular to one: `families`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -209,6 +209,8 @@ class Prior:
 
         Raises ValueError where batch, channels, t or the condition do not suit the model.
         """
+        if self.takes_camera and condition.camera is None:
+            condition = replace(condition, camera=self._camera(len(condition), None))
         self._check(z_t, t, condition)
         if self.options.drop_text_encoder:
             self.release_text_encoder()

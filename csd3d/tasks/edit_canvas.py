@@ -21,7 +21,7 @@ from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, ma
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.evaluation.canvas import make_metrics
-from csd3d.evaluation.text import load_judge
+from csd3d.evaluation.text import check_judge, load_judge
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.canvas import CanvasReport, previewer, write_results
@@ -80,6 +80,9 @@ class EditCanvasConfig:
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
         if len(self.captions) not in (0, 2):
             raise ValueError(f"captions are {self.captions}: give two, of the source and of its edit")
+        for chosen in self.compare:
+            if chosen.thing != self.methods[chosen.name]:
+                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
         for key, chosen in [("editor", self.editor), *(("compare", chosen) for chosen in self.compare)]:
             kinds = getattr(chosen.thing, "edits", ("picture", "video"))
             if self.KIND not in kinds:
@@ -288,4 +291,5 @@ def open_job(
         if hasattr(editor, "check"):
             editor.check(prior)
     prior.condition(["", *config.instructions])
+    check_judge(config.clip)
     return CanvasJob(config=config, device=device, prior=prior, clip=clip, size=size, masks=masks, wrap=wrap)

@@ -125,7 +125,8 @@ class EditSceneConfig:
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
         prior.condition(["", self.prompt])  # embedded while there is a text encoder
-        return EditJob(config=self, device=device, capture=capture, prior=prior)
+        truth = load_truth(capture, self.prompt)
+        return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth)
 
 
 @dataclass(kw_only=True)
@@ -160,7 +161,6 @@ class EditJob(Job):
     def measure(self, done: dict[str, Phase]) -> dict:
         """Reconstruction against the held-out photos; each edit against the truth, and its views against each other."""
         source, edited = split(done)
-        self.truth = load_truth(self.capture, self.config.prompt)
         main, results = self.config.editor.name, {}
         for name, phase in edited.items():
             figures = evaluate_edit(phase.model, source.model, phase.images, self.capture, self.truth)

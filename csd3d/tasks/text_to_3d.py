@@ -17,7 +17,7 @@ from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
-from csd3d.evaluation.text import EvaluateConfig, evaluate, held_out, held_out_views
+from csd3d.evaluation.text import EvaluateConfig, check_judge, evaluate, held_out, held_out_views
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -130,6 +130,7 @@ class TextTo3DConfig:
         check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
         check_features(prior, self.runs)
+        check_judge(self.evaluate.clip)
         embed_prompts(prior, self.runs, self.prompts.texts(self.prompt))
         return AssetJob(config=self, device=device, prior=prior, networks=open_networks(prior, self.runs))
 

@@ -17,7 +17,7 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
 from csd3d.errors import InputError
-from csd3d.evaluation.text import judge_of
+from csd3d.evaluation.text import check_judge, judge_of
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -95,6 +95,8 @@ class TextToImageConfig:
         if not self.method:
             raise ValueError("method is empty: name at least one")
         self.distill = settle_svgd(self.distill, [one.name for one in self.method])
+        if any(one.name == "all" for one in self.method):
+            self.method = [Chosen(n, None if n in ALIASES else run.method) for n, run in self.runs.items()]
         check_switch(self.distill)
         for name, run in self.runs.items():
             if self.space == "pixel" and hasattr(run.method, "after"):
@@ -121,6 +123,7 @@ class TextToImageConfig:
         source = open_source(self)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
         check_features(prior, self.runs)
+        check_judge(self.clip)
         embed_prompts(prior, self.runs, self.texts, [self.source.prompt] if self.source.prompt else None)
         return ImageJob(
             config=self, device=device, prior=prior, networks=open_networks(prior, self.runs), source=source

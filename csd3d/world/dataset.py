@@ -63,8 +63,10 @@ def read_scene(folder: Path) -> Scene | None:
     if not path.exists():
         return None
     try:
+        if not path.is_file() or path.stat().st_size > 1 << 16:
+            raise ValueError("is no small file")
         return Scene(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"{path}: {error}; write the capture again with python -m csd3d.world.dataset") from None
 
 

@@ -83,6 +83,15 @@ class Scene:
         _check("time", self.time, TIMES)
         if self.hat is not None:
             _check("hat", self.hat, COLOURS)
+        for key in ("scale", "azimuth_deg", "sun_azimuth_deg", "sun_elevation_deg"):
+            value = getattr(self, key)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) <= 1e4 or (key == "scale" and value < 1e-3):
+                what = "a number in [0.001, 10000]" if key == "scale" else "degrees in [-10000, 10000]"
+                raise ValueError(f"scene {key} {value!r:.40} is not {what}")
+        for key in ("snow", "plate"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"scene {key} {getattr(self, key)!r:.40} is not true or false")
 
 
 def _check(key: str, value: str, known) -> None:

@@ -215,3 +215,10 @@ def test_curves_are_on_disk_at_once(tmp_path):
         curves.add(0, {"loss": 1.0})
         assert read_curves(tmp_path) == {"edit": {"loss": [(0, 1.0)]}}
     assert read_curves(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize("name", ["/tmp", "../elsewhere", "a/../../b"])
+def test_a_name_does_not_lead_out_of_the_outputs(name, tmp_path):
+    with pytest.raises(InputError, match="name: "):
+        create_run_folder(name, "", root=tmp_path / "outputs")
+    assert not list(tmp_path.iterdir())

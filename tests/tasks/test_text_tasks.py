@@ -1,6 +1,7 @@
 """Text to image and to 3D as a user runs them, on a tiny random prior: what is left behind, and resuming."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from PIL import Image
 from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
+from csd3d.config import to_yaml
 from csd3d.errors import InputError
 from csd3d.guidance.methods import Guide
 from csd3d.interrupt import StopRequest
 from csd3d.priors import PriorConfig, load_prior
+from csd3d.run import read
 from csd3d.schema import Chosen
 from csd3d.tasks.text_to_image import SourceConfig, TextToImageConfig
 
@@ -206,6 +209,9 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
         (["distill.switch=0.8"], "methods.bridge.switch=0.8"),
         (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg tells views apart"),
         (["method=[csd_edit]"], "use task edit_scene"),
+        (["method=[{type: csd, weight: 3}]"], r"method\[0\]\.weight: unknown key; csd has none"),
+        (["method=[nfsd, {type: nfsd, negative_prompt: b}]"], "nfsd twice, with other settings"),
+        (["clip=/nowhere"], "'/nowhere' is no folder"),
     ],
 )
 def test_edits_that_cannot_be_are_refused_before_a_folder_is_made(edit_config, tmp_path, keys, said):
@@ -225,6 +231,15 @@ def test_all_methods_are_those_of_a_text_unless_there_is_a_source():
     kept = {"prompt": "a chair", "method": [Chosen("all")]}
     plain, edit = TextToImageConfig(**kept), TextToImageConfig(**kept, source=SourceConfig("chair.png"))
     assert set(edit.runs) - set(plain.runs) == {"dds", "pds", "dvrf"}
+
+
+def test_all_methods_find_what_ships_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("task: text_to_image\nprompt: a chair\nmethod: [all]\n")
+    config = read(tmp_path / "c.yaml", [])
+    assert Path(config.runs["lmc"].method.folder).is_dir()
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert list(read(tmp_path / "config.yaml", []).runs) == list(config.runs)
 
 
 def test_text_to_3d_leaves_meshes_videos_and_a_report(asset_config, tmp_path):
@@ -255,6 +270,7 @@ def test_what_a_method_lacks_is_said_before_a_folder_is_made(image_config, tmp_p
     [
         ("guide.words.unwanted=blurry", "guide.words.unwanted is now methods.nfsd.negative_prompt"),
         ("guide.lora.rank=2", "guide.lora.rank is now methods.vsd.rank"),
+        ("distill.inversion_scale=2", "is now methods.sdi.inversion_scale"),
         ("distill.method=vsd", "distill.method is gone: name the method in the key method"),
     ],
 )
