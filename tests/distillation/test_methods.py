@@ -190,7 +190,7 @@ def test_the_shipped_network_of_lmc_opens_and_a_missing_one_says_how_to_train_it
     query = step_at(300, z=z, eps=z).query(network="expected", z_t=z)
     assert networks["expected"].answer(query).shape == z.shape
     assert networks["expected"].state_dict() == {}
-    with pytest.raises(ValueError, match=r"method lmc: folder: .*not found.*train_shipped lmc"):
+    with pytest.raises(ValueError, match=r"method lmc: folder: .*nowhere.*train_shipped lmc"):
         LMC("nowhere").open(PRIOR)
 
 
