@@ -62,6 +62,22 @@ _RULES = {
 }
 
 
+def inner_edit(batch: int | None = None) -> CollaborativeEditConfig:
+    """The edit of a round, as it suits latents that start at their source: t falls, so that it becomes a sampler."""
+    return CollaborativeEditConfig(
+        steps=24,
+        lr=1.0,
+        lr_decay=1.0,
+        weight="x0",
+        schedule="annealed",
+        t_max=0.8,
+        t_min=0.02,
+        batch=batch,
+        noise="shared",
+        svgd=SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0),
+    )
+
+
 @torch.no_grad()
 def collaborative_edit(
     predict: Predict,

@@ -13,31 +13,16 @@ import torch
 from torch import Tensor
 
 from csd3d.canvas.windows import Cover, Sweep, Windows, add_windows, draw_sweep, gather
-from csd3d.distillation.edit_loop import CollaborativeEditConfig, learning_rate, start_latents
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, inner_edit, learning_rate, start_latents
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
-from csd3d.distillation.svgd import Sharing, SVGDConfig
+from csd3d.distillation.svgd import Sharing
 from csd3d.editors.canvas import Canvas, CanvasPhase
 from csd3d.registry import register
 
 logger = logging.getLogger("csd3d")
 CORRESPONDENCES = ("none", "overlap", "flow")
-
-
-def _edit() -> CollaborativeEditConfig:
-    """What suits the shipped prior."""
-    return CollaborativeEditConfig(
-        steps=24,
-        lr=1.0,
-        lr_decay=1.0,
-        weight="x0",
-        schedule="annealed",
-        t_max=0.8,
-        noise="shared",
-        batch=16,
-        svgd=SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0),
-    )
 
 
 @register("canvas_editor", "csd_edit", title="CSD-Edit, edited together")
@@ -51,7 +36,8 @@ class CSDEditCanvas:
     text_scale: float | None = None  # guidance by the instruction; null: what suits the model
     image_scale: float | None = None  # guidance by the source picture; null: what suits the model
     baseline: str = "image"  # what is subtracted: image (the paper's), guided, or noise; see the method csd_edit
-    edit: CollaborativeEditConfig = field(default_factory=_edit)  # the descent; `batch` windows a step, `steps` steps
+    # the descent; `batch` windows a step, `steps` steps
+    edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))
     passes: int = 12  # but at least so many sweeps over a canvas that takes several steps each; 0: never more steps
     correspondence: str = "none"  # windows share: none (by address, as the paper), overlap, or flow; see correspondence
 

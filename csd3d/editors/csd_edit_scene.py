@@ -5,29 +5,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit
-from csd3d.distillation.kernel import SVGDConfig
+from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, inner_edit
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
 from csd3d.editors.depth_sharing import depth_correspondence
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
-
-
-def inner_edit() -> CollaborativeEditConfig:
-    """The edit of a round, as it suits latents that start at their source: t falls, so that it becomes a sampler."""
-    return CollaborativeEditConfig(
-        steps=24,
-        lr=1.0,
-        lr_decay=1.0,
-        weight="x0",
-        schedule="annealed",
-        t_max=0.8,
-        t_min=0.02,
-        noise="shared",
-        svgd=SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0),
-    )
 
 
 @register("scene_editor", "csd_edit", title="CSD-Edit, edited together")

@@ -15,13 +15,10 @@ from csd3d.cameras import Cameras
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth
 from csd3d.export import side_by_side, write_video
-from csd3d.report.charts import charts
-from csd3d.report.models import ExportConfig, render_path, save_mesh
+from csd3d.report.models import ExportConfig, render_path
 from csd3d.report.page import ViewRow
-from csd3d.report.pictures import save_each, save_grid, save_strip
+from csd3d.report.pictures import save_each
 from csd3d.representations.base import SceneModel
-
-__all__ = ["ExportConfig", "charts", "render_path", "save_each", "save_grid", "save_mesh", "save_strip"]
 
 TRUTH_NOTE = (
     "The truth is the re-rendered edited scene: the one of its valid answers that suits the held-out views best. "

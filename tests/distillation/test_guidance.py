@@ -8,7 +8,7 @@ from csd3d.distillation import cfg, ddim_edit, ip2p_guidance
 from csd3d.distillation.guidance import edit_predictor, guided, guided_queries, perp_neg
 from csd3d.distillation.step import DistillConfig, new_step
 from csd3d.priors import Condition, GaussianMixturePrior
-from csd3d.priors.base import scaled_linear_alphas
+from csd3d.priors.mixture import scaled_linear_alphas
 
 
 def predictions(count: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

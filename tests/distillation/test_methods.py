@@ -28,7 +28,7 @@ from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.methods.vsd import VSD
 from csd3d.distillation.step import DistillConfig, configured, distill_step, feature_gradient, new_step, step_gradient
 from csd3d.priors import Condition, GaussianMixturePrior
-from csd3d.priors.base import scaled_linear_alphas
+from csd3d.priors.mixture import scaled_linear_alphas
 
 ALPHAS = scaled_linear_alphas()
 MEANS = torch.tensor([[0.0, 0.0], [1.5, -1.0], [-2.0, 0.5]], dtype=torch.float64)
