@@ -8,7 +8,8 @@ import numpy as np
 
 from csd3d.world.pairs import to_bytes
 from csd3d.world.render import render_arrays
-from csd3d.world.scene import FLOOR, Arrays, Scene, compile_scene
+from csd3d.world.scene import PATTERNS, Arrays, Scene, compile_scene
+from csd3d.world.shapes import FLOOR
 
 COLOURS, BLOCKS = 12, 70
 
@@ -20,6 +21,8 @@ def clutter(seed: int = 0) -> Arrays:
     materials = np.repeat(plain.materials[:1], COLOURS + 1, axis=0)
     materials[1:, :3] = rng.uniform(0.05, 0.95, (COLOURS, 3))
     materials[1:, 3:6] = rng.uniform(0.05, 0.95, (COLOURS, 3))
+    materials[1:, 6] = rng.integers(1, len(PATTERNS), COLOURS)
+    materials[0, 3:7] = (0.2, 0.3, 0.25, PATTERNS.index("dots"))
     rows = [plain.primitives[0]]
     for _ in range(BLOCKS):
         radius, angle, turn = math.sqrt(rng.uniform(0, 1)), *rng.uniform(0, 2 * math.pi, 2)
@@ -41,7 +44,7 @@ def camera_rows(count: int, width: int, height: int, turn_deg: float = 360.0, fo
         back = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
         right = np.array([-math.sin(a), math.cos(a), 0.0])
         target = np.array([0.05 * math.cos(3 * a), 0.05 * math.sin(2 * a), -0.65])
-        pose = np.stack([right, np.cross(back, right), back, target + 3.3 * back], axis=1)
+        pose = np.stack([right, np.cross(back, right), back, target + 2.7 * back], axis=1)
         rows.append([*pose.ravel(), focal, focal, width / 2, height / 2])
     return np.array(rows, np.float32)
 

@@ -52,22 +52,37 @@ def process(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output: {output} is there and not empty; choose another folder")
     import_pycolmap()
+    try:
+        with _partial(output) as partial, tempfile.TemporaryDirectory(prefix="csd3d-process-") as work:
+            report = _into(partial, Path(work), source, frames, matching, seed, tell)
+            if output.exists():
+                output.rmdir()
+            os.replace(partial, output)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or output}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError) as error:  # what COLMAP raises
+        raise InputError(f"{source}: COLMAP failed ({' '.join(str(error).split())[:200]})") from error
+    return report
+
+
+def _into(
+    folder: Path, work: Path, source: Path, frames: int | None, matching: str, seed: int, tell: Callable[[str], None]
+) -> dict:
+    """Writes the dataset to `folder`; pictures in between to `work`."""
     started = time.monotonic()
     is_film = not source.is_dir()
-    with _partial(output) as partial, tempfile.TemporaryDirectory(prefix="csd3d-process-") as work:
-        pictures = Path(work) / "frames"
-        pictures.mkdir()
-        chosen = choose_frames(source, frames or (FRAMES if is_film else MAX_FRAMES), pictures, tell)
-        tell(f"{len(chosen.files)} of {chosen.looked_at} frames chosen")
-        pairs = make_pairs(len(chosen.files), matching, is_film)
-        posed = find_poses(pictures, chosen.files, chosen.sizes, pairs, seed, tell)
-        _write_dataset(partial, chosen, posed)
-        report = _report(source, chosen, posed, matching, seed, time.monotonic() - started)
-        files.write_text(partial / "process.json", json.dumps(report, indent=1))
-        files.write_text(partial / "report.txt", "\n".join(sentences(report)) + "\n")
-        if output.exists():
-            output.rmdir()
-        os.replace(partial, output)
+    pictures = work / "frames"
+    pictures.mkdir()
+    chosen = choose_frames(source, frames or (FRAMES if is_film else MAX_FRAMES), pictures, tell)
+    tell(f"{len(chosen.files)} of {chosen.looked_at} frames chosen")
+    pairs = make_pairs(len(chosen.files), matching, is_film)
+    posed = find_poses(pictures, chosen.files, chosen.sizes, pairs, seed, tell)
+    _write_dataset(folder, chosen, posed)
+    report = _report(source, chosen, posed, matching, seed, time.monotonic() - started)
+    files.write_text(folder / "process.json", json.dumps(report, indent=1))
+    files.write_text(folder / "report.txt", "\n".join(sentences(report)) + "\n")
     return report
 
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from skimage.measure import blur_effect
 
-from csd3d.datasets.images import MAX_PIXELS, area_resize, decode
+from csd3d.datasets.images import MAX_PIXELS, area_resize, decode, image_size
 from csd3d.errors import InputError
 from csd3d.media.ffmpeg import command, complaint, source
 from csd3d.media.pictures import check_file
@@ -148,10 +148,9 @@ def _photos(folder: Path, tell: Callable[[str], None]) -> tuple[list[Look], Writ
 
 def _photo(file: Path) -> np.ndarray:
     """A photo as displayed, no side over `MAX_SIDE`, white behind transparency: [H, W, 3] uint8."""
+    image_size(file, MAX_PIXELS)  # refuses larger ones before they are decoded
     values, _ = decode(file, "white", turned=True)
     height, width = values.shape[:2]
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{file}: {width}x{height} pixels; the limit is {MAX_PIXELS}")
     scale = min(1.0, MAX_SIDE / max(width, height))
     return np.round(255 * area_resize(values, round(width * scale), round(height * scale))).astype(np.uint8)
 

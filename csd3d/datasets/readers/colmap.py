@@ -113,7 +113,7 @@ def camera_to_world(quaternion: np.ndarray, translation: np.ndarray, where: str)
     pose = pose_of(quaternion[[1, 2, 3, 0]], np.zeros(3), where)
     if not np.isfinite(translation).all() or np.abs(translation).max() > 1e7:
         raise InputError(f"{where}: its position is {shown(translation.tolist())}; expected coordinates within 1e7")
-    rotation = pose[:3, :3].T  # camera to world
+    rotation = pose[:3, :3].T.copy()  # camera to world
     pose[:3, :3] = rotation * (1.0, -1.0, -1.0)
     pose[:3, 3] = -rotation @ translation
     return pose
