@@ -160,10 +160,10 @@ def test_blurred_frames_and_repetitions_are_left_out():
 
 
 def test_pairs():
-    assert len(make_pairs(50, "auto", True)) == len(make_pairs(50, "exhaustive", True)) == 50 * 49 / 2
+    assert len(make_pairs(40, "auto", True)) == len(make_pairs(40, "exhaustive", True)) == 40 * 39 / 2
     near = make_pairs(300, "auto", True)
     assert len(near) == len(set(near)) < 300 * 20
-    assert {(5, 6), (5, 15), (5, 21), (0, 290)} <= set(near)
+    assert {(5, 6), (5, 15), (5, 21), (0, 288)} <= set(near)
     assert all(i < j < 300 for i, j in near)
 
 

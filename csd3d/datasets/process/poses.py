@@ -19,7 +19,7 @@ from csd3d.errors import InputError
 
 MAX_FEATURES = 4096  # of a picture
 LENS = "SIMPLE_RADIAL"  # what a telephone's or a camera's own correction leaves; one for all pictures of a size
-EXHAUSTIVE = 80  # "auto" matches all pairs of this many frames of a film, else neighbours in time
+EXHAUSTIVE = 40  # "auto" matches all pairs of this many frames of a film, else neighbours in time
 NEIGHBOURS = 10
 BATCH = 200  # pairs matched between two words on progress
 LEAST_POSED = 5
@@ -44,11 +44,17 @@ class Posed:
 
 def import_pycolmap() -> Any:
     """pycolmap, silenced; InputError that says how to install it."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each of its threads, read at import: more wait for each other, spinning
     try:
         import pycolmap
     except ImportError as error:
         hint = 'pip install "csd3d[process]"'
         raise InputError(f"csd3d process needs pycolmap, which is not installed ({error}): {hint}") from None
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
     pycolmap.logging.minloglevel = 3
     return pycolmap
 
@@ -104,13 +110,14 @@ def find_poses(
 def make_pairs(count: int, matching: str, is_film: bool) -> list[tuple[int, int]]:
     """Which pictures to match: all with all, or each with those near it in time and, coarsely, with all others.
 
-    sequential: 10 neighbours, then those 16, 32, 64, ... away; and every 10th with every 10th, which closes loops.
+    sequential: 10 neighbours, then those 16, 32, 64, ... away; and every 5th with every 5th, which closes loops (at
+    most 25 frames in this, evenly spaced).
     """
     if matching == "exhaustive" or (matching == "auto" and (not is_film or count <= EXHAUSTIVE)):
         return list(itertools.combinations(range(count), 2))
     steps = [*range(1, NEIGHBOURS + 1), *(2**k for k in range(4, 20))]
     near = {(i, i + step) for step in steps for i in range(count - step)}
-    return sorted(near | set(itertools.combinations(range(0, count, 10), 2)))
+    return sorted(near | set(itertools.combinations(range(0, count, max(5, count // 24)), 2)))
 
 
 def _features(
