@@ -122,7 +122,7 @@ SPOILED = {  # what is changed -> what the message must name
     "lens_inf": (lambda m, f: f.update(p2=INF), "frames[3].p2"),
     "lens_huge": (lambda m, f: f.update(k2=1e200), "frames[3].k2"),
     "lens_wild": (lambda m, f: f.update(k1=-9e3, k2=4e3), "frames[3]"),
-    "model_unknown": (lambda m, f: m.update(camera_model="EQUIRECTANGULAR"), "OPENCV_FISHEYE"),
+    "model_unknown": (lambda m, f: m.update(camera_model="FISHEYE624"), "OPENCV_FISHEYE"),
     "model_number": (lambda m, f: m.update(camera_model=3), "camera_model"),
     "model_mixed": (lambda m, f: f.update(camera_model="OPENCV_FISHEYE"), "camera_model"),
     "split_unknown": (lambda m, f: f.update(split="dev"), "frames[3].split"),
