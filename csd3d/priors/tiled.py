@@ -84,10 +84,6 @@ class TiledVae:
         parts = vae.decoder, measure, self.prior.decode, decoder_reach(vae), 1
         return torch.stack([self._tiled(one, *parts)[:, : size[0], : size[1]] for one in z])
 
-    def to_condition(self, z: Tensor) -> Tensor:
-        """The image condition of the same pictures, of their z."""
-        return self.prior.condition_from_latent(z)
-
     def _whole(self, height: int, width: int) -> int:
         """How many pictures go through at once as they are; 0: they need tiles."""
         return 0 if self.wrap else self.pixels // (height * width)
