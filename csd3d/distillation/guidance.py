@@ -18,7 +18,7 @@ def ip2p_guidance(
 ) -> Tensor:
     """ε(∅,∅) + ω_s (ε(x̃,∅) − ε(∅,∅)) + ω_y (ε(x̃,y) − ε(x̃,∅)), InstructPix2Pix (arXiv 2211.09800) Eq. 3.
 
-    Exactly ε(x̃,∅) where ω_s = 1 and the text changes nothing.
+    Exactly ε(x̃,∅) if ω_s = 1 and the text has no effect.
     """
     return cfg(eps_null, eps_image, image_scale) + text_scale * (eps_full - eps_image)
 
@@ -26,8 +26,8 @@ def ip2p_guidance(
 def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights: Tensor, scale: float) -> Tensor:
     """Perp-Neg (arXiv 2304.04968) Eq. 6: ε_∅ + ω (δ − Σ_k w_k δ_k^⊥), δ = ε_y − ε_∅, δ_k^⊥ the part of ε_k − ε_∅ off δ.
 
-    A negative prompt that shares something with the prompt then cannot take it away. Predictions [N, ...], `weights`
-    w ≥ 0 [N, K] of the K predictions of `eps_away`. With zero weights it is `cfg`.
+    So a negative prompt cannot remove what it shares with the prompt. Predictions are [N, ...], `weights` w ≥ 0 [N, K]
+    for the K predictions of `eps_away`. With zero weights it is `cfg`.
     """
     wanted = (eps_text - eps_null).flatten(1)
     total, square = wanted, wanted.square().sum(1, keepdim=True).clamp_min(1e-20)
@@ -41,10 +41,10 @@ def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights
 def guided_queries(
     step: Step, of: str = "target", *, scale: float | None = None, z_t: Tensor | None = None
 ) -> dict[str, Query]:
-    """What `guided` needs: the prompt's prediction and the unconditional one, unless ω = 1; Perp-Neg's other views.
+    """The queries for `guided`: the prompt's, the unconditional one unless ω = 1, and those of Perp-Neg's other views.
 
-    Of the "source" the names begin with "source_", and Perp-Neg has no say. `scale`: as `guided` will be told; `z_t`:
-    another latent than the step's.
+    Names of the "source" begin with "source_", and Perp-Neg does not apply to it. `scale`: the same as for `guided`;
+    `z_t`: a latent in place of the step's.
     """
     prefix, away = ("source_", ()) if of == "source" else ("", step.away)
     scale = step.guidance_scale if scale is None else scale
@@ -70,7 +70,7 @@ def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float 
 def edit_queries(
     z_t: Tensor, t: int, prompts: tuple[str, ...], image: Tensor, image_scale: float, null_prompt: str = ""
 ) -> dict[str, Query]:
-    """The branches of InstructPix2Pix at z_t: "image" (x̃, ∅), "full" (x̃, y), "null" (∅, ∅) unless ω_s = 1."""
+    """InstructPix2Pix's branches at z_t: "image" (x̃, ∅), "full" (x̃, y), and "null" (∅, ∅) unless ω_s = 1."""
     nothing = (null_prompt,) * len(z_t)
     asked = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
     return asked if image_scale == 1 else {**asked, "null": Query(z_t, t, nothing)}
@@ -90,7 +90,7 @@ def edit_predictor(
     image_scale: float,
     null_prompt: str = "",
 ) -> Callable[[Tensor, int], Tensor]:
-    """The `predict(z_t, t)` that `ddim_edit` takes, guided, from a prior's `predict(queries)`; one call each time."""
+    """The guided `predict(z_t, t)` for `ddim_edit`, made from a prior's `predict(queries)`."""
 
     def predict_guided(z_t: Tensor, t: int) -> Tensor:
         asked = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
