@@ -1,7 +1,7 @@
-"""Score distillation on tensors: one step for every method, SVGD between particles, noise, schedules.
+"""Score distillation on tensors alone: one step for every method, how particles share, noise, schedules.
 
 G, report = distill_step(predict, method, z, number, config, alphas_cumprod, generator, prompts="a red chair")
-G = svgd_combine(directions, particles, sigma=sigma)     # only SVGD, for directions of your own
+G = svgd_combine(directions, particles, sigma=sigma)     # the combiner alone, for directions of your own
 """
 
 from csd3d.distillation.correspondence import Correspondence, flow_correspondence, window_correspondence
