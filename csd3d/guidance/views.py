@@ -121,9 +121,7 @@ class PromptConfig:
     cannot hide in a fixed background colour. Exports use the first.
     """
 
-    template: str = (
-        "{prompt}, {view}"  # prompt of a view, with {prompt}, {view} and, if there are backdrops, {backdrop}
-    )
+    template: str = "{prompt}, {view}"  # prompt of a view; {prompt}, {view} and {backdrop} are filled in
     words: dict[str, str] = field(default_factory=lambda: dict(VIEW_WORDS))  # {view} by direction
     front_deg: float = 45.0  # a view is "front" up to this many degrees to either side of the front
     back_deg: float = 45.0  # a view is "back" up to this many degrees to either side of the back

@@ -24,7 +24,7 @@ class PriorConfig:
     model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
     family: str = "auto"  # the kind of model: auto (recognised by its configs), or a registered family's name
     device: str = incidental("auto")  # auto (CUDA if there is one), cpu, cuda or cuda:N
-    dtype: str = "auto"  # of the noise predictor: auto (float16 on CUDA, else float32), float32, bfloat16 or float16
+    dtype: str = "auto"  # noise predictor's precision: auto (float16 on CUDA, else float32), float32, bfloat16, float16
     micro_batch: int = incidental(16)  # most elements sent through a network at once; fewer need less memory
     attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is

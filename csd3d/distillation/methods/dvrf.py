@@ -28,7 +28,7 @@ class DVRF:
         G, report = distill_step(predict, DVRF(), z, number, config, alphas_cumprod, generator, **about)
     """
 
-    eta: float = 1.0  # η at the end of the run
+    eta: float = 1.0  # η at the last step
     eta_start: float = 0.0  # η at the first step; 1 is FlowEdit
     source_scale: float | None = None  # ω̃, guidance scale of the source; null: that of the target
 

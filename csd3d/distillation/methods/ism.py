@@ -30,7 +30,7 @@ class ISM:
         z = z - 0.1 * G
     """
 
-    interval: float = 0.08  # δ, a fraction of the schedule
+    interval: float = 0.08  # δ = t − s, a fraction of the schedule
     stride: float = 0.2  # step of the inversion to x_s, a fraction of the schedule
 
     perp_neg: ClassVar[bool] = True

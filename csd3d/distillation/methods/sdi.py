@@ -32,8 +32,8 @@ class SDI:
         z = z - learning_rate * G
     """
 
-    scale: float = 8.5  # ω of the prediction at z_t
-    inversion_scale: float = -6.5  # ω in the inversion; negative, because it undoes guidance towards the prompt
+    scale: float = 8.5  # ω, guidance scale of the prediction at z_t
+    inversion_scale: float = -6.5  # ω in the inversion; negative, because denoising then moves towards the prompt
     inversion_noise: float = 0.3  # η, share of fresh noise in an inversion step; 0: deterministic
     grid: int = 10  # number of levels of the inversion over the whole schedule
 
