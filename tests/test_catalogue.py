@@ -79,7 +79,7 @@ def test_keys_with_their_defaults_and_comments(capsys, plugin):
     assert "strength  1.0  of what does not happen (a number)" in printed(capsys, "keys", "zero", plugin)
     text = printed(capsys, "keys", "edit_scene")
     assert "scene.downscale" in text
-    assert "pictures are averaged down by this factor" in text
+    assert "factor by which pictures are made smaller" in text
     assert "has no keys of its own" in printed(capsys, "keys", "stable_diffusion")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras, look_at
+from csd3d.cameras import Cameras, look_at, on_sphere, side_seen, wrap_deg
 
 Range = tuple[float, float]
 VIEW_WORDS = {  # {view} of a prompt, by direction
@@ -83,13 +83,14 @@ def sample_views(config: ViewsConfig, count: int, size: int, generator: torch.Ge
     azimuth = uniform(config.azimuth_deg, count if config.stratified else 1)
     elevation, distance, fov = (uniform(getattr(config, key)) for key in ("elevation_deg", "distance", "fov_deg"))
     position, target, up = torch.randn(3, count, 3, generator=generator)
-    place = distance[:, None] * unit_vector(azimuth, elevation) + config.position_jitter * position
+    direction = on_sphere(torch.deg2rad(azimuth), torch.deg2rad(elevation))
+    place = distance[:, None] * direction + config.position_jitter * position
     poses = look_at(place, config.target_jitter * target)
     if config.up_jitter:
         poses = tilt(poses, config.up_jitter * up[:, 0])
     focal = 0.5 * size / torch.deg2rad(fov / 2).tan()
     middle = torch.full((count,), size / 2)
-    return Views(Cameras(poses, focal, focal, middle, middle, size, size), wrap(azimuth), elevation)
+    return Views(Cameras(poses, focal, focal, middle, middle, size, size), wrap_deg(azimuth), elevation)
 
 
 def tilt(poses: Tensor, angle: Tensor) -> Tensor:
@@ -99,18 +100,7 @@ def tilt(poses: Tensor, angle: Tensor) -> Tensor:
     return torch.stack((c * right + s * up, c * up - s * right, poses[:, :, 2], poses[:, :, 3]), -1)
 
 
-def unit_vector(azimuth_deg: Tensor, elevation_deg: Tensor) -> Tensor:
-    """Unit vectors [B,3] from the origin towards cameras."""
-    a, e = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
-    return torch.stack((e.cos() * a.cos(), e.cos() * a.sin(), e.sin()), -1)
-
-
-def wrap(azimuth_deg: Tensor | float) -> Tensor | float:
-    """Azimuths, moved into [−180, 180)."""
-    return (azimuth_deg + 180) % 360 - 180
-
-
-# --- prompts ---
+# --- what the prompt says ---
 
 
 @dataclass
@@ -158,16 +148,9 @@ class PromptConfig:
 
 
 def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:
-    """The direction of a view: "overhead", else "front", "back", "left" or "right"; "front" wins at its threshold.
-
-    "left" shows the object's left side (azimuth 90): the object faces left in the picture.
-    """
-    if elevation_deg > config.overhead_deg:
-        return "overhead"
-    turn = wrap(azimuth_deg)
-    if abs(turn) <= config.front_deg or abs(turn) >= 180 - config.back_deg:
-        return "front" if abs(turn) <= config.front_deg else "back"
-    return "left" if turn > 0 else "right"
+    """ "overhead" above `overhead_deg`, else what `side_seen` says: "front", "left", "right" or "back"."""
+    above = elevation_deg > config.overhead_deg
+    return "overhead" if above else side_seen(azimuth_deg, config.front_deg, config.back_deg)
 
 
 def away_views(
@@ -181,6 +164,6 @@ def away_views(
     """
     if elevation_deg > overhead_deg:
         return ("front", "back"), (0.0, 0.0)
-    turn = wrap(azimuth_deg)
+    turn = wrap_deg(azimuth_deg)
     side, off = "left" if turn > 0 else "right", abs(turn) / 90
     return ((side, "back"), (max(1 - off, 0.0), 1.0)) if off < 1 else ((side, "front"), (off - 1, 1.0))

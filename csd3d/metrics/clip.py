@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csd3d.cameras import side_seen
 from csd3d.errors import InputError
 from csd3d.files import read_json
 from csd3d.priors.opening import class_of, open_network, open_tokenizer, quiet
@@ -276,14 +277,10 @@ def mean_pairwise_distance(particles: Tensor) -> float:
 
 
 def expected_view(azimuth_deg: float, thresholds_deg: tuple[float, float] = (45.0, 135.0)) -> str:
-    """The view words at an azimuth from the object's front: front below the first threshold, back above the second.
-
-    Between them it is a side view; from its left (azimuth 90) the object faces left in the picture.
-    """
-    turn = (azimuth_deg + 180) % 360 - 180
-    if abs(turn) < thresholds_deg[0] or abs(turn) > thresholds_deg[1]:
-        return VIEWS[0] if abs(turn) < thresholds_deg[0] else VIEWS[3]
-    return VIEWS[1] if turn > 0 else VIEWS[2]
+    """The view words at an azimuth from the object's front, which ends at the first threshold; its back begins at the
+    second."""
+    front, back = thresholds_deg
+    return dict(zip(("front", "left", "right", "back"), VIEWS, strict=True))[side_seen(azimuth_deg, front, 180 - back)]
 
 
 def view_word_accuracy(
