@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.distillation.step import DistillConfig
@@ -44,14 +43,13 @@ from csd3d.representations.batch import (
     AssetViews,
     LossConfig,
     ShadingConfig,
-    averaged,
     check_memory,
     draw_shading,
     milestone,
     regularisers,
     scheduled,
 )
-from csd3d.representations.descent import Descent, OptimConfig
+from csd3d.representations.descent import Average, Descent, OptimConfig, averaged
 from csd3d.schema import ByName, Chosen, OneOf, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -87,7 +85,9 @@ class TextTo3DConfig:
     export: ExportConfig = incidental(default_factory=ExportConfig)
     save_seconds: float = incidental(30.0)  # between checkpoints
 
-    MOVED: ClassVar[dict[str, str]] = MOVED
+    MOVED: ClassVar[dict[str, str]] = MOVED | {
+        f"asset.{key}": f"asset.representation.{key}" for key in ("field", "render")
+    }
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -108,7 +108,8 @@ class TextTo3DConfig:
 
     def _last_steps(self) -> dict[str, int]:
         """The last step that each schedule names, by its key."""
-        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in ("resolution", "levels")}
+        keys = ("resolution", "levels") if self.asset.max_levels else ("resolution",)
+        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in keys}
         ramps = {f"losses.{key}": value for key, value in vars(self.losses).items() if isinstance(value, tuple)}
         found |= {key: int(ramp[2]) - 1 for key, ramp in ramps.items()}  # it may end with the run
         if self.shading.lambertian or self.shading.textureless:
@@ -127,7 +128,7 @@ class TextTo3DConfig:
 
     def open(self, device: torch.device) -> "AssetJob":
         """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
-        check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
+        check_memory(self.asset, self.particles, self.views_per_step)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
         check_features(prior, self.runs)
         check_judge(self.evaluate.clip)
@@ -151,7 +152,7 @@ class AssetPhase(Phase):
     model: Assets
     descent: Descent
     optimiser: torch.optim.Adam
-    average: AveragedModel | None = None
+    average: Average | None = None
     networks: Networks | None = None
 
     PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
@@ -233,8 +234,7 @@ def asset_step(
 ) -> dict[str, float]:
     """One step: render, ask for directions, push them back; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
-    model.set_levels(milestone(config.asset.levels, step))
-    model.update_grids(step, generator)
+    model.prepare(step, milestone(config.asset.levels, step), generator)
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
