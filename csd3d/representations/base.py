@@ -12,7 +12,7 @@ sigma [S], density per world unit. A new representation is one file of this fold
 
 It renders whole views, so it need not have rays. The number of its parameters may change in `keep_up` and `fit_step`:
 the `Parameter` objects must stay the same, because optimisers refer to them; only their `.data` is replaced, also by
-`load_state_dict`. In text to 3D, Adam's moments and the average of a parameter whose shape has changed then start anew.
+`load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose shape has changed start anew.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,4 @@
-"""The optimisation of assets: Adam with warm-up and decay, clipped gradients, averaged weights.
-
-The number of a representation's parameters may change between steps (see `base`). Adam's moments and the average of a
-parameter whose shape has changed start anew, from its current value.
-"""
+"""The optimisation of assets: Adam with warm-up and decay, averaged weights."""
 
 import copy
 from dataclasses import dataclass
@@ -12,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.representations.batch import Assets
-from csd3d.representations.fit import gradients_finite
 
 
 @dataclass
@@ -38,7 +33,10 @@ class OptimConfig:
 
 
 class Average:
-    """Exponential moving average m ← d m + (1 − d) θ of parameters θ with decay d; its first value is θ."""
+    """Exponential moving average m ← d m + (1 − d) θ of parameters θ with decay d; its first value is θ.
+
+    Where the shape of θ has changed, m starts anew from θ.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.parameters, self.decay = list(model.parameters()), decay
@@ -68,46 +66,11 @@ def averaged(model: Assets, average: Average | None) -> Assets:
     return found
 
 
-@dataclass
-class Descent:
-    """The optimiser of some assets, and their averaged weights, if any."""
-
-    config: OptimConfig
-    model: Assets
-    optimiser: torch.optim.Adam
-    average: Average | None
-
-    @staticmethod
-    def of(model: Assets, config: OptimConfig) -> "Descent":
-        """A new one; the background has its own learning rate."""
-        rates = {"scene": config.learning_rate, "background": config.learning_rate * config.background}
-        groups = [
-            {"params": [p for scene in model.models for p in scene.parameter_groups()[name]], "lr": rate}
-            for name, rate in rates.items()
-        ]
-        optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99), eps=1e-15)
-        return Descent(config, model, optimiser, Average(model, config.ema) if config.ema else None)
-
-    def step(self, loss: Tensor, share: float) -> bool:
-        """Backward, clip, one Adam step at `share` of the learning rates, average; False where not finite.
-
-        Where a gradient is not finite, nothing is changed.
-        """
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if not gradients_finite(self.model):
-            return False
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        for parameter, state in self.optimiser.state.items():
-            if state and state["exp_avg"].shape != parameter.shape:
-                state.clear()
-        rates = [group["lr"] for group in self.optimiser.param_groups]
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * share
-        self.optimiser.step()
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate
-        if self.average is not None:
-            self.average.update()
-        return True
+def asset_optimiser(model: Assets, config: OptimConfig) -> torch.optim.Adam:
+    """Return Adam for `fit.descend`, with the learning rates at share 1 as the groups' "rate"."""
+    rates = {"scene": config.learning_rate, "background": config.learning_rate * config.background}
+    groups = [
+        {"params": [p for scene in model.models for p in scene.parameter_groups()[name]], "rate": rate}
+        for name, rate in rates.items()
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99), eps=1e-15)

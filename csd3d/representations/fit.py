@@ -75,16 +75,27 @@ def learning_rate(config: FitConfig, step: int) -> float:
     return warm * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> bool:
-    """Do one step at the learning rate `rate`. If loss or gradients are not finite, change nothing, return False."""
+def descend(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, max_norm: float = 0.0
+) -> bool:
+    """Do one step of Adam; if loss or gradients are not finite, change nothing and return False.
+
+    The learning rate is `rate`, times the "rate" of a parameter group that has one. Gradients are clipped to the norm
+    `max_norm` if that is not 0. Adam's moments of a parameter whose shape has changed start anew.
+    """
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = group.get("rate", 1.0) * rate
     optimiser.zero_grad(set_to_none=True)
     if not torch.isfinite(loss):
         return False
     loss.backward()
     if not gradients_finite(model):
         return False
+    if max_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    for parameter, state in optimiser.state.items():
+        if "exp_avg" in state and state["exp_avg"].shape != parameter.shape:
+            state.clear()
     optimiser.step()
     return True
 

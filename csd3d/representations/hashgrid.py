@@ -14,25 +14,9 @@ from torch import Tensor, nn
 from csd3d.cameras import Cameras
 from csd3d.fields import Background, FieldConfig, RadianceField
 from csd3d.registry import register
-from csd3d.rendering import (
-    OccupancyGrid,
-    RenderConfig,
-    Rendered,
-    ShadedField,
-    Shading,
-    render_image,
-    render_rays,
-)
+from csd3d.rendering import OccupancyGrid, RenderConfig, Rendered, ShadedField, Shading, render_image, render_rays
 from csd3d.representations.base import ALBEDO, BackgroundKind
-from csd3d.representations.fit import (
-    Features,
-    FitConfig,
-    Pictures,
-    descend,
-    fit_loss,
-    learning_rate,
-    make_optimiser,
-)
+from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fit_loss, learning_rate, make_optimiser
 
 FIRST_GUESS = 512.0  # samples a ray, for the first step of a fit
 
@@ -120,12 +104,8 @@ class HashGridScene(nn.Module):
         parts = (self._shaded(shading), self.background, self.grid)
         cameras = cameras.to(self.field.aabb.device)
         views = [render_image(*parts, cameras, int(i), self.render_config) for i in indices]
-        return Rendered(
-            rgb=torch.stack([v.rgb for v in views]),
-            depth=torch.stack([v.depth for v in views]),
-            opacity=torch.stack([v.opacity for v in views]),
-            samples=sum(v.samples for v in views),
-        )
+        found = (torch.stack([getattr(view, key) for view in views]) for key in ("rgb", "depth", "opacity"))
+        return Rendered(*found, sum(view.samples for view in views))
 
     def _shaded(self, shading: Shading) -> RadianceField | ShadedField:
         return self.field if shading == ALBEDO else ShadedField(self.field, shading)

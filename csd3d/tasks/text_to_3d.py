@@ -49,7 +49,8 @@ from csd3d.representations.batch import (
     regularisers,
     scheduled,
 )
-from csd3d.representations.descent import Average, Descent, OptimConfig, averaged
+from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
+from csd3d.representations.fit import descend
 from csd3d.schema import ByName, Chosen, OneOf, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -150,7 +151,6 @@ class AssetPhase(Phase):
     """The assets as one method makes them."""
 
     model: Assets
-    descent: Descent
     optimiser: torch.optim.Adam
     average: Average | None = None
     networks: Networks | None = None
@@ -224,9 +224,9 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
     config = job.config
     finished = next(iter(config.prompts.backdrops.values()), None)
     model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
-    descent = Descent.of(model, config.optim)
-    parts = {"optimiser": descent.optimiser, "average": descent.average, "networks": networks}
-    return AssetPhase(job.generator(name), model=model, descent=descent, **parts)
+    optimiser = asset_optimiser(model, config.optim)
+    average = Average(model, config.optim.ema) if config.optim.ema else None
+    return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
 
 
 def asset_step(
@@ -247,7 +247,9 @@ def asset_step(
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
     share = config.optim.share(step, config.distill.steps)
-    finite = phase.descent.step(guidance / len(z) + penalty, share)
+    finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
+    if finite and phase.average is not None:
+        phase.average.update()
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 

@@ -256,8 +256,7 @@ class Growing(Blobs):
 class GrowingScene(BlobScene):
     def keep_up(self, step, generator):
         if step == 2:
-            for parameter in (self.centres, self.colours):
-                parameter.data = torch.cat((parameter.data, parameter.data + 0.01))
+            self.double()
 
 
 def growing_phase():
