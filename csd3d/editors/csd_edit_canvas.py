@@ -19,10 +19,10 @@ from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
 from csd3d.distillation.svgd import Sharing
 from csd3d.editors.canvas import Canvas, CanvasPhase
+from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.registry import register
 
 logger = logging.getLogger("csd3d")
-CORRESPONDENCES = ("none", "overlap", "flow")
 
 
 @register("canvas_editor", "csd_edit", title="CSD-Edit, edited together")
@@ -39,20 +39,20 @@ class CSDEditCanvas:
     # the descent; `batch` windows a step, `steps` steps
     edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))
     passes: int = 12  # but at least so many sweeps over a canvas that takes several steps each; 0: never more steps
-    correspondence: str = "none"  # windows share: none (by address, as the paper), overlap, or flow; see correspondence
+    correspondence: OneCorrespondence = NONE  # what windows share: none (equal addresses, the paper), overlap or flow
 
     regions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.method(3.0, 1.0)  # checks what the method checks
-        if self.correspondence not in CORRESPONDENCES:
-            raise ValueError(f"correspondence is {self.correspondence!r}: choose one of {', '.join(CORRESPONDENCES)}")
+        check_works(self.correspondence, "picture", "video")
         if self.passes < 0:
             raise ValueError(f"passes is {self.passes}: give at least 0")
 
     @property
     def edits(self) -> tuple[str, ...]:
-        return ("video",) if self.correspondence == "flow" else ("picture", "video")
+        along = self.correspondence.thing
+        return ("picture", "video") if along is None else along.edits
 
     def method(self, text_scale: float, image_scale: float) -> CSDEdit:
         """The method with this editor's keys; the scales hold where these are null."""
@@ -144,11 +144,9 @@ class CSDEditCanvas:
         }
 
     def sharing(self, canvas: Canvas, windows: Windows) -> Sharing | None:
-        """What the windows of a step have in common; None: the same address."""
-        if self.correspondence == "none" or self.edit.svgd is None:
+        """How the windows of a step share; None: by address."""
+        if self.correspondence.thing is None or self.edit.svgd is None:
             return None
-        from csd3d.editors.correspondence import correspondence_of  # which few jobs need
-
         if "correspondence" not in canvas.kept:
-            canvas.kept["correspondence"] = correspondence_of(self.correspondence, canvas)
-        return canvas.kept["correspondence"](windows).to(canvas.device)
+            canvas.kept["correspondence"] = self.correspondence.thing.open(canvas)
+        return canvas.kept["correspondence"](windows)

@@ -8,7 +8,7 @@ from torch import Tensor
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, inner_edit
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
-from csd3d.editors.depth_sharing import depth_correspondence
+from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
@@ -31,15 +31,14 @@ class CSDEditScene:
     views: int | None = None  # views edited together a round, at random; null: all
     later_t_max: float = 0.4  # most noise of later rounds
     later_steps: int = 8  # steps of later rounds
-    correspondence: str = "none"  # views share: none, at the same address (the paper); depth, on the same surface
+    correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
     text_scale: float | None = None  # ω_y; null: what suits the prior
     image_scale: float | None = None  # ω_s; null: what suits the prior
     baseline: str = "image"  # of CSD-Edit: image, guided or noise, see `methods.csd_edit`
     edit: CollaborativeEditConfig = field(default_factory=inner_edit)  # the inner edit of a round
 
     def __post_init__(self) -> None:
-        if self.correspondence not in ("none", "depth"):
-            raise ValueError(f"correspondence is {self.correspondence!r}: choose none or depth")
+        check_works(self.correspondence, "scene")
         if self.edit_every < 1:
             raise ValueError(f"edit_every is {self.edit_every}: give a whole number of at least 1")
         configured(self.method(Defaults()), self.edit)  # ValueError where the two do not go together
@@ -64,8 +63,8 @@ class CSDEditScene:
             return
         prior, source = edit.prior, edit.source
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
-        along = self.correspondence == "depth"
-        views = edit.render(rows) if number or along else None
+        along = self.correspondence.thing
+        views = edit.render(rows) if number or along is not None else None
         z = collaborative_edit(
             prior.predict,
             self.method(prior.defaults),
@@ -77,7 +76,7 @@ class CSDEditScene:
             prompts=source.prompt,
             callback=lambda _, __, diagnostics: report(diagnostics),
             z_start=edit.encode(views) if number else None,
-            correspond=depth_correspondence(edit, views, rows).select if along else None,
+            correspond=None if along is None else along.open(edit)(rows, views).select,
         )
         edit.replace(rows, z)
 
