@@ -49,7 +49,7 @@ from csd3d.schema import Chosen, OneOf
 
 OneCorrespondence = Annotated[Chosen, OneOf("correspondence", also=("none",))]
 NONE = Chosen("none")
-BORDER = 0.5  # pixels: a position in the outer half of a border pixel is that pixel
+BORDER = 0.5  # pixels: positions up to here beyond a border pixel's centre count as that pixel
 
 
 def check_works(chosen: Chosen, *works: str) -> None:

@@ -1,4 +1,4 @@
-"""CSD-Edit of a scene: now and then, many training views are edited together (arXiv 2307.04787, section 4.3)."""
+"""CSD-Edit of a scene: at intervals, many training views are edited together (arXiv 2307.04787, section 4.3)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -19,37 +19,37 @@ from csd3d.registry import register
 class CSDEditScene:
     """CSD-Edit of the training views, conditioned on the *original* photos.
 
-    Round 0 starts at the photos, with `edit` as it stands. Later rounds start at what the scene looks like then, with
-    `later_steps` from at most `later_t_max` of noise, so that what was chosen stays chosen. With edit.svgd.compat
-    "official" the photos are told as the authors' code does it: scaled and sampled, and guiding the baseline too.
+    Round 0 starts at the photos and uses `edit`. Later rounds start at renders of the scene and take `later_steps` at
+    noise levels up to `later_t_max`, so that they keep what round 0 chose. With edit.svgd.compat "official" the photos
+    are encoded as in the authors' code (scaled and sampled), and the baseline is guided by them too.
 
         editor: {type: csd_edit, rounds: 3, edit: {steps: 40}}
     """
 
     edit_every: int = 300  # steps of the fit between rounds
-    rounds: int = 2  # how many rounds there are
-    views: int | None = None  # views edited together a round, at random; null: all
-    later_t_max: float = 0.4  # most noise of later rounds
-    later_steps: int = 8  # steps of later rounds
+    rounds: int = 2  # number of rounds
+    views: int | None = None  # views edited together in a round, drawn at random; null: all
+    later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
+    later_steps: int = 8  # steps of each later round
     correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
-    text_scale: float | None = None  # ω_y; null: what suits the prior
-    image_scale: float | None = None  # ω_s; null: what suits the prior
-    baseline: str = "image"  # of CSD-Edit: image, guided or noise, see `methods.csd_edit`
+    text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
+    image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
+    baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`
     edit: CollaborativeEditConfig = field(default_factory=inner_edit)  # the inner edit of a round
 
     def __post_init__(self) -> None:
         check_works(self.correspondence, "scene")
         if self.edit_every < 1:
             raise ValueError(f"edit_every is {self.edit_every}: give a whole number of at least 1")
-        configured(self.method(Defaults()), self.edit)  # ValueError where the two do not go together
+        configured(self.method(Defaults()), self.edit)  # ValueError if the two do not fit
 
     @property
     def official(self) -> bool:
-        """Whether it does all as the authors' code does."""
+        """Whether to follow the authors' code in everything."""
         return self.edit.svgd is not None and self.edit.svgd.official
 
     def method(self, defaults: Defaults) -> CSDEdit:
-        """CSD-Edit with these scales, or with those that suit the prior."""
+        """CSD-Edit with these scales, or the prior's defaults where they are null."""
         return CSDEdit(
             defaults.text_scale if self.text_scale is None else self.text_scale,
             defaults.image_scale if self.image_scale is None else self.image_scale,
@@ -57,7 +57,7 @@ class CSDEditScene:
         )
 
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:
-        """Edits a round's views, where one begins at `step`."""
+        """Edit the views of a round, if one begins at `step`."""
         number, rest = divmod(step, self.edit_every)
         if rest or number >= self.rounds:
             return
@@ -81,13 +81,13 @@ class CSDEditScene:
         edit.replace(rows, z)
 
     def later_edit(self) -> CollaborativeEditConfig:
-        """The inner edit of every round but the first: fewer steps, from lower noise."""
+        """The inner edit of all rounds after the first: fewer steps, lower noise."""
         t_max = min(self.later_t_max, self.edit.t_max)
         return replace(self.edit, steps=self.later_steps, t_max=t_max, init="source")
 
     @torch.no_grad()
     def condition(self, edit: SceneEdit, rows: Tensor) -> Tensor:
-        """The photos of `rows` as the prior is told them."""
+        """The photos of `rows` as the prior's image condition."""
         if self.official:
             return edit.prior.encode(edit.source.photos[rows], edit.generator)
         return edit.source.image[rows]
