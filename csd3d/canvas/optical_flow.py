@@ -17,7 +17,6 @@ DIS initialised with the chained flow kept fewer pixels and was no more accurate
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import product
 
 import cv2
 import numpy as np
@@ -25,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.distillation import Correspondence
-from csd3d.distillation.correspondence import pixel_grid, to_latent
+from csd3d.canvas.latents import pixel_grid, to_latent
 from csd3d.metrics.motion import warp_frame
 
 LONGEST, SHORTEST = 512, 16  # limits of the sides at which flow is computed; DIS needs at least 12
@@ -108,18 +106,6 @@ class ClipFlow:
             return torch.zeros(*self.size, 2), torch.zeros(self.size)
         forward, backward = self._latent(min(a, b), max(a, b))
         return forward if a < b else backward
-
-    def correspondence(self, frame: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Correspondence:
-        """Correspondence of windows of `size` = (h, w) latents at row `top`, column `left` of `frame`, each [N]."""
-        (h, w), grid, N = size, pixel_grid(*self.size), len(frame)
-        places = list(zip(frame.tolist(), top.tolist(), left.tolist(), strict=True))
-        positions, validity = torch.zeros(N, N, h, w, 2), torch.zeros(N, N, h, w)
-        for (i, (a, y, x)), (j, (b, y_j, x_j)) in product(enumerate(places), repeat=2):
-            flow, share = self.latents(a, b)
-            own = slice(y, y + h), slice(x, x + w)
-            positions[i, j] = (grid + flow)[own] - torch.tensor([x_j, y_j])
-            validity[i, j] = share[own]
-        return Correspondence(positions, validity)
 
     def _compute_latent(self, a: int, b: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Forward and backward flow; zero and valid everywhere for a frame to itself."""
