@@ -21,11 +21,13 @@ def key_table(schema: type, prefix: str = "") -> list[Key]:
     """Every key of a config, in order, with the comment that stands beside its field (or right above it)."""
     hints, comments, rows = hints_of(schema), _comments(schema), []
     for field in dataclasses.fields(schema):
-        if not field.init:
+        if not field.init or (field.name == "task" and not prefix):  # a task's own name, which is fixed
             continue
         name, annotation = join(prefix, field.name), hints[field.name]
         default = default_of(field)
         section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        if section not in (None, annotation) and default is not None:  # it can be null
+            rows.append(Key(name, describe(annotation), "{…}", comments.get(field.name, "")))
         if section is not None and mark_of(annotation) is None and default is not None:
             rows += key_table(section, name)
             continue
