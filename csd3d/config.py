@@ -19,21 +19,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from csd3d.convert import BadValue, build, convert, first_line, nearest
 from csd3d.errors import InputError, InputErrors
-from csd3d.schema import (
-    BadValue,
-    Chosen,
-    OneOf,
-    annotation_at,
-    build,
-    convert,
-    first_line,
-    join,
-    mark_of,
-    members,
-    nearest,
-    plain,
-)
+from csd3d.schema import Chosen, OneOf, annotation_at, join, mark_of, members, plain
 
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20

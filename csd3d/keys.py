@@ -48,11 +48,13 @@ def key_table(schema: type, prefix: str = "", base: Any = None) -> list[Key]:
     """
     hints, comments, rows = hints_of(schema), _comments(schema), []
     for field in dataclasses.fields(schema):
-        if not field.init:
+        if not field.init or (field.name == "task" and not prefix):  # a task's own name, which is fixed
             continue
         name, annotation = join(prefix, field.name), hints[field.name]
         default = default_of(field) if base is None else getattr(base, field.name)
         section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        if section not in (None, annotation) and default is not None:  # it can be null
+            rows.append(Key(name, describe(annotation), "{…}", comments.get(field.name, "")))
         if section is not None and mark_of(annotation) is None and default is not None:
             rows += key_table(section, name, default if isinstance(default, section) else None)
             continue

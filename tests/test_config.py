@@ -126,7 +126,7 @@ def test_overrides(load, override, key, value):
         ("prompt: a\nlr: .nan", [], ["lr: expected a number"]),
         ("prompt: a\nlr: '0.1'", [], ['lr: expected a number, got "0.1"']),
         ("prompt: a\npreview: 1", [], ["preview: expected true or false, got 1"]),
-        ("prompt: a\ncompare: in2n", [], ["compare: expected a list of text"]),
+        ("prompt: a\ncompare: in2n", [], ["compare: expected a list of texts"]),
         ("prompt: a\ncompare: [in2n, 3]", [], ["compare[1]: expected text, got 3"]),
         ("prompt: a\nsize: [1, 2, 3]", [], ["size: expected a list of 2 values, got 3"]),
         ("prompt: a\nupdate: {method: csd}", [], ["update.method: expected one of csd_edit, in2n"]),
