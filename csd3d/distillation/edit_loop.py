@@ -45,9 +45,9 @@ class CollaborativeEditConfig(DistillConfig):
             raise ValueError(f"init is {self.init!r}: choose one of source, noise")
         if self.noise not in NOISES:
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
-        for key, (holds, wanted) in _RULES.items():
+        for key, (holds, allowed) in _RULES.items():
             if not holds(getattr(self, key)):
-                raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
+                raise ValueError(f"{key} is {getattr(self, key)}: give {allowed}")
         if self.svgd is not None and self.svgd.space in ("coarse", "features"):
             raise ValueError(f'svgd.space is "{self.svgd.space}", which is for assets of a text: choose noisy or clean')
 

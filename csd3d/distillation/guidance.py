@@ -29,11 +29,11 @@ def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights
     So a negative prompt cannot remove what it shares with the prompt. Predictions are [N, ...], `weights` w ≥ 0 [N, K]
     for the K predictions of `eps_away`. With zero weights it is `cfg`.
     """
-    wanted = (eps_text - eps_null).flatten(1)
-    total, square = wanted, wanted.square().sum(1, keepdim=True).clamp_min(1e-20)
-    for eps, w in zip(eps_away, weights.to(wanted).T, strict=True):
+    delta = (eps_text - eps_null).flatten(1)
+    total, square = delta, delta.square().sum(1, keepdim=True).clamp_min(1e-20)
+    for eps, w in zip(eps_away, weights.to(delta).T, strict=True):
         away = (eps - eps_null).flatten(1)
-        across = away - (away * wanted).sum(1, keepdim=True) / square * wanted
+        across = away - (away * delta).sum(1, keepdim=True) / square * delta
         total = total - w[:, None] * across
     return eps_null + scale * total.view_as(eps_null)
 
@@ -48,10 +48,10 @@ def guided_queries(
     """
     prefix, away = ("source_", ()) if of == "source" else ("", step.away)
     scale = step.guidance_scale if scale is None else scale
-    asked = {f"{prefix}text": step.query(of=of, z_t=z_t)}
+    queries = {f"{prefix}text": step.query(of=of, z_t=z_t)}
     if scale != 1 or away:
-        asked = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **asked}
-    return asked | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
+        queries = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **queries}
+    return queries | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
 
 
 def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float | None = None) -> Tensor:
@@ -72,8 +72,8 @@ def edit_queries(
 ) -> dict[str, Query]:
     """InstructPix2Pix's branches at z_t: "image" (x̃, ∅), "full" (x̃, y), and "null" (∅, ∅) unless ω_s = 1."""
     nothing = (null_prompt,) * len(z_t)
-    asked = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
-    return asked if image_scale == 1 else {**asked, "null": Query(z_t, t, nothing)}
+    queries = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
+    return queries if image_scale == 1 else {**queries, "null": Query(z_t, t, nothing)}
 
 
 def edit_guided(eps: dict[str, Tensor], text_scale: float, image_scale: float) -> Tensor:
@@ -93,7 +93,7 @@ def edit_predictor(
     """The guided `predict(z_t, t)` for `ddim_edit`, made from a prior's `predict(queries)`."""
 
     def predict_guided(z_t: Tensor, t: int) -> Tensor:
-        asked = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
-        return edit_guided(predict(asked), text_scale, image_scale)
+        queries = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
+        return edit_guided(predict(queries), text_scale, image_scale)
 
     return predict_guided

@@ -145,7 +145,7 @@ class Step:
         t = self.t if t is None else t
         return Query(z_t, t, prompts, self.image if image else None, network, self.pose, self.view, rows)
 
-    def told(self, prompts: tuple[str, ...], rows: Tensor | None = None) -> "Step":
+    def with_prompts(self, prompts: tuple[str, ...], rows: Tensor | None = None) -> "Step":
         """The same step with other prompts, for the particles `rows`.
 
         It keeps the same tensors, so that equal branches of several instructions stay equal queries.
@@ -188,8 +188,8 @@ class Network(Protocol):
 class Method(Protocol):
     """A method: a frozen dataclass whose fields are its config keys, registered by `register("method", name)`.
 
-        asked = method.queries(step)              # name -> Query
-        eps = prior.predict(asked, networks)      # one batched call; equal queries are computed once
+        queries = method.queries(step)            # name -> Query
+        eps = prior.predict(queries, networks)    # one batched call; equal queries are computed once
         delta = method.direction(eps, step)
 
     Optional attributes:

@@ -1,9 +1,12 @@
 """The timestep and the weight of a step. Times are fractions of the schedule: 0 clean, 1 noise."""
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from csd3d.distillation.step import DistillConfig
 
 SCHEDULES = ("uniform", "annealed", "staged", "logit_normal")
 WEIGHTS = ("sigma2", "one", "x0")
@@ -39,18 +42,7 @@ def logit_normal_timestep(t_min: float, t_max: float, num_train_timesteps: int, 
     return timestep(min(max(torch.sigmoid(n).item(), t_min), t_max), num_train_timesteps)
 
 
-class Timesteps(Protocol):
-    """The settings of a timestep schedule, part of `DistillConfig`."""
-
-    steps: int
-    schedule: str  # "uniform", "logit_normal" in [t_min, t_max] | "annealed", falling | "staged", t_late from `switch`
-    t_min: float
-    t_max: float
-    t_late: float
-    switch: float
-
-
-def check_timesteps(config: Timesteps) -> None:
+def check_timesteps(config: "DistillConfig") -> None:
     """Raise ValueError naming the key that is out of range."""
     if config.schedule not in SCHEDULES:
         raise ValueError(f"schedule is {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
@@ -62,7 +54,7 @@ def check_timesteps(config: Timesteps) -> None:
         raise ValueError(f"t_min is {config.t_min}: give at most {highest}, the upper end of the range")
 
 
-def scheduled_timestep(config: Timesteps, step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
+def scheduled_timestep(config: "DistillConfig", step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
     """The t of all particles at `step`; an annealed schedule draws nothing from the generator."""
     if config.schedule == "annealed":
         return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)

@@ -148,7 +148,7 @@ def step_gradient(
     if step.shares is not None:
         _ = step.z_t, step.source_t  # computed once, so that equal queries of the instructions share them
         rows = [share.flatten(1).any(1).nonzero()[:, 0] for share in step.shares]
-        steps = [step.told(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
+        steps = [step.with_prompts(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
     queries = [method.queries(one) for one in steps]
     answers = predict({f"{k}/{name}": query for k, asked in enumerate(queries) for name, query in asked.items()})
     deltas = [

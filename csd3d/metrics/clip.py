@@ -123,8 +123,8 @@ def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # an unknown name, no network or a broken download
         raise InputError(f"CLIP: open_clip gave no {source} ({' '.join(str(error).split())[:160]})") from None
-    wanted = model.visual.preprocess_cfg
-    size, mode = wanted["size"], wanted.get("resize_mode", "shortest")
+    config = model.visual.preprocess_cfg
+    size, mode = config["size"], config.get("resize_mode", "shortest")
     size = size if isinstance(size, int) else size[0]
     if mode not in ("shortest", "squash"):
         raise InputError(f"CLIP: {source} resizes by {mode!r}; shortest and squash are supported")
@@ -132,9 +132,9 @@ def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
         clip_pixels,
         size=size,
         edge=size if mode == "shortest" else None,
-        mode=wanted.get("interpolation", "bicubic"),
-        mean=wanted["mean"],
-        std=wanted["std"],
+        mode=config.get("interpolation", "bicubic"),
+        mean=config["mean"],
+        std=config["std"],
     )
     return ClipModel(
         f"CLIP ({source})",
@@ -160,8 +160,8 @@ def read_preparation(folder: Path, image_size: int) -> dict[str, Any]:
     edge = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     side = (_square(config.get("crop_size", 224)) if cropped else None) if edge else _square(resize)
     if side != image_size or (edge or side) < side:
-        wanted = f"{image_size} × {image_size} pixels"
-        raise InputError(f"{path}: size and crop_size do not lead to the {wanted} that the model takes")
+        needed = f"{image_size} × {image_size} pixels"
+        raise InputError(f"{path}: size and crop_size do not lead to the {needed} that the model takes")
     mean, std = config.get("image_mean", OPENAI_CLIP_MEAN), config.get("image_std", OPENAI_CLIP_STD)
     return {"size": side, "edge": edge, "mode": mode, "mean": tuple(mean), "std": tuple(std)}
 
@@ -300,9 +300,9 @@ def view_word_accuracy(
     bare = re.sub(SAID_VIEW, "", prompt, flags=re.IGNORECASE)
     scores = clip.embed_images(images) @ clip.embed_texts([f"{bare}, {view}" for view in VIEWS]).T
     words = [expected_view(azimuth, thresholds_deg) for azimuth in azimuths_deg]
-    wanted = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)
-    wrong = scores.scatter(1, wanted, -torch.inf).amax(1)
-    right = (scores.gather(1, wanted)[:, 0] > wrong).tolist()
+    correct = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)
+    wrong = scores.scatter(1, correct, -torch.inf).amax(1)
+    right = (scores.gather(1, correct)[:, 0] > wrong).tolist()
     return {
         "accuracy": sum(right) / len(right),
         "by_azimuth": _shares([f"{azimuth:g}" for azimuth in azimuths_deg], right),

@@ -127,11 +127,11 @@ def _own_defaults(folder: ModelFolder) -> dict[str, Any]:
     for key, value in defaults.items():
         if key not in types:
             raise InputError(f"{path}: defaults.{key}: there is no such key; known: {', '.join(types)}")
-        wanted = types[key]
-        if wanted is float and type(value) is int:
+        kind = types[key]
+        if kind is float and type(value) is int:
             defaults[key] = value = float(value)
-        if type(value) is not wanted or not 0 <= value < float("inf"):
+        if type(value) is not kind or not 0 <= value < float("inf"):
             raise InputError(
-                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if wanted is int else ''}number of at least 0"
+                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if kind is int else ''}number of at least 0"
             )
     return defaults

@@ -70,11 +70,11 @@ class RenderScore:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a `state_dict` in place; ValueError naming the first tensor that is missing, unknown or misshapen."""
-        wanted = {name: tuple(p.shape) for name, p in self._trained.items()}
-        found = {name: tuple(value.shape) for name, value in state.items()}
-        for name in sorted({*wanted, *found}):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(f"{name}: {found.get(name)} in the state, {wanted.get(name)} in this network")
+        expected = {name: tuple(p.shape) for name, p in self._trained.items()}
+        given = {name: tuple(value.shape) for name, value in state.items()}
+        for name in sorted({*expected, *given}):
+            if expected.get(name) != given.get(name):
+                raise ValueError(f"{name}: {given.get(name)} in the state, {expected.get(name)} in this network")
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state[name])
@@ -91,8 +91,8 @@ class RenderScore:
 
     def answer(self, query: Query) -> Tensor:
         """ε_φ(z_t; prompts, pose) of a query; see `distillation.method.Network`."""
-        asked = restricted(query)
-        return spread(query, self.predict(asked.z_t, asked.t, self.prior.query_condition(asked), asked.pose))
+        reduced = restricted(query)
+        return spread(query, self.predict(reduced.z_t, reduced.t, self.prior.query_condition(reduced), reduced.pose))
 
     def loss(
         self,

@@ -86,11 +86,11 @@ def config_name(part: str) -> str:
 def load_parts(folder: ModelFolder, classes: Mapping[str, Class], device: torch.device) -> dict[str, Any]:
     """Open every part of a model with its class: networks in float32 on `device`, and tokenizers."""
     parts: dict[str, Any] = {}
-    for part, wanted in classes.items():
+    for part, cls in classes.items():
         if part.startswith("tokenizer"):
-            parts[part] = open_tokenizer(folder.part(part), class_of(wanted))
+            parts[part] = open_tokenizer(folder.part(part), class_of(cls))
         else:
-            parts[part] = load_network(folder, part, class_of(wanted)).to(device, torch.float32)
+            parts[part] = load_network(folder, part, class_of(cls)).to(device, torch.float32)
     for part in (part for part in parts if part.startswith("tokenizer")):
         encoder = part.replace("tokenizer", "text_encoder")
         if len(parts[part]) > parts[encoder].config.vocab_size:
@@ -101,11 +101,11 @@ def load_parts(folder: ModelFolder, classes: Mapping[str, Class], device: torch.
     return parts
 
 
-def class_of(wanted: Class) -> type:
+def class_of(cls: Class) -> type:
     """The class of that full name, imported now; a class is returned as it is."""
-    if isinstance(wanted, type):
-        return wanted
-    module, _, name = wanted.rpartition(".")
+    if isinstance(cls, type):
+        return cls
+    module, _, name = cls.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
@@ -125,20 +125,20 @@ def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, edi
         )
 
 
-def load_network(folder: ModelFolder, part: str, wanted: type) -> torch.nn.Module:
-    """The network of class `wanted` in `folder`/`part`."""
+def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
+    """The network of class `cls` in `folder`/`part`."""
     path, config = folder.part(part), read_config(folder, part)
     kind = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if kind not in (wanted.__name__, None):
-        raise InputError(f"{path}/config.json: holds a {kind}, a {wanted.__name__} is needed")
-    return open_network(path, wanted, weights_name(part))
+    if kind not in (cls.__name__, None):
+        raise InputError(f"{path}/config.json: holds a {kind}, a {cls.__name__} is needed")
+    return open_network(path, cls, weights_name(part))
 
 
-def open_network(path: Path, wanted: type, stem: str) -> torch.nn.Module:
-    """The network of class `wanted` in a folder, from weights called `stem` that hold every one of its tensors."""
+def open_network(path: Path, cls: type, stem: str) -> torch.nn.Module:
+    """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors."""
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     variant = _find_weights(path, stem)
-    model, info = opened(path, lambda: wanted.from_pretrained(path, variant=variant, **options))
+    model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
     return model
@@ -170,20 +170,20 @@ def _find_weights(folder: Path, stem: str) -> str | None:
     raise InputError(f"{folder}: {stem}.safetensors is missing")
 
 
-def open_tokenizer(path: Path, wanted: type) -> Any:
-    """The tokenizer of class `wanted`, CLIP's or T5's, in a folder."""
+def open_tokenizer(path: Path, cls: type) -> Any:
+    """The tokenizer of class `cls`, CLIP's or T5's, in a folder."""
     from transformers import CLIPTokenizer, T5TokenizerFast
 
     files = {file.name for file in path.iterdir()} if path.is_dir() else set()
     # where files are missing, transformers silently makes an empty vocabulary
-    if wanted is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+    if cls is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise InputError(f"{path}: missing; needs tokenizer.json, or vocab.json with merges.txt")
-    if wanted is T5TokenizerFast and "tokenizer.json" not in files:
+    if cls is T5TokenizerFast and "tokenizer.json" not in files:
         if "spiece.model" not in files:
             raise InputError(f"{path}: missing; needs tokenizer.json or spiece.model")
         if importlib.util.find_spec("sentencepiece") is None:
             raise InputError(f"{path}: has spiece.model but no tokenizer.json, which needs: pip install sentencepiece")
-    return opened(path, lambda: wanted.from_pretrained(path, local_files_only=True))
+    return opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
 
 
 def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":

@@ -42,14 +42,14 @@ def predict_queries(
                 raise ValueError(f"a query names the network {query.network!r}; there are: {list(networks)}")
             answers[key] = networks[query.network].answer(query)
         else:
-            asked = restricted(query)
-            condition = prior.query_condition(asked)
-            groups.setdefault((tuple(asked.z_t.shape[1:]), condition.shapes), []).append((query, asked, condition))
+            reduced = restricted(query)
+            condition = prior.query_condition(reduced)
+            groups.setdefault((tuple(reduced.z_t.shape[1:]), condition.shapes), []).append((query, reduced, condition))
     for group in groups.values():
-        counts = [len(asked.z_t) for _, asked, _ in group]
-        t = torch.tensor([asked.t for _, asked, _ in group]).repeat_interleave(torch.tensor(counts))
+        counts = [len(reduced.z_t) for _, reduced, _ in group]
+        t = torch.tensor([reduced.t for _, reduced, _ in group]).repeat_interleave(torch.tensor(counts))
         condition = Condition.cat([condition for *_, condition in group])
-        eps = prior.predict_noise(torch.cat([asked.z_t for _, asked, _ in group]), t, condition)
+        eps = prior.predict_noise(torch.cat([reduced.z_t for _, reduced, _ in group]), t, condition)
         for (query, *_), part in zip(group, eps.split(counts), strict=True):
             answers[query.key] = spread(query, part)
     return {name: answers[query.key] for name, query in queries.items()}

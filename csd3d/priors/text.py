@@ -58,9 +58,9 @@ class TextEncoder:
 
     def release(self) -> None:
         """Free the text encoders; the embeddings stay."""
-        held = bool(self.parts)
+        had_parts = bool(self.parts)
         self.parts.clear()
-        if held and self.device.type == "cuda":
+        if had_parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.no_grad()

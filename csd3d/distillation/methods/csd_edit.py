@@ -42,14 +42,14 @@ class CSDEdit:
 
     def queries(self, step: Step) -> dict[str, Query]:
         nothing = step.null_prompt
-        asked = {"image": step.query(nothing, image=True), "full": step.query(image=True)}
+        queries = {"image": step.query(nothing, image=True), "full": step.query(image=True)}
         if self.image_scale != 1:
-            asked["null"] = step.query(nothing)
+            queries["null"] = step.query(nothing)
         if self.baseline != "noise":
-            asked["source_image"] = step.query(nothing, of="source", image=True)
+            queries["source_image"] = step.query(nothing, of="source", image=True)
         if self.baseline == "guided" and self.image_scale != 1:
-            asked["source_null"] = step.query(nothing, of="source")
-        return asked
+            queries["source_null"] = step.query(nothing, of="source")
+        return queries
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         image = eps["image"]

@@ -29,8 +29,8 @@ class ESD(VSD):
     entropy: float = 0.5  # λ, weight of the entropy of the views; 0 is VSD
 
     def queries(self, step: Step) -> dict[str, Query]:
-        asked = super().queries(step)
-        return {**asked, "lora_any": replace(asked["lora"], pose=None)}
+        queries = super().queries(step)
+        return {**queries, "lora_any": replace(queries["lora"], pose=None)}
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         return guided(eps, step) - cfg(eps["lora"], eps["lora_any"], self.entropy)

@@ -28,10 +28,10 @@ class NFSD:
     )
 
     def queries(self, step: Step) -> dict[str, Query]:
-        asked = {"null": step.query(step.null_prompt), "text": step.query()}
+        queries = {"null": step.query(step.null_prompt), "text": step.query()}
         if step.t >= 0.2 * len(step.alphas_cumprod):
-            asked["negative"] = step.query(self.negative_prompt)
-        return asked
+            queries["negative"] = step.query(self.negative_prompt)
+        return queries
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         domain = eps["null"] - eps["negative"] if "negative" in eps else eps["null"]

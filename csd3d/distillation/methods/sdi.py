@@ -49,8 +49,8 @@ class SDI:
         alpha_bars = [1.0] + [step.alphas_cumprod[t].item() for t in levels]
         z_t = step.z
         for at, (alpha_bar, alpha_bar_next) in zip([levels[0], *levels], pairwise(alpha_bars), strict=False):
-            asked = {"null": step.query(step.null_prompt, z_t=z_t, t=at), "text": step.query(z_t=z_t, t=at)}
-            eps = guided(predict(asked), replace(step, away=()), scale=self.inversion_scale)
+            queries = {"null": step.query(step.null_prompt, z_t=z_t, t=at), "text": step.query(z_t=z_t, t=at)}
+            eps = guided(predict(queries), replace(step, away=()), scale=self.inversion_scale)
             z_t = ddim_step(z_t, eps, alpha_bar, alpha_bar_next)
             if self.inversion_noise and alpha_bar < 1:
                 # DDIM's variance between the two levels (arXiv 2010.02502, Eq. 16)

@@ -119,7 +119,7 @@ def _present(folder: ModelFolder) -> dict[str, str]:
     if folder.has(T5[0]):
         return StableDiffusion3.parts
     logger.warning("%s has no text_encoder_3: only its two CLIPs embed the prompts", folder)
-    return {part: wanted for part, wanted in StableDiffusion3.parts.items() if part not in T5}
+    return {part: cls for part, cls in StableDiffusion3.parts.items() if part not in T5}
 
 
 def _check_text(folder: ModelFolder, config: Any, parts: Mapping[str, Any]) -> None:
