@@ -10,7 +10,7 @@ from typing import Any
 
 from csd3d.errors import InputError, one_line
 
-MAX_JSON_BYTES = 32 * 2**20
+MAX_JSON_BYTES = 32 * 2**20  # a capture of 30 000 frames; takes up to 700 MiB when parsed
 
 
 def natural_key(name: str) -> list:

@@ -89,8 +89,10 @@ class ClipFlow:
         if size[0] * unit < height or size[1] * unit < width:
             raise ValueError(f"latents of {size}, {unit} pixels each, do not cover frames of {(height, width)}")
         h, w = flow_size(height, width)
-        self._grey = lru_cache(4)(self._read_grey)
-        self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(self._compute_link)
+        self._grey = lru_cache(4)(lambda index: _grey(self.read([index])[0]))
+        self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(
+            lambda a, b: dense_flow(self._grey(a), self._grey(b))
+        )
         self._latent = lru_cache(max(64, CACHE_BYTES // (24 * size[0] * size[1])))(self._compute_latent)
 
     def pixels(self, a: int, b: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ class ClipFlow:
         if a == b:
             return torch.zeros(*self.frame_size, 2), torch.ones(self.frame_size, dtype=torch.bool)
         forward, backward = self._followed(a, b), self._followed(b, a)
-        return self._own(forward, consistent(forward, backward))
+        return resize_flow(forward, consistent(forward, backward), self.frame_size)
 
     def latents(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(flow_ab [h, w, 2], share [h, w]) as in `to_latent`; share 0 for frames farther apart than `reach`."""
@@ -113,20 +115,12 @@ class ClipFlow:
             return ((torch.zeros(*self.size, 2), torch.ones(self.size)),) * 2
         forward, backward = self._followed(a, b), self._followed(b, a)
         both = ((forward, backward), (backward, forward))
-        return tuple(to_latent(*self._own(f, consistent(f, g)), self.size, self.unit) for f, g in both)
-
-    def _own(self, flow: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        return resize_flow(flow, valid, self.frame_size)
+        own = [resize_flow(f, consistent(f, g), self.frame_size) for f, g in both]
+        return tuple(to_latent(*flow_and_valid, self.size, self.unit) for flow_and_valid in own)
 
     def _followed(self, a: int, b: int) -> Tensor:
         step = 1 if b > a else -1
         return follow([self._link(i, i + step) for i in range(a, b, step)])
-
-    def _compute_link(self, a: int, b: int) -> Tensor:
-        return dense_flow(self._grey(a), self._grey(b))
-
-    def _read_grey(self, index: int) -> np.ndarray:
-        return _grey(self.read([index])[0])
 
 
 def flow_size(height: int, width: int) -> tuple[int, int]:

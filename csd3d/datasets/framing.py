@@ -39,14 +39,11 @@ def _raster(frame: Frame, max_pixels: int) -> Raster:
     """The stored size if the JSON's w and h agree with it, else the displayed size if that one agrees."""
     stored = image_size(frame.file, max_pixels)
     turned = None if _agrees(stored, frame.size) else turned_size(frame.file)
-    if turned is None and not _agrees(stored, frame.size):
+    width, height = turned or stored
+    if not _agrees((width, height), frame.size):
         stated = "x".join("?" if side is None else str(side) for side in frame.size)
-        raise InputError(f"{frame.where}: {frame.file} is {stored[0]}x{stored[1]}; its w and h say {stated}")
-    if turned is not None and not _agrees(turned, frame.size):
-        raise InputError(
-            f"{frame.where}: {frame.file} is {turned[0]}x{turned[1]} as displayed; its w and h say otherwise"
-        )
-    raster = Raster(*(turned or stored), turned=turned is not None)
+        raise InputError(f"{frame.where}: {frame.file} is displayed as {width}x{height}; its w and h say {stated}")
+    raster = Raster(width, height, turned=turned is not None)
     if frame.mask is not None and image_size(frame.mask, max_pixels) != (raster.width, raster.height):
         raise InputError(f"{frame.where}.mask_path: {frame.mask} is not {raster.width}x{raster.height} as its picture")
     return raster

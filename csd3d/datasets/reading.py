@@ -1,4 +1,4 @@
-"""Checked reading of a capture's files, which may be malformed or hostile: JSON, numbers, paths.
+"""Checked reading of a capture's files, which may be malformed or hostile: values of JSON, and paths.
 
 Functions take `where`, the file and key of the value, and raise InputError with one line that begins with it.
 """
@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from csd3d import files
 from csd3d.errors import InputError, one_line
 
-MAX_JSON_BYTES = 32 * 2**20  # enough for 30 000 frames; takes up to 700 MiB when parsed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".tif", ".tiff")
 
 _short = reprlib.Repr()
@@ -24,11 +22,6 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong, _short.maxli
 def shown(value: Any) -> str:
     """An untrusted value, shortened for a message of one line."""
     return _short.repr(value)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a capture's JSON file; InputError for anything else."""
-    return files.read_json(path, "a capture's JSON", MAX_JSON_BYTES)
 
 
 def number(value: Any, where: str) -> float:

@@ -39,7 +39,7 @@ WHITE = Shading("textureless", ambient=0.4)
 Say = Callable[[str, int], str]  # (prompt, view) -> the prompt with the words for that view
 
 
-# ------------------------------------------------------------------------------------------------------- what is judged
+# ------------------------------------------------------------------------------------------------------ held-out views
 
 
 @dataclass
@@ -47,8 +47,8 @@ class EvaluateConfig:
     """The held-out cameras, evenly spaced on a circle, that assets are judged and shown from."""
 
     views: int = 12  # number of held-out cameras
-    elevation_deg: float = 30.0  # their elevation, -90 to 90
-    size: int = 128  # side of their pictures in pixels
+    elevation_deg: float = 30.0  # elevation of the held-out cameras, -90 to 90
+    size: int = 128  # side of the pictures from the held-out cameras, in pixels
     clip: str = path_key(identity=False)  # CLIP for the metrics: "" (shipped), a folder, or open_clip:ARCH/WEIGHTS
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ def judge_of(prompts: Sequence[str], source: str, device: torch.device | str = "
     """The judge of these prompts, or None: the shipped CLIP knows only the world's words."""
     unknown = [prompt for prompt in prompts if text_truth(prompt) is None]
     if source in ("", WORLD) and unknown:
-        text = "no figures by a CLIP: the shipped one does not know %r; evaluate by another CLIP, such as %s"
+        text = "no CLIP metrics: the shipped CLIP does not know %r; evaluate with another one, such as %s"
         logger.info(text, unknown[0], "open_clip:ViT-bigG-14/laion2b_s39b_b160k")
         return None
     return load_judge(source, device)
@@ -200,7 +200,7 @@ def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
     except InputError as error:
         if source:
             raise
-        logger.warning("no figures by a CLIP: %s", error)
+        logger.warning("no CLIP metrics: %s", error)
         return None
 
 

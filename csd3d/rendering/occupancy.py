@@ -21,7 +21,7 @@ MARGIN = 0.999  # share of the mean: "above the mean" itself would empty a unifo
 class RenderConfig:
     """How rays are sampled and the occupancy grid is kept; lengths in world units."""
 
-    steps: int = 384  # shortest steps that fit into the diagonal of the scene's box
+    steps: int = 384  # number of shortest steps along the diagonal of the scene's box
     max_samples: int = 1024  # most samples of one ray
     finer: int = 1  # steps are this many times shorter in pictures rendered without gradients
     near: float = 0.05  # rays start at this distance from the camera

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from csd3d.datasets.listing import Frame, Listing, sorted_by_name
-from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, read_json, rigid, shown, text
+from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, rigid, shown, text
 from csd3d.errors import InputError
+from csd3d.files import read_json
 from csd3d.registry import register
 
 LENS_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -49,7 +50,7 @@ def listing_of(files: dict[Path, str | None]) -> Listing:
 
     Values for the whole capture are read from the first file. Raises InputError.
     """
-    metas = {file: read_json(file) for file in files}
+    metas = {file: read_json(file, "a capture's JSON") for file in files}
     frames: list[Frame] = []
     for file, split in files.items():
         frames += sorted_by_name(_frames(metas[file], file, split))
