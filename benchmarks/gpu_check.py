@@ -42,7 +42,7 @@ SCENE = [
     "export.mesh.face_budget=4000",
 ]  # fmt: skip
 ASSET = [
-    "asset.render.backend=reference", "distill.steps=60", "asset.levels=[[0,3],[20,5]]",
+    "asset.representation.render.backend=reference", "distill.steps=60", "asset.levels=[[0,3],[20,5]]",
     "asset.resolution=[[0,32],[40,64]]", "losses.opacity=[10,0,60,300]", "losses.distortion=[10,0,60,300]",
     "evaluate.views=4", "export.video_frames=8", "export.mesh.resolution=80", "export.mesh.texture_size=256",
 ]  # fmt: skip
@@ -54,8 +54,9 @@ SMALL_SCENE = [
     "export.video_frames=2", "export.mesh.resolution=24",
 ]  # fmt: skip
 SMALL_ASSET = [
-    "distill.steps=2", "asset.render.steps=16", "asset.render.finer=1", "asset.resolution=[[0,16]]",
-    "asset.field.levels=2", "asset.levels=[[0,2]]", "losses.opacity=0", "losses.distortion=0", "evaluate.views=2",
+    "distill.steps=2", "asset.representation.render.steps=16", "asset.representation.render.finer=1",
+    "asset.representation.field.levels=2", "asset.levels=[[0,2]]", "asset.resolution=[[0,16]]",
+    "losses.opacity=0", "losses.distortion=0", "evaluate.views=2",
     "evaluate.size=32", "guidance_size=64", "export.video_frames=2", "export.mesh.resolution=24",
 ]  # fmt: skip
 SMALL_CANVAS = [

@@ -16,6 +16,11 @@ class InputErrors(InputError):
         self.lines = lines
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The error's message on one line, cut after `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that is spelt most like `name`, None where there are none. Swapped letters count as alike."""
 

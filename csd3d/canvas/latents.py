@@ -16,7 +16,7 @@ from csd3d.canvas.detail import restore_frames
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.media import MAX_PIXELS
-from csd3d.priors import DiffusersPrior
+from csd3d.priors import Prior
 from csd3d.priors.tiled import TiledVae
 
 SEEN = 0.5  # share of a latent pixel that must be valid for its flow to count
@@ -57,7 +57,7 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_clip(prior: DiffusersPrior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
+def encode_clip(prior: Prior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
     """Encode all frames at the working size `size`; `pixels`: see `TiledVae`."""
     codec = TiledVae(prior, pixels, wrap)
     z = None
