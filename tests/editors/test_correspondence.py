@@ -23,11 +23,11 @@ from correspondences import (
 
 from csd3d import registry
 from csd3d.canvas.latents import pixel_grid
+from csd3d.convert import BadValue, build
 from csd3d.distillation import svgd_combine
 from csd3d.editors.correspondence import Correspondence
 from csd3d.editors.csd_edit_canvas import CSDEditCanvas
 from csd3d.editors.csd_edit_scene import CSDEditScene
-from csd3d.schema import BadValue, build
 
 # The operators.
 
