@@ -60,15 +60,11 @@ def answer(argv: Sequence[str]) -> str:
 
 def help_of(word: str) -> str:
     """Return the help on `csd3d WORD`."""
+    about = f"List the {word} that csd3d knows, each with its source file and what it does."
     if word == "keys":
-        usage, about = (
-            "keys NAME",
-            "Show the keys of a task, method, editor or other thing, with their defaults.",
-        )
-    else:
-        usage, about = word, f"List the {word} that csd3d knows, each with its source file and what it does."
+        word, about = "keys NAME", "Show the keys of a task, method, editor or other thing, with their defaults."
     lists = f"Lists of names: csd3d {' | '.join(WORDS)}."
-    return f"usage: csd3d {usage} [plugins=FILE.py]\n\n{about}\nplugins= loads a plugin first.\n{lists}"
+    return f"usage: csd3d {word} [plugins=FILE.py]\n\n{about}\nplugins= loads a plugin first.\n{lists}"
 
 
 def section(head: str, kind: str) -> str:

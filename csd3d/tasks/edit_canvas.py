@@ -26,7 +26,7 @@ from csd3d.evaluation.text import check_judge, load_judge
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.canvas import CanvasReport, previewer, write_results
-from csd3d.schema import ByName, Chosen, OneOf, choose, incidental, path_key
+from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental, path_key
 
 Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
 EACH_ITS_OWN = "each editor that starts from noise has its own, such as editors.ip2p."
@@ -77,13 +77,11 @@ class EditCanvasConfig:
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
         if len(self.captions) not in (0, 2):
             raise ValueError(f"captions are {self.captions}: give two, of the source and of its edit")
-        for chosen in self.compare:
-            if chosen.thing != self.methods[chosen.name]:
-                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
-        for key, chosen in [("editor", self.editor), *(("compare", chosen) for chosen in self.compare)]:
-            kinds = getattr(chosen.thing, "edits", ("picture", "video"))
+        for name, editor in self.methods.items():
+            kinds = getattr(editor, "edits", ("picture", "video"))
             if self.KIND not in kinds:
-                raise ValueError(f"{key} names {chosen.name!r}, which, as set, edits {kinds[0]}s; leave it out")
+                key = "editor" if name == self.editor.name else "compare"
+                raise ValueError(f"{key} names {name!r}, which, as set, edits {kinds[0]}s; leave it out")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}: give at least 1 latent pixel, or null for the prior's own")
         if not 0 <= self.overlap <= 0.9:
@@ -103,11 +101,8 @@ class EditCanvasConfig:
 
     @property
     def methods(self) -> dict[str, CanvasEditor]:
-        """The editors by name, the main one first; of equal names the first counts."""
-        found = {}
-        for chosen in (self.editor, *self.compare):
-            found.setdefault(chosen.name, chosen.thing)
-        return found
+        """The editors by name, the main one first."""
+        return {name: chosen.thing for name, chosen in by_name((self.editor, *self.compare)).items()}
 
     @property
     def phases(self) -> list[str]:
@@ -129,9 +124,10 @@ class EditImageConfig(EditCanvasConfig):
             raise ValueError(
                 "prompt and regions are both given: each region has a prompt of its own; empty one of them"
             )
-        for key, chosen in [("editor", self.editor), *(("compare", chosen) for chosen in self.compare)]:
-            if self.regions and not getattr(chosen.thing, "regions", False):
-                raise ValueError(f"{key} names {chosen.name!r}, which cannot edit regions; leave it out")
+        for name, editor in self.methods.items():
+            if self.regions and not getattr(editor, "regions", False):
+                key = "editor" if name == self.editor.name else "compare"
+                raise ValueError(f"{key} names {name!r}, which cannot edit regions; leave it out")
         super().__post_init__()
 
     @property

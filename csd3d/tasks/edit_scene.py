@@ -40,7 +40,7 @@ from csd3d.report.scene import (
 )
 from csd3d.representations.base import SceneModel
 from csd3d.representations.fit import FitConfig, check_patches
-from csd3d.schema import ByName, Chosen, OneOf, choose, incidental
+from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
 EDITOR = OneOf("scene_editor", settings="editors")
 EDITOR_KEYS = ("editor", "editors", "compare")  # of these, a phase depends on the settings of its own editor alone
@@ -96,17 +96,12 @@ class EditSceneConfig:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
-        for chosen in self.compare:
-            if chosen != self.chosen[chosen.name]:
-                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
+        self.chosen  # noqa: B018 (raises where one is named twice)
 
     @property
     def chosen(self) -> dict[str, Chosen]:
         """The editors to run by name, the main one first."""
-        found: dict[str, Chosen] = {}
-        for chosen in (self.editor, *self.compare):
-            found.setdefault(chosen.name, chosen)
-        return found
+        return by_name((self.editor, *self.compare))
 
     @property
     def methods(self) -> list[str]:
