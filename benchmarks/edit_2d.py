@@ -18,12 +18,12 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
-from benchmarks.curves import Points, draw_curves
 from benchmarks.runs import finished_run, mean, mean_table, write_results
 from csd3d import registry
 from csd3d.media import open_video
 from csd3d.report import canvas as report
-from csd3d.report.page import ViewRow
+from csd3d.report.charts import Curves
+from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_grid
 
 MAIN = "csd_edit"
@@ -93,15 +93,22 @@ def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
     return found
 
 
-def curves(sweep: dict[str, list[dict]]) -> Points:
-    """Per method (CLIP similarity to the source, CLIP directional, the scale) of the runs at each scale."""
-    found: Points = {}
+def curves(sweep: dict[str, list[dict]]) -> dict[str, list[tuple[float, float, str]]]:
+    """Return {method: [(CLIP similarity to the source, CLIP directional similarity, text scale), ...]}."""
+    found: dict[str, list[tuple[float, float, str]]] = {}
     for scale, runs in sweep.items():
         for method in runs[0]["results"]:
             x, y = (mean(runs, method, figure) for figure in ("clip_image", "clip_directional"))
             if x is not None and y is not None:
                 found.setdefault(title(method), []).append((x, y, scale))
     return found
+
+
+def draw(path: Path, points: dict[str, list[tuple[float, float, str]]]) -> None:
+    """Write a page with the chart of `curves`."""
+    lines = {method: tuple(zip(*found, strict=True))[:2] for method, found in points.items()}
+    chart = Curves("CLIP directional similarity", lines, x_label="CLIP similarity to the source")
+    write_report(path, ReportData("Text scales", curves=[chart]))
 
 
 def grid(runs: list[dict], path: Path) -> None:
@@ -158,8 +165,7 @@ def main() -> None:
         sweep[kind] = curves(run_sweep(kind, args))
         write_results(args.json, runs, FIGURES, args.overrides, sweep=sweep)
         if sweep[kind]:
-            labels = ("CLIP similarity to the source", "CLIP directional similarity")
-            draw_curves(args.json.with_name(f"{args.json.stem}-{kind}-sweep.png"), sweep[kind], labels)
+            draw(args.json.with_name(f"{args.json.stem}-{kind}-sweep.html"), sweep[kind])
     print("\n".join(tables(runs)))
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from csd3d import registry
 from csd3d.errors import InputError, closest
-from csd3d.keys import key_table
+from csd3d.keys import key_table, markdown
 from csd3d.registry import Entry
 
 WORDS = {  # what is asked for on the command line, and the kinds of the registry that it shows
     "methods": ("method",),
     "editors": ("scene_editor", "canvas_editor", "editor"),
+    "correspondences": ("correspondence",),
     "families": ("family",),
     "representations": ("representation",),
     "readers": ("reader",),
@@ -38,7 +39,7 @@ def is_asked(argv: Sequence[str]) -> bool:
 
 
 def answer(argv: Sequence[str]) -> str:
-    """What `csd3d WORD`, or `csd3d keys NAME`, prints; `plugins=…` behind it is loaded first. Raises InputError."""
+    """What `csd3d WORD`, `keys NAME` or `keys --markdown` prints; loads `plugins=…` first. Raises InputError."""
     from csd3d.run import plugins_of
 
     if {"-h", "--help"}.intersection(argv):
@@ -47,6 +48,8 @@ def answer(argv: Sequence[str]) -> str:
     for word in argv:
         if word.startswith("plugins="):
             registry.load_plugins(plugins_of(word))
+    if words == ["keys", "--markdown"]:
+        return markdown()
     if words[0] == "keys":
         if len(words) != 2:
             raise InputError("csd3d keys: give one name, of a task, a method, an editor, …; such as edit_scene")
@@ -143,15 +146,14 @@ def keys_of(entry: Entry) -> str:
     lines = []
     for key in keys:
         default = key.default if len(key.default) <= default_width else f"{key.default[: default_width - 1]}…"
-        about = f"{key.about} ({key.takes})" if key.about and len(key.takes) < 20 else key.about or key.takes
         head_of_key = f"  {key.name:{name_width}}  {default:{default_width}}  "
         if below:  # no room beside the names
             lines += [
                 head_of_key.rstrip(),
-                *textwrap.wrap(about, columns, initial_indent=" " * 6, subsequent_indent=" " * 6),
+                *textwrap.wrap(key.text, columns, initial_indent=" " * 6, subsequent_indent=" " * 6),
             ]
             continue
-        wrapped = textwrap.wrap(about, width) or [""]
+        wrapped = textwrap.wrap(key.text, width) or [""]
         lines.append(f"{head_of_key}{wrapped[0]}")
         lines += [" " * margin + rest for rest in wrapped[1:]]
     return "\n".join([head, *lines])

@@ -26,6 +26,9 @@ from csd3d.schema import Chosen, OneOf, annotation_at, join, mark_of, members, p
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100  # of sections and lists in each other
+MAX_EXPANDED = 2 << 20  # characters of a config with its interpolations written out
+NODE_SIZE = 16  # characters that a key or a list item counts as, beside its text
+_REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*)([^\s${}:]*))\}")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -46,7 +49,9 @@ def read_config(path: str | Path) -> DictConfig:
     if "base" in below:
         raise InputError(f"{base}: base: a base has none of its own; put its keys into {base.name}")
     del tree["base"]
-    return OmegaConf.merge(below, tree)
+    merged = OmegaConf.merge(below, tree)
+    _check_interpolations(merged, path)
+    return merged
 
 
 def _parse(path: str | Path) -> DictConfig:
@@ -72,6 +77,7 @@ def _parse(path: str | Path) -> DictConfig:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no config is; pass a YAML file")
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
+    _check_interpolations(tree, path)
     return tree
 
 
@@ -84,6 +90,58 @@ def _check_depth(text: str) -> None:
         depth += opens - closes
         if depth > MAX_DEPTH:
             raise InputError(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_interpolations(tree: DictConfig, path: str | Path) -> None:
+    """Raise InputError where OmegaConf's interpolation would expand a tree past `MAX_EXPANDED`.
+
+    `a: ${b}${b}`, `b: ${c}${c}`, ... doubles with every line. The size of each value is computed once, from the sizes
+    of the values it refers to. An interpolation whose target is unknown before it is resolved (nested, a resolver, a
+    circle) counts as an eighth of the limit.
+    """
+    root = OmegaConf.to_container(tree, resolve=False)
+    unknown = MAX_EXPANDED // 8
+    sizes: dict[tuple, int] = {}
+
+    def size_of(place: tuple, value: Any) -> int:
+        if place in sizes:
+            return sizes[place]
+        sizes[place] = unknown  # met again before it is measured: a circle
+        size = NODE_SIZE
+        if isinstance(value, (dict, list)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                size += len(str(key)) + size_of((*place, key), item)
+        elif isinstance(value, str):
+            found = list(_REFERENCE.finditer(value))
+            size += len(value) + unknown * (value.count("${") - len(found))
+            for dots, key in (match.groups() for match in found if match[2]):
+                names = tuple(re.findall(r"[^.\[\]]+", key))
+                above = place[: len(place) - len(dots)] if dots else ()
+                size += size_of(*_reach(root, (*above, *names)))
+        if size > MAX_EXPANDED:
+            key = ".".join(map(str, place)) or "all keys together"
+            raise InputError(f"{path}: {key}: interpolation makes this larger than {MAX_EXPANDED >> 20} MiB")
+        sizes[place] = size
+        return size
+
+    try:
+        size_of((), root)
+    except RecursionError:
+        raise InputError(f"{path}: its interpolations refer to each other in too long a chain") from None
+
+
+def _reach(root: Any, place: tuple) -> tuple[tuple, Any]:
+    """Where `place` leads in a tree: (place, value) of it, or of the first text on the way, which may refer to it."""
+    value, own = root, ()
+    for name in place:
+        if isinstance(value, str):
+            break
+        try:
+            key = int(name) if isinstance(value, list) else name
+            value, own = value[key], (*own, key)
+        except (KeyError, ValueError, IndexError, TypeError):
+            return place, None
+    return own, value
 
 
 def parse_value(text: str, key: str) -> Any:
@@ -170,6 +228,7 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
     tree = read_config(path)
     _check_moved(tree, overrides, path, schema)
     overridden = [_apply(tree, text, schema) for text in overrides]
+    _check_interpolations(tree, path)
 
     def source(key: str) -> str:
         if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):

@@ -26,6 +26,11 @@ def at_key(key: str) -> Iterator[None]:
         raise InputError(f"{key}: {error}") from None
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The error's message on one line, cut after `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the one of `known` that is spelt most like `name`, None if `known` is empty.
 

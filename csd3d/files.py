@@ -2,14 +2,21 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, one_line
 
-MAX_JSON_BYTES = 32 * 2**20
+MAX_JSON_BYTES = 32 * 2**20  # a capture of 30 000 frames; takes up to 700 MiB when parsed
+
+
+def natural_key(name: str) -> list:
+    """A sort key for names that compares the numbers in them by value: r_2 before r_10."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False) -> None:
@@ -68,8 +75,7 @@ def read_json(path: Path, what: str, most_bytes: int = MAX_JSON_BYTES) -> dict[s
     except InputError:
         raise
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not readable as JSON ({reason}); expected {what}") from error
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); expected {what}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, holds a {type(value).__name__}; expected {what}")
     return value

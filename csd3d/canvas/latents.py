@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd3d.cameras import pixel_centres
 from csd3d.canvas.clip import Clip
 from csd3d.canvas.detail import restore_frames
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.media import MAX_PIXELS
-from csd3d.priors import DiffusersPrior
+from csd3d.priors import Prior
 from csd3d.priors.tiled import TiledVae
+
+SEEN = 0.5  # share of a latent pixel that must be valid for its flow to count
 
 
 @dataclass(eq=False)
@@ -54,7 +57,7 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_clip(prior: DiffusersPrior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
+def encode_clip(prior: Prior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
     """Encodes all frames at the working size `size`; `pixels`: see `TiledVae`."""
     codec = TiledVae(prior, pixels, wrap)
     z = None
@@ -126,3 +129,23 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def pixel_grid(h: int, w: int) -> Tensor:
+    """(x, y) of every pixel's centre, [h, w, 2]; the first pixel is at (0, 0)."""
+    return pixel_centres(w, h).view(h, w, 2) - 0.5
+
+
+def to_latent(flow: Tensor, valid: Tensor, size: tuple[int, int], unit: int) -> tuple[Tensor, Tensor]:
+    """Reduce a flow [H, W, 2] in pixels to latent pixels of `unit` pixels a side, `size` = (h, w) of them.
+
+    Return the flow [h, w, 2] in latent pixels, the mean over the valid pixels, and the valid share [h, w] of each
+    latent pixel, 0 below `SEEN`. Padding of the autoencoder at the right and bottom counts as invalid.
+    """
+    height, width = (side * unit for side in size)
+    weight = valid.to(flow)
+    stack = torch.cat([flow * weight[..., None], weight[..., None]], -1).movedim(-1, 0)
+    stack = F.pad(stack, (0, width - flow.shape[1], 0, height - flow.shape[0]))
+    pooled = F.avg_pool2d(stack[None], unit)[0].movedim(0, -1)
+    share = torch.where(pooled[..., 2] >= SEEN, pooled[..., 2], 0.0)
+    return torch.where(share[..., None] > 0, pooled[..., :2] / pooled[..., 2:] / unit, 0.0), share

@@ -1,6 +1,6 @@
-"""The methods of a text job: from the names in its config to one step of distillation, with their networks.
+"""The methods of a text job: reading them from its config, opening their networks, and one step of distillation.
 
-Shared by text_to_3d and text_to_image. N particles, each with a prompt of its own, since prompts can name the view.
+Shared by text_to_3d and text_to_image. There are N particles, each with its own prompt, such as one for its view.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from csd3d.errors import InputError
 from csd3d.priors import Prior, PriorConfig, load_prior, perceptual_vectors
 from csd3d.schema import Chosen
 
-UNSAID = SVGDConfig()  # distill.svgd of a config without that key: used if a method collaborates, else made null
-ALIASES = ("csd",)  # accepted as a method without being registered: csd is sds+csd
+UNSAID = SVGDConfig()  # distill.svgd without the key: the defaults if a method collaborates, else null
+ALIASES = ("csd",)  # names in configs that stand for a registered method under another name
 
 MOVED = {  # keys of earlier releases, for both tasks
     "distill.method": "name the method in the key method",
@@ -46,53 +46,53 @@ MOVED = {  # keys of earlier releases, for both tasks
 
 @dataclass(frozen=True)
 class MethodRun:
-    """A method as a job runs it."""
+    """A method in a job: its name in configs ("vsd+csd"), and `distill` with the keys that it fixes."""
 
-    name: str  # in configs, such as "vsd+csd"
+    name: str
     method: Method
-    distill: DistillConfig  # with the changes that the method makes to it
+    distill: DistillConfig
 
     @property
     def title(self) -> str:
-        """Its name in tables and reports."""
+        """The name in tables and pictures."""
         return method_title(self.name)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The values that its checkpoints depend on, beside the identity of the whole job."""
+        """The settings that its checkpoints depend on, in addition to the job's."""
         return {f"{self.name}.{key}": value for key, value in defining_values(self.method).items()}
 
 
 def method_runs(
     chosen: Iterable[Chosen], settings: Mapping[str, Any], distill: DistillConfig, have: Sequence[str] = ()
 ) -> dict[str, MethodRun]:
-    """Return the methods that a config names, each once and in order; "all" is every method that the job can run.
+    """The methods named by a config, by name, each once and in order; "all" means every method that the job can run.
 
     settings: of the methods, by registered name.  have: which of "source" and "image" the job has.
-    Raises ValueError for a method that needs what the job does not have, or does not allow these settings of `distill`.
+    Raises ValueError for a method that needs something the job does not have, or that does not go with `distill`.
     """
     chosen = list(chosen)
-    told = {one.name: one.thing for one in chosen if one.thing is not None}
+    given = {one.name: one.thing for one in chosen if one.thing is not None}
     for one in chosen:
-        if one.thing is not None and one.thing != told[one.name]:
+        if one.thing is not None and one.thing != given[one.name]:
             raise ValueError(f"method names {one.name} twice, with other settings, which one run has once")
     names = [name for one in chosen for name in (names_for(have) if one.name == "all" else (one.name,))]
     runs = {}
     for name in dict.fromkeys(names):
         base, _ = parse_name(name)
-        method = told.get(name) or settings.get(base) or create_method(name)
+        method = given.get(name) or settings.get(base) or create_method(name)
         _check_needs(name, method, have)
         runs[name] = MethodRun(name, method, named_config(name, method, distill))
     return runs
 
 
 def settle_distill(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
-    """Return `distill` with svgd null if none of these methods collaborates.
+    """Return `distill` with svgd null if none of the methods collaborates.
 
-    Raises ValueError where `distill.svgd` contradicts the methods, or `distill.switch` is set and not used.
+    Raises ValueError where its svgd contradicts the methods, or its switch is set but unused.
     """
     if distill.switch != DistillConfig().switch and distill.schedule != "staged":
-        raise ValueError(  # the key was SDS-Bridge's too in earlier releases
+        raise ValueError(  # in earlier releases the key was SDS-Bridge's too
             f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
         )
     collaborates = [name for name in names if name == "all" or parse_name(name)[1]]
@@ -121,7 +121,7 @@ def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
         raise ValueError(f"method {name!r} edits a source: give source.image in task text_to_image")
 
 
-# ---------------------------------------------------------------------------------------------- the prior and networks
+# ------------------------------------------------------------------------------------------- what it needs of the prior
 
 
 def open_prior(
@@ -145,28 +145,28 @@ class Networks(dict[str, Network]):
     """The networks of a method by name; one part of a phase's checkpoint."""
 
     def reset(self, generator: torch.Generator) -> None:
-        """Set all networks back to their start."""
+        """Draw new initial weights for all."""
         for network in self.values():
             network.reset(generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every network that is trained."""
+        """The state of every network that is trained."""
         return {name: network.state_dict() for name, network in self.items() if network.parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
+        """Load a `state_dict`."""
         for name, part in state.items():
             self[name].load_state_dict(part)
 
 
 def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Networks]:
-    """Return the networks of every method that has some, by the method's name.
+    """The networks of every method that has any, by the method's name.
 
-    A UNet can carry one LoRA, so methods that open the same networks with the same settings (vsd, vsd+csd, esd) share
-    them; each phase resets them. Raises InputError where the prior cannot carry them or their files are missing.
+    A UNet can have one LoRA, so methods with the same networks and settings (vsd, vsd+csd, esd) share them, and each
+    phase resets them. InputError where the prior does not support them, or their files are missing.
     """
     opened: dict[tuple, Networks] = {}
-    found = {}
+    networks = {}
     for name, run in runs.items():
         if not hasattr(run.method, "open"):
             continue
@@ -178,8 +178,8 @@ def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Netw
         except ValueError as error:
             text = str(error)
             raise InputError(text if text.startswith("method ") else f"method {name}: {text}") from None
-        found[name] = opened[key]
-    return found
+        networks[name] = opened[key]
+    return networks
 
 
 def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
@@ -198,8 +198,8 @@ def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
 def embed_prompts(
     prior: Prior, runs: Mapping[str, MethodRun], prompts: Sequence[str], source_prompts: Sequence[str] | None = None
 ) -> None:
-    """Let the prior embed every prompt that the methods may use, before its text encoder is dropped."""
-    away = prompts  # Perp-Neg uses the prompts of other views
+    """Embed every prompt that the methods may use, before the text encoder may be dropped."""
+    away = prompts  # Perp-Neg's prompts are those of other views
     texts = [
         text
         for run in runs.values()
@@ -212,7 +212,7 @@ def embed_prompts(
 
 
 class Guide:
-    """A method together with a prior and the method's networks, which it resets."""
+    """A method with a prior and the method's networks, which are reset."""
 
     def __init__(self, prior: Prior, run: MethodRun, networks: Networks | None, generator: torch.Generator) -> None:
         self.prior, self.method, self.distill = prior, run.method, run.distill
@@ -221,21 +221,20 @@ class Guide:
             networks.reset(generator)
 
     def step(self, z: Tensor, number: int, generator: torch.Generator, **context: Any) -> tuple[Tensor, dict]:
-        """Return G [N, ...] at latents z, and values to log. context: fields of `distillation.method.Step`."""
+        """G [N, ...] of latents z, and what to log. `context`: fields of `distillation.method.Step`."""
         networks = self.networks or {}
-        predict = partial(self.prior.predict, networks=networks)
+        predict, schedule = partial(self.prior.predict, networks=networks), self.prior.alphas_cumprod
         return distill_step(
-            predict, self.method, z.detach(), number, self.distill, self.prior.alphas_cumprod, generator, networks,
-            **context,
-        )  # fmt: skip
+            predict, self.method, z.detach(), number, self.distill, schedule, generator, networks, **context
+        )
 
     def loss(
         self, z: Tensor, images: Callable[[], Tensor], number: int, generator: torch.Generator, **context: Any
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return Σ_i ⟨z_i, G_i⟩, whose gradient at z is `step`'s G, and values to log.
+        """Σ_i ⟨z_i, G_i⟩, whose gradient at z is `step`'s G, and what to log.
 
-        If the kernel compares features, Σ_i ⟨φ_i, force_i⟩ is added, with φ_i the prior's features of `images()`
-        [N, 3, S, S], the pictures that z encodes.
+        If the kernel compares features, the loss also has Σ_i ⟨φ_i, force on φ_i⟩, where φ are the prior's features of
+        `images()` [N, 3, S, S], the pictures of z.
         """
         if self.distill.svgd is None or self.distill.svgd.space != "features":
             gradient, report = self.step(z, number, generator, **context)

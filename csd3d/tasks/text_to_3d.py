@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.distillation.step import DistillConfig
@@ -41,14 +40,14 @@ from csd3d.representations.batch import (
     AssetViews,
     LossConfig,
     ShadingConfig,
-    averaged,
     check_memory,
     draw_shading,
     milestone,
     regularisers,
     scheduled,
 )
-from csd3d.representations.descent import Descent, OptimConfig
+from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
+from csd3d.representations.fit import descend
 from csd3d.schema import ByName, Chosen, OneOf, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -84,7 +83,9 @@ class TextTo3DConfig:
     export: ExportConfig = incidental(default_factory=ExportConfig)
     save_seconds: float = incidental(30.0)  # seconds between checkpoints
 
-    MOVED: ClassVar[dict[str, str]] = MOVED
+    MOVED: ClassVar[dict[str, str]] = MOVED | {
+        f"asset.{key}": f"asset.representation.{key}" for key in ("field", "render")
+    }
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -104,7 +105,8 @@ class TextTo3DConfig:
 
     def _last_steps(self) -> dict[str, int]:
         """The last step that each schedule names, by its key."""
-        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in ("resolution", "levels")}
+        keys = ("resolution", "levels") if self.asset.max_levels else ("resolution",)
+        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in keys}
         ramps = {f"losses.{key}": value for key, value in vars(self.losses).items() if isinstance(value, tuple)}
         found |= {key: int(ramp[2]) - 1 for key, ramp in ramps.items()}  # it may end with the run
         if self.shading.lambertian or self.shading.textureless:
@@ -123,7 +125,7 @@ class TextTo3DConfig:
 
     def open(self, device: torch.device) -> "AssetJob":
         """Open the prior and the networks; what is wrong with them raises InputError before any work."""
-        check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
+        check_memory(self.asset, self.particles, self.views_per_step)
         with at_key("evaluate.clip"):
             check_judge(self.evaluate.clip)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
@@ -144,9 +146,8 @@ class AssetPhase(Phase):
     """The assets as one method makes them."""
 
     model: Assets
-    descent: Descent
     optimiser: torch.optim.Adam
-    average: AveragedModel | None = None
+    average: Average | None = None
     networks: Networks | None = None
 
     PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
@@ -216,9 +217,9 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
     config = job.config
     finished = next(iter(config.prompts.backdrops.values()), None)
     model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
-    descent = Descent.of(model, config.optim)
-    parts = {"optimiser": descent.optimiser, "average": descent.average, "networks": networks}
-    return AssetPhase(job.generator(name), model=model, descent=descent, **parts)
+    optimiser = asset_optimiser(model, config.optim)
+    average = Average(model, config.optim.ema) if config.optim.ema else None
+    return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
 
 
 def asset_step(
@@ -226,8 +227,7 @@ def asset_step(
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
-    model.set_levels(milestone(config.asset.levels, step))
-    model.update_grids(step, generator)
+    model.prepare(step, milestone(config.asset.levels, step), generator)
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
@@ -240,7 +240,9 @@ def asset_step(
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
     share = config.optim.share(step, config.distill.steps)
-    finite = phase.descent.step(guidance / len(z) + penalty, share)
+    finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
+    if finite and phase.average is not None:
+        phase.average.update()
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from csd3d.cameras import side_seen
 from csd3d.world.scene import BACKDROPS, COLOURS, PATTERNS, Scene
 from csd3d.world.shapes import KINDS, ROUND
 
@@ -16,6 +17,12 @@ PRIMARY = ("red", "green", "blue")
 SOLIDS = ("ball", "cylinder", "cone")
 DESIGNS = PATTERNS[1:]
 ON_PLATE = "on a plate"
+VIEW_WORDS = {
+    "front": "front view",
+    "left": "side view, facing left",
+    "right": "side view, facing right",
+    "back": "back view",
+}
 LIGHT_COLOURS = ("white", "yellow", "cyan", "pink", "orange")
 
 
@@ -210,10 +217,7 @@ def view_word(scene: Scene, view_azimuth_deg: float | None, elevation_deg: float
         return "overhead view"
     if not KINDS[scene.kind].has_front:
         return None
-    turn = (view_azimuth_deg - scene.azimuth_deg + 180) % 360 - 180
-    if abs(turn) < 45 or abs(turn) > 135:
-        return "front view" if abs(turn) < 45 else "back view"
-    return "side view, facing left" if turn > 0 else "side view, facing right"
+    return VIEW_WORDS[side_seen(view_azimuth_deg - scene.azimuth_deg)]
 
 
 def vocabulary() -> list[str]:
@@ -229,7 +233,7 @@ def vocabulary() -> list[str]:
             for key in keys:
                 fills = [{**fill, key: word} for fill in fills for word in words[key]]
             texts += [phrase.format(**fill) for fill in fills]
-    views = ("front view", "side view, facing left", "side view, facing right", "back view", "overhead view")
+    views = (*VIEW_WORDS.values(), "overhead view")
     scenes = [Scene(kind, colour) for kind in KINDS for colour in COLOURS]
     texts += [f"{caption(scene)}, {view}" for scene in scenes for view in views]
     materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", ON_PLATE, "sunset", "night")

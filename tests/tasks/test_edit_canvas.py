@@ -13,7 +13,7 @@ from csd3d import run as jobs
 from csd3d.editors.csd_edit_canvas import CSDEditCanvas
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.media import open_video, read_image, write_frames, write_image
+from csd3d.media import encode, open_video, read_image, write_image
 from launch import main
 
 
@@ -118,7 +118,7 @@ def test_strips_of_the_world_know_their_truth(config_of, tmp_path):
 
 def test_a_video_keeps_its_size_count_and_rate(config_of, tmp_path):
     frames = (np.random.default_rng(0).random((7, 34, 50, 3)) * 255).astype(np.uint8)
-    write_frames(tmp_path / "in.mp4", frames, fps=12.5)
+    encode(tmp_path / "in.mp4", frames, fps=12.5)
     folder = start(
         config_of("edit_video"), tmp_path / "run", f"video={tmp_path}/in.mp4", "prompt=red", "compare=[ip2p]"
     )

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from csd3d.distillation.schedule import timestep
 from csd3d.errors import InputError
-from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
+from csd3d.priors import Condition, Prior, PriorConfig, load_prior
 from csd3d.priors.expected import ExpectedReconstruction
 from tools.train_shipped.data import Pairs
 from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
@@ -95,7 +95,7 @@ def train_lmc(pairs: Pairs, config: FitConfig, base: Path, out: Path, width: int
     fit(trainer, loss_fn, lambda: save_whole(out, trainer.ema_model()))
 
 
-def open_base(base: Path, config: FitConfig) -> DiffusersPrior:
+def open_base(base: Path, config: FitConfig) -> Prior:
     """The prior in config.precision; InputError where captions need more than one CLIP's tokens (SDXL, IF, SD3)."""
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
     opened = PriorConfig(model=str(base), device=config.device, dtype=dtype, micro_batch=config.batch)
