@@ -1,7 +1,7 @@
-"""What a config can name, told from the code itself: `csd3d methods`, `csd3d keys edit_scene`.
+"""Lists of what a config can name: `csd3d methods`, `csd3d keys edit_scene`.
 
-Title and place come from the registry, the rest from the docstring of the registered class or function, or from that of
-its module where it has none: the first sentence, and the first indented block that is an equation.
+Title and place come from the registry. The summary (first sentence) and the equation (first indented block that is one)
+come from the docstring of the registered class or function, or of its module if it has none.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PAPER = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
 
 
 def is_asked(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for a list rather than for a job."""
+    """Whether a command line asks for a list, not a job."""
     return bool(argv) and argv[0] in (*WORDS, "keys")
 
 
@@ -42,6 +42,8 @@ def answer(argv: Sequence[str]) -> str:
     """What `csd3d WORD`, `keys NAME` or `keys --markdown` prints; loads `plugins=…` first. Raises InputError."""
     from csd3d.run import plugins_of
 
+    if {"-h", "--help"}.intersection(argv):
+        return help_of(argv[0])
     words = [word for word in argv if not word.startswith("plugins=")]
     for word in argv:
         if word.startswith("plugins="):
@@ -53,21 +55,30 @@ def answer(argv: Sequence[str]) -> str:
             raise InputError("csd3d keys: give one name, of a task, a method, an editor, …; such as edit_scene")
         return "\n\n".join(keys_of(entry) for entry in find(words[1]))
     if len(words) != 1:
-        raise InputError(f"csd3d {words[0]}: {' '.join(words[1:])} is not expected behind it; plugins=FILE.py may be")
+        raise InputError(f"csd3d {words[0]}: {' '.join(words[1:])} is not expected; only plugins=FILE.py may follow")
     kinds = [kind for kind in WORDS[words[0]] if kind in registry.PACKAGES and registry.names(kind)]
     found = [section(words[0] if len(kinds) == 1 else f"{kind.replace('_', ' ')}s", kind) for kind in kinds]
     return "\n\n".join(found) or f"no {words[0]} are registered"
 
 
+def help_of(word: str) -> str:
+    """Return the help on `csd3d WORD`."""
+    about = f"List the {word} that csd3d knows, each with its source file and what it does."
+    if word == "keys":
+        word, about = "keys NAME", "Show the keys of a task, method, editor or other thing, with their defaults."
+    lists = f"Lists of names: csd3d {' | '.join(WORDS)}."
+    return f"usage: csd3d {word} [plugins=FILE.py]\n\n{about}\nplugins= loads a plugin first.\n{lists}"
+
+
 def section(head: str, kind: str) -> str:
-    """All things of a kind."""
+    """Return the list of all things of a kind."""
     entries = registry.entries(kind)
     width = max(len(entry.name) for entry in entries)
     return "\n".join([head, *(row(entry, width) for entry in entries)])
 
 
 def row(entry: Entry, width: int) -> str:
-    """Name, title and place; the first sentence of what it says of itself, with its paper; its equation."""
+    """Return name, title and place, then the summary with its paper, then the equation."""
     summary, equation, paper = described(entry.thing)
     head = f"  {entry.name:{width}}  {entry.title}"
     columns = shutil.get_terminal_size((150, 0)).columns
@@ -80,16 +91,16 @@ def row(entry: Entry, width: int) -> str:
 
 
 def described(thing: Any) -> tuple[str, list[str], str]:
-    """First sentence, lines of the equation, and the first paper's arXiv number, of a docstring; empty if not there."""
+    """Return the first sentence, the lines of the equation and the first arXiv number of a docstring; "" if missing."""
     around = inspect.getdoc(inspect.getmodule(thing)) or ""
     text = inspect.getdoc(thing) or ""
-    if not text or text.startswith(f"{thing.__name__}("):  # what dataclasses write where nobody did
+    if not text or text.startswith(f"{thing.__name__}("):  # the docstring that dataclasses generate
         text = around
     blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", text)]
     first, *rest = blocks
     lines = first.splitlines()
     summary = lines[0] if lines and lines[0].endswith((".", ":")) else " ".join(lines)
-    # where all that follows the first line is indented, Python itself has taken the indentation away
+    # inspect.getdoc removes the indentation if everything after the first line is indented
     indented = [block for block in rest if block.startswith("    ")] or [b for b in rest if not b.endswith(".")]
     equation = next(filter(is_equation, indented), "")
     cited = PAPER.search(summary) or PAPER.search(text) or PAPER.search(around)
@@ -97,12 +108,12 @@ def described(thing: Any) -> tuple[str, list[str], str]:
 
 
 def is_equation(block: str) -> bool:
-    """Whether an indented block is mathematics and not an example: Greek letters or a long minus, and an equals."""
+    """Whether an indented block is an equation, not an example: it has Greek letters or a long minus, and an equals."""
     return bool(re.search(r"[Α-ω∂∇∅√−]", block)) and bool(re.search(r"[=←∝]", block))
 
 
 def shown_place(entry: Entry) -> str:
-    """file:line, from here where that is below."""
+    """Return file:line, relative to the current folder if it is inside."""
     path, _, line = entry.place.rpartition(":")
     try:
         return f"{Path(path).relative_to(Path.cwd())}:{line}"
@@ -111,7 +122,7 @@ def shown_place(entry: Entry) -> str:
 
 
 def find(name: str) -> list[Entry]:
-    """Everything of that name, of whatever kind; InputError with the nearest name where there is nothing."""
+    """Return everything of that name, of any kind; InputError with the nearest name if there is nothing."""
     kinds = [kind for kind in itertools.chain(*WORDS.values()) if kind in registry.PACKAGES]
     found = [registry.get(kind, name) for kind in kinds if name in registry.names(kind)]
     if not found:
@@ -122,7 +133,7 @@ def find(name: str) -> list[Entry]:
 
 
 def keys_of(entry: Entry) -> str:
-    """The keys of a registered dataclass: name, default, and the comment beside it or what it takes."""
+    """Return the table of keys of a registered dataclass: name, default, and comment with type."""
     head = f"{entry.kind.replace('_', ' ')} {entry.name}: {entry.title}, {shown_place(entry)}"
     keys = key_table(entry.thing) if dataclasses.is_dataclass(entry.thing) else []
     if not keys:
@@ -136,7 +147,7 @@ def keys_of(entry: Entry) -> str:
     for key in keys:
         default = key.default if len(key.default) <= default_width else f"{key.default[: default_width - 1]}…"
         head_of_key = f"  {key.name:{name_width}}  {default:{default_width}}  "
-        if below:  # names so long that nothing fits beside them
+        if below:  # no room beside the names
             lines += [
                 head_of_key.rstrip(),
                 *textwrap.wrap(key.text, columns, initial_indent=" " * 6, subsequent_indent=" " * 6),

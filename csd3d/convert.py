@@ -94,14 +94,10 @@ def convert(value: Any, annotation: Any, key: str, default: Any, beside: dict[st
 
 
 def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
-    number = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and not (isinstance(value, float) and math.isnan(value))
-    )
+    number = type(value) in (int, float) and value == value  # neither a bool nor NaN
     if annotation is float and number and (isinstance(value, float) or abs(value) < 2**1023):
         return float(value)
-    if annotation is int and number and not (isinstance(value, float) and math.isinf(value)) and int(value) == value:
+    if annotation is int and number and abs(value) != math.inf and int(value) == value:
         if not -(2**63) <= value < 2**63:
             raise BadValue(key, f"{show(value)} is too large: expected a whole number of 64 bits")
         return int(value)

@@ -18,7 +18,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -101,6 +101,15 @@ class Chosen:
 def choose(kind: str, name: str, **settings: Any) -> Chosen:
     """Return the registered thing `name` with these settings: the default of a `OneOf` field."""
     return Chosen(name, registry.get(kind, name.partition("+")[0]).thing(**settings))
+
+
+def by_name(chosen: Iterable[Chosen]) -> dict[str, Chosen]:
+    """Return {name: chosen} in order; ValueError if a name occurs twice with different settings."""
+    found: dict[str, Chosen] = {}
+    for one in chosen:
+        if found.setdefault(one.name, one) != one:
+            raise ValueError(f"{one.name} is named twice, with other settings: call one {one.name}+other")
+    return found
 
 
 def mark_of(annotation: Any) -> OneOf | ByName | None:
@@ -214,22 +223,24 @@ def _settings_by_name(config: Any, values: dict[str, Any]) -> dict[str, Any]:
     """
     for field in dataclasses.fields(config):
         annotation = hints_of(type(config)).get(field.name)
-        items = [annotation, *typing.get_args(annotation)]
-        mark = next((m for m in map(mark_of, items) if isinstance(m, OneOf) and m.settings), None)
+        marks = map(mark_of, (annotation, *typing.get_args(annotation)))
+        mark = next((m for m in marks if isinstance(m, OneOf) and m.settings), None)
         if mark is None:
             continue
         known = values[mark.settings] = dict(values[mark.settings])
-
-        def named(chosen: Any, known: dict[str, Any] = known) -> Any:
-            if not isinstance(chosen, dict) or "type" not in chosen:
-                return chosen
-            settings = {key: value for key, value in chosen.items() if key != "type"}
-            same = known.setdefault(chosen["type"].partition("+")[0], settings) == settings
-            return chosen["type"] if same else chosen
-
         value = getattr(config, field.name)
         if isinstance(value, Chosen) and value.thing is not None:
             known[value.name.partition("+")[0]] = plain(value.thing)  # the main choice comes first
-        shown = values[field.name]
-        values[field.name] = [named(item) for item in shown] if isinstance(shown, list) else named(shown)
+        values[field.name] = _named(values[field.name], known)
     return values
+
+
+def _named(chosen: Any, known: dict[str, Any]) -> Any:
+    """Return the name of each {type: name, **settings} whose settings are in `known`, or can be added there."""
+    if isinstance(chosen, list):
+        return [_named(item, known) for item in chosen]
+    if not isinstance(chosen, dict) or "type" not in chosen:
+        return chosen
+    settings = {key: value for key, value in chosen.items() if key != "type"}
+    same = known.setdefault(chosen["type"].partition("+")[0], settings) == settings
+    return chosen["type"] if same else chosen

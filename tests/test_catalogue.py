@@ -1,5 +1,6 @@
 """What the command line lists: told by the code, for what csd3d has and for what others bring."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_mistakes_are_one_line(argv, words, capsys):
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["methods", "families", "keys"])
+def test_a_word_has_its_own_help(word, capsys):
+    assert f"usage: csd3d {word}" in printed(capsys, word, "--help")
+
+
+def test_a_reader_may_stop_before_the_end():
+    command = f"{sys.executable} {launch.__file__} methods"
+    piped = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    piped.stdout.close()
+    assert piped.stderr.read() == b""
+    assert piped.wait() == 0
 
 
 def test_a_class_without_words_is_told_by_its_module():

@@ -18,7 +18,7 @@ from csd3d.distillation.named import create_method, method_title, named_config, 
 from csd3d.distillation.step import DistillConfig, distill_step, feature_gradient, possible_prompts
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.errors import InputError
-from csd3d.priors import Prior, perceptual_vectors
+from csd3d.priors import Prior, PriorConfig, load_prior, perceptual_vectors
 from csd3d.schema import Chosen
 
 UNSAID = SVGDConfig()  # distill.svgd without the key: the defaults if a method collaborates, else null
@@ -86,8 +86,15 @@ def method_runs(
     return runs
 
 
-def settle_svgd(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
-    """`distill` with svgd null if none of the methods collaborates. ValueError where its svgd contradicts them."""
+def settle_distill(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
+    """Return `distill` with svgd null if none of the methods collaborates.
+
+    Raises ValueError where its svgd contradicts the methods, or its switch is set but unused.
+    """
+    if distill.switch != DistillConfig().switch and distill.schedule != "staged":
+        raise ValueError(  # in earlier releases the key was SDS-Bridge's too
+            f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
+        )
     collaborates = [name for name in names if name == "all" or parse_name(name)[1]]
     if collaborates and distill.svgd is None:
         name = collaborates[0]
@@ -106,15 +113,6 @@ def settle_svgd(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
     return dataclasses.replace(distill, svgd=None)
 
 
-def check_switch(distill: DistillConfig) -> None:
-    """Raise ValueError where distill.switch is set but unused; in earlier releases it was SDS-Bridge's too."""
-    default = DistillConfig().switch
-    if distill.switch != default and distill.schedule != "staged":
-        raise ValueError(
-            f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
-        )
-
-
 def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
     lacking = [need for need in getattr(method, "needs", ()) if need not in have]
     if "image" in lacking:
@@ -124,6 +122,23 @@ def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------- what it needs of the prior
+
+
+def open_prior(
+    config: PriorConfig,
+    device: torch.device,
+    runs: Mapping[str, MethodRun],
+    prompts: Sequence[str],
+    source_prompts: Sequence[str] | None = None,
+) -> tuple[Prior, dict[str, "Networks"]]:
+    """Load the prior, embed all prompts, and open the networks of the methods.
+
+    Raises InputError where the prior cannot do what a method needs.
+    """
+    prior = load_prior(dataclasses.replace(config, device=str(device)), require="text")
+    check_features(prior, runs)
+    embed_prompts(prior, runs, prompts, source_prompts)
+    return prior, open_networks(prior, runs)
 
 
 class Networks(dict[str, Network]):

@@ -199,7 +199,7 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
     ("keys", "said"),
     [
         (["source.image=", "source.prompt=", "method=[sds, dds]"], r"method 'dds' edits a source.* source\.image"),
-        (["source.image="], r"source: prompt is 'a blue ball', of no picture"),
+        (["source.image="], r"source: prompt is 'a blue ball', but there is no image"),
         (["source.image=nowhere.png"], r"source\.image: nowhere\.png: no such picture"),
         (["size=40"], r"source\.image: .*source\.png: 48x32 pixels; give a picture of at least 40 a side"),
         (["distill.noise=inverted"], "choose one of independent, shared, camera"),
@@ -208,7 +208,7 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
         (["distill.svgd=null"], r"distill\.svgd is null, but pds\+csd collaborates"),
         (["method=[sds+vsd]"], "after the \\+ stands csd"),
         (["distill.switch=0.8"], "methods.bridge.switch=0.8"),
-        (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg tells views apart"),
+        (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg is for views"),
         (["method=[csd_edit]"], "use task edit_scene"),
         (["method=[{type: csd, weight: 3}]"], r"method\[0\]\.weight: unknown key; csd has none"),
         (["method=[nfsd, {type: nfsd, negative_prompt: b}]"], "nfsd twice, with other settings"),
