@@ -1,7 +1,7 @@
 """The command line, also installed as `csd3d`.
 
 python launch.py --config FILE [key.sub=value ...]      a job
-python launch.py methods                                what a config can name
+python launch.py methods                                what a config can name; also editors, families, …
 python launch.py process FILM --output DIR              a film or photos to a dataset with camera poses
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
 """
@@ -25,10 +25,10 @@ RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", "mesh/*.gl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments; everything else is a key of the config."""
+    """Return the parser of the options; all other settings are keys of the config."""
     parser = argparse.ArgumentParser(
         prog="csd3d",
-        description="Makes 3D assets and pictures of a text, and edits captured 3D scenes, pictures, panoramas and "
+        description="Makes 3D assets and pictures from text, and edits captured 3D scenes, pictures, panoramas and "
         "videos by an\ninstruction, by Collaborative Score Distillation and the methods it is compared with.",
         epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def epilog() -> str:
-    """What stands below the options: examples, and the configs with what each says of itself."""
+    """Return the help below the options: examples, and every config with the first line of its file."""
     lines = ["examples:"]
     lines += [f"  python launch.py --config configs/{text}" for text in EXAMPLES]
     files = sorted((Path(__file__).parent / "configs").glob("*.yaml"))
@@ -62,7 +62,7 @@ def epilog() -> str:
         "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
         "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
-        "configs (their files name the commonest keys; a run writes all of its keys to its config.yaml):",
+        "configs (each file has the most used keys; a run writes all its keys to its config.yaml):",
     ]
     for file in files:
         about = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
@@ -71,7 +71,7 @@ def epilog() -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line; exits with 2 on a mistake in it."""
+    """Parse the command line; exit with 2 on a mistake in it."""
     parser = build_parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
@@ -83,11 +83,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, stop: StopRequest) -> Path:
-    """Does the job; returns the run folder."""
+    """Do the job and return the run folder."""
     if args.config is not None:
         from csd3d.config import read_config
 
-        read_config(args.config)  # the commonest mistakes are told before torch is imported, which takes seconds
+        read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
     print(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds", flush=True)
     from csd3d import run as jobs
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> Path:
 
 
 def summary(folder: Path, stopped: bool) -> str:
-    """Where the results are, one a line, and how to go on with a run that was stopped."""
+    """Return the list of results, one a line, and how to continue a run that was stopped."""
     found = [path for pattern in RESULTS for path in sorted(folder.glob(pattern))[:4]]
     lines = [f"Results in {folder}:", *(f"  {path.relative_to(folder)}" for path in found)]
     if stopped:
@@ -107,10 +107,18 @@ def summary(folder: Path, stopped: bool) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one job, or lists what there is; returns the exit code.
+def show(text: str) -> None:
+    """Print a text; a reader that stops early, as in `csd3d methods | head`, is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
-    That is 0, 2 for bad input (one line on stderr), 130 when aborted by Ctrl+C.
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job, or print a list; return the exit code.
+
+    0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns at import of parts that are not used here
@@ -119,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from csd3d.datasets import process
 
             return process.main(argv[1:])
-        if argv and not argv[0].startswith("-"):  # no job begins so
+        if argv and not argv[0].startswith("-"):  # a job begins with an option
             from csd3d import catalogue
 
             if catalogue.is_asked(argv):
-                print(catalogue.answer(argv))
+                show(catalogue.answer(argv))
                 return 0
         args = parse(argv)
         with StopRequest() as stop:
@@ -135,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Aborted. `--resume RUN_DIR` continues from the last checkpoint.", file=sys.stderr)
         return 130
-    print(summary(folder, stop.requested))
+    show(summary(folder, stop.requested))
     return 0
 
 

@@ -2,14 +2,13 @@
 
 `python -m benchmarks.edit_2d --json FILE [--inputs panorama video] [--seeds …] [--sweep]`
 
-Each input, prompt and seed (of the world's strip or orbit, and of the noise) is an ordinary run of its config that
-compares all baselines, and one more for each ablation; in folders of their own under --work, where finished ones are
-not run again and broken-off ones are resumed. Prints the Markdown tables that docs/results.md quotes
-and writes, beside the JSON, a grid of all methods' pictures for each input. With --sweep everything is done again at
-text scales 3, 5, 7.5 and 10, and CLIP directional is drawn against CLIP similarity to the source, a curve a method.
+Each input, prompt and seed (of the world's strip or orbit, and of the noise) is a run of its config with all baselines,
+and one more run for each ablation, in folders under --work. Finished runs are not repeated; interrupted ones are
+resumed. Prints the Markdown tables of docs/results.md and writes, beside the JSON, a grid of all methods' pictures for
+each input. --sweep repeats everything at text scales 3, 5, 7.5 and 10 and draws CLIP directional similarity against
+CLIP similarity to the source, one curve a method.
 
-The ablations keep the step size: their weights in the sum over particles add up to 1, as `svgd.normalize` "row" has it,
-with SVGD and without.
+The ablations keep the step size: the weights over the particles sum to 1 (`svgd.normalize` "row"), with SVGD or not.
 """
 
 import argparse
@@ -18,12 +17,12 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
-from benchmarks.curves import Points, draw_curves
 from benchmarks.runs import finished_run, mean, mean_table, write_results
 from csd3d import registry
 from csd3d.media import open_video
 from csd3d.report import canvas as report
-from csd3d.report.page import ViewRow
+from csd3d.report.charts import Curves
+from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_grid
 
 MAIN = "csd_edit"
@@ -35,7 +34,7 @@ BASELINES = {
     "video": ("ip2p", "ip2p_multidiffusion", "ip2p_downscaled", "pix2video", "fatezero"),
 }
 ABLATIONS = {"no_svgd": ["editors.csd_edit.edit.svgd=null"], "random_noise": ["editors.csd_edit.baseline=noise"]}
-CORRESPONDENCES = {"panorama": "overlap", "video": "flow"}  # beside the default, none
+CORRESPONDENCES = {"panorama": "overlap", "video": "flow"}  # compared with the default, none
 SCALES = (3.0, 5.0, 7.5, 10.0)
 FIGURES = {
     "psnr_truth": ("PSNR to truth, dB", 2),
@@ -53,13 +52,13 @@ FIGURES = {
 
 
 def variants(kind: str) -> dict[str, list[str]]:
-    """The runs of CSD-Edit beside the main one, as keys of its config."""
+    """Overrides of the other runs of CSD-Edit, by name."""
     along = CORRESPONDENCES[kind]
     return ABLATIONS | {f"correspondence_{along}": [f"editors.csd_edit.correspondence={along}"]}
 
 
 def run_one(kind: str, prompt: str, seed: int, args: argparse.Namespace) -> dict:
-    """All methods' results on one input, those of the variants of CSD-Edit under their own names."""
+    """Results of all methods and all variants of CSD-Edit on one input."""
     keys = [f"prompt={prompt}", f"world.seed={seed}", *args.overrides]
     base = args.work / f"{kind}-{'-'.join(prompt.split())}-{seed}"
     metrics = finished_run(INPUTS[kind], [*keys, compared(kind, args)], base / "main", seed)
@@ -74,13 +73,13 @@ def run_one(kind: str, prompt: str, seed: int, args: argparse.Namespace) -> dict
 
 
 def compared(kind: str, args: argparse.Namespace) -> str:
-    """The config key that says which baselines are run."""
+    """The override that chooses the baselines."""
     chosen = [name for name in BASELINES[kind] if args.baselines is None or name in args.baselines]
     return f"compare=[{', '.join(chosen)}]"
 
 
 def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Runs at each text scale, of all methods alike: "3" -> the runs of all prompts and seeds."""
+    """Run all prompts and seeds at each text scale: {"3": runs, ...}."""
     found = {}
     for scale in SCALES:
         keys = [f"editors.csd_edit.text_scale={scale}", f"sampling.text_scale={scale}", compared(kind, args)]
@@ -93,9 +92,9 @@ def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
     return found
 
 
-def curves(sweep: dict[str, list[dict]]) -> Points:
-    """Per method (CLIP similarity to the source, CLIP directional, the scale) of the runs at each scale."""
-    found: Points = {}
+def curves(sweep: dict[str, list[dict]]) -> dict[str, list[tuple[float, float, str]]]:
+    """Return {method: [(CLIP similarity to the source, CLIP directional similarity, text scale), ...]}."""
+    found: dict[str, list[tuple[float, float, str]]] = {}
     for scale, runs in sweep.items():
         for method in runs[0]["results"]:
             x, y = (mean(runs, method, figure) for figure in ("clip_image", "clip_directional"))
@@ -104,8 +103,15 @@ def curves(sweep: dict[str, list[dict]]) -> Points:
     return found
 
 
+def draw(path: Path, points: dict[str, list[tuple[float, float, str]]]) -> None:
+    """Write a page with the chart of `curves`."""
+    lines = {method: tuple(zip(*found, strict=True))[:2] for method, found in points.items()}
+    chart = Curves("CLIP directional similarity", lines, x_label="CLIP similarity to the source")
+    write_report(path, ReportData("Text scales", curves=[chart]))
+
+
 def grid(runs: list[dict], path: Path) -> None:
-    """A row a method, of every run its picture, or three frames of its video; above them the source, of a picture."""
+    """Write a grid: a row a method, with each run's picture or three frames of its video; first the source."""
     methods = list(runs[0]["results"])
     wanted = methods if runs[0]["input"] == "video" else ["before", *methods]
     rows = []
@@ -116,7 +122,7 @@ def grid(runs: list[dict], path: Path) -> None:
 
 
 def pictures(folder: Path, method: str) -> list[np.ndarray]:
-    """What a run made by a method, [H, W, 3] uint8: a picture, or the first, middle and last frame of a video."""
+    """A method's results in a run, [H, W, 3] uint8: a picture, or the first, middle and last frame of a video."""
     baseline = method in registry.names("canvas_editor") and method != MAIN
     stem = folder / "videos" / method if baseline else folder / "result"
     if (video := stem.with_suffix(".mp4")).exists():
@@ -127,13 +133,13 @@ def pictures(folder: Path, method: str) -> list[np.ndarray]:
 
 
 def title(method: str) -> str:
-    """What a method is called in the grid and beside its curve."""
+    """A method's name in the grid and the chart."""
     known = method in registry.names("canvas_editor")
     return report.title(method) if known else method.replace("_", " ").capitalize()
 
 
 def tables(runs: list[dict]) -> list[str]:
-    """Markdown: for each kind of input a row a method, the figures that any of them has."""
+    """Markdown tables, one for each kind of input, with a row a method and all figures that any method has."""
     lines = []
     for kind in dict.fromkeys(run["input"] for run in runs):
         own = [run for run in runs if run["input"] == kind]
@@ -158,8 +164,7 @@ def main() -> None:
         sweep[kind] = curves(run_sweep(kind, args))
         write_results(args.json, runs, FIGURES, args.overrides, sweep=sweep)
         if sweep[kind]:
-            labels = ("CLIP similarity to the source", "CLIP directional similarity")
-            draw_curves(args.json.with_name(f"{args.json.stem}-{kind}-sweep.png"), sweep[kind], labels)
+            draw(args.json.with_name(f"{args.json.stem}-{kind}-sweep.html"), sweep[kind])
     print("\n".join(tables(runs)))
 
 

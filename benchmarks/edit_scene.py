@@ -2,9 +2,9 @@
 
 `python -m benchmarks.edit_scene --json FILE`
 
-Each combination is an ordinary run of configs/csd-edit-scene.yaml on a scene of the procedural world, in its own run
-folder under --work. A finished one is not run again and a broken-off one is resumed, so the command can be repeated
-until it is done. Prints the Markdown table that docs/results.md quotes.
+Each combination is a run of configs/csd-edit-scene.yaml on a scene of the procedural world, in a folder under --work.
+Finished runs are not repeated and interrupted ones are resumed, so the command can be repeated until it is done. Prints
+the Markdown table of docs/results.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FIGURES = {
 
 
 def run_one(name: str, prompt: str, seed: int, work: Path, overrides: list[str]) -> dict:
-    """metrics.json of one combination, run or resumed if it is not there yet."""
+    """Return metrics.json of one combination, after running or resuming it if needed."""
     capture = work / "captures" / name
     if not (capture / "world.json").exists():
         write_capture(capture, SCENES[name], seed=3)
@@ -42,7 +42,7 @@ def run_one(name: str, prompt: str, seed: int, work: Path, overrides: list[str])
 
 
 def table(runs: list[dict]) -> str:
-    """Markdown: a row a method, the mean over all runs; then a row a run."""
+    """Markdown: a row a method with the mean over all runs, then a row a run."""
     methods, lines = list(runs[0]["results"]), mean_table(runs, FIGURES)
     lines += ["", "| scene | instruction | seed | " + " | ".join(f"{m}: PSNR, warped" for m in methods) + " |"]
     lines += ["|" + "---|" * (3 + len(methods))]

@@ -1,4 +1,4 @@
-"""Models of Stable Diffusion 1.5's size with random weights, in the hub's layout: for speed and memory alone.
+"""Models of Stable Diffusion 1.5's size with random weights, in the hub's layout, to measure speed and memory.
 
 `write_model(folder, edits=True)` makes an InstructPix2Pix (859 M parameters in its UNet, fp16 files, about 2 GB).
 """
@@ -18,7 +18,7 @@ WIDTHS, TEXT_WIDTH = (320, 640, 1280, 1280), 768
 
 
 def write_model(folder: Path, edits: bool = True, device: str = "cpu", shrink: int = 1) -> int:
-    """Writes the model's parts into `folder`; returns how many parameters its UNet has.
+    """Write the model's parts into `folder`; return the number of parameters of its UNet.
 
     edits: whether the UNet takes a source image too (8 channels in); device: where the random weights are drawn;
     shrink: channels are divided by this (a power of 2, at most 8), for rehearsals.
@@ -64,7 +64,7 @@ def _vae(shrink: int) -> nn.Module:
 
 
 def _text_encoder(shrink: int) -> nn.Module:
-    # The shipped tokenizer stands in for CLIP's, whose merges are not at hand: speed does not depend on the words.
+    # The shipped tokenizer replaces CLIP's, whose merges are not in the repository; speed does not depend on it.
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,

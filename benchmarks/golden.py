@@ -1,12 +1,12 @@
-"""Short runs of every task, held against a record of them: does a change that should change nothing do so?
+"""Compare short runs of every task with a record of them, to see whether a change alters results.
 
 `python -m benchmarks.golden record DIR [--job NAME …]`
 `python -m benchmarks.golden compare DIR_OR_JSON [--job NAME …] [--jobs-from FILE]`
 
-Each job of golden.yaml is a launch.py of its own, with one thread. DIR/golden.json holds its command and exit code, the
-figures of its metrics.json but times and memory, what its pictures' and videos' pixels are (SHA-256, mean, standard
-deviation, a 16 × 16 thumbnail), and its meshes' vertices and bounds; the files themselves lie in DIR/runs. `compare`
-does the same jobs on the present tree and exits with 1 if anything differs, as it does on another kind of processor.
+Each job of golden.yaml is a launch.py process with one thread. DIR/golden.json holds its exit code, the figures of its
+metrics.json without times and memory, its pictures and videos (SHA-256 of the pixels, mean, standard deviation, a
+16 × 16 thumbnail), and the vertices and bounds of its meshes; the files are in DIR/runs. `compare` repeats the jobs on
+the present tree and exits with 1 if anything differs, which it also does on another kind of processor.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-VOLATILE = ("seconds", "peak_memory_gib")  # keys of metrics.json, with all below them
+VOLATILE = ("seconds", "peak_memory_gib")  # keys of metrics.json that are left out
 TOLERANCE = 1e-6  # relative, of figures
 EVERY_JOB = ("save_seconds=600",)  # a checkpoint or preview every few seconds would depend on the machine's load
 
 
 def read_jobs(path: Path) -> dict[str, str]:
-    """{name: config and keys} of a file like golden.yaml, its parts filled in; $capture is left."""
+    """Read {name: config and overrides} of a file like golden.yaml; parts are filled in, $capture is not."""
     table = yaml.safe_load(path.read_text())
     filled: dict[str, str] = {}
-    for name, text in (table.get("parts") or {}).items():  # a part may have those above it
+    for name, text in (table.get("parts") or {}).items():  # a part may use the ones above it
         filled[name] = string.Template(text).safe_substitute(filled)
     return {name: string.Template(text).safe_substitute(filled) for name, text in table["jobs"].items()}
 
 
 def write_capture(folder: Path) -> None:
-    """Six pictures to train on and two held out of the scene that ships, so that a run takes seconds."""
+    """Write six training and two test pictures of the shipped scene, so that a run takes seconds."""
     shutil.copytree(ROOT / "csd3d" / "assets" / "scene", folder)
     capture = json.loads((folder / "transforms.json").read_text())
     capture["frames"] = capture["frames"][::5][:8]
@@ -54,7 +54,7 @@ def write_capture(folder: Path) -> None:
 
 
 def run_job(job: str, folder: Path) -> dict:
-    """Runs a job in `folder`; its part of the record."""
+    """Run a job in `folder`; return its part of the record."""
     config, *keys = shlex.split(job)
     command = [sys.executable, "launch.py", "--device", "cpu", "--config", f"configs/{config}.yaml", "--output"]
     command += [str(folder.resolve()), *keys, *EVERY_JOB]
@@ -73,7 +73,7 @@ def run_job(job: str, folder: Path) -> dict:
 
 
 def figures(value: object, key: str = "") -> dict[str, object]:
-    """Nested dicts and lists as {dotted key: value}, without what differs from run to run."""
+    """Flatten nested dicts and lists to {dotted key: value}, without `VOLATILE` keys."""
     if not isinstance(value, (dict, list)):
         return {key: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -87,7 +87,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def frames_of(path: Path) -> dict:
-    """What is kept of a picture or a video; the thumbnail is its mean frame in grey."""
+    """The record of a picture or a video; the thumbnail is its mean frame in grey."""
     pixels = np.ascontiguousarray(decode(path))
     grey = pixels[..., :3].mean((0, 3)) if pixels.ndim == 4 else pixels.mean(0)
     small = Image.fromarray(grey.astype(np.float32)).resize((16, 16), Image.Resampling.BOX)
@@ -97,12 +97,12 @@ def frames_of(path: Path) -> dict:
 
 
 def mesh_of(path: Path) -> dict[str, object]:
-    """Vertices, faces and bounds, as figures."""
+    """The record of a mesh: vertices, faces and bounds."""
     mesh = trimesh.load(path, force="mesh", process=False)
     return figures({"vertices": len(mesh.vertices), "faces": len(mesh.faces), "bounds": mesh.bounds.tolist()})
 
 
-KINDS = {  # of files: how they are described, and their suffixes
+KINDS = {  # kind of file: (function that records it, suffixes)
     "pictures": (frames_of, (".png",)),
     "videos": (frames_of, (".mp4",)),
     "meshes": (mesh_of, (".glb", ".obj", ".ply")),
@@ -110,7 +110,7 @@ KINDS = {  # of files: how they are described, and their suffixes
 
 
 def differences(old: dict, new: dict, runs: tuple[Path, Path]) -> list[str]:
-    """What differs between two results of a job; `runs`: the folders of both, of which the first may be gone."""
+    """List the differences between two results of a job; `runs`: both folders, of which the first may be missing."""
     lines = changed(*({key: result.get(key) for key in ("rc", "error")} for result in (old, new)))
     lines += changed(*(result.get("figures", {}) for result in (old, new)))
     for kind in KINDS:
@@ -125,19 +125,19 @@ def differences(old: dict, new: dict, runs: tuple[Path, Path]) -> list[str]:
 
 
 def changed(old: dict, new: dict) -> list[str]:
-    """The figures that differ by more than TOLERANCE, or are not in both."""
+    """The figures that differ by more than TOLERANCE, or are in one only."""
     pairs = {key: (old.get(key, "none"), new.get(key, "none")) for key in old | new}
     return [f"{key}: {one} -> {other}" for key, (one, other) in pairs.items() if not same(one, other)]
 
 
 def same(one: object, other: object) -> bool:
-    """Equal, numbers within TOLERANCE; nan is itself."""
+    """Whether two values are equal, numbers within TOLERANCE; nan equals nan."""
     numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
     return str(one) == str(other) or (numbers and math.isclose(one, other, rel_tol=TOLERANCE))
 
 
 def distance(old: dict, new: dict, *paths: Path) -> str:
-    """How far two pictures or videos are apart: in their pixels where both files are there, else in the thumbnails."""
+    """The difference of two pictures or videos: of their pixels if both files exist, else of the thumbnails."""
     if old["shape"] != new["shape"]:
         return f"shape {old['shape']} -> {new['shape']}"
     if all(path.exists() for path in paths):
@@ -149,7 +149,7 @@ def distance(old: dict, new: dict, *paths: Path) -> str:
 
 
 def run_all(jobs: dict[str, str], folder: Path) -> Iterator[tuple[str, dict]]:
-    """Each job's name and result; the runs are left in `folder`."""
+    """Run the jobs in `folder`; yield each name and result."""
     write_capture(capture := folder.resolve() / "_capture")
     for name, job in jobs.items():
         result = {"command": job} | run_job(job.replace("$capture", str(capture)), folder / name)
@@ -158,7 +158,7 @@ def run_all(jobs: dict[str, str], folder: Path) -> Iterator[tuple[str, dict]]:
 
 
 def record(jobs: dict[str, str], folder: Path) -> bool:
-    """Writes DIR/golden.json, and DIR/figures.json without thumbnails; False where a job failed."""
+    """Write DIR/golden.json, and DIR/figures.json without thumbnails; return False if a job failed."""
     results = dict(run_all(jobs, folder / "runs"))
     environment = json.loads(next(folder.glob("runs/*/environment.json")).read_text())
     found = {"environment": environment, "jobs": results}
@@ -170,7 +170,7 @@ def record(jobs: dict[str, str], folder: Path) -> bool:
 
 
 def compare(jobs: dict[str, str], path: Path) -> bool:
-    """Runs the jobs and prints what differs from the record at `path`; True where nothing does."""
+    """Run the jobs and print the differences from the record at `path`; return True if there are none."""
     path = path / "golden.json" if path.is_dir() else path  # a JSON alone has no pictures beside it
     before, alike = json.loads(path.read_text())["jobs"], True
     with tempfile.TemporaryDirectory() as temporary:
@@ -182,7 +182,7 @@ def compare(jobs: dict[str, str], path: Path) -> bool:
 
 
 def main() -> int:
-    """The command line; 1 where something differs, or a job to be recorded failed."""
+    """The command line; return 1 if something differs or a recorded job failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("path", type=Path, metavar="DIR_OR_JSON")

@@ -2,7 +2,7 @@
 
 Encoding: 2^18 random points, 12 levels of at most 2^16 entries, 2 features, gradient to the table. Rendering: march a
 half-full grid, composite its samples, gradients to density and colour. Each number is the best of several runs, after
-one that is thrown away; rates are per second of wall clock.
+a warm-up run; rates are per second of wall clock.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CORNERS = 8
 
 
 def best_seconds(run: Callable[[], object], budget: float, device: str) -> float:
-    """Least seconds that `run` took, over as many runs as fit in `budget` seconds (at least 2, at most 30)."""
+    """Return the least time of `run` in seconds, over as many runs as fit in `budget` seconds (2 to 30)."""
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
     run()
     seconds: list[float] = []
@@ -38,7 +38,7 @@ def best_seconds(run: Callable[[], object], budget: float, device: str) -> float
 
 
 def usable(backends: tuple[str, ...], check: Callable[[str], object]) -> list[str]:
-    """The backends that `check` does not refuse; says why of the others."""
+    """Return the backends that `check` accepts; print why the others are refused."""
     found = []
     for backend in backends:
         try:
@@ -63,7 +63,7 @@ def encode_problem(device: str) -> tuple[Tensor, Tensor, Tensor, list[int], list
 
 
 def bench_encode(device: str, budget: float) -> dict[str, dict[str, float]]:
-    """Points a second of each backend, forward and backward (to the table)."""
+    """Measure points a second of each backend, forward and backward (to the table)."""
     positions, table, cotangent, offsets, resolutions = encode_problem(device)
 
     def encode(backend: str) -> Tensor:
@@ -106,7 +106,7 @@ def _excess(got: Tensor, truth: Tensor) -> float:
 
 
 def floor_points_per_s(device: str, budget: float) -> dict[str, float]:
-    """What the encoding could reach at most, as torch measures this machine: its arithmetic, and its memory traffic.
+    """Measure this machine's limits for the encoding by torch: its arithmetic and its memory traffic.
 
     A point and level cost about 90 operations forward, 80 backward, against the rate of a matrix product; memory moves
     the positions, the features and every corner's entry once (twice backward), against a large copy. The entries mostly
@@ -145,7 +145,7 @@ def render_problem(device: str) -> tuple[tuple[Tensor, ...], rendering.Grid, ren
 
 
 def bench_render(device: str, budget: float) -> dict[str, dict[str, float]]:
-    """Rays a second marched and samples a second composited, forward and backward, of each backend."""
+    """Measure rays a second marched and samples a second composited, forward and backward, of each backend."""
     rays, grid, steps = render_problem(device)
     samples = rendering.march(*rays, grid, steps, backend="reference")
     count = len(samples.t_starts)
@@ -178,7 +178,7 @@ def bench_render(device: str, budget: float) -> dict[str, dict[str, float]]:
 
 
 def describe_machine(device: str) -> dict[str, object]:
-    """What the numbers were taken on."""
+    """The machine and the versions."""
     loaded = native.library()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
@@ -199,7 +199,7 @@ def _processor() -> str:
 
 
 def print_table(title: str, results: dict[str, dict[str, float]]) -> None:
-    """Rates in millions a second, and how many times the reference's."""
+    """Rates in millions a second, and as multiples of the reference."""
     print(title)
     for backend, rates in results.items():
         for name, rate in rates.items():
@@ -208,7 +208,7 @@ def print_table(title: str, results: dict[str, dict[str, float]]) -> None:
 
 
 def print_floor(encode: dict[str, dict[str, float]], floor: dict[str, float]) -> None:
-    """How near the fastest backend is to what the machine could do."""
+    """The fastest backend as a share of the machine's limits."""
     print(f"machine: {floor['gflop_per_s']:.0f} Gflop/s, {floor['gbyte_per_s']:.1f} GB/s copied")
     for way in ("forward", "backward"):
         rate = max(rates[f"{way}_points_per_s"] for rates in encode.values())
@@ -220,7 +220,7 @@ def print_floor(encode: dict[str, dict[str, float]], floor: dict[str, float]) ->
 
 
 def main() -> None:
-    """Measures everything, prints it, and writes it to --json."""
+    """Measure everything, print it, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,11 +1,11 @@
-"""Whether views agree after one round of CSD-Edit, with and without sharing, before any scene is fitted to them.
+"""Measure how well views agree after one round of CSD-Edit, with and without sharing, before a scene is fitted.
 
 `python -m benchmarks.one_round --json FILE`
 
-The training views of a scene of the procedural world are edited once, as the first round of configs/csd-edit-scene.yaml
-edits them. "no kernel" is the same with svgd null: every view for itself, the noise still shared. Each is measured by
-the PSNR to the one right answer that suits all views best, the share of views whose nearest answer is the commonest
-one, and the warped error between views. Writes FILE after every edit, and leaves out what it already has.
+The training views of a scene of the procedural world are edited once, as in the first round of
+configs/csd-edit-scene.yaml. "no kernel" is the same with svgd null: no sharing, but the same noise. Figures: the PSNR
+to the right answer that fits all views best, the share of views whose nearest answer is the most common one, and the
+warped error between views. Writes FILE after every edit, and skips edits that it already has.
 """
 
 import argparse
@@ -31,24 +31,24 @@ VARIANTS = ("csd_edit", "no kernel")
 
 @dataclass
 class Line:
-    """One edit: of which scene, how, and its figures."""
+    """One edit: its scene, its settings and its figures."""
 
     scene: str
     seed: int
     variant: str
-    psnr: float  # to the one answer that suits all views best, dB
-    agree: float  # share of views whose nearest answer is the commonest
+    psnr: float  # to the answer that fits all views best, in dB
+    agree: float  # share of views whose nearest answer is the most common one
     warped_error: float  # mean of short and long range, on the object
 
 
 def editor_of(variant: str) -> CSDEditScene:
-    """The shipped editor, or the same without sharing."""
+    """The shipped editor, with sharing or without."""
     editor = CSDEditScene()
     return editor if variant == "csd_edit" else replace(editor, edit=replace(editor.edit, svgd=None))
 
 
 def edit_once(capture: Capture, prior: Prior, prompt: str, seed: int, variant: str) -> torch.Tensor:
-    """The capture's pictures [B, H, W, 3], its training views edited."""
+    """The capture's pictures [B, H, W, 3] with edited training views."""
     source = SceneSource(prior, capture, prompt)
     edit = SceneEdit(source, None, capture.images.clone(), torch.Generator().manual_seed(seed), seed)
     editor_of(variant).update(edit, 0, lambda report: None)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: runs that are not repeated once finished, and tables of their figures."""
+"""Shared by the benchmarks: runs that are not repeated once finished, and tables of their figures."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from csd3d.interrupt import StopRequest
 
 
 def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict:
-    """metrics.json of a run in `folder`: made now, resumed where it was broken off, or found finished."""
+    """Return metrics.json of the run in `folder`, after starting or resuming it if it is not finished."""
     metrics = folder / "metrics.json"
     if metrics.exists() and json.loads(metrics.read_text())["finished"]:
         return json.loads(metrics.read_text())
@@ -24,7 +24,7 @@ def finished_run(config: Path, keys: list[str], folder: Path, seed: int) -> dict
 
 
 def write_results(path: Path, runs: list[dict], figures: Iterable[str], overrides: list[str], **others) -> None:
-    """The runs so far, and the methods' mean figures over them, as JSON."""
+    """Write the runs so far, and the methods' mean figures over them, as JSON."""
     methods = dict.fromkeys(name for run in runs for name in run["results"])
     means = {method: {figure: mean(runs, method, figure) for figure in figures} for method in methods}
     result = {"environment": environment(), "overrides": overrides, "mean": means, **others, "runs": runs}
@@ -32,7 +32,7 @@ def write_results(path: Path, runs: list[dict], figures: Iterable[str], override
 
 
 def mean(runs: list[dict], method: str, figure: str) -> float | None:
-    """Mean of a figure of one method over the runs that have it."""
+    """Return the mean of a figure of one method, over the runs that have it."""
     values = [run["results"][method].get(figure) for run in runs if method in run["results"]]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -49,5 +49,5 @@ def mean_table(runs: list[dict], figures: dict[str, tuple[str, int]]) -> list[st
 
 
 def cell(value: float | None, digits: int) -> str:
-    """A figure as a table has it."""
+    """Format a figure for a table."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What stands in for the video encoder on a machine that lacks it; import this before csd3d."""
+"""A stub of the video encoder for machines without imageio-ffmpeg; import this before csd3d."""
 
 import contextlib
 import importlib.machinery
@@ -16,7 +16,7 @@ if not ENCODES:  # a wheel of 65 MiB, which not every machine has
 
 
 def leave_out_videos() -> None:
-    """From now on, whatever would be encoded becomes an empty file."""
+    """Replace the encoder, so that every video becomes an empty file."""
     import csd3d.export.video
     import csd3d.report.canvas
 

@@ -2,12 +2,12 @@
 
 `python -m benchmarks.text_to_3d --json FILE [--methods csd sds …] [--prompts …] [--seeds …] [--diverse] [--ablations]`
 
-Each prompt, seed and method is an ordinary run of the method's own config, in its own folder under --work and the
-JSON's name; a finished one is not run again and a broken-off one is resumed. Prints the Markdown table that
-docs/results.md quotes, and writes the grid of all methods beside the JSON.
+Each prompt, seed and method is a run of the method's own config, in a folder under --work and the JSON's name.
+Finished runs are not repeated; interrupted ones are resumed. Prints the Markdown table of docs/results.md, and writes
+the grid of all methods beside the JSON.
 
-With --diverse all methods have configs/csd-diverse.yaml: four assets of a prompt that leaves things open, by CSD and by
-SDS. With --ablations CSD is also run with one part of it changed at a time, each under its own name.
+With --diverse all methods use configs/csd-diverse.yaml: four assets of a prompt with open attributes. --ablations also
+runs CSD with one part changed at a time.
 """
 
 import argparse
@@ -31,11 +31,11 @@ PROMPTS = (
     "a yellow robot",
     "a pink snowman, wearing a blue hat",
 )
-OPEN_PROMPTS = ("a chair", "a duck")  # what they leave open, four assets should fill in differently
+OPEN_PROMPTS = ("a chair", "a duck")  # with open attributes, in which the four assets should differ
 OWN_CONFIGS = {"csd": "csd-text-to-3d", "bridge": "sds-bridge", "vsd": "prolificdreamer", "lmc": "lmc-sds"}
-NO_SVGD = "distill.svgd=null"  # what a method that does not collaborate is told over a config that has it
+NO_SVGD = "distill.svgd=null"  # for methods that do not collaborate
 SVGD = "distill.svgd={normalize: row, space: clean, bandwidth: 10.24}"  # csd-text-to-3d.yaml's, for NAME+csd
-ABLATIONS = {  # over csd-text-to-3d.yaml, whose kernel is of a fixed width on clean latents, normalised by row
+ABLATIONS = {  # of csd-text-to-3d.yaml, whose kernel has a fixed width on clean latents, normalised by row
     "median_kernel": ("distill.svgd.bandwidth=median",),
     "noisy_kernel": ("distill.svgd.space=noisy", "distill.svgd.bandwidth=median"),
     "feature_kernel": ("distill.svgd.space=features", "distill.svgd.bandwidth=median"),  # the paper's
@@ -59,14 +59,14 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How a row of the table is made: a config, and what is changed in it."""
+    """How a row of the table is made: a config and its overrides."""
 
     config: Path
     changes: tuple[str, ...] = ()
 
 
 def plans(methods: list[str], diverse: bool, ablations: bool) -> dict[str, Plan]:
-    """A plan for each method, and for each ablation of CSD, by name."""
+    """{name: plan} of the methods and of the ablations of CSD."""
     if diverse:
         diverse_config = CONFIGS / "csd-diverse.yaml"
         return {n: Plan(diverse_config, (f"method={n}", *(() if parse_name(n)[1] else (NO_SVGD,)))) for n in methods}
@@ -75,13 +75,13 @@ def plans(methods: list[str], diverse: bool, ablations: bool) -> dict[str, Plan]
         own, collaborates, _ = name.partition("+")  # "nfsd+csd"
         config = CONFIGS / f"{OWN_CONFIGS.get(own, own)}.yaml"
         changes = (f"method={name}", SVGD) if collaborates else ()
-        # a method without a config of its own has csd-text-to-3d.yaml's settings
+        # a method without its own config uses csd-text-to-3d.yaml
         found[name] = Plan(config, changes) if config.exists() else Plan(csd, (f"method={name}", NO_SVGD))
     return found | {name: Plan(csd, changes) for name, changes in ABLATIONS.items() if ablations}
 
 
 def run_one(rows: dict[str, Plan], prompt: str, seed: int, work: Path, overrides: list[str]) -> dict:
-    """Figures of one prompt and seed by every plan, and where the runs are."""
+    """Run all plans for one prompt and seed; return their figures and folders."""
     run = {"prompt": prompt, "seed": seed, "results": {}, "folders": {}, "peak_memory_gib": {}}
     for name, plan in rows.items():
         folder = work / f"{'-'.join(prompt.replace(',', '').split())}-{seed}" / slug(name)
@@ -94,7 +94,7 @@ def run_one(rows: dict[str, Plan], prompt: str, seed: int, work: Path, overrides
 
 
 def grid(runs: list[dict], path: Path) -> None:
-    """A row a method; of every run the view at 30°, of each of its assets."""
+    """Write a grid with a row a method, showing each asset of each run at 30°."""
     rows = []
     for name in runs[0]["folders"]:
         folders = [Path(run["folders"][name]) / "images" for run in runs]
@@ -104,7 +104,7 @@ def grid(runs: list[dict], path: Path) -> None:
 
 
 def label(name: str) -> str:
-    """What a row of the grid is called."""
+    """The name of a row of the grid."""
     if name == "dreamfusion":
         return "SDS, DreamFusion's settings"
     return name.replace("_", " ").capitalize() if name in ABLATIONS else method_title(name)

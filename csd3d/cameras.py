@@ -16,6 +16,7 @@ Symbols and frames, once for the module:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 NEWTON_STEPS = 25  # mild lenses need 3; the rest is for steps that had to be halved
 OPENGL = (1.0, -1.0, -1.0)  # OpenCV's camera axes (y down, z forward) to OpenGL's
+Angle = TypeVar("Angle", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -263,10 +265,28 @@ def look_at(position: Tensor, target: Tensor) -> Tensor:
     return torch.stack((right, torch.linalg.cross(back, right), back, position), dim=-1)
 
 
-def on_sphere(azimuth_rad: Tensor, elevation_rad: float) -> Tensor:
-    """Unit vectors [..., 3] (cos e cos a, cos e sin a, sin e) at azimuths a [...] and one elevation e, z up."""
-    a, flat = azimuth_rad, math.cos(elevation_rad)
-    return torch.stack((flat * a.cos(), flat * a.sin(), torch.full_like(a, math.sin(elevation_rad))), dim=-1)
+def on_sphere(azimuth_rad: Tensor, elevation_rad: float | Tensor) -> Tensor:
+    """Unit vectors [..., 3] (cos e cos a, cos e sin a, sin e) at azimuths a [...] and elevations e [...] or e, z up."""
+    a, e = azimuth_rad, elevation_rad
+    flat, height = (e.cos(), e.sin()) if isinstance(e, Tensor) else (math.cos(e), torch.full_like(a, math.sin(e)))
+    return torch.stack((flat * a.cos(), flat * a.sin(), height), dim=-1)
+
+
+def wrap_deg(angle_deg: Angle) -> Angle:
+    """The same angle in [−180, 180)."""
+    return (angle_deg + 180) % 360 - 180
+
+
+def side_seen(azimuth_deg: float, front_deg: float = 45.0, back_deg: float = 45.0) -> str:
+    """ "front", "left", "right" or "back": the side of an object that a camera at an azimuth from its front sees.
+
+    Front and back reach `front_deg` and `back_deg` to either side, limits included. At azimuth 90 the camera sees the
+    object's left side, and the object faces left in the picture.
+    """
+    turn = wrap_deg(azimuth_deg)
+    if abs(turn) <= front_deg or abs(turn) >= 180 - back_deg:
+        return "front" if abs(turn) <= front_deg else "back"
+    return "left" if turn > 0 else "right"
 
 
 def orbit(

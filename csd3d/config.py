@@ -1,8 +1,8 @@
 """Typed configs: YAML and `key.sub=value` overrides, merged onto the defaults of nested dataclasses.
 
-OmegaConf parses and interpolates (`${seed}`). The conversion is our own: OmegaConf's structured configs know neither
-Literal, nor lists in unions, nor which keys are near a mistyped one. Every mistake becomes an InputError of one line:
-file (or "command line"), key, what was expected.
+OmegaConf parses and interpolates (`${seed}`). The conversion is our own (`csd3d.convert`): OmegaConf's structured
+configs support neither Literal nor lists in unions, and do not suggest a key for a mistyped one. Every mistake becomes
+an InputError of one line: file (or "command line"), key, what was expected.
 """
 
 import dataclasses
@@ -19,25 +19,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from csd3d.convert import BadValue, build, convert, first_line, nearest
 from csd3d.errors import InputError, InputErrors
-from csd3d.schema import (
-    BadValue,
-    Chosen,
-    OneOf,
-    annotation_at,
-    build,
-    convert,
-    first_line,
-    join,
-    mark_of,
-    members,
-    nearest,
-    plain,
-)
+from csd3d.schema import Chosen, OneOf, annotation_at, join, mark_of, members, plain
 
 Schema = TypeVar("Schema")
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100  # of sections and lists in each other
+MAX_EXPANDED = 2 << 20  # characters of a config with its interpolations written out
+NODE_SIZE = 16  # characters that a key or a list item counts as, beside its text
+_REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*)([^\s${}:]*))\}")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -45,10 +36,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def read_config(path: str | Path) -> DictConfig:
-    """Parses a YAML file to an OmegaConf tree; InputError when missing, too large or malformed (which line).
+    """Parse a YAML file to an OmegaConf tree; InputError if it is missing, too large or malformed (with the line).
 
-    `base: NAME.yaml` names a file of the same folder whose keys hold wherever this one says nothing; lists are replaced
-    whole. A base has no base of its own.
+    `base: NAME.yaml` names a file of the same folder, with values for all keys that this file does not set; lists are
+    replaced whole. A base cannot have a base.
     """
     tree = _parse(path)
     base = _base_of(path, tree)
@@ -58,7 +49,9 @@ def read_config(path: str | Path) -> DictConfig:
     if "base" in below:
         raise InputError(f"{base}: base: a base has none of its own; put its keys into {base.name}")
     del tree["base"]
-    return OmegaConf.merge(below, tree)
+    merged = OmegaConf.merge(below, tree)
+    _check_interpolations(merged, path)
+    return merged
 
 
 def _parse(path: str | Path) -> DictConfig:
@@ -84,11 +77,12 @@ def _parse(path: str | Path) -> DictConfig:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no config is; pass a YAML file")
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
+    _check_interpolations(tree, path)
     return tree
 
 
 def _check_depth(text: str) -> None:
-    """InputError for text nested so deep that YAML's parser, which calls itself, would bring the process down."""
+    """Raise InputError for text nested so deep that YAML's recursive parser would crash the process."""
     depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         opens = isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent))
@@ -98,8 +92,60 @@ def _check_depth(text: str) -> None:
             raise InputError(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
 
 
+def _check_interpolations(tree: DictConfig, path: str | Path) -> None:
+    """Raise InputError where OmegaConf's interpolation would expand a tree past `MAX_EXPANDED`.
+
+    `a: ${b}${b}`, `b: ${c}${c}`, ... doubles with every line. The size of each value is computed once, from the sizes
+    of the values it refers to. An interpolation whose target is unknown before it is resolved (nested, a resolver, a
+    circle) counts as an eighth of the limit.
+    """
+    root = OmegaConf.to_container(tree, resolve=False)
+    unknown = MAX_EXPANDED // 8
+    sizes: dict[tuple, int] = {}
+
+    def size_of(place: tuple, value: Any) -> int:
+        if place in sizes:
+            return sizes[place]
+        sizes[place] = unknown  # met again before it is measured: a circle
+        size = NODE_SIZE
+        if isinstance(value, (dict, list)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                size += len(str(key)) + size_of((*place, key), item)
+        elif isinstance(value, str):
+            found = list(_REFERENCE.finditer(value))
+            size += len(value) + unknown * (value.count("${") - len(found))
+            for dots, key in (match.groups() for match in found if match[2]):
+                names = tuple(re.findall(r"[^.\[\]]+", key))
+                above = place[: len(place) - len(dots)] if dots else ()
+                size += size_of(*_reach(root, (*above, *names)))
+        if size > MAX_EXPANDED:
+            key = ".".join(map(str, place)) or "all keys together"
+            raise InputError(f"{path}: {key}: interpolation makes this larger than {MAX_EXPANDED >> 20} MiB")
+        sizes[place] = size
+        return size
+
+    try:
+        size_of((), root)
+    except RecursionError:
+        raise InputError(f"{path}: its interpolations refer to each other in too long a chain") from None
+
+
+def _reach(root: Any, place: tuple) -> tuple[tuple, Any]:
+    """Where `place` leads in a tree: (place, value) of it, or of the first text on the way, which may refer to it."""
+    value, own = root, ()
+    for name in place:
+        if isinstance(value, str):
+            break
+        try:
+            key = int(name) if isinstance(value, list) else name
+            value, own = value[key], (*own, key)
+        except (KeyError, ValueError, IndexError, TypeError):
+            return place, None
+    return own, value
+
+
 def parse_value(text: str, key: str) -> Any:
-    """The value of an override on the command line, parsed as YAML; InputError where it is none."""
+    """Parse the value of an override on the command line as YAML; InputError if it is malformed."""
     try:
         _check_depth(text)
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
@@ -110,13 +156,13 @@ def parse_value(text: str, key: str) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """OmegaConf's own message; for `!!bool x` and its like, where YAML's constructors raise anything, what is meant."""
+    """Return OmegaConf's message; for a wrong tag such as `!!bool x`, where YAML can raise anything, an explanation."""
     known = isinstance(error, (OmegaConfBaseException, ValueError, RecursionError))
     return first_line(error) if known else "a value does not fit the !!tag before it; leave the tag out"
 
 
 def _others(path: Path) -> str:
-    """The config that a missing one was perhaps meant to be, and the names of those that come with csd3d."""
+    """Return a hint for a missing config: the nearest name, and the names of the shipped configs."""
     shipped = list_configs()
     known = {file.stem: file for file in [*sorted(path.parent.glob("*.yaml")), *shipped]}
     near = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.6)
@@ -125,18 +171,18 @@ def _others(path: Path) -> str:
 
 
 def _shortest(path: Path) -> str:
-    """A path as a user in the current folder writes it."""
+    """Return a path relative to the current folder if it is inside, else absolute."""
     relative = os.path.relpath(path)
     return str(path.absolute()) if relative.startswith("..") else relative
 
 
 def list_configs() -> list[Path]:
-    """The configs that come with a checkout of csd3d, which is how it is installed."""
+    """Return the configs of a checkout of csd3d, which is how it is installed."""
     return sorted(CONFIGS.glob("*.yaml"))
 
 
 def _base_of(path: str | Path, tree: DictConfig) -> Path | None:
-    """The file that `base` names, None without one."""
+    """Return the file that `base` names, if any."""
     name = OmegaConf.to_container(tree, resolve=False).get("base")
     if name is None:
         return None
@@ -146,7 +192,7 @@ def _base_of(path: str | Path, tree: DictConfig) -> Path | None:
 
 
 def _file_of(path: str | Path, key: str) -> str | Path:
-    """The file that says `key`: the base where it alone does, else the one given."""
+    """Return the file that sets `key`: the base if only that does, else the given file."""
     base = _base_of(path, tree := _parse(path))
     if base is None or _says(tree, key) or not _says(_parse(base), key):
         return path
@@ -158,7 +204,7 @@ def _says(tree: DictConfig, key: str) -> bool:
 
 
 def task_name(path: str | Path, overrides: Collection[str], tasks: Collection[str]) -> str:
-    """The `task` a config names, one of `tasks`; it decides which schema load_config is given."""
+    """Return the `task` that a config names, one of `tasks`; InputError for anything else."""
     written = OmegaConf.to_container(read_config(path), resolve=False).get("task")
     name = dict(_split(text) for text in overrides).get("task", written)
     if not isinstance(name, str):
@@ -171,18 +217,18 @@ def task_name(path: str | Path, overrides: Collection[str], tasks: Collection[st
 
 
 def load_config(path: str | Path, overrides: Collection[str], schema: type[Schema]) -> Schema:
-    """Builds `schema` from its defaults, then the YAML file, then overrides `key.sub=value`.
+    """Build `schema` from its defaults, then the YAML file, then overrides `key.sub=value`.
 
-    Values of overrides are YAML, except that keys which hold text take theirs literally: `prompt=make it: red` needs no
-    quotes.
+    Values of overrides are YAML, but taken literally for keys that hold text: `prompt=make it: red` needs no quotes.
 
     Raises:
-        InputError: file unreadable or malformed, unknown key (naming the nearest known one), wrong type, or refused by
-            a `__post_init__`. Keys that have moved (`schema.MOVED`, old to new) are told together, a line each.
+        InputError: file unreadable or malformed, unknown key (with the nearest known one), wrong type, or refused by a
+            `__post_init__`. Keys that have moved (`schema.MOVED`, old to new) are reported together, one a line.
     """
     tree = read_config(path)
     _check_moved(tree, overrides, path, schema)
     overridden = [_apply(tree, text, schema) for text in overrides]
+    _check_interpolations(tree, path)
 
     def source(key: str) -> str:
         if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):
@@ -206,7 +252,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path, schema: type) -> None:
-    """InputError with a line for each key that is written as an earlier release had it."""
+    """Raise InputError with a line for each key of an earlier release."""
     lines = []
     for old, new in getattr(schema, "MOVED", {}).items():
         if OmegaConf.select(tree, old, throw_on_resolution_failure=False) is not None:
@@ -232,7 +278,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _apply(tree: DictConfig, text: str, schema: type) -> str:
-    """Puts one override into the tree; returns its key."""
+    """Put one override into the tree and return its key."""
     key, raw = _split(text)
     _open_sections(tree, key, schema)
     try:
@@ -245,7 +291,7 @@ def _apply(tree: DictConfig, text: str, schema: type) -> str:
 
 
 def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
-    """Makes a section of every name on the way to `key`: method.scale=5 after `method: nfsd` adds to that method."""
+    """Turn each name above `key` into a section: method.scale=5 after `method: nfsd` sets a key of that method."""
     parts = key.split(".")
     for count in range(1, len(parts)):
         place = ".".join(parts[:count])
@@ -256,7 +302,7 @@ def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
 
 def _override_value(raw: str, key: str, annotation: Any) -> Any:
     parts = members(annotation)
-    names_a_thing = isinstance(mark_of(annotation), OneOf)  # then a section {type: NAME} is no text
+    names_a_thing = isinstance(mark_of(annotation), OneOf)  # for which {type: NAME} is a section, not text
     holds_text = str in parts or Path in parts or any(typing.get_origin(part) is Literal for part in parts)
     try:
         value = parse_value(raw, key)
@@ -274,12 +320,12 @@ def _override_value(raw: str, key: str, annotation: Any) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The whole config as plain JSON-able values (paths as text, tuples as lists, what is chosen with its `type`)."""
+    """Return the whole config as JSON-able values: paths as text, tuples as lists, chosen things with their `type`."""
     return json.loads(json.dumps(plain(config), default=str))
 
 
 def _escape(value: Any) -> Any:
-    """Text that OmegaConf reads back as it is: `${` escaped, with the backslashes before it doubled."""
+    """Escape `${`, and double the backslashes before it, so that OmegaConf reads texts back unchanged."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
@@ -288,14 +334,14 @@ def _escape(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """Every key of a config, defaults included, as YAML that load_config reads back to an equal config."""
+    """Return every key of a config as YAML, defaults included; load_config reads it back to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(config))))
 
 
 def defining_values(config: Any) -> dict[str, Any]:
-    """What a result depends on: {dotted key: value}, without the fields that are marked `identity: False`.
+    """Return {dotted key: value} of all fields that a result depends on: those not marked `identity: False`.
 
-    A field is marked so where it is declared: device, previews, what is written at the end.
+    Marked fields are the device, previews, and what is written at the end.
     """
     flat: dict[str, Any] = {}
 

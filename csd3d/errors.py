@@ -1,23 +1,41 @@
-"""The exception that a user's mistake raises: `launch.py` prints its line and exits with 2."""
+"""The exception for a user's mistake: `launch.py` prints its one line and exits with 2."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
-    """Bad input from outside: says in one line what was wrong, where (file and key), and what would be right."""
+    """Bad input from outside. The message says in one line what is wrong, where (file and key), and what is right."""
 
 
 class InputErrors(InputError):
-    """Several mistakes at once, each in a line of its own."""
+    """Several mistakes at once, one a line."""
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
 
 
+@contextlib.contextmanager
+def at_key(key: str) -> Iterator[None]:
+    """Put the config's key in front of every InputError raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The error's message on one line, cut after `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that is spelt most like `name`, None where there are none. Swapped letters count as alike."""
+    """Return the one of `known` that is spelt most like `name`, None if `known` is empty.
+
+    Swapped letters count as nearly equal.
+    """
 
     def likeness(other: str) -> float:
         ratio = difflib.SequenceMatcher(None, other, name).ratio()

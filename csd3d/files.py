@@ -1,22 +1,29 @@
-"""Files written whole or not at all, and JSON read without trusting it: the one place for both."""
+"""Atomic writing of files, and reading of untrusted JSON."""
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, one_line
 
-MAX_JSON_BYTES = 32 * 2**20
+MAX_JSON_BYTES = 32 * 2**20  # a capture of 30 000 frames; takes up to 700 MiB when parsed
+
+
+def natural_key(name: str) -> list:
+    """A sort key for names that compares the numbers in them by value: r_2 before r_10."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False) -> None:
-    """Has `write` make a file under a temporary name beside `path`, then moves it there; makes the folder.
+    """Call `write` with a temporary path beside `path`, then rename the file to `path`; creates the folder.
 
-    A reader, or a crash, meets the old file or the new one, never a part; where `write` fails nothing is left. The
-    temporary name has the suffix of `path`.  sync: the file is on the disk before it is moved, and its folder after.
+    After a crash `path` is the old file or the new one, never a part; if `write` fails nothing is left. The temporary
+    name has the suffix of `path`.  sync: the file reaches the disk before it is renamed, and its folder after.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -32,12 +39,12 @@ def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False)
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """A text file in UTF-8, as `write_whole` does it."""
+    """Write a UTF-8 text file by `write_whole`."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), sync)
 
 
 def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,11 +53,11 @@ def sync_to_disk(path: Path) -> None:
 
 
 def read_json(path: Path, what: str, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The object in a JSON file of UTF-8, with or without a byte order mark.
+    """Return the object in a JSON file of UTF-8, with or without a byte order mark.
 
     what: what the file should be, for messages ("a capture's JSON"). Raises InputError, one line that begins with the
-    path, for a file that is missing, larger than `most_bytes`, nested too deeply, or no JSON; for one that holds
-    something else than an object, and for an object that has a key twice.
+    path, for a file that is missing, larger than `most_bytes`, nested too deeply, not JSON, or not an object, and for
+    an object with the same key twice.
     """
     try:
         size = path.stat().st_size
@@ -68,8 +75,7 @@ def read_json(path: Path, what: str, most_bytes: int = MAX_JSON_BYTES) -> dict[s
     except InputError:
         raise
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not readable as JSON ({reason}); expected {what}") from error
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); expected {what}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, holds a {type(value).__name__}; expected {what}")
     return value

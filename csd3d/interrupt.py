@@ -1,4 +1,4 @@
-"""Ctrl+C, twice: the first asks a run to finish with what there is, the second ends it at once."""
+"""Ctrl+C: the first asks a run to finish with what there is, the second ends it at once."""
 
 import os
 import signal
@@ -29,4 +29,4 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, MESSAGE)  # not print: the signal may have come in the middle of one
+        os.write(2, MESSAGE)  # not print, which the signal may have interrupted

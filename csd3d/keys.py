@@ -1,36 +1,69 @@
-"""Tables of keys: what a config, a method or an editor can be told, from its fields and the comments beside them."""
+"""Tables of config keys, made from the fields of configs, methods and editors and from the comments beside them."""
 
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
+from typing import Any
 
-from csd3d.schema import default_of, describe, hints_of, join, mark_of, members, plain, show
+from csd3d import registry
+from csd3d.schema import Chosen, default_of, describe, hints_of, join, mark_of, plain, section_of, show
+
+DOCUMENTED = {  # the kinds in docs/keys.md, and their headings
+    "task": "Tasks",
+    "method": "Methods: `methods.NAME`, or `method: {type: NAME, …}`",
+    "canvas_editor": "Editors of pictures, panoramas and videos: `editors.NAME`",
+    "scene_editor": "Editors of scenes: `editors.NAME`",
+    "representation": "Representations: `representation` of scenes, `asset.representation` of text to 3D",
+    "reader": "Readers of captures: `scene.reader: {type: NAME, …}`",
+}
+ABOUT = """# Keys
+
+Every key of csd3d with its default, made from the comments in the source. Do not edit: `csd3d keys --markdown >
+docs/keys.md` writes this file. `csd3d keys NAME` shows one table, also of what a plugin registers.
+"""
+_BAR = r"\|"  # a | inside a cell of a Markdown table
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A row of a table of keys: dotted name, what it takes, its default as YAML has it, and what it is."""
+    """A row of a table of keys: dotted name, type in words, default as YAML, and the comment beside the field."""
 
     name: str
     takes: str
     default: str
     about: str
 
+    @property
+    def text(self) -> str:
+        """The comment and, unless that makes it long, the type."""
+        return f"{self.about} ({self.takes})" if self.about and len(self.takes) < 20 else self.about or self.takes
 
-def key_table(schema: type, prefix: str = "") -> list[Key]:
-    """Every key of a config, in order, with the comment that stands beside its field (or right above it)."""
+
+def key_table(schema: type, prefix: str = "", base: Any = None) -> list[Key]:
+    """Return every key of a config, in order. Defaults are those of the instance `base`, if given, else of the fields.
+
+    Sections are listed key by key. Of a registered thing that is chosen by name, only the settings whose defaults
+    differ from its own are listed.
+    """
     hints, comments, rows = hints_of(schema), _comments(schema), []
     for field in dataclasses.fields(schema):
-        if not field.init:
+        if not field.init or (field.name == "task" and not prefix):  # a task's own name, which is fixed
             continue
         name, annotation = join(prefix, field.name), hints[field.name]
-        default = default_of(field)
-        section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        default = default_of(field) if base is None else getattr(base, field.name)
+        section = section_of(annotation)
+        if section not in (None, annotation) and default is not None:  # it can be null
+            rows.append(Key(name, describe(annotation), "{…}", comments.get(field.name, "")))
         if section is not None and mark_of(annotation) is None and default is not None:
-            rows += key_table(section, name)
+            rows += key_table(section, name, default if isinstance(default, section) else None)
             continue
-        shown = "" if default is dataclasses.MISSING else show(plain(default))
+        chosen = default if isinstance(default, Chosen) else None
+        shown = "" if default is dataclasses.MISSING else show(chosen.name if chosen else plain(default))
         rows.append(Key(name, describe(annotation), shown, comments.get(field.name, "")))
+        if chosen and chosen.thing is not None:
+            own = key_table(type(chosen.thing), name)
+            rows += [key for key in key_table(type(chosen.thing), name, chosen.thing) if key not in own]
     return rows
 
 
@@ -50,3 +83,28 @@ def _comments(schema: type) -> dict[str, str]:
             comment = re.match(r"    #\s*(.+)", line)
             above = [*above, comment[1]] if comment else []
     return found
+
+
+# -------------------------------------------------------------------------------------------------------- docs/keys.md
+
+
+def markdown() -> str:
+    """Return the text of docs/keys.md: the keys of all tasks, methods, editors, representations and readers."""
+    return "\n".join([ABOUT, *(line for kind in DOCUMENTED for line in _tables(kind))])
+
+
+def _tables(kind: str) -> Iterator[str]:
+    # plugins register things too, and tests do; the order of registration depends on what was imported first
+    entries = [entry for entry in registry.entries(kind) if entry.thing.__module__.startswith("csd3d.")]
+    tables = {entry: key_table(entry.thing) for entry in sorted(entries, key=lambda entry: entry.name)}
+    yield f"## {DOCUMENTED[kind]}\n"
+    if bare := [f"`{entry.name}`" for entry, keys in tables.items() if not keys]:
+        yield f"Without keys: {', '.join(bare)}.\n"
+    for entry, keys in tables.items():
+        if keys:
+            yield f"### {entry.name}: {entry.title}\n\n| key | default | |\n|---|---|---|"
+            for key in keys:
+                default = f"`{key.default}`" if key.default else ""
+                cells = (f"`{key.name}`", default, re.sub(r"([*<])", r"\\\1", key.text))
+                yield f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |"
+            yield ""

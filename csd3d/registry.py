@@ -1,4 +1,4 @@
-"""What a config can name: methods, editors, model families, representations, readers; each in one file that says so.
+"""The registry of what a config can name: methods, editors, model families, representations, readers and more.
 
     @register("method", "nfsd", title="NFSD")
     @dataclass(frozen=True)
@@ -30,7 +30,7 @@ from csd3d.errors import InputError, closest
 
 Thing = TypeVar("Thing")
 GROUP = "csd3d.plugins"
-PACKAGES = {  # where csd3d's own things of each kind are
+PACKAGES = {  # the package or module with csd3d's own things of each kind
     "method": "csd3d.distillation.methods",
     "canvas_editor": "csd3d.editors",
     "scene_editor": "csd3d.editors",
@@ -38,10 +38,11 @@ PACKAGES = {  # where csd3d's own things of each kind are
     "representation": "csd3d.representations",
     "reader": "csd3d.datasets.readers",
     "task": "csd3d.tasks",
+    "correspondence": "csd3d.editors.correspondence",
     "ground_truth": "csd3d.world.plugin",
     "demo": "csd3d.world.plugin",
 }
-PARTS = {  # what a thing of each kind must have
+PARTS = {  # the attributes that a thing of each kind must have
     "method": ("queries", "direction"),
     "canvas_editor": ("count_steps", "take_step"),
     "scene_editor": ("update",),
@@ -49,19 +50,21 @@ PARTS = {  # what a thing of each kind must have
     "representation": ("open",),
     "reader": ("matches", "read"),
     "task": ("open",),
+    "correspondence": ("edits", "open"),
     "ground_truth": ("scene_truth", "knows"),
 }
-WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task")  # dataclasses: a config's
-RESERVED = {"method": ("csd", "all")}  # names that configs have for something else
+# dataclasses, whose fields are config keys
+WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task", "correspondence")
+RESERVED = {"method": ("csd", "all")}  # names that have another meaning in configs
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered thing (a class or a function), under its name in configs and its title in reports."""
+    """A registered class or function."""
 
     kind: str
-    name: str
-    title: str
+    name: str  # in configs
+    title: str  # in reports
     thing: Any
 
     @property
@@ -78,7 +81,7 @@ _loaded: set[str] = set()
 
 
 def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thing]:
-    """Registers the class or function below it; InputError where the name is taken or a part is missing."""
+    """Register the class or function below; InputError if the name is taken or a required attribute is missing."""
     if kind not in _entries:
         raise InputError(f"register({kind!r}, {name!r}): there is no such kind; known: {', '.join(_entries)}")
 
@@ -86,7 +89,7 @@ def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thin
         entry = Entry(kind, name, title or name, thing)
         _check(entry)
         other = _entries[kind].get(name)
-        # a module that is run as a script, or imported under two names, brings the same thing twice
+        # a module that is imported under two names, or run as a script, registers the same thing twice
         if other is not None and other.place != entry.place:
             raise InputError(f"{kind} {name!r} is registered twice: at {other.place} and at {entry.place}")
         _entries[kind][name] = entry
@@ -96,13 +99,13 @@ def register(kind: str, name: str, *, title: str = "") -> Callable[[Thing], Thin
 
 
 def _check(entry: Entry) -> None:
-    """InputError where configs could not name it, or it is not what its kind has to be."""
+    """Raise InputError if configs could not name the thing, or it lacks what its kind needs."""
     kind, thing = entry.kind, entry.thing
     at = f"{entry.place}: {kind} {entry.name!r}"
     if not isinstance(entry.name, str) or not re.fullmatch(r"\w+", entry.name):
         raise InputError(f"{at}: a name is a text of letters, digits and underscores, such as my_{kind}")
     if entry.name in RESERVED.get(kind, ()):
-        raise InputError(f"{at}: configs mean something else by {entry.name}; choose another name")
+        raise InputError(f"{at}: {entry.name} has another meaning in configs; choose another name")
     missing = [part for part in PARTS.get(kind, ()) if not hasattr(thing, part)]
     if missing:
         raise InputError(f"{at} lacks {', '.join(missing)}")
@@ -115,7 +118,7 @@ def _check(entry: Entry) -> None:
 
 
 def get(kind: str, name: str) -> Entry:
-    """What is registered under `name`; InputError that gives the nearest name and all others."""
+    """Return what is registered under `name`; InputError with the nearest name and all others if there is nothing."""
     known = names(kind)
     if name in known:
         return _entries[kind][name]
@@ -124,31 +127,31 @@ def get(kind: str, name: str) -> Entry:
 
 
 def names(kind: str) -> list[str]:
-    """Every name of a kind, csd3d's own first."""
+    """Return every name of a kind, csd3d's own first."""
     _load(kind)
     return list(_entries[kind])
 
 
 def entries(kind: str) -> list[Entry]:
-    """Everything that is registered of a kind."""
+    """Return everything that is registered of a kind."""
     _load(kind)
     return list(_entries[kind].values())
 
 
 def title(kind: str, name: str) -> str:
-    """What reports call it: its title, or the name itself where nothing is registered under it."""
+    """Return the title of a name for reports, or the name itself if nothing is registered under it."""
     _load(kind)
     return _entries[kind][name].title if name in _entries[kind] else name
 
 
 def entry_of(kind: str, thing: Any) -> Entry | None:
-    """The entry whose class `thing` is an instance of, or is itself."""
+    """Return the entry whose class `thing` is, or is an instance of; None if there is none."""
     wanted = thing if isinstance(thing, type) else type(thing)
     return next((entry for entry in entries(kind) if entry.thing is wanted), None)
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
-    """Imports modules by name, or files that end in .py; InputError in one line, naming the plugin and its fault."""
+    """Import plugins: modules by name, or files that end in .py; InputError, one line, if one cannot be imported."""
     for plugin in plugins:
         if plugin.endswith(".py"):
             _guarded(plugin, lambda plugin=plugin: _import_file(Path(os.path.expanduser(plugin))))
@@ -157,7 +160,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
 
 
 def _load(kind: str) -> None:
-    """Imports csd3d's own modules of a kind, and once the installed plugins."""
+    """Import csd3d's own modules of a kind, and, once, the installed plugins."""
     if kind not in _entries:
         raise InputError(f"there is no kind {kind!r} of things to register; known: {', '.join(_entries)}")
     if kind not in _loaded:
@@ -170,16 +173,16 @@ def _load(kind: str) -> None:
 
 
 def _import_package(name: str) -> None:
-    """A package with all its modules, or a single module."""
+    """Import a package with all its modules, or a single module."""
     module = importlib.import_module(name)
     for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
         importlib.import_module(f"{name}.{found.name}")
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not os.path.isfile(path):  # False, too, for what is too long to be a path
+    if not os.path.isfile(path):  # also False for a text too long to be a path
         raise InputError(f"plugins: {path}: no such file")
-    # a name of its own for each file: two folders may both have a plugin.py
+    # a unique name for each file, as two folders may both have a plugin.py
     name = f"csd3d_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -199,7 +202,7 @@ def _guarded(plugin: str, load: Callable[[], Any]) -> None:
         load()
     except InputError as error:
         raise InputError(f"plugin {plugin}: {str(error).removeprefix('plugins: ')}") from None
-    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
+    except (Exception, SystemExit) as error:  # other people's code can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{plugin}.".startswith(f"{error.name}."):
             raise InputError(f"plugin {plugin}: no such module; a file is named with its .py") from None
         frame = traceback.extract_tb(error.__traceback__)[-1]

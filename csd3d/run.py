@@ -1,4 +1,4 @@
-"""A job from config to report: which task, which folder, which device."""
+"""Starts, resumes and exports jobs: finds the task, the device and the run folder."""
 
 import os
 import sys
@@ -26,50 +26,51 @@ def start(
     *,
     stop: StopRequest,
 ) -> Path:
-    """Starts the job of a config file in a new run folder, which it returns."""
+    """Start the job of a config file in a new run folder, and return the folder."""
     config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
-    # opened by the very paths that config.yaml names: a resumed run, from wherever, has the same identity
-    job = with_paths(config, shipped).open(choose(device))  # what is wrong is told before a folder is made
-    written = to_yaml(config)
-    folder = create_run_folder(config.name, written, output=output, argv=sys.argv)
-    work(job, folder, stop)
+    # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
+    job = with_paths(config, shipped).open(choose(device))  # raises for bad input before a folder is made
+    folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
+    work(job, folder, stop, unused(config, overrides))
     return folder
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
-    """Continues a run where its checkpoints stand."""
+    """Continue a run from its checkpoints."""
     work(read(config_of(run_folder), overrides).open(choose(device)), run_folder, stop)
     return run_folder
 
 
 def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
-    """Writes a run's mesh, video, metrics and report again from its checkpoints, without fitting anything further.
+    """Write a run's mesh, video, metrics and report again from its checkpoints, without further steps.
 
-    Raises InputError where it has no checkpoint yet.
+    Raises InputError if it has no checkpoint yet.
     """
     config = read(config_of(run_folder), overrides)
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
-    stop.requested = True  # a phase takes no further step then, and one that has no checkpoint is left out
+    stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
     work(config.open(choose(device)), run_folder, stop)
     stop.requested = False
     return run_folder
 
 
-def work(job: Any, folder: Path, stop: StopRequest) -> None:
-    """Does the job under its log, which begins with what will be done, where and on what."""
+def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()) -> None:
+    """Do the job with its log, which begins with a banner and these warnings."""
     from csd3d.tasks import runner
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
     with logging_to(folder):
         for line in banner(job):
             logger.info("%s", line)
+        for line in warnings:
+            logger.warning("%s", line)
         runner.run(job)
         logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
 
 
 def banner(job: Any) -> list[str]:
-    """A few lines to stand at the top of the log and of the screen."""
+    """Return the first lines of the log: what will be done, where, and on which device."""
     import torch
 
     config, device = job.config, job.device
@@ -82,8 +83,17 @@ def banner(job: Any) -> list[str]:
     ]
 
 
+def unused(config: Any, overrides: Sequence[str]) -> list[str]:
+    """Return a warning for each editor or method that has settings in `overrides` and that the run does not use."""
+    names = getattr(config, "runs", None) or getattr(config, "methods", ())
+    used = {"sds" if name == "csd" else name.partition("+")[0] for name in names}
+    keys = dict.fromkeys(tuple(text.partition("=")[0].split(".")[:2]) for text in overrides)
+    given = [key for key in keys if key[0] in ("editors", "methods") and len(key) == 2 and key[1] not in used]
+    return [f"{section}.{name} is set, but this run does not use {name}" for section, name in given]
+
+
 def config_of(run_folder: Path) -> Path:
-    """The config a run was started with; InputError where this is no run folder."""
+    """Return the config that a run was started with; InputError if this is no run folder."""
     path = run_folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"{run_folder}: is no run folder (it has no config.yaml); give the folder that a run printed")
@@ -91,19 +101,19 @@ def config_of(run_folder: Path) -> Path:
 
 
 def read(config_file: Path, overrides: Sequence[str]) -> Any:
-    """The task's config, what is shipped found and plugins loaded."""
+    """Load the plugins and return the task's config, with paths of shipped files resolved."""
     plugins = load_plugins(config_file, overrides)
     task = task_name(config_file, overrides, registry.names("task"))
     config = load_config(config_file, overrides, registry.get("task", task).thing)
     if plugins:
-        config.plugins = plugins  # so that the run's own config.yaml names them from anywhere
+        config.plugins = plugins  # absolute, so that the run's config.yaml is valid from anywhere
     return with_paths(config, shipped)
 
 
 def load_plugins(config_file: Path, overrides: Sequence[str]) -> list[str]:
-    """Imports what the config's `plugins` names: modules, or files, found from the config's folder too.
+    """Import the plugins of a config: modules, or files, also relative to the config's folder.
 
-    Returns the same names, those of files made absolute.
+    Returns their names, with paths made absolute.
     """
     plugins = plugin_list(read_config(config_file).get("plugins"), str(config_file))
     given = [plugins_of(text) for text in overrides if text.startswith("plugins=")]
@@ -114,19 +124,19 @@ def load_plugins(config_file: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def plugin_path(plugin: str, beside: Path) -> str:
-    """The absolute path of a plugin's file, which is looked for from here and from the config's folder."""
+    """Return the absolute path of a plugin's file, relative to the current folder or else to the config's."""
     path = Path(os.path.expanduser(plugin))
     return str((path if os.path.exists(path) else beside / path).absolute())
 
 
 def plugins_of(override: str) -> list[str]:
-    """The value of `plugins=…` on the command line, a single name or a list of them."""
+    """Return the value of `plugins=…` on the command line as a list."""
     value = override.partition("=")[2]
     return plugin_list(parse_value(value, "plugins") if value.strip() else [], "command line")
 
 
 def plugin_list(value: Any, place: str) -> list[str]:
-    """A list of plugins from the value of the key, which may be a single name, or null; InputError for anything else"""
+    """Return the plugins in the value of the key: a list, a single name or null; InputError for anything else."""
     plugins = [value] if isinstance(value, str) else [] if value is None else value
     right = isinstance(plugins, Sequence) and all(isinstance(plugin, str) and plugin.strip() for plugin in plugins)
     if not right:
@@ -135,14 +145,14 @@ def plugin_list(value: Any, place: str) -> list[str]:
 
 
 def shipped(path: str) -> str:
-    """A path as given if it exists, else the one that ships with csd3d under that name, else as given."""
+    """Return the path of the shipped file of that name if the path itself does not exist; else the path as given."""
     if path and not os.path.exists(path) and os.path.exists(PACKAGE_ROOT / path):
         return str(PACKAGE_ROOT / path)
     return path
 
 
 def settle(path: str) -> str:
-    """A path that exists made absolute, but one of what ships with csd3d as `shipped` finds it; else as given."""
+    """Make an existing path absolute, or relative to csd3d if it is a shipped asset; return others as given."""
     if not path or not os.path.exists(path):
         return path
     absolute = Path(path).absolute()
@@ -151,10 +161,10 @@ def settle(path: str) -> str:
 
 
 def choose(device: str):
-    """The torch device of `auto`, `cpu` or `cuda`."""
+    """Return the torch device for `auto`, `cpu` or `cuda`."""
     from csd3d.priors import choose_device
 
     try:
         return choose_device(device)
-    except InputError as error:  # which names the config's key; here the device was asked for by an option
+    except InputError as error:  # it names the config's key, but here an option was given
         raise InputError(str(error).replace("prior.device", "--device")) from None

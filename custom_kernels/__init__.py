@@ -1,1 +1,1 @@
-"""Hot loops with interchangeable backends; a package of its own that knows nothing of csd3d."""
+"""Hot loops with interchangeable backends, independent of csd3d."""

@@ -3,11 +3,12 @@
 Symbols: S points, L levels, F features a level, T entries of all levels together, N_l vertices along an axis of level
 l (a real number).
 
-The table's layout is tiny-cuda-nn's, so parameters move between the backends: levels follow each other, an entry's
-features are adjacent; a level whose ⌈N_l⌉³ vertices fit is dense (x fastest, rounded up to 8 entries), a larger one is
-hashed. Positions are shifted by half a cell, p = x (N_l − 1) + 0.5, so that the levels' vertices do not line up.
+The layout of the table is that of tiny-cuda-nn, so all backends can use the same parameters: levels follow each other,
+and the features of an entry are adjacent. A level whose ⌈N_l⌉³ vertices fit is dense (x fastest, rounded up to 8
+entries); a larger one is hashed. Positions are shifted by half a cell, p = x (N_l − 1) + 0.5, so that vertices of
+different levels do not coincide.
 
-Backends: `reference` (torch; any device and floating type), `native` (C++, float32 on the CPU; the same bits for any
+Backends: `reference` (torch; any device and floating type), `native` (C++, float32 on the CPU; bit-identical for any
 number of threads), `tcnn` (tinycudann, float32 on CUDA).
 """
 
@@ -33,9 +34,9 @@ TCNN_INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirec
 def grid_layout(
     levels: int, base_resolution: int, max_resolution: int, log2_hashmap_size: int
 ) -> tuple[list[int], list[float]]:
-    """First entry of each level and the total (L+1), and N_l = base · b^l up to `max_resolution` (equations 2, 3).
+    """First entry of each level and the total [L+1], and N_l = base · b^l up to `max_resolution` (equations 2, 3).
 
-    Raises ValueError for sizes that make no grid.
+    Raises ValueError for invalid sizes.
     """
     if levels < 1 or base_resolution < 2 or max_resolution < base_resolution or not 3 <= log2_hashmap_size <= 28:
         raise ValueError(
@@ -61,9 +62,9 @@ def hash_encode(
     """Interpolated features of all levels, [S, L·F], level by level.
 
     positions [S, 3] in [0, 1] (clamped; the gradient is 0 outside), table [T, F], offsets [L+1] and resolutions [L] of
-    `grid_layout`. Differentiable once, in the table and in the positions. `auto` is native where that applies (CPU,
-    float32, compiled), else the reference. Raises ValueError for wrong shapes, RuntimeError for a backend that is named
-    and not there.
+    `grid_layout`. Differentiable once, in the table and in the positions. `auto` is native if possible (CPU, float32,
+    compiled), else the reference. Raises ValueError for wrong shapes, RuntimeError if a backend chosen by name is
+    missing.
     """
     _check(positions, table, offsets, resolutions)
     backend = choose_backend(backend, positions, table)
@@ -75,13 +76,11 @@ def hash_encode(
 
 
 def choose_backend(backend: str, positions: Tensor, table: Tensor) -> str:
-    """The backend that `hash_encode` will use: `auto` resolved, a named one checked (RuntimeError if it cannot run)."""
+    """The backend that `hash_encode` uses: `auto` resolved, a named one checked (RuntimeError if it cannot run)."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     obstacle = _native_obstacle(positions, table)
-    compiling = (
-        torch.compiler.is_compiling()
-    )  # torch.compile cannot trace the search for the library: the op looks itself
+    compiling = torch.compiler.is_compiling()  # torch.compile cannot trace the search for the library
     if backend == "auto":
         return "native" if obstacle is None and (compiling or native.library() is not None) else "reference"
     if backend == "native" and not compiling:
@@ -123,7 +122,7 @@ def _vertices(resolution: float) -> int:
 def hash_encode_reference(
     positions: Tensor, table: Tensor, offsets: Sequence[int], resolutions: Sequence[float]
 ) -> Tensor:
-    """`hash_encode` in plain torch: any device, any floating dtype. Cells and fractions are computed in float64."""
+    """`hash_encode` in plain torch, any device and floating dtype; cells and fractions are computed in float64."""
     x = positions.to(torch.float64).clamp(0, 1)
     spans = zip(offsets[:-1], offsets[1:], resolutions, strict=True)
     return torch.cat([_encode_level(x, table[start:stop], resolution) for start, stop, resolution in spans], dim=1)
@@ -140,7 +139,7 @@ def _encode_level(x: Tensor, table: Tensor, resolution: float) -> Tensor:
 
 
 def _entry_index(vertex: Tensor, size: int, vertices: int) -> Tensor:
-    """Entry of grid vertices [..., 3]: x + y·n + z·n² where all n³ fit, else the xor of equation 4; modulo the size."""
+    """Entry of grid vertices [..., 3]: x + y·n + z·n² if all n³ fit, else the xor of equation 4; modulo the size."""
     if vertices**3 <= size:
         x, y, z = (vertex * torch.tensor([1, vertices, vertices**2], device=vertex.device)).unbind(-1)
         return (x + y + z) % size

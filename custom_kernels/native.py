@@ -1,4 +1,4 @@
-"""Loads the compiled C++ kernels, choosing the widest instruction set this processor has."""
+"""Loading the compiled C++ kernels, for the widest instruction set of this processor."""
 
 import ctypes
 import functools
@@ -29,7 +29,7 @@ def _cpu_flags() -> set[str]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (with one warning) where they were not built: the reference takes over."""
+    """The compiled kernels, or None (with one warning) if they were not built; the reference is used then."""
     flags = _cpu_flags()
     for isa, required in _REQUIRED_FLAGS.items():
         path = Path(__file__).parent / f"_native_{isa}.so"
@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def require_library() -> ctypes.CDLL:
-    """The compiled kernels; raises RuntimeError naming the install command where they are missing."""
+    """The compiled kernels; raises RuntimeError naming the install command if they are missing."""
     lib = library()
     if lib is None:
         raise RuntimeError(f"backend 'native' was asked for but its kernels are not built: {INSTALL}")

@@ -1,11 +1,11 @@
-"""Volume rendering of packed samples: `march` finds the samples an occupancy grid leaves, `composite` renders them.
+"""Volume rendering of packed samples: `march` finds the samples in occupied cells, `composite` renders them.
 
 Symbols, here and in cpu/rendering.cpp: R rays, S samples; a ray is o + t d, t in world units where d is of unit length.
 A sample is the interval [t_start, t_end]; packed_info [R, 2] int64 holds each ray's (first sample, number of samples),
 rays in order and samples front to back.
 
-Backends: `reference` (torch, any device and dtype), `native` (C++, float32 on the CPU; the same bits for any number of
-threads), `nerfacc` (its CUDA ops, float32 on a GPU); `auto` takes the fastest there is.
+Backends: `reference` (torch, any device and dtype), `native` (C++, float32 on the CPU; bit-identical for any number of
+threads), `nerfacc` (its CUDA ops, float32 on a GPU); `auto` chooses the fastest available.
 """
 
 import functools
@@ -29,9 +29,9 @@ _CHUNK = 2**20  # steps that the reference marches at once
 
 @dataclass(frozen=True)
 class Grid:
-    """Nested occupancy grids: level l covers `aabb` scaled by 2^l about its centre; the finest around a point counts.
+    """Nested occupancy grids: level l covers `aabb` scaled by 2^l about its centre; the finest at a point is used.
 
-    occupancy [levels, G, G, G] bool, indexed x, y, z; aabb [6] float32 (min, max), world units. Neither may change
+    occupancy [levels, G, G, G] bool, indexed x, y, z; aabb [6] float32 (min, max), world units. Do not modify them
     afterwards: make a new Grid.
     """
 
@@ -51,7 +51,7 @@ class Grid:
 
     @functools.cached_property
     def blocks(self) -> Tensor:
-        """Which blocks of 4^3 cells hold an occupied one, [levels, B, B, B] bool: the walk leaps over the others."""
+        """Which blocks of 4^3 cells have an occupied one, [levels, B, B, B] bool; the march skips the others."""
         return torch.nn.functional.max_pool3d(self.occupancy.float()[:, None], 4, ceil_mode=True)[:, 0] > 0
 
 
@@ -59,8 +59,8 @@ class Grid:
 class Steps:
     """Steps along a ray: t_0 = t_min + jitter dt(t_min), t_{k+1} = t_k + dt(t_k), dt(t) = max(size, cone_angle t).
 
-    cone_angle > 0 grows the step with distance, as instant-ngp does in large scenes (Mueller et al. 2022, app. E.1).
-    A ray stops after `max_samples` samples.
+    With cone_angle > 0 steps grow with distance, as in instant-ngp (Mueller et al. 2022, app. E.1). A ray stops after
+    `max_samples` samples.
     """
 
     size: float
@@ -101,11 +101,11 @@ def march(
     jitter: Tensor | None = None,
     backend="auto",
 ) -> Samples:
-    """Samples of each ray: the steps of the lattice whose midpoint lies in an occupied cell and before t_max.
+    """Samples of each ray: the steps whose midpoint lies in an occupied cell and before t_max.
 
     rays_o, rays_d [R, 3] (d of unit length); t_min, t_max [R], t_min >= 0; jitter [R] in [0, 1), None for 0.
     Not differentiable. A ray that is not finite has no samples.
-    Raises ValueError on other shapes, RuntimeError where a backend asked for by name is missing.
+    Raises ValueError on other shapes, RuntimeError if a backend chosen by name is missing.
     """
     rays = len(rays_o)
     jitter = torch.zeros_like(t_min) if jitter is None else jitter
@@ -130,10 +130,10 @@ def composite(
     """Emission-absorption rendering of packed samples (Max 1995; NeRF, Mildenhall et al. 2020, eq. 3).
 
     alpha_k = 1 - exp(-sigma_k dt_k),  w_k = alpha_k prod_{j<k} (1 - alpha_j),  rgb = sum_k w_k rgb_k,
-    depth = sum_k w_k t_k (midpoints),  opacity = sum_k w_k.  A ray without samples is zero: no background is added.
+    depth = sum_k w_k t_k (midpoints),  opacity = sum_k w_k.  No background is added; a ray without samples is zero.
 
     sigmas [S] >= 0 (1 / world unit), rgbs [S, 3], t_starts, t_ends [S], packed_info [R, 2]. Differentiable in sigmas
-    and rgbs; the reference in t too. Raises ValueError on other shapes and on a gradient that the backend lacks.
+    and rgbs; the reference also in t. Raises ValueError on other shapes and on a gradient that the backend lacks.
     """
     count = len(sigmas)
     shapes = [tuple(x.shape) for x in (sigmas, rgbs, t_starts, t_ends, packed_info)]
@@ -155,13 +155,13 @@ def composite(
 
 
 def transmittance(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor) -> Tensor:
-    """Light that reaches each sample, T_k = exp(-sum_{j<k} sigma_j dt_j), [S] in [0, 1]."""
+    """Share of light that reaches each sample, T_k = exp(-sum_{j<k} sigma_j dt_j), [S] in [0, 1]."""
     thickness = (sigmas * (t_ends - t_starts)).clamp(max=_MAX_THICKNESS)
     return torch.exp(-exclusive_sum(thickness, packed_info)).to(sigmas.dtype)
 
 
 def keep(samples: Samples, mask: Tensor) -> Samples:
-    """The samples where mask [S] holds, packed again."""
+    """The samples where mask [S] is true, packed again."""
     t_starts, t_ends, ray_indices = (x[mask] for x in samples[:3])
     return Samples(
         t_starts, t_ends, ray_indices, _pack(torch.bincount(ray_indices, minlength=len(samples.packed_info)))
@@ -169,7 +169,7 @@ def keep(samples: Samples, mask: Tensor) -> Samples:
 
 
 def exclusive_sum(values: Tensor, packed_info: Tensor) -> Tensor:
-    """Sum of values [S] over the samples of its ray in front of each; float64, as it is cut from one running sum."""
+    """Sum of values [S] over the earlier samples of the same ray, [S]; float64, from one running sum over all rays."""
     before = values.double().cumsum(0) - values
     starts, counts = packed_info.unbind(1)
     occupied = counts > 0
@@ -177,7 +177,7 @@ def exclusive_sum(values: Tensor, packed_info: Tensor) -> Tensor:
 
 
 def expand_rays(packed_info: Tensor, size: int) -> Tensor:
-    """Ray of each of the `size` samples, [S] int64."""
+    """Ray index of each of the `size` samples, [S] int64."""
     rays = torch.arange(len(packed_info), device=packed_info.device)
     return rays.repeat_interleave(packed_info[:, 1], output_size=size)
 
@@ -191,7 +191,7 @@ def _pack(counts: Tensor) -> Tensor:
 
 @functools.cache
 def nerfacc_has_cuda() -> bool:
-    """Whether nerfacc's CUDA ops are compiled or can be: on CUDA with either its wheel's extension or a compiler."""
+    """Whether nerfacc's CUDA ops are compiled or can be: needs CUDA, and either nerfacc's wheel or a compiler."""
     if not torch.cuda.is_available() or importlib.util.find_spec("nerfacc") is None:
         return False
     found = importlib.util.find_spec("nerfacc.csrc") is not None or shutil.which("nvcc") is not None
@@ -227,11 +227,10 @@ def _choose(backend: str, *tensors: Tensor) -> str:
 def _march_reference(
     rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor, grid: Grid, steps: Steps, jitter: Tensor
 ) -> Samples:
-    """Looks up every step of the lattice, some rays at a time; in float64 as the native walk, to see the same cells."""
+    """Look up every step, some rays at a time; in float64 like the native march, to find the same cells."""
     centre, half = (grid.aabb[3:].double() + grid.aabb[:3]) / 2, (grid.aabb[3:].double() - grid.aabb[:3]) / 2
-    reach = (rays_o - centre).norm(dim=1) + half.norm() * 2 ** (
-        len(grid.occupancy) - 1
-    )  # past it, no ray is in the grid
+    # beyond `reach` no ray is in the grid
+    reach = (rays_o - centre).norm(dim=1) + half.norm() * 2 ** (len(grid.occupancy) - 1)
     t_min, t_max = t_min.double(), torch.minimum(t_max.double(), reach)
     start = t_min + jitter * torch.clamp(t_min * steps.cone_angle, min=steps.size)
     number = _steps_until(start, t_max, steps)
@@ -251,7 +250,7 @@ def _march_reference(
 
 
 def _steps_until(start: Tensor, t_max: Tensor, steps: Steps) -> int:
-    """Steps that take every ray past its t_max."""
+    """Number of steps that take every ray past its t_max."""
     reached = start < t_max  # NaN: false
     if not reached.any():
         return 0
@@ -275,7 +274,7 @@ def _edges(start: Tensor, number: int, steps: Steps) -> Tensor:
 
 
 def _occupied(points: Tensor, occupancy: Tensor) -> Tensor:
-    """Looks up points [..., 3], in coordinates where level l covers [-2^l, 2^l]^3."""
+    """Look up points [..., 3], in coordinates where level l covers [-2^l, 2^l]^3."""
     levels, resolution = occupancy.shape[:2]
     extent = points.abs().amax(-1)
     level = sum((extent > 2**l).long() for l in range(levels - 1)) + torch.zeros_like(extent, dtype=torch.long)

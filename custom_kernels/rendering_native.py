@@ -1,4 +1,4 @@
-"""The C++ side of rendering.py, registered with torch: shapes and meaning are stated there."""
+"""The C++ kernels of rendering.py as torch ops; shapes and meaning are described there."""
 
 import torch
 from torch import Tensor
@@ -11,41 +11,20 @@ def march_native(
     rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor, jitter: Tensor,
     occupancy: Tensor, blocks: Tensor, aabb: Tensor, step: float, cone_angle: float, max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`march` in C++: counts, then fills; every tensor contiguous. Returns the fields of Samples."""
+    """`march` in C++, in two passes, count and fill; tensors contiguous. Returns the fields of Samples."""
     lib, p, c = native.require_library(), native.pointer, native.ctypes
     rays, threads = c.c_int64(len(rays_o)), c.c_int(native.num_threads())
     levels, resolution = (c.c_int(size) for size in occupancy.shape[:2])
     space = (p(occupancy), p(blocks), levels, resolution, p(aabb), c.c_double(step), c.c_double(cone_angle))
     counts, first = torch.empty(len(rays_o), dtype=torch.int64), torch.empty(len(rays_o), dtype=torch.float64)
-    lib.march_count(
-        p(rays_o),
-        p(rays_d),
-        p(t_min),
-        p(t_max),
-        p(jitter),
-        rays,
-        *space,
-        c.c_int64(max_samples),
-        p(counts),
-        p(first),
-        threads,
-    )
+    origin = p(rays_o), p(rays_d)
+    ends = p(t_min), p(t_max), p(jitter), rays
+    lib.march_count(*origin, *ends, *space, c.c_int64(max_samples), p(counts), p(first), threads)
     packed = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
     size = int(counts.sum())
     t_starts, t_ends, ray_indices = torch.empty(size), torch.empty(size), torch.empty(size, dtype=torch.int64)
-    lib.march_fill(
-        p(rays_o),
-        p(rays_d),
-        p(t_max),
-        rays,
-        *space,
-        p(packed),
-        p(first),
-        p(t_starts),
-        p(t_ends),
-        p(ray_indices),
-        threads,
-    )
+    out = p(packed), p(first), p(t_starts), p(t_ends), p(ray_indices)
+    lib.march_fill(*origin, p(t_max), rays, *space, *out, threads)
     return t_starts, t_ends, ray_indices, packed
 
 
@@ -60,7 +39,7 @@ def _(rays_o, rays_d, t_min, t_max, jitter, occupancy, blocks, aabb, step, cone_
 def composite_native(
     sigmas: Tensor, rgbs: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`composite` in C++: the fields of Composite, then the transmittance behind each sample [S] (without gradient)."""
+    """`composite` in C++: the fields of Composite, then the transmittance behind each sample [S], without gradient."""
     rays, p, c = len(packed_info), native.pointer, native.ctypes
     ins = [x.contiguous() for x in (sigmas, rgbs, t_starts, t_ends, packed_info)]
     outs = [torch.empty(shape) for shape in ((rays, 3), rays, rays, len(sigmas), len(sigmas))]
@@ -81,7 +60,7 @@ def composite_backward_native(
     rgbs: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor, weights: Tensor, transmittance: Tensor,
     g_rgb: Tensor, g_depth: Tensor, g_opacity: Tensor, g_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of sigmas [S] and rgbs [S, 3], given those of the fields of Composite."""
+    """Gradients of sigmas [S] and rgbs [S, 3] from those of the fields of Composite."""
     p, c = native.pointer, native.ctypes
     ins = [x.contiguous() for x in (rgbs, t_starts, t_ends, packed_info)]
     more = [x.contiguous() for x in (weights, transmittance, g_rgb, g_depth, g_opacity, g_weights)]

@@ -1,6 +1,10 @@
-"""predict(queries) of a prior that has `condition` and `predict_noise`, as a prior's own `predict` does it."""
+"""predict(queries) of a prior that has `condition` and `predict_noise`, and InstructPix2Pix's three conditions."""
+
+from dataclasses import replace
 
 import torch
+
+from csd3d.priors import Condition
 
 
 def asking(prior, networks=None, calls=None):
@@ -25,3 +29,10 @@ def asking(prior, networks=None, calls=None):
         return eps
 
     return predict
+
+
+def edit_branches(text, null_text, image):
+    """InstructPix2Pix's conditions (∅, ∅), (x̃, ∅), (x̃, y), of embeddings or `Condition`s and `encode_condition`."""
+    given = (words if isinstance(words, Condition) else Condition(words) for words in (null_text, text))
+    null, full = (words.expand(len(image)) for words in given)
+    return replace(null, image=torch.zeros_like(image)), replace(null, image=image), replace(full, image=image)

@@ -1,13 +1,16 @@
 """What the command line lists: told by the code, for what csd3d has and for what others bring."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 import launch
 from csd3d import registry
 from csd3d.catalogue import answer, described
+from csd3d.keys import key_table
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -79,8 +82,24 @@ def test_keys_with_their_defaults_and_comments(capsys, plugin):
     assert "strength  1.0  of what does not happen (a number)" in printed(capsys, "keys", "zero", plugin)
     text = printed(capsys, "keys", "edit_scene")
     assert "scene.downscale" in text
-    assert "pictures are averaged down by this factor" in text
+    assert "factor by which pictures are made smaller" in text
     assert "has no keys of its own" in printed(capsys, "keys", "stable_diffusion")
+
+
+def test_defaults_are_those_of_the_task_and_not_of_a_section_alone():
+    scene = {key.name: key.default for key in key_table(registry.get("task", "edit_scene").thing)}
+    assert (scene["reconstruct.steps"], scene["fit.steps"], scene["representation"]) == ("500", "600", '"hashgrid"')
+    assert "representation.field.hidden" not in scene  # as `csd3d keys hashgrid` has it
+    asset = {key.name: key.default for key in key_table(registry.get("task", "text_to_3d").thing)}
+    assert asset["asset.representation.field.hidden"] == "32"
+    assert asset["distill.steps"] == "600"
+
+
+def test_the_documented_keys_are_those_of_the_code(plugin):
+    registry.load_plugins([plugin.partition("=")[2]])  # what others register is not in the file
+    file = Path(launch.__file__).parent / "docs" / "keys.md"
+    told = "docs/keys.md is stale: python launch.py keys --markdown > docs/keys.md"
+    assert f"{answer(['keys', '--markdown'])}\n" == file.read_text(encoding="utf-8"), told
 
 
 @pytest.mark.parametrize(
@@ -97,6 +116,19 @@ def test_mistakes_are_one_line(argv, words, capsys):
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["methods", "families", "keys"])
+def test_a_word_has_its_own_help(word, capsys):
+    assert f"usage: csd3d {word}" in printed(capsys, word, "--help")
+
+
+def test_a_reader_may_stop_before_the_end():
+    command = f"{sys.executable} {launch.__file__} methods"
+    piped = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    piped.stdout.close()
+    assert piped.stderr.read() == b""
+    assert piped.wait() == 0
 
 
 def test_a_class_without_words_is_told_by_its_module():

@@ -1,5 +1,6 @@
 """Typed configs: what is accepted comes out typed, what is not is refused by name, and what is written reads back."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -125,7 +126,7 @@ def test_overrides(load, override, key, value):
         ("prompt: a\nlr: .nan", [], ["lr: expected a number"]),
         ("prompt: a\nlr: '0.1'", [], ['lr: expected a number, got "0.1"']),
         ("prompt: a\npreview: 1", [], ["preview: expected true or false, got 1"]),
-        ("prompt: a\ncompare: in2n", [], ["compare: expected a list of text"]),
+        ("prompt: a\ncompare: in2n", [], ["compare: expected a list of texts"]),
         ("prompt: a\ncompare: [in2n, 3]", [], ["compare[1]: expected text, got 3"]),
         ("prompt: a\nsize: [1, 2, 3]", [], ["size: expected a list of 2 values, got 3"]),
         ("prompt: a\nupdate: {method: csd}", [], ["update.method: expected one of csd_edit, in2n"]),
@@ -152,6 +153,38 @@ def test_overrides(load, override, key, value):
 def test_bad_input_is_one_line_naming_file_and_key(load, text, overrides, parts):
     text = message(load, text, *overrides)
     assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'k{i}: "${{k{j}}}${{k{j}}}"',
+        'k{i}: {{a: "${{k{j}}}", b: ["${{k{j}}}"]}}',
+        'k{i}: {{a: "${{..k{j}}}${{..k{j}}}"}}',
+        'k{i}: {{a: "${{r{i}.a}}${{r{i}.a}}"}}\nr{i}: ${{k{j}}}',
+        'k{i}: "${{oc.select:k{j}}}${{oc.select:k{j}}}"',
+        'n{i}: k{i}\nk{i}: "${{${{n{j}}}}}${{${{n{j}}}}}"',
+        "k{i}: &k{i} [*k{h}, *k{h}]",
+    ],
+)
+def test_references_that_double_with_every_line_are_refused_at_once(load, line):
+    text = "k0: &k0 x\n" + "\n".join(line.format(h=i - 1, i=i, j=i + 1) for i in range(1, 60)) + "\nk60: x"
+    assert re.search("larger than 2 MiB|YAML node expansion exceeds", message(load, text))
+
+
+def test_a_base_that_doubles_what_the_config_names_is_refused(tmp_path):
+    lines = [f'k{i}: "${{k{i + 1}}}${{k{i + 1}}}"' for i in range(60)]
+    (tmp_path / "b.yaml").write_text("\n".join(lines[::2]))
+    (tmp_path / "c.yaml").write_text("base: b.yaml\n" + "\n".join(lines[1::2]))
+    with pytest.raises(InputError, match=r"c.yaml: .* larger than 2 MiB"):
+        load_config(tmp_path / "c.yaml", [], Config)
+
+
+def test_chains_of_interpolations_and_circles_of_sections_are_no_bombs(load):
+    text = "prompt: ${compare[0]}\ncompare: ['${update.method}', b]\nupdate: {method: in2n, steps: '${seed}'}\nseed: 3"
+    config = load(text)
+    assert (config.prompt, config.compare, config.update.steps) == ("in2n", ["in2n", "b"], 3)
+    assert load("prompt: ${oc.env:NO_SUCH_VARIABLE,x}\nlr: 0.5").prompt == "x"
 
 
 def test_a_base_holds_where_the_file_says_nothing(tmp_path):

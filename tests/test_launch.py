@@ -14,6 +14,7 @@ import pytest
 import csd3d
 import launch
 from csd3d.errors import InputError
+from csd3d.run import unused
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,6 +109,22 @@ def test_other_errors_keep_their_traceback(jobs, tmp_path):
     jobs.start = start
     with pytest.raises(ZeroDivisionError):
         launch.main(["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "warned"),
+    [
+        ({"methods": ["csd_edit", "ip2p+own"]}, "editors.ip2p.steps=3", None),
+        ({"methods": ["csd_edit"]}, "editors.ip2p.steps=3", "editors.ip2p"),
+        ({"runs": {"csd": None, "vsd+csd": None}, "methods": {"nfsd": None}}, "methods.vsd.rank=3", None),
+        ({"runs": {"csd": None}, "methods": {}}, "methods.sds={}", None),
+        ({"runs": {"csd": None}, "methods": {"nfsd": None}}, "methods.nfsd.scale=3", "methods.nfsd"),
+        ({"methods": ["csd_edit"]}, "seed=3", None),
+    ],
+)
+def test_settings_that_a_run_does_not_use_are_warned_of(config, override, warned):
+    lines = unused(types.SimpleNamespace(**config), [override, override])
+    assert lines == ([f"{warned} is set, but this run does not use {warned.partition('.')[2]}"] if warned else [])
 
 
 def test_results_that_exist_are_named(tmp_path):

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from csd3d.errors import InputError
-from csd3d.media import Picture, open_video, read_image, write_frames, write_image
-from csd3d.media.videos import frame_rate, natural_key
+from csd3d.files import natural_key
+from csd3d.media import Picture, frame_writer, open_video, read_image, write_image
+from csd3d.media.videos import frame_rate
 
 
 def ffmpeg(*arguments, data=None):
@@ -37,6 +38,12 @@ def encoded_by_ffmpeg(path, levels, layout, *options):
 
 def deep_levels(channels, height=5, width=7):
     return np.random.default_rng(channels).integers(0, 2**16, (height, width, channels), dtype=np.uint16)
+
+
+def write_frames(path, frames, fps, **options) -> None:
+    with frame_writer(path, fps, **options) as add:
+        for frame in frames:
+            add(frame)
 
 
 def pattern(count, height, width):

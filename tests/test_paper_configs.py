@@ -86,7 +86,8 @@ PRINTED = {
         **{"asset.resolution": [(0, 64)], "views.elevation_deg": (-10, 90), "views.distance": (1.0, 1.5)},
         **{"shading.start": 1000, "shading.lambertian": 0.375, "shading.textureless": 0.375},
         **{"losses.orientation": (0, 0.0001, 5000, 0.01), "losses.sparsity": 0.001},
-        **{"asset.field.blob_scale": 5.0, "asset.field.blob_radius": 0.2, "prompts.overhead_deg": 60.0},
+        **{"asset.representation.field.blob_scale": 5.0, "asset.representation.field.blob_radius": 0.2},
+        "prompts.overhead_deg": 60.0,
     },
     "prolificdreamer": {
         "task": "text_to_3d",

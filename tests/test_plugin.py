@@ -200,6 +200,30 @@ export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget
     assert (folder / "mesh" / "mesh.glb").exists()
 
 
+def test_an_asset_is_a_ball_and_turns_red(tmp_path):
+    text = f"""
+task: text_to_3d
+plugins: [{EXAMPLE / "ball.py"}, {EXAMPLE / "one_colour.py"}]
+prompt: a red ball
+method: sds
+guidance_size: 16
+prior: {{model: {EXAMPLE / "one_colour_model"}, dtype: float32}}
+asset: {{representation: {{type: ball}}, background: white, resolution: [[0, 16]], levels: [[0, 3], [99, 5]]}}
+losses: {{orientation: 0.1, distortion: 0.1}}
+distill: {{steps: 40, guidance_scale: 1.0}}
+optim: {{learning_rate: 0.2, ema: 0.5}}
+evaluate: {{views: 2, size: 32}}
+export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget: 200, threshold: 0.5}}}}
+"""
+    folder = run(tmp_path, text, "--device", "cpu")
+    assert json.loads((folder / "metrics.json").read_text())["finished"]
+    assert (folder / "mesh" / "mesh.glb").exists()
+    red, green, blue = np.asarray(Image.open(folder / "images" / "sds" / "0" / "000.png"))[16, 16] / 255
+    assert red > 0.8
+    assert max(green, blue) < 0.3
+    assert launch.main(["--resume", str(folder)]) == 0  # from its own config, with the representation's keys
+
+
 # ------------------------------------------------------------------------------------------------------- when installed
 
 

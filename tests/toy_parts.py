@@ -87,15 +87,12 @@ class BlobScene(nn.Module):
         loss, report = fit_loss(flat, pictures.images[view].view(-1, 3), None, config, None)
         finite = descend(self, optimiser, loss, learning_rate(config, step))
         if step == self.config.grow_every:
-            self._double(optimiser)
+            self.double()
         return report | {"skipped": float(not finite), "blobs": float(len(self.centres))}
 
-    def _double(self, optimiser):
+    def double(self):
         for parameter in (self.centres, self.colours):
             parameter.data = torch.cat((parameter.data, parameter.data + 0.01))
-            state = optimiser.state[parameter]
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = torch.cat((state[key], state[key]))
 
     def load_state_dict(self, state):
         for name, parameter in self.named_parameters():

@@ -1,6 +1,6 @@
-"""A clip: what pictures and videos have in common. Frames of one size, read as they are needed; a picture is one frame.
+"""A clip is a picture or a video: frames of one size, read when needed; a picture has one frame.
 
-Where a job names no file, a clip comes from the registry: `registry.get("demo", "strip")` or `"orbit"`, functions
+If a job names no file, the clip comes from the registry: `registry.get("demo", "strip")` or `"orbit"`, functions
 (DemoConfig, instruction) -> Clip, which may know the true edits.
 """
 
@@ -22,12 +22,12 @@ PIXELS_AT_ONCE = 2**20
 
 @dataclass
 class DemoConfig:
-    """What is edited where no file is given: which of the demo clips, and how large it is."""
+    """The demo clip that is edited if no file is given."""
 
-    seed: int = 0  # which one
-    width: int = 512  # pixels, of a picture; a video is square
-    height: int = 128  # pixels
-    frames: int = 24  # of a video
+    seed: int = 0  # chooses the demo clip
+    width: int = 512  # width of a picture in pixels; videos are square
+    height: int = 128  # height in pixels
+    frames: int = 24  # frames of a video
 
     def __post_init__(self) -> None:
         for key in ("width", "height", "frames"):
@@ -37,8 +37,8 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Captions:
-    """What a clip shows. before: a caption for each part of a frame, or one for all.  after: the same for each of the
-    valid answers to the instruction."""
+    """Captions of a clip. before: one for each part of a frame, or one for all.  after: the same for each right answer
+    to the instruction."""
 
     before: list[str]
     after: list[list[str]]
@@ -48,12 +48,12 @@ class Captions:
 class Clip:
     """`count` frames of height x width pixels.
 
-    read(indices): those frames, [n, 3, H, W] float32 in [0, 1].
-    alpha [H, W] and bits a channel are of a picture; they are kept in the result.
-    fps: frames a second, None for a picture.  sample_aspect: a video's pixels' width / height.  sound_from: the file
+    read(indices): the frames [n, 3, H, W], float32 in [0, 1].
+    alpha [H, W] and bits (a channel) of a picture are kept in the result.
+    fps: frames a second, None for a picture.  sample_aspect: width / height of a video's pixels.  sound_from: the file
     whose sound the result gets.
-    answers [K, F, H, W, 3], float in [0, 1] or uint8: the true edits, where they are known.  captions: what these show.
-    flow(a, b): a video's true optical flow (`Flow`), where it is known.
+    answers [K, F, H, W, 3], float in [0, 1] or uint8: the true edits, if known.  captions: of clip and answers.
+    flow(a, b): a video's true optical flow (`Flow`), if known.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Clip:
         return self.height, self.width
 
     def chunks(self) -> Iterator[list[int]]:
-        """All frames' numbers, so many at a time as may be in memory together."""
+        """All frame numbers, in lists of as many as may be in memory together."""
         count = max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // (self.height * self.width)))
         return (list(range(i, min(i + count, self.count))) for i in range(0, self.count, count))
 
 
 def open_picture(path: str) -> Clip:
-    """A picture file as a clip of one frame; InputError where it can't be read."""
+    """Open a picture file as a clip of one frame; raises InputError if it cannot be read."""
     picture = read_image(Path(path).expanduser())
     pixels = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
     read = lambda indices: pixels[list(indices)]  # noqa: E731
@@ -100,7 +100,7 @@ def open_picture(path: str) -> Clip:
 
 
 def open_clip(path: str) -> Clip:
-    """A video file or a folder of frames; InputError where it can't be read. It stays open while the clip lives."""
+    """Open a video file or a folder of frames; raises InputError if it cannot be read. The file stays open."""
     video = open_video(Path(path).expanduser())
 
     def read(indices: Sequence[int]) -> Tensor:

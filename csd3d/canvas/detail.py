@@ -1,19 +1,19 @@
-"""What an autoencoder loses of a picture, given back to it where an edit has left it alone."""
+"""Restore the detail that the autoencoder loses, where an edit has not changed the picture."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-KEPT_BELOW = 0.1  # mean difference from the source, pictures being in [0, 1], up to which some detail is kept
-NEIGHBOURHOOD = 9  # pixels along a side over which that difference is averaged
+KEPT_BELOW = 0.1  # mean difference from the source, in [0, 1], below which detail is restored
+NEIGHBOURHOOD = 9  # pixels a side over which the difference is averaged
 
 
 def restore_detail(decoded: Tensor, decoded_source: Tensor, source: Tensor) -> Tensor:
-    """Gives edited pictures [M, H, W, 3] back what the autoencoder loses of their sources, where they were left alone.
+    """Add the source's detail that the autoencoder loses to edited pictures [M, H, W, 3], where they are unchanged.
 
         decoded + w (source − decoded_source)
 
-    w falls from 1 where the edit's decoding equals the source's to 0 where their mean difference over a neighbourhood
-    and the channels reaches `KEPT_BELOW`. An edit that does nothing returns its source exactly. All in [0, 1].
+    w is 1 where the decoded edit equals the decoded source, and falls to 0 where their mean difference over a
+    neighbourhood and the channels reaches `KEPT_BELOW`. Without any edit the source comes back exactly. All in [0, 1].
     """
     difference = (decoded - decoded_source).abs().mean(-1)[:, None]
     pad = NEIGHBOURHOOD // 2
@@ -23,7 +23,7 @@ def restore_detail(decoded: Tensor, decoded_source: Tensor, source: Tensor) -> T
 
 
 def restore_frames(decoded: Tensor, decoded_source: Tensor, source: Tensor, wrap: bool = False) -> Tensor:
-    """`restore_detail` of pictures [M, 3, H, W]; `wrap`: their right border continues at the left."""
+    """`restore_detail` for pictures [M, 3, H, W]; `wrap`: the right border continues at the left."""
     pictures = (decoded, decoded_source, source)
     if not wrap:
         return restore_detail(*(p.permute(0, 2, 3, 1) for p in pictures)).permute(0, 3, 1, 2)

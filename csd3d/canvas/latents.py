@@ -1,4 +1,4 @@
-"""The latents of a clip: at a size that suits the prior, and back to the clip's own pixels.
+"""Encode a clip to latents at a working size for the prior, and decode edited latents to the clip's size.
 
 Symbols: F frames of H x W pixels; the working size (H', W'); z [F, C, h, w] their latents, float32 on the CPU.
 """
@@ -10,21 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd3d.cameras import pixel_centres
 from csd3d.canvas.clip import Clip
 from csd3d.canvas.detail import restore_frames
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.media import MAX_PIXELS
-from csd3d.priors import DiffusersPrior
+from csd3d.priors import Prior
 from csd3d.priors.tiled import TiledVae
+
+SEEN = 0.5  # share of a latent pixel that must be valid for its flow to count
 
 
 @dataclass(eq=False)
 class Latents:
-    """The latents of a clip's frames as they were, and how to come back from edited ones.
+    """The latents z [F, C, h, w] of a clip, and how to decode edited ones.
 
-    size: the working size (H', W').  codec: encodes and decodes at that size.  z [F, C, h, w].
-    keep_detail: see `restore_detail`.  inside [H, W]: how much of each pixel may be edited, None for all.
+    size: the working size (H', W').  codec: encodes and decodes at that size.  keep_detail: see `restore_detail`.
+    inside [H, W]: how much of each pixel may be edited; None: all.
     """
 
     clip: Clip
@@ -36,12 +39,12 @@ class Latents:
 
     @torch.no_grad()
     def decode(self, z: Tensor, indices: Sequence[int]) -> Tensor:
-        """What the autoencoder makes of frames `indices` of z [F, C, h, w]: [n, 3, H, W] in [0, 1]."""
+        """Decode frames `indices` of z [F, C, h, w] to [n, 3, H, W] in [0, 1]."""
         decoded = self.codec.decode(z[list(indices)].to(self.codec.prior.device), self.size).cpu()
         return resize(decoded, self.clip.size)
 
     def finish(self, decoded: Tensor, decoded_source: Tensor | None, source: Tensor) -> Tensor:
-        """Decoded frames [n, 3, H, W] with their source's detail, and outside of `inside` the source itself."""
+        """Decoded frames [n, 3, H, W] with the source's detail restored, and the source itself outside `inside`."""
         edited = decoded
         if self.keep_detail:
             edited = restore_frames(decoded, decoded_source, source, self.codec.wrap)
@@ -49,13 +52,13 @@ class Latents:
 
     @property
     def needs_source(self) -> bool:
-        """Whether what the autoencoder makes of the source is needed to finish a frame, or to judge it."""
+        """Whether the decoded source is needed to finish or judge a frame."""
         return self.keep_detail or self.inside is not None
 
 
 @torch.no_grad()
-def encode_clip(prior: DiffusersPrior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
-    """Encodes all frames at the working size `size`; `pixels`: see `TiledVae`."""
+def encode_clip(prior: Prior, clip: Clip, size: tuple[int, int], wrap: bool, pixels: int | None) -> Latents:
+    """Encode all frames at the working size `size`; `pixels`: see `TiledVae`."""
     codec = TiledVae(prior, pixels, wrap)
     z = None
     for indices in progress(clip.chunks(), "encode", total=len(list(clip.chunks()))):
@@ -67,10 +70,9 @@ def encode_clip(prior: DiffusersPrior, clip: Clip, size: tuple[int, int], wrap: 
 
 @dataclass(frozen=True)
 class EditedFrame:
-    """A frame as one method leaves it, [3, H, W] in [0, 1] each.
+    """A frame edited by one method, pictures [3, H, W] in [0, 1].
 
-    picture: the result.  decoded: what the autoencoder made of its latents.  decoded_source: what it made of the
-    source's; None where nothing needs it.
+    picture: the result.  decoded: its decoded latents.  decoded_source: the source's; None if not needed.
     """
 
     picture: Tensor
@@ -79,10 +81,10 @@ class EditedFrame:
 
 
 def edited_frames(edits: Mapping[str, tuple[Latents, Tensor]]) -> Iterator[tuple[int, Tensor, dict[str, EditedFrame]]]:
-    """Every frame in order: its number, its source [3, H, W], and by name what each method made of it.
+    """Yield every frame: its number, its source [3, H, W], and {name: the frame edited by that method}.
 
-    `edits`: by name the latents that were edited, and the edited z. All are of one clip, whose frames are read once.
-    Methods that edited the same latents share what the autoencoder makes of the source.
+    `edits`: {name: (source latents, edited z)}, all of one clip, whose frames are read once. Methods with the same
+    source latents share the decoded source.
     """
     clip = next(iter(edits.values()))[0].clip
     for indices in clip.chunks():
@@ -103,11 +105,11 @@ def edited_frames(edits: Mapping[str, tuple[Latents, Tensor]]) -> Iterator[tuple
 
 
 def working_size(clip: Clip, window: int, unit: int, wrap: bool) -> tuple[int, int]:
-    """(H', W') for windows of `window` latent pixels, `unit` pixels each: the clip's own size where that is large.
+    """The working size (H', W') for windows of `window` latent pixels of `unit` pixels: the clip's own size if large.
 
-    What would fit into one window is enlarged to fill it along its longer side; what is narrower than a window is
-    enlarged until it is not, so that the prior sees objects at the size that it knows. Where it wraps around, W' is a
-    whole number of latent pixels. Raises InputError where that would be more than `MAX_PIXELS`.
+    A clip that fits into one window is enlarged until its longer side fills the window; a narrower one until its
+    shorter side does, so that objects have the size that the prior was trained on. With `wrap`, W' is a multiple of
+    `unit`. Raises InputError above `MAX_PIXELS`.
     """
     own, (short, long) = window * unit, sorted(clip.size)
     scale = own / long if long <= own else max(1, own / short)
@@ -122,7 +124,27 @@ def working_size(clip: Clip, window: int, unit: int, wrap: bool) -> tuple[int, i
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] of another size, bicubic and antialiased."""
+    """Resize images [B, 3, H, W] in [0, 1], bicubic and antialiased."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def pixel_grid(h: int, w: int) -> Tensor:
+    """(x, y) of every pixel's centre, [h, w, 2]; the first pixel is at (0, 0)."""
+    return pixel_centres(w, h).view(h, w, 2) - 0.5
+
+
+def to_latent(flow: Tensor, valid: Tensor, size: tuple[int, int], unit: int) -> tuple[Tensor, Tensor]:
+    """Reduce a flow [H, W, 2] in pixels to latent pixels of `unit` pixels a side, `size` = (h, w) of them.
+
+    Return the flow [h, w, 2] in latent pixels, the mean over the valid pixels, and the valid share [h, w] of each
+    latent pixel, 0 below `SEEN`. Padding of the autoencoder at the right and bottom counts as invalid.
+    """
+    height, width = (side * unit for side in size)
+    weight = valid.to(flow)
+    stack = torch.cat([flow * weight[..., None], weight[..., None]], -1).movedim(-1, 0)
+    stack = F.pad(stack, (0, width - flow.shape[1], 0, height - flow.shape[0]))
+    pooled = F.avg_pool2d(stack[None], unit)[0].movedim(0, -1)
+    share = torch.where(pooled[..., 2] >= SEEN, pooled[..., 2], 0.0)
+    return torch.where(share[..., None] > 0, pooled[..., :2] / pooled[..., 2:] / unit, 0.0), share

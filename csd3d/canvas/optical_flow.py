@@ -1,23 +1,22 @@
-"""Optical flow of a clip, and which latent pixel of one of its frames shows the same as a pixel of another.
+"""Optical flow of a clip, and the correspondence between latent pixels of its frames.
 
 Symbols: a, b frame numbers; flow_ab [H, W, 2] is (x, y) in pixels: what frame a shows at p, frame b shows at
-p + flow_ab(p); valid_ab [H, W] whether forward and backward flow agree that it is to be seen there.
+p + flow_ab(p); valid_ab [H, W] whether forward and backward flow agree there.
 
-Neighbouring frames are compared by DIS (Kroeger et al. 2016, arXiv 1603.03590), others by following the neighbours'
-flows from frame to frame. Measured on four orbits of the world (`orbit_clip`, 5° a frame, 16 × 16 latents) against the
-true flow of the object: error in latent pixels rms, and how many of the latent pixels truly seen in both are kept.
+Flow between neighbouring frames is computed by DIS (Kroeger et al. 2016, arXiv 1603.03590); flow between other frames
+is chained from it. Measured on four orbits of the world (`orbit_clip`, 5° a frame, 16 × 16 latents) against the true
+flow of the object: rms error in latent pixels, and the share kept of the latent pixels that both frames show.
 
     frames apart                  1           2           4           8           12          16
-    followed from frame to frame  0.13  84 %  0.27  78 %  0.55  67 %  1.10  57 %  1.76  55 %  2.40  53 %
+    chained from frame to frame   0.13  84 %  0.27  78 %  0.55  67 %  1.10  57 %  1.76  55 %  2.40  53 %
     DIS of the two frames         0.13  84 %  0.25  75 %  0.48  51 %  1.79  22 %  2.49  13 %  4.69  11 %
-    no flow: the same address     0.31        0.61        1.25        2.57        3.94        5.18
+    no flow: the same pixel       0.31        0.61        1.25        2.57        3.94        5.18
 
-DIS that starts from the followed flow kept less than following alone, and was no more accurate.
+DIS initialised with the chained flow kept fewer pixels and was no more accurate.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import product
 
 import cv2
 import numpy as np
@@ -25,19 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.distillation import Correspondence
-from csd3d.distillation.correspondence import pixel_grid, to_latent
+from csd3d.canvas.latents import pixel_grid, to_latent
 from csd3d.metrics.motion import warp_frame
 
-LONGEST, SHORTEST = 512, 16  # pixels a side that flow is computed at; DIS takes no less than 12
-FULL_RESOLUTION = 256  # up to which DIS goes down to single pixels; half of them beyond
-SMOOTHING = 20  # iterations of DIS's variational refinement; its presets have at most 5
-RELATIVE, ABSOLUTE = 0.01, 0.5  # of squared lengths, squared pixels: disagreement allowed forward and backward
+LONGEST, SHORTEST = 512, 16  # limits of the sides at which flow is computed; DIS needs at least 12
+FULL_RESOLUTION = 256  # up to this side DIS works at full resolution, beyond at half
+SMOOTHING = 20  # iterations of the variational refinement of DIS; its presets have at most 5
+RELATIVE, ABSOLUTE = 0.01, 0.5  # disagreement allowed in `consistent`: share of squared lengths, squared pixels
 CACHE_BYTES = 2**26
 
 
 def dense_flow(a: np.ndarray, b: np.ndarray) -> Tensor:
-    """flow_ab [H, W, 2] by DIS, of grey frames [H, W] uint8."""
+    """flow_ab [H, W, 2] by DIS, from grey frames [H, W] uint8."""
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     method.setFinestScale(0 if max(a.shape) <= FULL_RESOLUTION else 1)
     method.setVariationalRefinementIterations(SMOOTHING)
@@ -66,7 +64,7 @@ def follow(flows: Sequence[Tensor]) -> Tensor:
 
 
 def resize_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Flow [H, W, 2] and its validity at another `size` = (H', W'), in that size's pixels; valid where most was."""
+    """Resize flow [H, W, 2], in pixels of the new `size`, and its validity: valid where more than half was."""
     height, width = flow.shape[:2]
     if (height, width) == tuple(size):
         return flow, valid
@@ -76,11 +74,11 @@ def resize_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Ten
 
 
 class ClipFlow:
-    """The flow of a clip, computed as it is asked for and remembered within `CACHE_BYTES`, however long the clip is.
+    """The flow of a clip, computed on request and cached within `CACHE_BYTES`, whatever the length of the clip.
 
-    read: `read(indices)` gives frames [n, 3, H, W] in [0, 1], of the size that is encoded
+    read: `read(indices)` returns frames [n, 3, H, W] in [0, 1], of the size that is encoded
     size: (h, w) of their latents, `unit` pixels a side each
-    reach: frames farther apart than this have nothing in common that flow could be trusted with
+    reach: the flow between frames farther apart than this is not used
     """
 
     def __init__(
@@ -91,66 +89,48 @@ class ClipFlow:
         if size[0] * unit < height or size[1] * unit < width:
             raise ValueError(f"latents of {size}, {unit} pixels each, do not cover frames of {(height, width)}")
         h, w = flow_size(height, width)
-        self._grey = lru_cache(4)(self._read_grey)
-        self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(self._compute_link)
+        self._grey = lru_cache(4)(lambda index: _grey(self.read([index])[0]))
+        self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(
+            lambda a, b: dense_flow(self._grey(a), self._grey(b))
+        )
         self._latent = lru_cache(max(64, CACHE_BYTES // (24 * size[0] * size[1])))(self._compute_latent)
 
     def pixels(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """(flow_ab [H, W, 2], valid_ab [H, W] bool) of frames in their own pixels, whatever is between them."""
+        """(flow_ab [H, W, 2], valid_ab [H, W] bool) in pixels of the frames, at any distance."""
         if a == b:
             return torch.zeros(*self.frame_size, 2), torch.ones(self.frame_size, dtype=torch.bool)
         forward, backward = self._followed(a, b), self._followed(b, a)
-        return self._own(forward, consistent(forward, backward))
+        return resize_flow(forward, consistent(forward, backward), self.frame_size)
 
     def latents(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """(flow_ab [h, w, 2], share [h, w]) as `to_latent` has it; share 0 for frames farther apart than `reach`."""
+        """(flow_ab [h, w, 2], share [h, w]) as in `to_latent`; share 0 for frames farther apart than `reach`."""
         if abs(a - b) > self.reach:
             return torch.zeros(*self.size, 2), torch.zeros(self.size)
         forward, backward = self._latent(min(a, b), max(a, b))
         return forward if a < b else backward
 
-    def correspondence(self, frame: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Correspondence:
-        """Of windows of `size` = (h, w) latent pixels, at row `top`, column `left` of frame `frame`, [N] whole each."""
-        (h, w), grid, N = size, pixel_grid(*self.size), len(frame)
-        places = list(zip(frame.tolist(), top.tolist(), left.tolist(), strict=True))
-        positions, validity = torch.zeros(N, N, h, w, 2), torch.zeros(N, N, h, w)
-        for (i, (a, y, x)), (j, (b, y_j, x_j)) in product(enumerate(places), repeat=2):
-            flow, share = self.latents(a, b)
-            own = slice(y, y + h), slice(x, x + w)
-            positions[i, j] = (grid + flow)[own] - torch.tensor([x_j, y_j])
-            validity[i, j] = share[own]
-        return Correspondence(positions, validity)
-
     def _compute_latent(self, a: int, b: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """There and back; of a frame to itself it is no motion, seen everywhere."""
+        """Forward and backward flow; zero and valid everywhere for a frame to itself."""
         if a == b:
             return ((torch.zeros(*self.size, 2), torch.ones(self.size)),) * 2
         forward, backward = self._followed(a, b), self._followed(b, a)
         both = ((forward, backward), (backward, forward))
-        return tuple(to_latent(*self._own(f, consistent(f, g)), self.size, self.unit) for f, g in both)
-
-    def _own(self, flow: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        return resize_flow(flow, valid, self.frame_size)
+        own = [resize_flow(f, consistent(f, g), self.frame_size) for f, g in both]
+        return tuple(to_latent(*flow_and_valid, self.size, self.unit) for flow_and_valid in own)
 
     def _followed(self, a: int, b: int) -> Tensor:
         step = 1 if b > a else -1
         return follow([self._link(i, i + step) for i in range(a, b, step)])
 
-    def _compute_link(self, a: int, b: int) -> Tensor:
-        return dense_flow(self._grey(a), self._grey(b))
-
-    def _read_grey(self, index: int) -> np.ndarray:
-        return _grey(self.read([index])[0])
-
 
 def flow_size(height: int, width: int) -> tuple[int, int]:
-    """The size that flow of frames is computed at: their own, within `SHORTEST` and `LONGEST`."""
+    """The size at which flow is computed: that of the frames, within `SHORTEST` and `LONGEST`."""
     scale = min(1.0, LONGEST / max(height, width))
     return max(SHORTEST, round(height * scale)), max(SHORTEST, round(width * scale))
 
 
 def _grey(frame: Tensor) -> np.ndarray:
-    """Luma [h, w] uint8 of a frame [3, H, W] in [0, 1], at the size flow is computed at."""
+    """Luma [h, w] uint8 of a frame [3, H, W] in [0, 1], at the size at which flow is computed."""
     luma = (frame * frame.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None, None]
     size = flow_size(*frame.shape[1:])
     if luma.shape[2:] != size:

@@ -1,7 +1,7 @@
-"""Regions of a picture, each with an instruction of its own; what lies outside all of them stays as it was.
+"""Regions of a picture, each with its own instruction; the rest of the picture stays unchanged.
 
-Symbols: K regions; masks [K, H, W] in [0, 1] on the picture's pixels; shares [K, h, w] on latent pixels, what each
-instruction has of them: the area of the region in the pixel, overlaps divided so that they sum to at most 1.
+Symbols: K regions; masks [K, H, W] in [0, 1] on the picture's pixels; shares [K, h, w] of the instructions in each
+latent pixel: the area of the region in the pixel, with overlaps divided so that the shares sum to at most 1.
 """
 
 import logging
@@ -17,21 +17,17 @@ from csd3d.media import read_image
 from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")
-SAME_SHAPE = 0.02  # by which a mask's aspect ratio may differ from the picture's, and still be of the whole picture
-BORDER = 3  # pixels over which the result fades from the source to the edit, inside a region: outside it is the source
+SAME_SHAPE = 0.02  # largest relative difference of the aspect ratios of mask and picture
+BORDER = 3  # pixels inside a region over which the result fades from the source to the edit
 
 
 @dataclass
 class Region:
-    """A part of the picture and its instruction; "" leaves it as it is.
+    """A part of the picture and its instruction. If no region has a mask or a box, they are equal vertical strips."""
 
-    `mask`: a picture of the region, white inside, of any size. `box`: x0, y0, x1, y1 in pixels. Where no region of a
-    list has either, they are as many equal strips from left to right.
-    """
-
-    prompt: str = ""
-    mask: str = path_key()
-    box: list[float] | None = None
+    prompt: str = ""  # the instruction; empty: unchanged
+    mask: str = path_key()  # a picture of the region, white inside, of any size
+    box: list[float] | None = None  # x0, y0, x1, y1 in pixels
 
     def __post_init__(self) -> None:
         if self.mask and self.box is not None:
@@ -41,7 +37,7 @@ class Region:
 
 
 def check_regions(regions: list[Region]) -> None:
-    """Raises ValueError where the list as a whole makes no sense."""
+    """Raise ValueError if only some regions have a place, or none has a prompt."""
     placed = [bool(region.mask) or region.box is not None for region in regions]
     if any(placed) and not all(placed):
         number = placed.index(False) + 1
@@ -53,7 +49,7 @@ def check_regions(regions: list[Region]) -> None:
 def region_masks(regions: list[Region], height: int, width: int) -> Tensor:
     """Masks [K, H, W] in [0, 1] of the regions of a picture of `height` x `width`.
 
-    Raises InputError for a mask that is empty, unreadable or of another shape, and a box that misses the picture.
+    Raises InputError for masks that are empty, unreadable or of another shape, and for boxes outside the picture.
     """
     if not any(region.mask or region.box is not None for region in regions):
         return strips(len(regions), height, width)
@@ -69,7 +65,7 @@ def region_masks(regions: list[Region], height: int, width: int) -> Tensor:
 
 
 def strips(count: int, height: int, width: int) -> Tensor:
-    """[count, H, W]: equal strips from left to right; a pixel that a border cuts belongs to both in part."""
+    """Masks [count, H, W] of equal vertical strips, left to right; border pixels are shared in proportion."""
     if count > width:
         raise InputError(f"regions: {count} strips do not fit into a picture {width} pixels wide; give fewer")
     columns = torch.stack([_covered(i * width / count, (i + 1) * width / count, width) for i in range(count)])
@@ -77,7 +73,7 @@ def strips(count: int, height: int, width: int) -> Tensor:
 
 
 def box_mask(box: list[float], height: int, width: int) -> Tensor:
-    """[H, W] of x0, y0, x1, y1 in pixels, which may reach beyond the picture; pixels cut by an edge count in part."""
+    """The mask [H, W] of a box in pixels, which may reach beyond the picture; pixels at its edge count in part."""
     x0, y0, x1, y1 = box
     if not (x0 < x1 and y0 < y1):
         raise InputError(f"regions: box {box} is empty; give [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
@@ -87,7 +83,7 @@ def box_mask(box: list[float], height: int, width: int) -> Tensor:
 
 
 def read_mask(path: str, height: int, width: int) -> Tensor:
-    """[H, W] of a mask file: its brightness, times its alpha if it has one; resized by area to the picture's size."""
+    """The mask [H, W] of a file: brightness, times alpha if it has one, resized to the picture's size."""
     try:
         picture = read_image(Path(path).expanduser())
     except InputError as error:
@@ -108,10 +104,10 @@ def read_mask(path: str, height: int, width: int) -> Tensor:
 
 
 def latent_shares(masks: Tensor, picture: tuple[int, int], latent: tuple[int, int], unit: float) -> Tensor:
-    """Shares [K, h, w] of masks [K, H, W] on the latents of a picture worked on at size `picture`, `unit` pixels each.
+    """Shares [K, h, w] of masks [K, H, W] in latent pixels of `unit` pixels a side, for working size `picture`.
 
-    Each is the region's part of the latent pixel's area; where regions overlap, divided by their sum. Latent pixels
-    that reach over the picture's border, into what is padded, take their share from what is inside.
+    A share is the part of the latent pixel's area in the region, divided by the sum where regions overlap. Latent
+    pixels that reach into the padding use the part inside the picture.
     """
     resized = masks[None].float()
     if tuple(masks.shape[1:]) != picture:
@@ -123,13 +119,13 @@ def latent_shares(masks: Tensor, picture: tuple[int, int], latent: tuple[int, in
 
 
 def soft_union(masks: Tensor) -> Tensor:
-    """[H, W]: 0 outside all regions, and within them rising to 1 over `BORDER` pixels, from a half at their rims."""
+    """A mask [H, W]: 0 outside all regions; inside it rises from 1/2 at the border to 1 over `BORDER` pixels."""
     union = masks.amax(0)[None, None].float()
     near = F.avg_pool2d(F.pad(union, (BORDER,) * 4, mode="replicate"), 2 * BORDER + 1, stride=1)
     return (union * near)[0, 0]
 
 
 def _covered(begin: float, end: float, length: int) -> Tensor:
-    """How much of each of `length` pixels in a row lies between `begin` and `end`, [length]."""
+    """The part of each of `length` pixels in a row that lies between `begin` and `end`, [length]."""
     pixel = torch.arange(length, dtype=torch.float64)
     return (torch.clamp(pixel + 1, max=float(end)) - torch.clamp(pixel, min=float(begin))).clamp(0, 1).float()

@@ -1,12 +1,12 @@
-"""Canvases of latents, and windows on them that cover them evenly.
+"""Windows on canvases of latents, which cover them evenly.
 
 Symbols: z [F, C, H, W] a canvas of F frames; M windows of one size (h, w), window m at row top[m] and column left[m] of
 frame frame[m]. Columns are counted modulo W: a window may cross the right border of a canvas that wraps around.
 
-A *sweep* is a set of windows that covers the canvas, with weights that sum to 1 at every latent pixel: whatever is done
-once to each of its windows, weighted, is done to each latent pixel exactly once. Windows that are drawn one by one
-cannot do so: they must lie inside, so the first pixel of a row has one place to be covered from where the middle has w,
-and no probabilities of places mend that unless w divides W and no place but the multiples of w has any.
+A *sweep* is a set of windows that covers the canvas, with weights that sum to 1 at every latent pixel, so a weighted
+update of all windows updates each latent pixel exactly once. Sampling windows independently cannot cover evenly: a
+window must lie inside the canvas, so a border pixel is covered by one position and a central pixel by w positions;
+re-weighting positions does not fix this in general.
 """
 
 import math
@@ -20,7 +20,7 @@ from csd3d.distillation.noise import draw_noise
 
 @dataclass(frozen=True)
 class Windows:
-    """M windows of `size` = (h, w) latent pixels: their frames, rows and columns, [M] whole numbers each."""
+    """M windows of `size` = (h, w) latent pixels: their frames, rows and columns, [M] integers each."""
 
     frame: Tensor
     top: Tensor
@@ -34,12 +34,12 @@ class Windows:
         return replace(self, frame=self.frame[rows], top=self.top[rows], left=self.left[rows])
 
     def on_one_frame(self) -> "Windows":
-        """The same places on frame 0, for what all frames have in common."""
+        """The same places on frame 0, to cut what all frames have in common."""
         return replace(self, frame=torch.zeros_like(self.frame))
 
 
 def gather(z: Tensor, windows: Windows) -> Tensor:
-    """Cuts the windows out of a canvas [F, C, H, W] -> [M, C, h, w]. IndexError where one leaves the rows or frames."""
+    """Cut the windows [M, C, h, w] out of a canvas [F, C, H, W]. Raises IndexError outside its rows or frames."""
     h, w = windows.size
     rows = windows.top[:, None] + torch.arange(h)
     columns = (windows.left[:, None] + torch.arange(w)) % z.shape[3]
@@ -48,20 +48,20 @@ def gather(z: Tensor, windows: Windows) -> Tensor:
 
 
 def scatter(patches: Tensor, windows: Windows, shape: tuple[int, int, int, int]) -> Tensor:
-    """The adjoint of `gather`: [M, C, h, w] added up where the windows lie, on a canvas of `shape` (F, C, H, W)."""
+    """Add windows [M, C, h, w] up on a canvas of `shape` (F, C, H, W); the adjoint of `gather`."""
     z = patches.new_zeros(shape)
     add_windows(z, patches, windows)
     return z
 
 
 def add_windows(z: Tensor, patches: Tensor, windows: Windows) -> None:
-    """Adds patches [M, C, h, w] to a canvas in place, one after the other: the sum's order never varies."""
+    """Add patches [M, C, h, w] to a canvas in place, one after the other: always in the same order."""
     (h, w), width = windows.size, z.shape[3]
     for patch, f, y, x in zip(
         patches, windows.frame.tolist(), windows.top.tolist(), windows.left.tolist(), strict=True
     ):
         done = 0
-        while done < w:  # once, or again for what wraps around
+        while done < w:  # a second time for the part that wraps around
             at = (x + done) % width
             count = min(w - done, width - at)
             z[f, :, y : y + h, at : at + count] += patch[:, :, done : done + count]
@@ -69,23 +69,22 @@ def add_windows(z: Tensor, patches: Tensor, windows: Windows) -> None:
 
 
 def feather(size: tuple[int, int]) -> Tensor:
-    """A window's weight before it is normalised, [h, w]: the distance to its nearer edge, along each side, multiplied.
+    """A window's weights before normalisation, [h, w]: the product of the distances to the nearer edge on each axis.
 
-    Two windows that overlap along a side are then faded into each other over the whole of their overlap, and each has
-    weight 1 where it lies alone.
+    Windows that overlap along a side then fade into each other over the whole overlap; a window has weight 1 elsewhere.
     """
     rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) + 0.5 for n in size)
     return rows[:, None] * columns
 
 
 def normalised_weights(windows: Windows, shape: tuple[int, int]) -> Tensor:
-    """Weights [M, 1, h, w] of windows on one frame of `shape` = (H, W): feathered, summing to 1 wherever they lie."""
+    """Weights [M, 1, h, w] of windows on one frame of `shape` = (H, W): feathered, summing to 1 at covered pixels."""
     raw = feather(windows.size).expand(len(windows), 1, -1, -1)
     return raw / gather(scatter(raw, windows, (1, 1, *shape)), windows)
 
 
 def window_tracks(windows: Windows) -> list[Tensor]:
-    """The numbers of the windows at each (top, left), in the order of their frames: each list is a video of its own."""
+    """The indices of the windows at each (top, left), in the order of their frames; each list is a video."""
     top, left, frame = windows.top, windows.left, windows.frame
     places = torch.stack([top, left], dim=1).unique(dim=0)
     at = [((top == y) & (left == x)).nonzero().flatten() for y, x in places.tolist()]
@@ -97,10 +96,10 @@ def window_tracks(windows: Windows) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Cover:
-    """How a canvas of `shape` = (F, H, W) is covered by windows of `size`, at most `batch` of them a step.
+    """How windows of `size` cover a canvas of `shape` = (F, H, W), with at most `batch` windows a step.
 
-    Neighbours overlap by `overlap` of a window's side on average and by at least half of that; `wrap`: columns go
-    round. A sweep holds one cover, taken in `steps` steps, or several covers where that many windows fit into one.
+    Neighbours overlap by a fraction `overlap` of a window's side on average, and by at least half of that; `wrap`: the
+    columns are periodic. A sweep is one cover, in `steps` steps, or several covers if they fit into one step together.
     """
 
     shape: tuple[int, int, int]
@@ -123,26 +122,26 @@ class Cover:
 
     @property
     def windows(self) -> int:
-        """How many windows cover all frames once."""
+        """The number of windows that cover all frames once."""
         rows, columns = self.sides
         return self.shape[0] * rows.count * columns.count
 
     @property
     def repeats(self) -> int:
-        """How many covers a sweep holds: more than one only where they differ, and fit into one step together."""
+        """The number of covers in a sweep: more than one only if they differ and fit into one step together."""
         if self.batch is None or all(side.fixed for side in self.sides):
             return 1
         return max(1, self.batch // self.windows)
 
     @property
     def steps(self) -> int:
-        """How many steps a sweep takes."""
+        """The number of steps of a sweep."""
         return 1 if self.batch is None else max(1, math.ceil(self.windows / self.batch))
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a canvas, `length` latent pixels, covered by windows of `size`."""
+    """One axis of a canvas, `length` latent pixels, covered by windows of `size`."""
 
     length: int
     size: int
@@ -151,7 +150,7 @@ class Side:
 
     @property
     def count(self) -> int:
-        """How many windows lie along it."""
+        """The number of windows along the axis."""
         step = max(1, self.size - round(self.overlap * self.size))
         if self.wrap:
             return 1 if self.size == self.length else math.ceil(self.length / step)
@@ -159,17 +158,17 @@ class Side:
 
     @property
     def fixed(self) -> bool:
-        """Whether the windows have but one place each."""
+        """Whether each window has only one possible place."""
         return not self.wrap and self.count <= 2
 
     def even(self) -> Tensor:
-        """The windows' first pixels [count], evenly spaced."""
+        """Evenly spaced first pixels of the windows, [count]."""
         if self.wrap:
             return torch.arange(self.count) * self.length // self.count
         return torch.linspace(0, self.length - self.size, self.count).round().long()
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """The windows' first pixels, [count]: jittered, with no gap between them anywhere."""
+        """Random first pixels of the windows, [count], without gaps between the windows."""
         longest = max(1, self.size - round(self.overlap * self.size) // 2)
         if not self.wrap:
             return draw_chain(self.length - self.size, self.count - 1, longest, generator)
@@ -180,7 +179,7 @@ class Side:
 
 
 def even_windows(cover: Cover) -> Windows:
-    """The same number of windows on every frame as a cover has, evenly spaced and in order: nothing is drawn."""
+    """The windows of one cover, evenly spaced, in the order of frames; not random."""
     rows, columns = cover.sides
     places = torch.cartesian_prod(rows.even(), columns.even()).reshape(-1, 2)
     frames = torch.arange(cover.shape[0]).repeat_interleave(len(places))
@@ -188,7 +187,7 @@ def even_windows(cover: Cover) -> Windows:
 
 
 def draw_chain(total: int, steps: int, longest: int, generator: torch.Generator) -> Tensor:
-    """Whole numbers [steps + 1] rising from 0 to `total`, no step longer than `longest`; drawn alike from both ends."""
+    """Random integers [steps + 1] rising from 0 to `total` by steps of at most `longest`, the same from both ends."""
     found = [0]
     for left in range(steps - 1, -1, -1):
         low, high = max(found[-1], total - left * longest), min(found[-1] + longest, total)
@@ -199,22 +198,22 @@ def draw_chain(total: int, steps: int, longest: int, generator: torch.Generator)
 
 @dataclass(frozen=True)
 class Sweep:
-    """The windows of a sweep in the order in which they are taken, and their weights [M, 1, h, w]."""
+    """The windows of a sweep in order, and their weights [M, 1, h, w]."""
 
     windows: Windows
     weights: Tensor
 
     def part(self, number: int, parts: int) -> tuple[Windows, Tensor]:
-        """Windows and weights of step `number` of `parts`."""
+        """The windows and weights of step `number` of `parts`."""
         rows = torch.arange(len(self.windows)).tensor_split(parts)[number]
         return self.windows[rows], self.weights[rows]
 
     def noise(self, windows: Windows, canvas: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-        """Standard normal ε [M, C, h, w] of some windows of a canvas [F, C, H, W], on its device.
+        """Standard normal ε [M, C, h, w] for some windows of a canvas [F, C, H, W], on its device.
 
-        "independent": one draw a window. "shared": one window of noise, repeated over the canvas and its frames from
-        the sweep's first window on. What two windows both show has the same noise in both, so that they denoise it to
-        one thing; and windows that are whole windows apart have it at the same address, as the frames of a video do.
+        "independent": one draw per window. "shared": one window of noise, tiled over the canvas and its frames from the
+        sweep's first window on. Then overlapping windows have the same noise where they overlap, so that they agree;
+        windows at a distance of whole windows, such as the frames of a video, have it at equal addresses.
         """
         h, w = windows.size
         drawn = draw_noise(canvas.new_empty(1, canvas.shape[1], h, w).expand(len(windows), -1, -1, -1), kind, generator)
@@ -227,9 +226,9 @@ class Sweep:
 
 
 def draw_sweep(cover: Cover, generator: torch.Generator) -> Sweep:
-    """A sweep: the same jittered places on every frame, taken place by place and at each in random order of the frames.
+    """Draw a sweep: the same jittered places on every frame, ordered by place, with frames in random order at each.
 
-    So the windows of a step are one place of many frames, or where there is one frame (few) neighbours.
+    So a step's windows are one place in many frames or, with few frames, neighbouring places.
     """
     frames, height, width = cover.shape
     rows, columns = cover.sides

@@ -1,4 +1,4 @@
-"""Posed captures in: a reader a format (`readers`), one way from there on (`capture`)."""
+"""Loading posed captures: one reader for each format (`readers`), then the same steps for all (`capture`)."""
 
 from csd3d.datasets.capture import Capture, SceneConfig, load_capture
 

@@ -1,7 +1,7 @@
-"""A capture loaded and normalised: pictures, cameras, split, box.
+"""Loading a capture: pictures, cameras, split and box, in a normalised frame.
 
 Frames of reference:
-    own          the capture's, before nerfstudio's applied_transform (where there is one)
+    own          the capture's own, before nerfstudio's applied_transform (if it has one)
     normalised   z up, centred, cameras within [-1, 1]^3: x = scale (R x_own + t), [R | t] = Capture.transform
 """
 
@@ -38,19 +38,19 @@ CHOICES = {
 
 @dataclass
 class SceneConfig:
-    """Which capture, and how it is brought in; "auto" is explained in `load_capture`."""
+    """Which capture to load, and how; "auto" is explained in `load_capture`."""
 
     path: str = path_key()  # a capture's folder, or its JSON file
-    reader: AnyReader = AUTO  # auto | a reader's name | {type: NAME, and keys of its own}
-    orientation: str = "auto"  # auto | up | none
-    centre: str = "auto"  # auto | poses | focus | none
-    auto_scale: bool = True  # cameras into [-1, 1]^3
-    unbounded: str = "auto"  # auto | true | false
-    downscale: float = 1.0  # pictures are averaged down by this factor
-    holdout_every: int = 8  # every n-th frame is held out where the capture has no split of its own; 0: none
-    background: str = "white"  # white | black, behind transparent pictures
-    max_pixels: int = MAX_PIXELS  # of one picture as stored
-    max_memory_gib: float = 4.0  # of all pictures as loaded
+    reader: AnyReader = AUTO  # auto | the name of a reader | {type: NAME, and keys of that reader}
+    orientation: str = "auto"  # up: turn the mean up direction of the cameras to +z; or auto, none
+    centre: str = "auto"  # origin: poses (mean camera), focus (the point the cameras look at); or auto, none
+    auto_scale: bool = True  # scale the scene so that all cameras are in [-1, 1]^3
+    unbounded: str = "auto"  # whether the scene reaches beyond its box: auto | true | false
+    downscale: float = 1.0  # factor by which pictures are made smaller
+    holdout_every: int = 8  # hold out every n-th frame for evaluation, if the capture has no split; 0: none
+    background: str = "white"  # colour behind transparent pictures: white | black
+    max_pixels: int = MAX_PIXELS  # most pixels of one picture file
+    max_memory_gib: float = 4.0  # most memory for all loaded pictures
 
     def __post_init__(self):
         self.unbounded = str(self.unbounded).lower()  # YAML's true and false
@@ -71,30 +71,30 @@ class Capture:
 
     cameras: Cameras
     images: Tensor  # [B, H, W, 3] float32 in 0..1, alpha composited
-    masks: Tensor | None  # [B, H, W] bool, True = usable
+    masks: Tensor | None  # [B, H, W] bool, True = use this pixel
     names: list[str]
     train: Tensor  # [Nt] long
     test: Tensor  # [Ne] long
     transform: Tensor  # [4, 4] float64, own -> normalised before scaling: rotation and translation
     scale: float
-    aabb: Tensor  # [6] x0 y0 z0 x1 y1 z1; of an unbounded capture, the part that is not contracted
+    aabb: Tensor  # [6] x0 y0 z0 x1 y1 z1; of an unbounded capture the part that is not contracted
     unbounded: bool
     folder: Path
-    composited: bool = False  # pictures had alpha: what is behind the scene is SceneConfig.background
-    points: Points | None = None  # sparse points, in the normalised frame, where the capture has some
+    composited: bool = False  # pictures had alpha and show SceneConfig.background behind the scene
+    points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
 
     def map_back(self, points: Tensor) -> Tensor:
-        """Points [..., 3] of the normalised frame in the capture's own: R^T (x / scale - t), dtype and device kept."""
+        """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t)."""
         transform = self.transform.to(points.device)
         return ((points.double() / self.scale - transform[:3, 3]) @ transform[:3, :3]).to(points.dtype)
 
 
 def load_capture(config: SceneConfig) -> Capture:
-    """Reads, checks and normalises a capture. Raises InputError, one line naming file and key.
+    """Read, check and normalise a capture. Raises InputError, one line naming file and key.
 
-    reader "auto": the one that knows what `path` holds.  orientation, centre "auto": captures that their reader calls
-    bounded keep their frame (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1); others are turned by
-    "up" and centred on their "focus" if they look inward, else on "poses".  unbounded "auto": all but bounded ones are.
+    reader "auto": the one reader that recognises `path`.  orientation, centre "auto": captures that their reader calls
+    bounded keep their frame (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1); others use "up", and
+    "focus" if their cameras look inward, else "poses".  unbounded "auto": true unless the reader calls it bounded.
     """
     listing = read_listing(_path(config.path), config.reader.thing)
     frames = _present(listing)
@@ -129,28 +129,25 @@ def _path(value: str) -> Path:
         raise InputError(f"scene.path: {shown(value)}; expected a capture's folder or its JSON file")
     try:
         return Path(value).expanduser()
-    except RuntimeError as error:  # the home of a user who does not exist
+    except RuntimeError as error:  # ~NAME of an unknown user
         raise InputError(f"scene.path: {shown(value)}: {error}") from error
 
 
 def _present(listing: Listing) -> list[Frame]:
-    """The frames whose picture (and mask, if they list one) exists; one warning counts the others."""
+    """The frames whose picture (and mask, if listed) exists; one warning counts the others."""
     frames = [frame for frame in listing.frames if frame.file is not None]
     missing = [frame for frame in listing.frames if frame.file is None]
+    first = shown(missing[0].name) if missing else ""
     if not frames:
-        raise InputError(
-            f"{missing[0].where}.file_path: {shown(missing[0].name)} does not exist, nor does any other picture"
-        )
+        raise InputError(f"{missing[0].where}.file_path: {first} does not exist, nor does any other picture")
     if missing:
         counts = f"{len(missing)} of {len(listing.frames)}"
-        log.warning(
-            "%s: %s listed frames skipped: no such file (first: %s)", listing.file, counts, shown(missing[0].name)
-        )
+        log.warning("%s: %s listed frames skipped: no such file (first: %s)", listing.file, counts, first)
     return frames
 
 
 def _split(frames: list[Frame], holdout_every: int, file: Path) -> tuple[Tensor, Tensor]:
-    """Indices (train, test): the capture's own split if it has one, else every `holdout_every`-th frame is held out."""
+    """Indices (train, test) of the capture's own split if it has one, else every `holdout_every`-th frame is test."""
     if any(frame.split is not None for frame in frames):
         held_out = torch.tensor([frame.split == "test" for frame in frames])
     else:
@@ -199,7 +196,7 @@ def _is_unbounded(listing: Listing, config: SceneConfig) -> bool:
 
 
 def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> tuple[np.ndarray, float]:
-    """Transform [4, 4] and scale from the frame of the listed poses to the normalised one."""
+    """Transform [4, 4] and scale from the frame of the listed poses to the normalised frame."""
     orientation, centre = config.orientation, config.centre
     if orientation == "auto":
         orientation = "none" if listing.bounded else "up"
@@ -210,7 +207,7 @@ def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> 
 
 
 def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneConfig) -> Tensor:
-    """aabb [6], normalised: the box that the reader found, or [-1, 1]^3 as unbounded captures have."""
+    """aabb [6] in the normalised frame: the reader's box; [-1, 1]^3 without one or for unbounded captures."""
     if _is_unbounded(listing, config) or listing.box is None:
         box = np.array([[-1.0] * 3, [1.0] * 3])
     else:
@@ -219,12 +216,12 @@ def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneCon
 
 
 def _moved(points: Points, transform: np.ndarray, scale: float) -> Points:
-    """Points of the poses' frame in the normalised one."""
+    """Points of the poses' frame, moved to the normalised frame."""
     return Points(scale * (points.xyz @ transform[:3, :3].T + transform[:3, 3]), points.rgb)
 
 
 def _own_transform(listing: Listing, transform: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
-    """Transform and scale from the capture's own frame, the listed poses being x_listed = a (A x_own + b).
+    """Transform and scale from the capture's own frame, where the listed poses are x_listed = a (A x_own + b).
 
     s (R x_listed + t) = s a (R A x_own + R b + t / a). (nerfstudio leaves t undivided, which is right only for a = 1.)
     """

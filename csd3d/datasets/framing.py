@@ -1,4 +1,4 @@
-"""From listed frames to cameras on one pixel raster: stored sizes, intrinsics, a check that the lens can be undone."""
+"""Cameras from listed frames: picture sizes, intrinsics, and a check that the lens distortion can be inverted."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ log = logging.getLogger("csd3d")
 
 @dataclass(frozen=True)
 class Raster:
-    """The pixels that a frame's intrinsics are about: as stored, or `turned` by the EXIF orientation."""
+    """The pixel grid that a frame's intrinsics refer to: as stored, or `turned` by the EXIF orientation."""
 
     width: int
     height: int
@@ -26,7 +26,7 @@ class Raster:
 
 
 def common_raster(frames: list[Frame], max_pixels: int) -> tuple[int, int, list[Raster]]:
-    """(width, height) of all pictures, and each one's raster, from their headers; InputError where sizes differ."""
+    """Width and height of all pictures, and the raster of each, from their headers; InputError if sizes differ."""
     rasters = [_raster(frame, max_pixels) for frame in frames]
     first = rasters[0]
     for frame, raster in zip(frames, rasters, strict=True):
@@ -37,17 +37,14 @@ def common_raster(frames: list[Frame], max_pixels: int) -> tuple[int, int, list[
 
 
 def _raster(frame: Frame, max_pixels: int) -> Raster:
-    """The stored size where the JSON's w and h agree with it; the displayed size where only that one agrees."""
+    """The stored size if the JSON's w and h agree with it, else the displayed size if that one agrees."""
     stored = image_size(frame.file, max_pixels)
     turned = None if _agrees(stored, frame.size) else turned_size(frame.file)
-    if turned is None and not _agrees(stored, frame.size):
+    width, height = turned or stored
+    if not _agrees((width, height), frame.size):
         stated = "x".join("?" if side is None else str(side) for side in frame.size)
-        raise InputError(f"{frame.where}: {frame.file} is {stored[0]}x{stored[1]}; its w and h say {stated}")
-    if turned is not None and not _agrees(turned, frame.size):
-        raise InputError(
-            f"{frame.where}: {frame.file} is {turned[0]}x{turned[1]} as displayed; its w and h say otherwise"
-        )
-    raster = Raster(*(turned or stored), turned=turned is not None)
+        raise InputError(f"{frame.where}: {frame.file} is displayed as {width}x{height}; its w and h say {stated}")
+    raster = Raster(width, height, turned=turned is not None)
     if frame.mask is not None and image_size(frame.mask, max_pixels) != (raster.width, raster.height):
         raise InputError(f"{frame.where}.mask_path: {frame.mask} is not {raster.width}x{raster.height} as its picture")
     if frame.cut is not None:
@@ -57,7 +54,7 @@ def _raster(frame: Frame, max_pixels: int) -> Raster:
 
 
 def _agrees(size: tuple[int, int], stated: tuple[int | None, int | None]) -> bool:
-    return all(said is None or side == said for side, said in zip(size, stated, strict=True))
+    return all(expected is None or side == expected for side, expected in zip(size, stated, strict=True))
 
 
 def frame_cameras(frames: list[Frame], width: int, height: int, camera_to_world: Tensor) -> Cameras:
@@ -81,7 +78,7 @@ def frame_cameras(frames: list[Frame], width: int, height: int, camera_to_world:
 
 
 def _pinhole(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels: f = side / (2 tan(angle / 2)) where only the angle is given; the middle."""
+    """fx, fy, cx, cy in pixels; f = side / (2 tan(angle / 2)) for an angle; cx, cy default to the middle."""
     fx, fy = (
         focal if focal is not None or angle is None else side / (2 * math.tan(angle / 2))
         for focal, angle, side in zip(frame.focal, frame.angle, (width, height), strict=True)
@@ -97,7 +94,7 @@ def _pinhole(frame: Frame, width: int, height: int) -> tuple[float, float, float
 
 
 def _check_lenses(cameras: Cameras, frames: list[Frame]) -> None:
-    """Refuses a lens that can't be undone over most of the picture, and warns about one that can't near its edge."""
+    """Raise InputError if the distortion can't be inverted over most of the picture; warn if it can't near the edge."""
     u, v = torch.meshgrid(torch.linspace(0, cameras.width, 9), torch.linspace(0, cameras.height, 9), indexing="xy")
     grid = torch.stack((u, v), dim=-1).reshape(-1, 2)
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Decoding a capture's pictures: sizes from headers first, then pixels; alpha, 16 bits, masks, area downscaling."""
+"""Decoding the pictures and masks of a capture: sizes from headers first, then pixels, averaged down."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from csd3d.datasets.panoramas import cut_pixels
 from csd3d.errors import InputError
 from csd3d.media.pictures import channels, opened, upright_size
 
-MAX_PIXELS = 50_000_000  # of one picture as stored
+MAX_PIXELS = 50_000_000  # of one picture file
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
 
 def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
-    """(width, height) as stored, from the header alone; InputError over `max_pixels`."""
+    """Width and height as stored, from the header alone; InputError above `max_pixels`."""
     with opened(path) as image:
         width, height = image.size
     if width * height > max_pixels:
@@ -22,17 +22,16 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
 
 
 def turned_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as displayed, where the file's EXIF orientation swaps them; else None."""
+    """Width and height as displayed if the EXIF orientation swaps them, else None."""
     with opened(path) as image:
         size = upright_size(image)
         return None if size == image.size else size
 
 
 def read_image(path: Path, size: tuple[int, int], background: str, turned: bool) -> tuple[np.ndarray, bool]:
-    """Decodes to [H, W, 3] float32 in 0..1, and says whether any of it showed `background`.
+    """Decode a picture to [H, W, 3] float32 in 0..1; also return whether it shows `background` anywhere.
 
-    `size` (width, height) is of the capture's raster, smaller than the file's or equal: area-averaged to it.
-    `turned` applies the EXIF orientation.
+    It is area-averaged to `size` (width, height), at most the size of the file. `turned` applies the EXIF orientation.
     """
     values, has_alpha = decode(path, background, turned)
     return area_resize(values, *size), has_alpha
@@ -58,9 +57,9 @@ def face(values: np.ndarray, cut: int | None, full: tuple[int, int], size: tuple
 
 
 def read_square(path: Path, side: int) -> np.ndarray:
-    """The middle square of a picture as displayed, area-averaged to [side, side, 3] float32 in 0..1, alpha over white.
+    """The middle square of a picture as displayed, area-averaged to [side, side, 3] float32 in 0..1, over white.
 
-    InputError where the picture is smaller than that, too large or broken.
+    Raises InputError for a picture that is smaller, too large or damaged.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such picture")
@@ -77,7 +76,7 @@ def read_square(path: Path, side: int) -> np.ndarray:
 def read_mask(
     path: Path, size: tuple[int, int], cut: int | None = None, full: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Decodes a mask to [H, W] bool, True = usable: where every pixel averaged into this one is non-zero."""
+    """Decode a mask to [H, W] bool: True (usable) if all file pixels under the new pixel are non-zero."""
     with opened(path) as image:
         values, _ = channels(image, turned=False)
     colour = values if values.shape[2] in (1, 3) else values[:, :, :-1]
@@ -86,13 +85,13 @@ def read_mask(
 
 
 def area_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Averages [H, W, C] down to [height, width, C]: each new pixel is the mean over the area that it covers."""
+    """Average [H, W, C] down to [height, width, C]: each new pixel is the mean over the area that it covers."""
     channels = (_area_along(_area_along(channel, height, 0), width, 1) for channel in np.moveaxis(image, -1, 0))
     return np.stack(list(channels), axis=-1)  # one at a time: the integral is in float64
 
 
 def _area_along(image: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Along one axis: differences of the running integral at the new pixels' edges, which may cut old pixels."""
+    """Average along one axis, by differences of the running integral at the edges of the new pixels."""
     count = image.shape[axis]
     if count == size:
         return image

@@ -1,6 +1,6 @@
-"""What a reader makes of a capture, before any picture is decoded: frames, and what holds for all of them.
+"""What a reader returns: the frames of a capture and what holds for all of them, before any picture is decoded.
 
-A reader is a dataclass, whose fields are keys of `scene.reader`, and which is registered:
+A reader is a registered dataclass, whose fields are keys of `scene.reader`:
 
     @register("reader", "colmap", title="COLMAP")
     @dataclass(frozen=True)
@@ -15,10 +15,9 @@ A reader is a dataclass, whose fields are keys of `scene.reader`, and which is r
 
         def read(self, path: Path) -> Listing: ...
 
-`csd3d.datasets.capture` does the rest for all formats alike: split, normalisation, one raster, decoding.
+`csd3d.datasets.capture` does the rest for all formats: split, normalisation, picture sizes, decoding.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -28,32 +27,33 @@ import numpy as np
 from csd3d import registry
 from csd3d.datasets.reading import shown
 from csd3d.errors import InputError
+from csd3d.files import natural_key
 
 Pair = tuple[float | None, float | None]  # along x and y
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture as listed: where it is, its pose and its intrinsics (None: not given, to be had from the picture)."""
+    """One listed picture: its file, pose and intrinsics (None: not given)."""
 
     where: str  # file and key, for messages
     name: str
     file: Path | None  # None: listed, but missing
     pose: np.ndarray  # [4, 4] camera to world, OpenGL axes: x right, y up, z backwards
-    mask: Path | None = None  # where it is 0, pixels are not to be learned from
-    focal: Pair = (None, None)  # in pixels; where only one is given it serves for both
-    angle: Pair = (None, None)  # field of view in radians, where no focal length is given
-    centre: Pair = (None, None)  # principal point in pixels; the middle where not given
-    size: tuple[int | None, int | None] = (None, None)  # width, height that the intrinsics are about
-    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, of FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
+    mask: Path | None = None  # a picture that is 0 at pixels to ignore
+    focal: Pair = (None, None)  # in pixels; if only one is given it is used for both axes
+    angle: Pair = (None, None)  # field of view in radians, if no focal length is given
+    centre: Pair = (None, None)  # principal point in pixels; default: the middle
+    size: tuple[int | None, int | None] = (None, None)  # width, height that the intrinsics refer to
+    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, for FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
     fisheye: bool = False
-    split: str | None = None  # "train" | "test"; where no frame says, every n-th is held out
-    cut: int | None = None  # the file is a panorama, and this the face to cut out of it (csd3d.datasets.panoramas)
+    split: str | None = None  # "train" | "test"; if no frame has one, every n-th is held out
+    cut: int | None = None  # face to cut out, if the file is a panorama (csd3d.datasets.panoramas)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Sparse points of a capture, such as structure from motion finds, for representations that start from them."""
+    """Sparse points of a capture, as from structure from motion, for representations that start from them."""
 
     xyz: np.ndarray  # [P, 3] float64, in the frame of the poses
     rgb: np.ndarray  # [P, 3] float32 in 0..1
@@ -61,35 +61,35 @@ class Points:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a capture says of itself, checked. The frame of the poses is the capture's own unless `applied_*` say so."""
+    """The checked contents of a capture. Poses are in the capture's own frame unless `applied_*` are given."""
 
-    frames: list[Frame]  # in the order that the capture will have; `sorted_by_name` is the usual one
+    frames: list[Frame]  # in the order of the capture, most often `sorted_by_name`
     folder: Path
     file: Path  # for messages
-    bounded: bool = False  # all that matters is inside `box`, and the frame of the poses is to be kept
+    bounded: bool = False  # the scene is inside `box`, and the poses keep their frame
     box: np.ndarray | None = None  # [2, 3] smallest and largest corner, in the frame of the poses
     points: Points | None = None
-    applied_transform: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4]: own frame -> that of the poses
-    applied_scale: float = 1.0  # applied after it
+    applied_transform: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4]: own frame -> frame of the poses
+    applied_scale: float = 1.0  # applied after applied_transform
 
 
 class Reader(Protocol):
-    """What is registered as a "reader"."""
+    """The interface of a registered "reader"."""
 
-    wants: ClassVar[str]  # the file it looks for, for messages
+    wants: ClassVar[str]  # the file that it looks for, for messages
 
     @staticmethod
     def matches(path: Path) -> bool:
-        """Whether it reads this folder or file, found out quickly: by names, not by contents."""
+        """Return whether it can read this folder or file, judged by names only, which is quick."""
 
     def read(self, path: Path) -> Listing:
-        """Reads and checks what the capture says. Raises InputError, one line that names file and key."""
+        """Read and check a capture. Raises InputError, one line that names file and key."""
 
 
 def read_listing(path: Path, reader: Reader | None = None) -> Listing:
-    """What `reader` makes of `path`, a folder or a file; None: the one registered reader that knows it.
+    """Read `path`, a folder or a file, with `reader`; None: the one registered reader that recognises it.
 
-    Raises InputError where none or several do, and where two frames list the same picture.
+    Raises InputError if none or several do, and if two frames list the same picture.
     """
     try:
         exists = path.exists()
@@ -102,7 +102,7 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
         listing = reader.read(path)
     except InputError:
         raise
-    except (OSError, ValueError, LookupError) as error:  # of a reader that leaves its files' faults to us
+    except (OSError, ValueError, LookupError) as error:  # readers need not catch these themselves
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"scene.path: {path}: {type(reader).__name__} cannot read it ({reason})") from error
     _refuse_duplicates(listing.frames)
@@ -110,7 +110,7 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
 
 
 def find_reader(path: Path) -> Reader:
-    """The one reader that knows what `path` holds, with its default settings; InputError where none or several do."""
+    """The one reader that recognises `path`, with its default settings; InputError if none or several do."""
     known = registry.entries("reader")
     found = [entry for entry in known if entry.thing.matches(path)]
     if len(found) == 1:
@@ -123,13 +123,8 @@ def find_reader(path: Path) -> Reader:
 
 
 def sorted_by_name(frames: list[Frame]) -> list[Frame]:
-    """By name, numbers in it by value: r_2 before r_10."""
-
-    def key(frame: Frame) -> list[tuple[bool, int, str]]:
-        parts = re.split(r"([0-9]{1,18})", frame.name)
-        return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
-
-    return sorted(frames, key=key)
+    """Sort by name, with numbers by value: r_2 before r_10."""
+    return sorted(frames, key=lambda frame: natural_key(frame.name))
 
 
 def _refuse_duplicates(frames: list[Frame]) -> None:

@@ -1,4 +1,4 @@
-"""Orientation, centring and scaling of a capture's poses, as nerfstudio's auto_orient_and_center_poses does them.
+"""Orientation, centring and scaling of a capture's poses, as nerfstudio's auto_orient_and_center_poses.
 
 poses [B, 4, 4] float64, camera to world, OpenGL axes (column 1 is the camera's up, column 2 points backwards).
 """
@@ -11,7 +11,7 @@ log = logging.getLogger("csd3d")
 
 
 def normalising_transform(poses: np.ndarray, orientation: str, centre: str) -> np.ndarray:
-    """The rigid motion [4, 4] x -> R (x - c): R turns the mean camera up to +z ("up"), c is `centre_of`."""
+    """The rigid motion [4, 4] x -> R (x - c): R turns the mean camera up direction to +z ("up"), c is `centre_of`."""
     rotation = np.eye(3)
     if orientation == "up":
         up = poses[:, :3, 1].mean(axis=0)
@@ -26,7 +26,7 @@ def normalising_transform(poses: np.ndarray, orientation: str, centre: str) -> n
 
 
 def centre_of(poses: np.ndarray, centre: str) -> np.ndarray:
-    """[3]: the cameras' mean ("poses"), what they look at ("focus"), or zero ("none")."""
+    """The mean camera position [3] ("poses"), the point cameras look at ("focus"), or zero ("none")."""
     if centre == "none":
         return np.zeros(3)
     mean = poses[:, :3, 3].mean(axis=0)
@@ -41,16 +41,16 @@ def looks_inward(poses: np.ndarray) -> bool:
 
 
 def camera_scale(poses: np.ndarray, transform: np.ndarray) -> float:
-    """The factor that brings all cameras, moved by `transform`, into [-1, 1]^3; 1 where they stand at the origin."""
+    """The factor that scales all cameras, moved by `transform`, into [-1, 1]^3; 1 if all are at the origin."""
     positions = poses[:, :3, 3] @ transform[:3, :3].T + transform[:3, 3]
     reach = np.abs(positions).max()
     return float(1.0 / reach) if reach > 1e-6 else 1.0
 
 
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation [3, 3] that turns a [3] to b [3]; Rodrigues: 1 + V + V^2 / (1 + a.b), V = [a x b].
+    """The smallest rotation [3, 3] from a [3] to b [3], by Rodrigues: 1 + V + V^2 / (1 + a.b), V = [a x b].
 
-    Opposite vectors, where it is not unique, turn by 180 degrees about a fixed axis across a.
+    For opposite vectors, where it is not unique: 180 degrees about a fixed axis perpendicular to a.
     """
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     cosine = a @ b
@@ -64,10 +64,11 @@ def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def focus_of_attention(poses: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The point [3] nearest to the viewing axes of all cameras that have it in front of them.
+    """The point [3] nearest to the viewing axes of the cameras that have it in front of them.
 
-    min_c sum_i |(1 - d_i d_i^T)(c - o_i)|^2, solved again for the cameras that still see it until none drops out.
-    `start` [3] chooses the first of them, and is the answer where fewer than two see it or all are parallel.
+    min_c sum_i |(1 - d_i d_i^T)(c - o_i)|^2, solved again without the cameras that have it behind them until none
+    drops out. Starts with the cameras that have `start` [3] in front, and returns it if fewer than two do or if all
+    axes are parallel.
     """
     focus, active = start, poses[_in_front(poses, start)]
     while len(active) > 1:
@@ -89,14 +90,14 @@ def _in_front(poses: np.ndarray, point: np.ndarray) -> np.ndarray:
 
 
 def move_poses(poses: np.ndarray, transform: np.ndarray, scale: float) -> np.ndarray:
-    """Poses [B, 4, 4] in the frame x -> scale (R x + t): rotations turn, positions also scale."""
+    """Move poses [B, 4, 4] by x -> scale (R x + t); the scale applies to positions only."""
     moved = transform @ poses
     moved[:, :3, 3] *= scale
     return moved
 
 
 def move_box(box: np.ndarray, transform: np.ndarray, scale: float) -> np.ndarray:
-    """The axis-aligned box [2, 3] round a box [2, 3] moved by x -> scale (R x + t)."""
+    """The axis-aligned box [2, 3] around a box [2, 3] moved by x -> scale (R x + t)."""
     corners = np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
     moved = scale * (corners @ transform[:3, :3].T + transform[:3, 3])
     return np.stack((moved.min(axis=0), moved.max(axis=0)))

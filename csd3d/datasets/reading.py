@@ -1,6 +1,6 @@
-"""Reading a capture's files without trusting them: JSON, numbers, paths.
+"""Checked reading of a capture's files, which may be malformed or hostile: values of JSON, and paths.
 
-Every function takes `where`, the file and key it reads, and raises InputError with one line that begins with it.
+Functions take `where`, the file and key of the value, and raise InputError with one line that begins with it.
 """
 
 import math
@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from csd3d import files
-from csd3d.errors import InputError
+from csd3d.errors import InputError, one_line
 
-MAX_JSON_BYTES = 32 * 2**20  # of 30 000 frames or more; parsed, the worst case takes some 700 MiB
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".tif", ".tiff")
 
 _short = reprlib.Repr()
@@ -22,21 +20,12 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong, _short.maxli
 
 
 def shown(value: Any) -> str:
-    """A value from outside, short enough for a message of one line."""
+    """An untrusted value, shortened for a message of one line."""
     return _short.repr(value)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a capture's JSON file; InputError for anything else."""
-    return files.read_json(path, "a capture's JSON", MAX_JSON_BYTES)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def number(value: Any, where: str) -> float:
-    """A finite number."""
+    """Return a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: {shown(value)}; expected a number")
     try:
@@ -49,7 +38,7 @@ def number(value: Any, where: str) -> float:
 
 
 def positive(value: Any, where: str) -> float:
-    """A finite number above zero, and within float32."""
+    """Return a finite number above zero that float32 can hold."""
     result = number(value, where)
     if not 1e-12 < result < 1e12:
         raise InputError(f"{where}: {shown(value)}; expected a positive number")
@@ -57,7 +46,7 @@ def positive(value: Any, where: str) -> float:
 
 
 def pixel_count(value: Any, where: str) -> int:
-    """A whole number of pixels, 1 to 1e6; instant-ngp writes it as a float."""
+    """Return a whole number of pixels, 1 to 1e6; instant-ngp writes it as a float."""
     result = number(value, where)
     if result != int(result) or not 1 <= result <= 10**6:
         raise InputError(f"{where}: {shown(value)}; expected a whole number of pixels, 1 to 1000000")
@@ -71,7 +60,7 @@ def text(value: Any, where: str) -> str:
 
 
 def matrix(value: Any, shapes: tuple[tuple[int, int], ...], where: str) -> np.ndarray:
-    """Nested lists of finite numbers of one of the given shapes, as float64."""
+    """Return nested lists of finite numbers, of one of the given shapes, as float64."""
     expected = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
     is_table = isinstance(value, list) and all(isinstance(row, list) for row in value)
     widths = {len(row) for row in value} if is_table else set()
@@ -81,10 +70,10 @@ def matrix(value: Any, shapes: tuple[tuple[int, int], ...], where: str) -> np.nd
 
 
 def rigid(value: Any, where: str, tolerance: float = 5e-3) -> np.ndarray:
-    """A rigid motion, 3x4 or 4x4, as [4, 4] with its rotation made exactly orthonormal (the nearest one, by SVD).
+    """Return a rigid motion, 3x4 or 4x4, as [4, 4], its rotation replaced by the nearest orthonormal one (SVD).
 
-    Refused: scaled, sheared, singular or mirrored matrices, and positions past 1e7 (float32 loses them).
-    The tolerance on |R^T R - 1| admits matrices printed with three digits.
+    Refuses scaled, sheared, singular or mirrored matrices, and positions beyond 1e7 (too large for float32).
+    The tolerance on |R^T R - 1| accepts matrices printed with three digits.
     """
     m = np.vstack((matrix(value, ((3, 4), (4, 4)), where)[:3], (0.0, 0.0, 0.0, 1.0)))
     if len(value) == 4 and not np.allclose(value[3], m[3], rtol=0, atol=1e-6):
@@ -103,10 +92,10 @@ def rigid(value: Any, where: str, tolerance: float = 5e-3) -> np.ndarray:
 
 
 def listed_file(folder: Path, value: Any, where: str) -> Path | None:
-    """The file that a capture lists, inside its folder; None if it does not exist.
+    """Return a listed file inside the capture's folder; None if it does not exist.
 
-    A name without its extension is completed, as Blender's are. Raises InputError for a path that leaves the folder:
-    absolute, by `..`, or through a symbolic link.
+    A missing extension is added, as Blender's files need. Raises InputError for a path that leaves the folder: an
+    absolute one, `..`, or a symbolic link.
     """
     name = text(value, where)
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
@@ -118,7 +107,7 @@ def listed_file(folder: Path, value: Any, where: str) -> Path | None:
         inside = not Path(name).is_absolute() and found.resolve().is_relative_to(folder.resolve())
         exists = found.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, not permitted, a loop of links
-        raise InputError(f"{where}: {shown(name)} is no usable path ({_one_line(error)})") from error
+        raise InputError(f"{where}: {shown(name)} is no usable path ({one_line(error)})") from error
     if not inside:
         raise InputError(f"{where}: {shown(name)} leaves the capture's folder {folder}; expected a path inside it")
     return found.resolve() if exists else None

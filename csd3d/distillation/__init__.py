@@ -4,7 +4,6 @@ G, report = distill_step(predict, method, z, number, config, alphas_cumprod, gen
 G = svgd_combine(directions, particles, sigma=sigma)     # the combiner alone, for directions of your own
 """
 
-from csd3d.distillation.correspondence import Correspondence, flow_correspondence, window_correspondence
 from csd3d.distillation.ddim import ddim_edit
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit
 from csd3d.distillation.guidance import cfg, ip2p_guidance
@@ -15,7 +14,6 @@ from csd3d.distillation.svgd import svgd_combine, svgd_diagnostics
 
 __all__ = [
     "CollaborativeEditConfig",
-    "Correspondence",
     "DistillConfig",
     "Method",
     "Query",
@@ -26,9 +24,7 @@ __all__ = [
     "ddim_edit",
     "distill_step",
     "feature_gradient",
-    "flow_correspondence",
     "ip2p_guidance",
     "svgd_combine",
     "svgd_diagnostics",
-    "window_correspondence",
 ]

@@ -1,4 +1,4 @@
-"""Deterministic sampling (DDIM, arXiv 2010.02502) and the edit of an image by it, as Instruct-NeRF2NeRF does."""
+"""Deterministic sampling (DDIM, arXiv 2010.02502), and image editing with it as in Instruct-NeRF2NeRF."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +14,7 @@ PredictNoise = Callable[[Tensor, int], Tensor]  # (z_t [N, ...], t) -> guided ep
 def ddim_timesteps(start: int, steps: int) -> list[int]:
     """At most `steps` timesteps falling evenly from `start` towards 0; fewer where rounding makes two equal.
 
-    `start` itself heads the list, as in Instruct-NeRF2NeRF, which respaces the schedule below the level it noised to.
+    The list begins with `start`, as in Instruct-NeRF2NeRF.
     """
     if start < 0 or steps < 1:
         raise ValueError(f"DDIM needs start >= 0 and steps >= 1, got start {start} and steps {steps}")
@@ -29,7 +29,7 @@ def ddim_step(z_t: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float)
 
 
 def ddim_sample(predict: PredictNoise, z_t: Tensor, alphas_cumprod: Tensor, timesteps: list[int]) -> Tensor:
-    """Denoise `z_t`, at level timesteps[0], through the falling `timesteps` and on to ᾱ = 1."""
+    """Denoise `z_t`, at level timesteps[0], through the falling `timesteps` to ᾱ = 1."""
     alpha_bars = [alphas_cumprod[t].item() for t in timesteps] + [1.0]
     for t, (alpha_bar, alpha_bar_next) in zip(timesteps, pairwise(alpha_bars), strict=True):
         z_t = ddim_step(z_t, predict(z_t, t), alpha_bar, alpha_bar_next)
@@ -37,10 +37,10 @@ def ddim_sample(predict: PredictNoise, z_t: Tensor, alphas_cumprod: Tensor, time
 
 
 def ddim_invert(predict: PredictNoise, z: Tensor, alphas_cumprod: Tensor, timesteps: list[int]) -> Tensor:
-    """Noise clean latents `z` along their own flow, through the rising `timesteps`: DDIM run backwards (section 4.3).
+    """Noise clean latents `z` through the rising `timesteps` by DDIM run backwards (section 4.3).
 
-    Each step predicts at the level it leaves, as z_t' = √ᾱ' ẑ_0 + √(1−ᾱ') ε with ε, ẑ_0 of (z_t, t); the first leaves
-    ᾱ = 1 and predicts at timesteps[0]. `ddim_sample` over the reversed list returns to z as the steps grow.
+    Each step predicts at its start level, z_t' = √ᾱ' ẑ_0 + √(1−ᾱ') ε with ε, ẑ_0 of (z_t, t); the first step starts at
+    ᾱ = 1 and predicts at timesteps[0]. With many steps, `ddim_sample` over the reversed list returns to z.
     """
     alpha_bars = [1.0] + [alphas_cumprod[t].item() for t in timesteps]
     for at, (alpha_bar, alpha_bar_next) in zip([timesteps[0], *timesteps], pairwise(alpha_bars), strict=False):

@@ -1,8 +1,8 @@
-"""The latents of several views, patches or frames edited together: gradient descent on `step`'s G.
+"""Edits the latents of several views, patches or frames together: gradient descent on `step`'s G.
 
-Symbols: z [N, ...] target latents, z̃ source latents, M ≤ N the particles of this step. Any method that edits can drive
-it; CSD-Edit (`methods.csd_edit`) is the paper's (arXiv 2307.04787, section 3.2). A canvas, whose particles are windows
-cut anew in every step and whose instructions have regions, calls `step.step_gradient` itself.
+Symbols: z [N, ...] target latents, z̃ source latents, M ≤ N the particles of this step. It works with any method that
+edits; the paper's is CSD-Edit (`methods.csd_edit`, arXiv 2307.04787, section 3.2). Canvases, whose particles are other
+windows in every step, call `step.step_gradient` themselves.
 """
 
 import logging
@@ -17,11 +17,11 @@ from torch import Tensor
 from csd3d.distillation.method import Method, Network, Predict
 from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import scheduled_timestep
-from csd3d.distillation.step import DistillConfig, configured, new_step, noised, step_gradient
+from csd3d.distillation.step import DistillConfig, configured, new_step, run_step
 from csd3d.distillation.svgd import Sharing, SVGDConfig
 
 MAX_SKIPPED = 3  # non-finite steps in a row before giving up
-PER_PARTICLE = ("pose", "view", "groups", "features", "camera_noise")  # context that a mini-batch has rows of
+PER_PARTICLE = ("pose", "view", "groups", "features", "camera_noise")  # context with one row per particle
 
 
 @dataclass
@@ -30,14 +30,14 @@ class CollaborativeEditConfig(DistillConfig):
 
     MIN_STEPS: ClassVar[int] = 0
 
-    steps: int = 200
-    t_max: float = 0.5
-    svgd: SVGDConfig | None = field(default_factory=SVGDConfig)
+    steps: int = 200  # optimisation steps
+    t_max: float = 0.5  # highest noise level, a fraction of the schedule
+    svgd: SVGDConfig | None = field(default_factory=SVGDConfig)  # how particles collaborate; null: they do not
     lr: float = 2.0  # step size, in units of z per unit of w Δ
-    lr_decay: float = 0.9  # multiplies lr ...
-    lr_decay_every: int = 20  # ... every so many steps
-    init: str = "source"  # target latents start at the source, or at standard normal "noise"
-    batch: int | None = None  # particles drawn a step; null: all
+    lr_decay: float = 0.9  # factor of lr after every lr_decay_every steps
+    lr_decay_every: int = 20  # steps between decays of lr
+    init: str = "source"  # where target latents start: source, or noise (standard normal)
+    batch: int | None = None  # particles per step, drawn at random; null: all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +45,11 @@ class CollaborativeEditConfig(DistillConfig):
             raise ValueError(f"init is {self.init!r}: choose one of source, noise")
         if self.noise not in NOISES:
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
-        for key, (holds, wanted) in _RULES.items():
+        for key, (holds, allowed) in _RULES.items():
             if not holds(getattr(self, key)):
-                raise ValueError(f"{key} is {getattr(self, key)}: give {wanted}")
+                raise ValueError(f"{key} is {getattr(self, key)}: give {allowed}")
         if self.svgd is not None and self.svgd.space in ("coarse", "features"):
-            raise ValueError(
-                f'svgd.space is "{self.svgd.space}", which keeps assets of a text apart: choose noisy or clean'
-            )
+            raise ValueError(f'svgd.space is "{self.svgd.space}", which is for assets of a text: choose noisy or clean')
 
 
 _RULES = {
@@ -63,7 +61,7 @@ _RULES = {
 
 
 def inner_edit(batch: int | None = None) -> CollaborativeEditConfig:
-    """The edit of a round, as it suits latents that start at their source: t falls, so that it becomes a sampler."""
+    """Settings for one round of an edit that starts at the source: t falls, so that the descent acts as a sampler."""
     return CollaborativeEditConfig(
         steps=24,
         lr=1.0,
@@ -95,13 +93,12 @@ def collaborative_edit(
 ) -> Tensor:
     """Edit `z_source` [N, ...] by config.steps of z ← z − lr G; returns the edited latents [N, ...].
 
-    `image` [N, ...]: the source pictures as an editing model takes them; `prompts`: the instruction. The target starts
-    at `z_start` [N, ...] if given (a later round of a scene's edit), else where config.init says. `options`: those of
-    `edit_step`.
+    `image` [N, ...]: the source pictures from `Prior.encode_condition`; `prompts`: the instruction. The target starts
+    at `z_start` [N, ...] if given (a later round of a scene's edit), else by config.init. `options`: see `edit_step`.
 
-    `callback(number, z, report)` is called after each step: what `distill_step` reports, "lr", and "skipped", 1.0 where
-    the gradient was not finite and z was left alone. There is no optimiser state: to resume, loop over `edit_step` from
-    the step reached, with z and the generator's state. Raises FloatingPointError after three skipped steps in a row.
+    `callback(number, z, report)` is called after each step with the report of `distill_step`, "lr", and "skipped", 1.0
+    where the gradient was not finite and z did not change. There is no optimiser state: to resume, call `edit_step`
+    with z and the generator's state. Raises FloatingPointError after three skipped steps in a row.
     """
     z = start_latents(z_source, config, generator) if z_start is None else z_start
     skipped = 0
@@ -120,7 +117,7 @@ def collaborative_edit(
 
 
 def start_latents(z_source: Tensor, config: CollaborativeEditConfig, generator: torch.Generator) -> Tensor:
-    """The target latents before step 0: a copy of the source's, or noise (independent or shared by config.noise)."""
+    """The target latents before step 0: a copy of the source, or noise by config.noise."""
     if config.init == "source":
         return z_source.clone()
     return draw_noise(z_source, config.noise, generator).clone()
@@ -144,10 +141,10 @@ def edit_step(
     networks: Mapping[str, Network] | None = None,
     **context,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Step `number` of `collaborative_edit`, a function of its arguments alone: the new z [N, ...] and a report.
+    """Step `number` of `collaborative_edit`, which depends only on its arguments: the new z [N, ...] and a report.
 
-    `correspond(indices [M])` tells which pixels of a step's particles show the same; None: those at one address.
-    `context`: other fields of `Step`, one row a particle.
+    `correspond(indices [M])` returns how the step's particles share; None: at equal pixel addresses. `context`: other
+    fields of `Step`, one row per particle.
     """
     config = configured(method, config)
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
@@ -159,10 +156,7 @@ def edit_step(
         sharing=None if correspond is None or config.svgd is None else correspond(indices),
         **{key: value[indices] if key in PER_PARTICLE else value for key, value in context.items()},
     )  # fmt: skip
-    step = noised(predict, method, step, config)
-    gradient, report = step_gradient(predict, method, step, config)
-    if networks and hasattr(method, "after"):
-        report |= method.after(step, networks)
+    gradient, report = run_step(predict, method, step, config, networks)
     lr = learning_rate(config, number)
     if report["skipped"]:
         text = "collaborative edit: gradient not finite at step %d, t %d: skipped"
@@ -178,7 +172,7 @@ def learning_rate(config: CollaborativeEditConfig, number: int) -> float:
 
 
 def draw_indices(z: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
-    """Which particles take part, in rising order: all of them, or a random `batch`."""
+    """The particles of a step in rising order: all, or a random `batch`."""
     if batch is None or batch >= len(z):
         return torch.arange(len(z), device=z.device)
     drawn = torch.randperm(len(z), generator=generator, device=generator.device)[:batch]
@@ -186,5 +180,5 @@ def draw_indices(z: Tensor, batch: int | None, generator: torch.Generator) -> Te
 
 
 def _taken(prompts: Sequence[str] | str | None, indices: Tensor) -> Sequence[str] | str | None:
-    """The prompts of some particles; one for all stays one."""
+    """The prompts of some particles; a single text for all is returned as it is."""
     return prompts if prompts is None or isinstance(prompts, str) else [prompts[i] for i in indices.tolist()]

@@ -18,7 +18,7 @@ def ip2p_guidance(
 ) -> Tensor:
     """ε(∅,∅) + ω_s (ε(x̃,∅) − ε(∅,∅)) + ω_y (ε(x̃,y) − ε(x̃,∅)), InstructPix2Pix (arXiv 2211.09800) Eq. 3.
 
-    Exactly ε(x̃,∅) where ω_s = 1 and the text changes nothing.
+    Exactly ε(x̃,∅) if ω_s = 1 and the text has no effect.
     """
     return cfg(eps_null, eps_image, image_scale) + text_scale * (eps_full - eps_image)
 
@@ -26,14 +26,14 @@ def ip2p_guidance(
 def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights: Tensor, scale: float) -> Tensor:
     """Perp-Neg (arXiv 2304.04968) Eq. 6: ε_∅ + ω (δ − Σ_k w_k δ_k^⊥), δ = ε_y − ε_∅, δ_k^⊥ the part of ε_k − ε_∅ off δ.
 
-    A negative prompt that shares something with the prompt then cannot take it away. Predictions [N, ...], `weights`
-    w ≥ 0 [N, K] of the K predictions of `eps_away`. With zero weights it is `cfg`.
+    So a negative prompt cannot remove what it shares with the prompt. Predictions are [N, ...], `weights` w ≥ 0 [N, K]
+    for the K predictions of `eps_away`. With zero weights it is `cfg`.
     """
-    wanted = (eps_text - eps_null).flatten(1)
-    total, square = wanted, wanted.square().sum(1, keepdim=True).clamp_min(1e-20)
-    for eps, w in zip(eps_away, weights.to(wanted).T, strict=True):
+    delta = (eps_text - eps_null).flatten(1)
+    total, square = delta, delta.square().sum(1, keepdim=True).clamp_min(1e-20)
+    for eps, w in zip(eps_away, weights.to(delta).T, strict=True):
         away = (eps - eps_null).flatten(1)
-        across = away - (away * wanted).sum(1, keepdim=True) / square * wanted
+        across = away - (away * delta).sum(1, keepdim=True) / square * delta
         total = total - w[:, None] * across
     return eps_null + scale * total.view_as(eps_null)
 
@@ -41,17 +41,17 @@ def perp_neg(eps_null: Tensor, eps_text: Tensor, eps_away: list[Tensor], weights
 def guided_queries(
     step: Step, of: str = "target", *, scale: float | None = None, z_t: Tensor | None = None
 ) -> dict[str, Query]:
-    """What `guided` needs: the prompt's prediction and the unconditional one, unless ω = 1; Perp-Neg's other views.
+    """The queries for `guided`: the prompt's, the unconditional one unless ω = 1, and those of Perp-Neg's other views.
 
-    Of the "source" the names begin with "source_", and Perp-Neg has no say. `scale`: as `guided` will be told; `z_t`:
-    another latent than the step's.
+    Names of the "source" begin with "source_", and Perp-Neg does not apply to it. `scale`: the same as for `guided`;
+    `z_t`: a latent in place of the step's.
     """
     prefix, away = ("source_", ()) if of == "source" else ("", step.away)
     scale = step.guidance_scale if scale is None else scale
-    asked = {f"{prefix}text": step.query(of=of, z_t=z_t)}
+    queries = {f"{prefix}text": step.query(of=of, z_t=z_t)}
     if scale != 1 or away:
-        asked = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **asked}
-    return asked | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
+        queries = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **queries}
+    return queries | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
 
 
 def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float | None = None) -> Tensor:
@@ -70,10 +70,10 @@ def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float 
 def edit_queries(
     z_t: Tensor, t: int, prompts: tuple[str, ...], image: Tensor, image_scale: float, null_prompt: str = ""
 ) -> dict[str, Query]:
-    """The branches of InstructPix2Pix at z_t: "image" (x̃, ∅), "full" (x̃, y), "null" (∅, ∅) unless ω_s = 1."""
+    """InstructPix2Pix's branches at z_t: "image" (x̃, ∅), "full" (x̃, y), and "null" (∅, ∅) unless ω_s = 1."""
     nothing = (null_prompt,) * len(z_t)
-    asked = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
-    return asked if image_scale == 1 else {**asked, "null": Query(z_t, t, nothing)}
+    queries = {"image": Query(z_t, t, nothing, image), "full": Query(z_t, t, prompts, image)}
+    return queries if image_scale == 1 else {**queries, "null": Query(z_t, t, nothing)}
 
 
 def edit_guided(eps: dict[str, Tensor], text_scale: float, image_scale: float) -> Tensor:
@@ -90,10 +90,10 @@ def edit_predictor(
     image_scale: float,
     null_prompt: str = "",
 ) -> Callable[[Tensor, int], Tensor]:
-    """The `predict(z_t, t)` that `ddim_edit` takes, guided, from a prior's `predict(queries)`; one call each time."""
+    """The guided `predict(z_t, t)` for `ddim_edit`, made from a prior's `predict(queries)`."""
 
     def predict_guided(z_t: Tensor, t: int) -> Tensor:
-        asked = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
-        return edit_guided(predict(asked), text_scale, image_scale)
+        queries = edit_queries(z_t, t, prompts, image, image_scale, null_prompt)
+        return edit_guided(predict(queries), text_scale, image_scale)
 
     return predict_guided

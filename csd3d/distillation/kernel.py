@@ -1,8 +1,8 @@
-"""The kernel of SVGD: how alike particles are.
+"""The kernel of SVGD: the similarity of particles.
 
-Symbols: features [N, ...] of the particles compared, D coordinates each; K [N, N] with ones on its diagonal; γ its
-inverse squared width. Distances are d² = ‖a − b‖²/D, the *mean* squared difference of a coordinate, so that one γ means
-the same for latents of 4×16×16 and of 16×128×128.
+Symbols: features [N, ...] of the particles, D coordinates each; K [N, N] with ones on its diagonal; γ its inverse
+squared width. Distances are d² = ‖a − b‖²/D, the *mean* squared difference over coordinates, so that γ means the same
+for latents of 4×16×16 and of 16×128×128.
 """
 
 import math
@@ -15,22 +15,22 @@ KERNELS = ("rbf", "imq")
 MEDIANS = ("median", "median_all")
 NORMALIZATIONS = ("mean", "row")
 SPACES = ("noisy", "clean", "coarse", "features")
-MIN_RMS_DISTANCE = 1e-3  # latent units: below it two particles count as one and gamma stops growing
-MIN_RELATIVE_MEDIAN = 1e-4  # of the mean squared distance: over half the pairs coincide, the others must stay in range
+MIN_RMS_DISTANCE = 1e-3  # latent units; gamma does not grow for particles closer than this
+MIN_RELATIVE_MEDIAN = 1e-4  # least median as a share of the mean d², for when more than half of the pairs coincide
 
 
 @dataclass
 class SVGDConfig:
-    """How particles collaborate (`svgd`). The defaults are SVGD as the paper has it, with its sign corrected."""
+    """How particles collaborate (`svgd`). Defaults: the paper's SVGD with the sign of its repulsion corrected."""
 
-    kernel: str = "rbf"  # rbf: exp(−γ d²); imq: (1 + γ d²)^(−1/2), whose heavy tail still shares far away
+    kernel: str = "rbf"  # rbf: exp(−γ d²); imq: (1 + γ d²)^(−1/2), with a heavier tail
     bandwidth: str | float = "median"  # γ: ln(N+1)/median of d² over i≠j; median_all: over all N²; or a number >= 0
     bandwidth_scale: float = 1.0  # divides γ: 4 makes the kernel twice as wide
-    share: bool = True  # false: every particle keeps its own direction, and they only repel one another (RSD)
-    repulsion: float = 1.0  # λ; SVGD has 1. A random-noise baseline repels once in expectation, so 0 is consistent too
-    normalize: str = "mean"  # mean: sums divided by N; row: by Σ_j k_ij, so that a step size carries across N
+    share: bool = True  # false: particles keep their own directions and only repel one another (RSD)
+    repulsion: float = 1.0  # λ, 1 in SVGD; 0: none (SDS's random noise already repels once in expectation)
+    normalize: str = "mean"  # mean: divide sums by N; row: by Σ_j k_ij, so that a step size holds for any N
     space: str = "noisy"  # what d² compares: noisy z_t, clean z, coarse 4×4 means of z, or features of the pictures
-    compat: str = "corrected"  # official: as the authors' code, 1 for σ_t, median over N², condition scaled and sampled
+    compat: str = "corrected"  # official: as the authors' code: 1 for σ_t, median over N², condition scaled and sampled
 
     def __post_init__(self) -> None:
         check_choice("svgd.kernel", self.kernel, KERNELS)
@@ -48,13 +48,16 @@ class SVGDConfig:
 
     @property
     def official(self) -> bool:
-        """Whether to follow the authors' code. Editors ask this too: it also means that the image condition is
-        `scaling_factor` times a *sample* of the posterior, where we give the unscaled mode."""
+        """Whether to follow the authors' code.
+
+        For editors it also means that the image condition is `scaling_factor` times a *sample* of the posterior, where
+        our default is the unscaled mode.
+        """
         return self.compat == "official"
 
 
 def kernel_matrix(features: Tensor, config: SVGDConfig) -> tuple[Tensor, Tensor]:
-    """K [N, N] between rows of `features` [N, ...], and its slope −dk/d‖a − b‖² [N, N] (by the sum, not the mean)."""
+    """K [N, N] between rows of `features` [N, ...], and its slope −dk/d‖a − b‖² [N, N] (of the sum, not the mean)."""
     flat = as_rows(features)
     squared = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()  # exact 0 where equal
     N, dimensions = flat.shape
@@ -68,7 +71,7 @@ def kernel_of(
 ) -> tuple[Tensor, Tensor]:
     """K and slope of mean squared distances `squared` [N, N] over `dimensions` coordinates.
 
-    `between` (pairs i ≠ j) and `everything` (the diagonal's zeros too): the distances that the median rules look at.
+    The median rules use the distances `between` (pairs i ≠ j) or `everything` (with the diagonal's zeros).
     """
     gamma = _gamma(len(squared), config, between, everything)
     if config.kernel == "rbf":
@@ -81,7 +84,7 @@ def kernel_of(
 
 
 def _gamma(N: int, config: SVGDConfig, between: Tensor, everything: Tensor) -> Tensor | float:
-    """γ = ln(N+1) / median of d², with a floor so that coinciding particles leave it finite."""
+    """γ = ln(N+1) / median of d²; a least median keeps it finite for equal particles."""
     if not isinstance(config.bandwidth, str):
         return config.bandwidth / config.bandwidth_scale
     over_all = config.official or config.bandwidth == "median_all"
@@ -96,6 +99,6 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """ValueError naming the choices where a setting is none of them."""
+    """Raise ValueError naming the choices unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"{key} is {value!r}: choose one of {', '.join(choices)}")

@@ -1,8 +1,8 @@
-"""What a method of score distillation is: the predictions that it asks for, and what it makes of the answers.
+"""A method of score distillation: the predictions it needs, and the direction it computes from them.
 
-Symbols, as in all of `csd3d.distillation`: N particles, z [N, ...] their clean latents, t one timestep, ᾱ_t =
-`alphas_cumprod[t]`, σ_t = √(1 − ᾱ_t), ε [N, ...] the step's noise, z_t = √ᾱ_t z + σ_t ε, and z̃ a source that is
-edited. A direction Δ [N, ...] is what is *descended*, in units of ε.
+Symbols in all of `csd3d.distillation`: N particles, z [N, ...] their clean latents, t one timestep, ᾱ_t =
+`alphas_cumprod[t]`, σ_t = √(1 − ᾱ_t), ε [N, ...] the step's noise, z_t = √ᾱ_t z + σ_t ε, and z̃ the source of an edit.
+A direction Δ [N, ...] is *descended*; its unit is that of ε.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ from csd3d.distillation.svgd import Sharing
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One prediction ε [N, ...] that a method asks for: of `z_t` [N, ...] at timestep `t`, under these conditions.
+    """A request for a prediction ε [N, ...] of `z_t` [N, ...] at timestep `t`.
 
-    prompts: N texts.  image: the source picture as an editing model takes it (`Prior.encode_condition`), [N, C, h, w];
-    None is no picture.  network: "prior", or a network of the method's own (`Method.open`).  pose: camera-to-world
-    [N, 12], row-major 3x4.  view: azimuth and elevation in degrees and distance, [N, 3], for priors that know cameras.
-    rows [R]: the rows that are needed, None for all; the others come back as 0.
+    prompts: N texts.  image [N, C, h, w]: the source picture from `Prior.encode_condition`; None: no picture.
+    network: "prior", or a network of the method (`Method.open`).  pose: camera-to-world [N, 12], row-major 3x4.
+    view: azimuth and elevation in degrees and distance, [N, 3], for priors that take cameras.
+    rows [R]: the rows that are needed, None for all; the others are returned as 0.
 
-    A network of a method's own may take and give something else than z_t and ε, as LMC-SDS's does.
+    A method's own network may take and return something else than z_t and ε, as LMC-SDS's does.
     """
 
     z_t: Tensor
@@ -44,28 +44,27 @@ class Query:
 
     @property
     def key(self) -> tuple:
-        """Equal for queries that have the same answer: the same tensors (not equal ones), t, prompts and network."""
+        """Equal for queries with the same t, prompts and network and identical (not just equal) tensors."""
         tensors = (self.z_t, self.image, self.pose, self.view, self.rows)
         return (self.network, self.t, self.prompts, *(id(tensor) for tensor in tensors))
 
 
-Predict = Callable[[dict[str, Query]], dict[str, Tensor]]  # all the predictions of a step, in one batched call
+Predict = Callable[[dict[str, Query]], dict[str, Tensor]]  # all predictions of a step, in one batched call
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """All that a method may look at in one step, and what the engine (`step`) has to know of the particles.
+    """The state of one step, for methods and for the engine (module `step`).
 
-    Of the method: z, eps, t, the schedule; `number` of `steps`; `prompts` [N], what the particles show, and
-    `null_prompt`, what the unconditional branch is told; `source` z̃ [N, ...] and `source_prompts` [N] of methods that
-    edit; image, pose, view: see `Query`.  away: Perp-Neg's other views, (prompts [N], weights [N]) of each.
-    kept: what the method's own `noise` found on the way.
+    For methods: z, eps, t, the schedule; `number` of `steps`; `prompts` [N] of the particles and `null_prompt` of the
+    unconditional branch; for methods that edit, `source` z̃ [N, ...] and `source_prompts` [N]; image, pose, view: see
+    `Query`.  away: Perp-Neg's other views, each as (prompts [N], weights [N]).  kept: results of the method's `noise`.
 
-    Of the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within theirs.
-    instructions, shares: K instructions ([N] prompts each) for one set of particles, and what each has of every latent
-    pixel, [K, N, 1, h, w] ≥ 0 with a sum of at most 1; what is left over is held to the source.  rows: the particles
-    that `prompts` are for (None: all).  sharing: another way to share than by address, such as a `Correspondence`.
-    features [N, ...]: what the kernel of svgd.space "features" compares.
+    For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
+    instructions, shares: K instructions ([N] prompts each) for the same particles, and the share of each at every
+    latent pixel, [K, N, 1, h, w] ≥ 0 with a sum of at most 1; the rest follows the source.  rows: the particles that
+    `prompts` apply to (None: all).  sharing: how pixels share, if not at equal addresses (`svgd.Sharing`).
+    features [N, ...]: what the kernel compares with svgd.space "features".
     """
 
     z: Tensor
@@ -110,7 +109,7 @@ class Step:
 
     @property
     def fraction(self) -> float:
-        """t as a share of the schedule."""
+        """t as a fraction of the schedule."""
         return self.t / len(self.alphas_cumprod)
 
     @property
@@ -120,7 +119,7 @@ class Step:
 
     @property
     def progress(self) -> float:
-        """How much of the run lies behind, in [0, 1)."""
+        """The fraction of the run that is done, in [0, 1)."""
         return self.number / self.steps
 
     def query(
@@ -133,23 +132,23 @@ class Step:
         z_t: Tensor | None = None,
         t: int | None = None,
     ) -> Query:
-        """The prediction of the "target" or the "source", under `prompt` (None: their own), at the step's z_t and t.
+        """A query of the "target" or the "source" with `prompt` (None: their own), at the step's z_t and t by default.
 
-        image: whether an editing model sees the source picture.  `z_t`, `t`: another latent, another timestep.
+        image: whether an editing model gets the source picture.
         """
         own = self.source_prompts if of == "source" else self.prompts
         prompt = own if prompt is None else prompt
         prompts = (prompt,) * len(self.z) if isinstance(prompt, str) else tuple(prompt)
         if z_t is None:
             z_t = self.source_t if of == "source" else self.z_t
-        rows = self.rows if prompt is self.prompts else None  # the other branches are every instruction's
+        rows = self.rows if prompt is self.prompts else None  # instructions share the other branches
         t = self.t if t is None else t
         return Query(z_t, t, prompts, self.image if image else None, network, self.pose, self.view, rows)
 
-    def told(self, prompts: tuple[str, ...], rows: Tensor | None = None) -> "Step":
-        """The same step under other prompts, which only the particles `rows` need.
+    def with_prompts(self, prompts: tuple[str, ...], rows: Tensor | None = None) -> "Step":
+        """The same step with other prompts, for the particles `rows`.
 
-        Its latents are the very same tensors, so that branches that are told the same stay equal queries.
+        It keeps the same tensors, so that equal branches of several instructions stay equal queries.
         """
         other = replace(self, prompts=prompts, rows=rows)
         other.__dict__.update({k: v for k, v in vars(self).items() if k in ("z_t", "source_t")})
@@ -157,51 +156,51 @@ class Step:
 
 
 class Host(Protocol):
-    """The prior, as a method that has networks of its own sees it when it opens them."""
+    """The part of a prior that a method uses to open its networks."""
 
     unet_evaluations: int
 
     def lora(self, rank: int, generator: torch.Generator) -> Any:
-        """A trainable score of the renders on the prior's own weights; InputError where it can carry none."""
+        """A trainable score of the renders on the prior's own weights; InputError where it supports none."""
 
     def expected(self, folder: str) -> torch.nn.Module:
-        """LMC-SDS's trained b_ψ(z, t); InputError where the folder holds none."""
+        """LMC-SDS's trained b_ψ(z, t); InputError where the folder has none."""
 
 
 class Network(Protocol):
-    """A network of a method's own, beside the prior: VSD's LoRA, LMC-SDS's b_ψ."""
+    """A method's own network: VSD's LoRA, LMC-SDS's b_ψ."""
 
     def answer(self, query: Query) -> Tensor:
-        """What it says of a query whose `network` is its name, [N, ...], without a graph."""
+        """The prediction [N, ...] for a query of this network, without a graph."""
 
     def reset(self, generator: torch.Generator) -> None:
-        """Starts anew; does nothing where nothing is trained."""
+        """Draw initial weights; does nothing where nothing is trained."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained; empty where nothing is."""
+        """The trained parameters; empty where nothing is trained."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run must save to go on as an unbroken one, its optimiser's state included."""
+        """Everything that a checkpoint needs, with the optimiser's state."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Method(Protocol):
-    """A method: a frozen dataclass whose fields are its keys in a config, registered by `register("method", name)`.
+    """A method: a frozen dataclass whose fields are its config keys, registered by `register("method", name)`.
 
-        asked = method.queries(step)              # name -> Query
-        eps = prior.predict(asked, networks)      # one batched call; equal queries are computed once
+        queries = method.queries(step)            # name -> Query
+        eps = prior.predict(queries, networks)    # one batched call; equal queries are computed once
         delta = method.direction(eps, step)
 
-    It may have, besides:
+    Optional attributes:
 
-        needs       what a job must have, of "source" (z̃) and "image" (an editing model)
-        fixed       keys of `DistillConfig` that are part of the method, such as SDI's weight: they win over the
-                    config's; a mapping under "svgd" changes those of its keys
-        perp_neg    True where Perp-Neg can shape its guided prediction
-        noise(step, predict) -> Step          where ε is not drawn: the step with its `eps`, and what was `kept`
-        open(prior) -> dict[str, Network]     its networks by name; InputError where the prior cannot carry them
-        after(step, networks) -> dict[str, float]     trains them on the step's particles; what to log
+        needs       what a job must provide: "source" (z̃), "image" (an editing model)
+        fixed       keys of `DistillConfig` that the method sets, such as SDI's weight; they override the config's. A
+                    mapping under "svgd" overrides single keys of it
+        perp_neg    True if Perp-Neg can be applied to its guided prediction
+        noise(step, predict) -> Step          for a method with its own ε: the step with `eps`, and `kept` results
+        open(prior) -> dict[str, Network]     its networks by name; InputError where the prior does not support them
+        after(step, networks) -> dict[str, float]     train them on the step's particles; return what to log
     """
 
     needs: ClassVar[tuple[str, ...]] = ()

@@ -1,12 +1,12 @@
 """MultiDiffusion (Bar-Tal et al. 2023, arXiv 2302.08113): a canvas denoised through many overlapping windows.
 
-Symbols: the canvas z [F, C, H, W] and its windows [M, C, h, w], which two callables of the caller's tell apart:
+Symbols: the canvas z [F, C, H, W], its windows [M, C, h, w], and two callables of the caller:
 
-    gather(canvas) -> [M, C, h, w]     cuts every window out
-    scatter(windows) -> canvas         its adjoint: adds every window up where it lies
+    gather(canvas) -> [M, C, h, w]     cuts out every window
+    scatter(windows) -> canvas         its adjoint: adds every window at its place
 
-and W [M | 1, 1, h, w] ≥ 0, how much a window counts at each of its pixels. Nothing here knows where windows lie, so a
-canvas may as well wrap around, or be the frames of a video.
+W [M | 1, 1, h, w] ≥ 0 is the weight of a window at each of its pixels. The places of windows are up to the callables,
+so a canvas may wrap around, or be the frames of a video.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ PredictWindows = Callable[[Tensor, int, Tensor], Tensor]  # (z_t [m, ...], t, wh
 
 
 def window_shares(weights: Tensor, canvas: Tensor, gather: Gather, scatter: Scatter) -> Tensor:
-    """S_i = W_i / Σ_j W_j of every window at each of its pixels, [M, C, h, w]: scatter(S x) is the windows' mean.
+    """S_i = W_i / Σ_j W_j at each pixel of every window, [M, C, h, w]; scatter(S x) is the weighted mean of windows x.
 
-    Exactly 1 where one window lies alone. Raises ValueError where weights are negative or leave a part of the canvas
-    bare.
+    S is exactly 1 where only one window lies. Raises ValueError where weights are negative or leave a part of the
+    canvas uncovered.
     """
     windows = gather(canvas)
     if not bool((weights >= 0).all()):
@@ -40,11 +40,11 @@ def window_shares(weights: Tensor, canvas: Tensor, gather: Gather, scatter: Scat
 def fused_predictor(
     predict: PredictWindows, gather: Gather, scatter: Scatter, shares: Tensor, batch: int
 ) -> PredictNoise:
-    """The windows' predictions as one of the canvas, Σ_i F_i^-1(S_i ε(F_i(z_t))), for `ddim_sample` and its like.
+    """A prediction for the canvas, Σ_i F_i^-1(S_i ε(F_i(z_t))), for samplers such as `ddim_sample`.
 
-    The paper fuses what each window becomes in a step, the minimiser of Σ_i |W_i (F_i(z) − Φ(F_i(z_t)))|² with one
-    power of W; a DDIM step is affine in ε, the same for all windows, so fusing ε is the same thing. `batch` windows go
-    into a call. With a single window it is `predict`, bit for bit.
+    The paper fuses the windows after their step, as the minimiser of Σ_i |W_i (F_i(z) − Φ(F_i(z_t)))|² with one power
+    of W. A DDIM step is affine in ε and the same for all windows, so fusing ε is equivalent. `batch` windows are
+    predicted per call. With a single window it is exactly `predict`.
     """
 
     def predict_canvas(z_t: Tensor, t: int) -> Tensor:
@@ -67,10 +67,10 @@ def multidiffusion_sample(
     weights: Tensor,
     batch: int = 64,
 ) -> Tensor:
-    """Denoise the canvas `z_t` [F, C, H, W], at level timesteps[0], through the falling `timesteps` and on to ᾱ = 1.
+    """Denoise the canvas `z_t` [F, C, H, W], at level timesteps[0], through the falling `timesteps` to ᾱ = 1.
 
-    At every step all windows are predicted and fused, then the whole canvas takes one DDIM step. Raises ValueError as
-    `window_shares` does.
+    Every step predicts all windows, fuses the predictions and takes one DDIM step of the whole canvas. Raises the
+    ValueErrors of `window_shares`.
     """
     shares = window_shares(weights, z_t, gather, scatter)
     return ddim_sample(fused_predictor(predict, gather, scatter, shares, batch), z_t, alphas_cumprod, timesteps)

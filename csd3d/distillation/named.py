@@ -1,4 +1,4 @@
-"""Methods by the names that configs have: "sds", "csd" (SDS with SVGD), "vsd+csd" (any method with SVGD)."""
+"""Methods by their names in configs: "sds", "csd" (SDS with SVGD), "vsd+csd" (any method with SVGD)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from csd3d.distillation.svgd import SVGDConfig
 
 
 def parse_name(name: str) -> tuple[str, bool]:
-    """The registered name, and whether the particles collaborate; InputError, a ValueError, for an unknown name."""
+    """The registered name, and whether particles collaborate; InputError (a ValueError) for an unknown name."""
     base, plus, rest = ("sds", "+", "csd") if name == "csd" else name.partition("+")
     if plus and rest != "csd":
         raise ValueError(f"method is {name!r}: after the + stands csd, as in {base}+csd")
@@ -20,38 +20,38 @@ def parse_name(name: str) -> tuple[str, bool]:
 
 
 def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method with its own `settings`; ValueError naming a key that it does not have."""
+    """The method with its own `settings`; ValueError for an unknown or a missing key."""
     base, _ = parse_name(name)
-    kind = registry.get("method", base).thing
-    keys = [field.name for field in dataclasses.fields(kind)]
-    for key in settings or {}:
+    kind, settings = registry.get("method", base).thing, settings or {}
+    keys = {field.name: field for field in dataclasses.fields(kind)}
+    for key in settings:
         if key not in keys:
             raise ValueError(f"method {base} has no key {key!r}; it has {', '.join(keys) or 'none'}")
-    for field in dataclasses.fields(kind):
-        given = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.init and not given and field.name not in (settings or {}):
-            raise ValueError(f"method {base} needs its key {field.name}: give methods.{base}.{field.name}")
-    return kind(**(settings or {}))
+    for key, field in keys.items():
+        required = field.init and field.default is field.default_factory is dataclasses.MISSING
+        if required and key not in settings:
+            raise ValueError(f"method {base} needs its key {key}: give methods.{base}.{key}")
+    return kind(**settings)
 
 
 def named_config(name: str, method: Method, config: DistillConfig) -> DistillConfig:
-    """`config` as the method wants it, with SVGD exactly where the name says so or the method itself."""
+    """`config` with the method's fixed keys, and with SVGD exactly if the name or the method asks for it."""
     _, collaborates = parse_name(name)
-    # a method that fixes keys of svgd is one of several particles by itself
+    # a method that fixes keys of svgd needs collaboration under any name
     collaborates |= isinstance(getattr(method, "fixed", {}).get("svgd"), Mapping)
     return configured(method, dataclasses.replace(config, svgd=(config.svgd or SVGDConfig()) if collaborates else None))
 
 
 def method_title(name: str) -> str:
-    """What reports call it."""
+    """The method's title in reports."""
     base, collaborates = parse_name(name)
     title = registry.title("method", base)
     return "CSD" if name == "csd" else f"{title} + CSD" if collaborates else title
 
 
 def names_for(have: Iterable[str] = ()) -> list[str]:
-    """The names whose `needs` a job meets that has `have`, of "source" and "image"; "csd" stands behind "sds"."""
+    """The methods for a job that has `have`, of "source" and "image", by name; "sds" and "csd" come first."""
     have = set(have)
-    found = [e.name for e in registry.entries("method") if set(getattr(e.thing, "needs", ())) <= have]
-    found.sort(key=lambda name: (name != "sds", name))
-    return [*found[:1], "csd", *found[1:]] if "sds" in found else found
+    names = [e.name for e in registry.entries("method") if set(getattr(e.thing, "needs", ())) <= have]
+    names.sort(key=lambda name: (name != "sds", name))
+    return [*names[:1], "csd", *names[1:]] if "sds" in names else names

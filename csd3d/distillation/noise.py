@@ -1,4 +1,4 @@
-"""Where the noise ε of a step comes from."""
+"""The noise ε of a step."""
 
 import math
 
@@ -11,8 +11,8 @@ NOISES = ("independent", "shared")
 def draw_noise(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Standard normal ε in the shape, dtype and device of `like` [N, ...]; float32 draws on the generator's own device.
 
-    "independent": one draw a particle. "shared": one draw for all, so that ‖z_{t,i} − z_{t,j}‖² = ᾱ_t ‖z_i − z_j‖²
-    and an SVGD kernel sees content instead of noise. Raises ValueError for another kind.
+    "independent": one draw per particle. "shared": one draw for all, so that ‖z_{t,i} − z_{t,j}‖² = ᾱ_t ‖z_i − z_j‖²
+    and an SVGD kernel compares content instead of noise. Raises ValueError for another kind.
     """
     if kind not in NOISES:
         raise ValueError(f"noise is {kind!r}: choose one of {', '.join(NOISES)}")
@@ -27,15 +27,15 @@ def add_noise(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
 
 
 def implied_noise(z_t: Tensor, z: Tensor, alpha_bar: float) -> Tensor:
-    """The ε with which z became z_t: (z_t − √ᾱ z)/√(1−ᾱ), `add_noise` solved for it."""
+    """ε = (z_t − √ᾱ z)/√(1−ᾱ): `add_noise` solved for ε."""
     return (z_t - alpha_bar**0.5 * z) / (1 - alpha_bar) ** 0.5
 
 
 def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generator: torch.Generator) -> Tensor:
-    """A sphere of standard normal ε, [C, rows, columns], for `world_noise` of views of `size` = (h, w) latent pixels.
+    """Standard normal ε around the object, [C, rows, columns], for `world_noise` of views of `size` = (h, w) latents.
 
-    Its columns are the whole turn at fov_deg/w a pixel, w of them a view; its rows go from below −90° of elevation to
-    above 90°, so that every view lies inside.
+    The columns cover 360°, at fov_deg/w per pixel; the rows reach beyond −90° and 90° of elevation by half a view, so
+    that every view lies inside.
     """
     height, width = size
     rows, columns = math.ceil(180 * height / fov_deg) + height + 1, math.ceil(360 * width / fov_deg)
@@ -43,10 +43,10 @@ def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generat
 
 
 def world_noise(noise_map: Tensor, azimuth_deg: Tensor, elevation_deg: Tensor, size: tuple[int, int]) -> Tensor:
-    """Flow score distillation (Yan et al. 2024): ε [N, C, h, w], a function of the camera alone, fixed for a run.
+    """Flow score distillation (Yan et al. 2024): ε [N, C, h, w] as a function of the camera, fixed for a run.
 
-    The window of `noise_map` (`draw_noise_map`) that the view covers, periodic in azimuth; `azimuth_deg`,
-    `elevation_deg` [N]. It moves by whole pixels, so ε stays exactly white: an interpolated map would not be.
+    It is the window of `noise_map` (`draw_noise_map`) at `azimuth_deg`, `elevation_deg` [N], periodic in azimuth. It
+    moves by whole pixels, because interpolated noise would not be white.
     """
     height, width = size
     rows, columns = noise_map.shape[1:]

@@ -1,9 +1,12 @@
-"""Which timestep a step uses, and how much it weighs. Times are fractions of the schedule: 0 clean, 1 noise."""
+"""The timestep and the weight of a step. Times are fractions of the schedule: 0 clean, 1 noise."""
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from csd3d.distillation.step import DistillConfig
 
 SCHEDULES = ("uniform", "annealed", "staged", "logit_normal")
 WEIGHTS = ("sigma2", "one", "x0")
@@ -20,7 +23,7 @@ def annealed_fraction(step: int, steps: int, t_min: float, t_max: float) -> floa
 
 
 def stage(step: int, steps: int, switch: float) -> int:
-    """1 before `switch` (a fraction) of the steps, 2 from there on: a comparison, so a resumed run keeps its stage."""
+    """1 before `switch` (a fraction) of the steps, 2 from there on; a function of the step, so resuming keeps it."""
     return 2 if step >= switch * steps else 1
 
 
@@ -33,25 +36,14 @@ def uniform_timestep(t_min: float, t_max: float, num_train_timesteps: int, gener
 def logit_normal_timestep(t_min: float, t_max: float, num_train_timesteps: int, generator: torch.Generator) -> int:
     """One timestep whose fraction of the schedule is 1/(1 + e^−n), n standard normal, kept within [t_min, t_max].
 
-    How Stable Diffusion 3 was trained (arXiv 2403.03206, section 3.1): most often half way, seldom at the ends.
+    As in the training of Stable Diffusion 3 (arXiv 2403.03206, section 3.1): mostly in the middle of the schedule.
     """
     n = torch.randn((), generator=generator, device=generator.device)
     return timestep(min(max(torch.sigmoid(n).item(), t_min), t_max), num_train_timesteps)
 
 
-class Timesteps(Protocol):
-    """The settings of a timestep schedule, which every config of a distillation loop has."""
-
-    steps: int
-    schedule: str  # "uniform", "logit_normal" in [t_min, t_max] | "annealed", falling | "staged", t_late from `switch`
-    t_min: float
-    t_max: float
-    t_late: float
-    switch: float
-
-
-def check_timesteps(config: Timesteps) -> None:
-    """Raises ValueError naming the key that makes no schedule."""
+def check_timesteps(config: "DistillConfig") -> None:
+    """Raise ValueError naming the key that is out of range."""
     if config.schedule not in SCHEDULES:
         raise ValueError(f"schedule is {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
     for key in ("t_min", "t_max", "t_late", "switch"):
@@ -62,8 +54,8 @@ def check_timesteps(config: Timesteps) -> None:
         raise ValueError(f"t_min is {config.t_min}: give at most {highest}, the upper end of the range")
 
 
-def scheduled_timestep(config: Timesteps, step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
-    """The one t shared by all particles at `step`; an annealed schedule draws nothing from the generator."""
+def scheduled_timestep(config: "DistillConfig", step: int, num_train_timesteps: int, generator: torch.Generator) -> int:
+    """The t of all particles at `step`; an annealed schedule draws nothing from the generator."""
     if config.schedule == "annealed":
         return timestep(annealed_fraction(step, config.steps, config.t_min, config.t_max), num_train_timesteps)
     if config.schedule == "logit_normal":
@@ -75,9 +67,9 @@ def scheduled_timestep(config: Timesteps, step: int, num_train_timesteps: int, g
 def step_weight(kind: str, alpha_bar: float) -> float:
     """w(t): "sigma2" = σ_t², as DreamFusion and CSD; "one"; "x0" = σ_t/√ᾱ_t, in units of the latent.
 
-    z − ẑ_0(z_t) = (σ_t/√ᾱ_t)(ε^ω − ε): with "x0" a step of size 1 along an SDS direction lands on the denoised
-    estimate, which makes an annealed schedule a sampler; along CSD-Edit it lands there plus what the source's own
-    reconstruction missed.
+    z − ẑ_0(z_t) = (σ_t/√ᾱ_t)(ε^ω − ε), so with "x0" a step of size 1 along an SDS direction ends at the denoised
+    estimate, and an annealed schedule acts as a sampler. Along CSD-Edit it ends at the denoised estimate plus the
+    source's reconstruction error.
     """
     if kind == "one":
         return 1.0

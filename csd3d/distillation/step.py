@@ -1,9 +1,9 @@
-"""One step of score distillation, the same for every method: draw t and noise, ask the prior once, combine, weigh.
+"""One step of score distillation for any method: draw t and noise, predict once, combine by SVGD, weigh.
 
     G = w(t) SVGD(Δ),   Δ = method.direction(predict(method.queries(step)), step)
 
-Symbols as in `method`. The prior is reached through one callable, `predict(queries) -> answers`, which computes equal
-queries once and batches the others; nothing here knows what a network is.
+Symbols as in `method`. `predict(queries) -> predictions` is the prior: it computes equal queries once and all others in
+one batch.
 """
 
 import logging
@@ -21,28 +21,28 @@ from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import WEIGHTS, annealed_fraction, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
 
-BLIND = 0.01  # mean off-diagonal kernel below which particles do not really collaborate
+BLIND = 0.01  # mean off-diagonal kernel below which particles hardly collaborate
 
 
 @dataclass
 class DistillConfig:
-    """What every method shares; what only one has are fields of its own. Times are fractions of the schedule."""
+    """Settings that all methods share; a method's own are its fields. Times are fractions of the schedule."""
 
     MIN_STEPS: ClassVar[int] = 1
 
-    steps: int = 1000  # steps of the run, which schedules count in
-    guidance_scale: float = 7.5  # ω of ε_∅ + ω (ε_y − ε_∅)
-    guidance_final: float | None = None  # ω at the last step, linearly from guidance_scale; null: it stays
+    steps: int = 1000  # optimisation steps; schedules span them
+    guidance_scale: float = 7.5  # ω of classifier-free guidance, ε_∅ + ω (ε_y − ε_∅)
+    guidance_final: float | None = None  # ω at the last step, changing linearly from guidance_scale; null: constant
     weight: str = "sigma2"  # w(t): sigma2 (σ_t²), one, or x0 (σ_t/√ᾱ_t, steps in units of the latent)
-    schedule: str = "uniform"  # t: uniform or logit_normal in [t_min, t_max]; annealed, t_max falling to t_min; staged
-    t_min: float = 0.02  # least noise
-    t_max: float = 0.98  # most noise
-    t_late: float = 0.5  # most noise of schedule "staged" from `switch` on
-    switch: float = 0.5  # share of the steps after which schedule "staged" changes
-    noise: str = "independent"  # ε: independent, shared by all particles, or camera (given, a function of the view)
-    null_prompt: str = ""  # what the unconditional branch is told: a negative prompt
-    perp_neg: bool = False  # hold each view away from what other views are told (Perp-Neg)
-    svgd: SVGDConfig | None = None  # how particles collaborate; null: every particle for itself
+    schedule: str = "uniform"  # t: uniform or logit_normal in [t_min, t_max], annealed (t_max to t_min), or staged
+    t_min: float = 0.02  # lowest noise level, a fraction of the schedule
+    t_max: float = 0.98  # highest noise level, a fraction of the schedule
+    t_late: float = 0.5  # with schedule staged: highest noise level from `switch` on
+    switch: float = 0.5  # with schedule staged: fraction of the steps after which t_late replaces t_max
+    noise: str = "independent"  # ε: independent, shared by all particles, or camera (a function of the view)
+    null_prompt: str = ""  # prompt of the unconditional branch; text here acts as a negative prompt
+    perp_neg: bool = False  # Perp-Neg: push each view away from the prompts of other views
+    svgd: SVGDConfig | None = None  # how particles collaborate; null: they do not
 
     def __post_init__(self) -> None:
         for key, known in {"weight": WEIGHTS, "noise": (*NOISES, "camera")}.items():
@@ -74,18 +74,27 @@ def distill_step(
     networks: Mapping[str, Network] | None = None,
     **context,
 ) -> tuple[Tensor, dict[str, float]]:
-    """G [N, ...], to be descended by z and through it by whatever made z, and what to log. `context`: fields of `Step`.
+    """The gradient G [N, ...] for z to descend, and what to log. `context`: fields of `Step`.
 
-    A step is a function of its arguments: with the generator's state, a resumed run goes on as an unbroken one. The
-    method's `networks` learn from the particles after it. ValueError where the method needs what is not given.
+    A step depends only on its arguments and the generator's state, so runs can be resumed. The method's `networks` are
+    trained on the particles afterwards. ValueError where the method needs something that is not given.
     """
     config = configured(method, config)
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
-    step = noised(predict, method, new_step(z, t, number, config, alphas_cumprod, generator, **context), config)
+    step = new_step(z, t, number, config, alphas_cumprod, generator, **context)
+    return run_step(predict, method, step, config, networks)
+
+
+@torch.no_grad()
+def run_step(
+    predict: Predict, method: Method, step: Step, config: DistillConfig, networks: Mapping[str, Network] | None
+) -> tuple[Tensor, dict[str, float]]:
+    """`distill_step` of a step that has no noise yet."""
+    step = noised(predict, method, step, config)
     gradient, report = step_gradient(predict, method, step, config)
     if networks and hasattr(method, "after"):
         report |= method.after(step, networks)
-    return gradient, {"t": float(t), **report}
+    return gradient, {"t": float(step.t), **report}
 
 
 def new_step(
@@ -102,7 +111,7 @@ def new_step(
     away: Iterable[tuple[Sequence[str], Tensor]] = (),
     **context,
 ) -> Step:
-    """A `Step` without its noise. A single text is that of all particles; a source without any has the null prompt."""
+    """A `Step` without noise. One text applies to all particles; the source's default prompt is the null prompt."""
     source_prompts = config.null_prompt if source_prompts is None or source_prompts == "" else source_prompts
     settings = {"steps": config.steps, "guidance_scale": config.guidance(number), "null_prompt": config.null_prompt}
     return Step(
@@ -114,7 +123,7 @@ def new_step(
 
 
 def noised(predict: Predict, method: Method, step: Step, config: DistillConfig) -> Step:
-    """The step with its noise: the method's own where it has any, else by config.noise."""
+    """The step with its noise: the method's own, else by config.noise."""
     if hasattr(method, "noise"):
         return method.noise(step, predict)
     if config.noise != "camera":
@@ -128,25 +137,24 @@ def noised(predict: Predict, method: Method, step: Step, config: DistillConfig) 
 def step_gradient(
     predict: Predict, method: Method, step: Step, config: DistillConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    """G [N, ...] of a step whose noise is drawn, and what to log; "skipped" is 1 where G is not finite.
+    """G [N, ...] of a step with noise, and what to log; "skipped" is 1 where G is not finite.
 
-    With K instructions G = w(t) [Σ_k s_k SVGD_k(Δ_k) + (1 − Σ_k s_k) (√ᾱ_t/σ_t)(z − z̃)], s the shares: each is
-    combined among the particles that it has a part of, so that none leaks into another's region, and the rest is drawn
-    to the source as if a prior that knows nothing else denoised it.
+    With K instructions G = w(t) [Σ_k s_k SVGD_k(Δ_k) + (1 − Σ_k s_k) (√ᾱ_t/σ_t)(z − z̃)], s the shares. SVGD_k combines
+    only the particles in which instruction k has a share, so that no instruction leaks into another's region. The rest
+    is drawn to the source.
     """
     _check_step(method, step, config)
-    tellings = [step]
+    steps = [step]  # one for each instruction
     if step.shares is not None:
-        _ = step.z_t, step.source_t  # once, before they are told apart
+        _ = step.z_t, step.source_t  # computed once, so that equal queries of the instructions share them
         rows = [share.flatten(1).any(1).nonzero()[:, 0] for share in step.shares]
-        tellings = [step.told(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
-    asked = [method.queries(telling) for telling in tellings]
-    answers = predict({f"{k}/{name}": query for k, some in enumerate(asked) for name, query in some.items()})
+        steps = [step.with_prompts(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
+    queries = [method.queries(one) for one in steps]
+    answers = predict({f"{k}/{name}": query for k, asked in enumerate(queries) for name, query in asked.items()})
     deltas = [
-        method.direction({name: answers[f"{k}/{name}"] for name in some}, telling)
-        for k, (some, telling) in enumerate(zip(asked, tellings, strict=True))
+        method.direction({name: answers[f"{k}/{name}"] for name in queries[k]}, one) for k, one in enumerate(steps)
     ]
-    shared, reports = _combined(deltas, tellings, step, config)
+    shared, reports = _combined(deltas, steps, step, config)
     gradient = step_weight(config.weight, step.alpha_bar) * shared
     report = {key: sum(one[key] for one in reports) / len(reports) for key in reports[0]}
     _warn_if_blind(report, step, config)
@@ -158,24 +166,25 @@ def step_gradient(
 
 
 def _combined(
-    deltas: list[Tensor], tellings: list[Step], step: Step, config: DistillConfig
+    deltas: list[Tensor], steps: list[Step], step: Step, config: DistillConfig
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """G without w(t), and the diagnostics of every set of particles that was combined."""
-    sharing, seen = step.sharing if config.svgd is not None else None, step.z_t
+    sharing, noisy = step.sharing if config.svgd is not None else None, step.z_t
     if sharing is not None:
-        if config.noise == "shared":  # brought to other pixels, noise that is the same by address would not cancel
-            seen = step.alpha_bar**0.5 * step.z
+        if config.noise == "shared":  # shared noise cancels at equal addresses only, so compare particles without it
+            noisy = step.alpha_bar**0.5 * step.z
         if step.source is not None:  # σ_t²: the variance of a unit latent given z_t
             sharing = sharing.weighed(step.source, 1 - step.alpha_bar)
     reports = []
 
     def combined(delta: Tensor, rows: Tensor) -> Tensor:
-        among = None if sharing is None else sharing.select(rows)
         features = None if step.features is None else step.features[rows]
-        options = {"alpha_bar": step.alpha_bar, "config": config.svgd, "features": features, "sharing": among}
-        found, report = combine(delta[rows], seen[rows], step.z[rows], **options)
+        shared, report = combine(
+            delta[rows], noisy[rows], step.z[rows], alpha_bar=step.alpha_bar, config=config.svgd, features=features,
+            sharing=None if sharing is None else sharing.select(rows),
+        )  # fmt: skip
         reports.append(report)
-        return found
+        return shared
 
     if step.shares is None:
         total = torch.empty_like(deltas[0])
@@ -184,19 +193,19 @@ def _combined(
         return total, reports
     rest = 1 - step.shares.sum(0)
     total = rest * math.sqrt(step.alpha_bar / (1 - step.alpha_bar)) * (step.z - step.source)
-    for delta, telling, share in zip(deltas, tellings, step.shares, strict=True):
-        if len(telling.rows):
-            total[telling.rows] += share[telling.rows] * combined(delta, telling.rows)
-    return total, reports or [combine(deltas[0][:1], seen[:1], step.z[:1], alpha_bar=step.alpha_bar, config=None)[1]]
+    for delta, one, share in zip(deltas, steps, step.shares, strict=True):
+        if len(one.rows):
+            total[one.rows] += share[one.rows] * combined(delta, one.rows)
+    return total, reports or [combine(deltas[0][:1], noisy[:1], step.z[:1], alpha_bar=step.alpha_bar, config=None)[1]]
 
 
 @torch.no_grad()
 def feature_gradient(
     features: Tensor, t: int, config: DistillConfig, alphas_cumprod: Tensor, groups: Tensor | None = None
 ) -> Tensor:
-    """w(t) `feature_force` within each group: what the features [N, ...] are to descend beside `distill_step`'s G.
+    """w(t) `feature_force` within each group: a gradient for the features [N, ...], beside `distill_step`'s G for z.
 
-    For svgd.space "features"; t is the timestep that `distill_step` reported, `config` as `configured` has it.
+    For svgd.space "features"; t is the timestep that `distill_step` reported, `config` comes from `configured`.
     """
     alpha_bar = alphas_cumprod[t].item()
     force = torch.empty_like(features)
@@ -206,7 +215,7 @@ def feature_gradient(
 
 
 def configured(method: Method, config: DistillConfig) -> DistillConfig:
-    """`config` as the method wants it: its own keys win. ValueError where the two do not go together."""
+    """`config` with the method's `fixed` keys. ValueError where they do not go together."""
     fixed = dict(getattr(method, "fixed", {}))
     if isinstance(fixed.get("svgd"), Mapping):
         fixed["svgd"] = replace(config.svgd or SVGDConfig(), **fixed["svgd"])
@@ -222,30 +231,30 @@ def possible_prompts(
     source_prompts: Sequence[str] | None = None,
     away: Sequence[str] = (),
 ) -> list[str]:
-    """Every text that the prior may be asked for in a run, each once, so that its text encoder can be dropped.
+    """Every text that the prior may need in a run, each once, so that its text encoder can be dropped.
 
-    `prompts`: what particles may show; `away`: Perp-Neg's other views; `source_prompts`: what sources show, where the
-    method edits. Found by asking the method for its queries at both ends of the run and of the schedule.
+    `prompts`: those of particles; `away`: those of Perp-Neg's other views; `source_prompts`: those of sources. They are
+    collected from the method's queries at both ends of the run and of the schedule.
     """
-    config, found = configured(method, config), {config.null_prompt: None}
+    config, texts = configured(method, config), {config.null_prompt: None}
     alphas, generator, z = torch.linspace(0.99, 0.01, 1000), torch.Generator(), torch.zeros(len(prompts), 1, 8, 8)
 
-    def listen(asked: dict[str, Query]) -> dict[str, Tensor]:
-        found.update(dict.fromkeys(text for query in asked.values() for text in query.prompts))
-        return {name: torch.zeros_like(query.z_t) for name, query in asked.items()}
+    def collect(queries: dict[str, Query]) -> dict[str, Tensor]:
+        texts.update(dict.fromkeys(text for query in queries.values() for text in query.prompts))
+        return {name: torch.zeros_like(query.z_t) for name, query in queries.items()}
 
     edits = "source" in getattr(method, "needs", ())
-    texts = ([*source_prompts] * len(prompts))[: len(prompts)] if source_prompts else None
+    sources = ([*source_prompts] * len(prompts))[: len(prompts)] if source_prompts else None
     for number in (0, config.steps - 1):
         for t in (0, 500, 999):
             step = new_step(
                 z, t, number, config, alphas, generator, prompts=prompts, source=z if edits else None,
-                source_prompts=texts, image=z,
+                source_prompts=sources, image=z,
                 away=[(prompts, z[:, 0, 0, 0])] if config.perp_neg else (), camera_noise=z,
             )  # fmt: skip
-            listen(method.queries(noised(listen, method, step, config)))
-    found |= dict.fromkeys([*(source_prompts or []), *(away if config.perp_neg else [])])
-    return list(found)
+            collect(method.queries(noised(collect, method, step, config)))
+    texts |= dict.fromkeys([*(source_prompts or []), *(away if config.perp_neg else [])])
+    return list(texts)
 
 
 def _texts(prompts: Sequence[str] | str, count: int) -> tuple[str, ...]:
@@ -253,7 +262,7 @@ def _texts(prompts: Sequence[str] | str, count: int) -> tuple[str, ...]:
 
 
 def _members(groups: Tensor | None, particles: Tensor) -> list[Tensor]:
-    """The rows of the particles in each group; all of them where there are none."""
+    """The rows of the particles in each group; without groups, all rows."""
     if groups is None:
         return [torch.arange(len(particles), device=particles.device)]
     return [(groups == group).nonzero()[:, 0].to(particles.device) for group in groups.unique()]
@@ -272,7 +281,7 @@ def _check_step(method: Method, step: Step, config: DistillConfig) -> None:
 
 
 def _warn_if_blind(report: dict[str, float], step: Step, config: DistillConfig) -> None:
-    """Collaboration that is off without a word is a setting that nobody wanted."""
+    """Warn where a given bandwidth makes all kernel values nearly 0, which switches sharing off."""
     shares = config.svgd is not None and config.svgd.share and not isinstance(config.svgd.bandwidth, str)
     if step.number == 0 and len(step.z) > 1 and shares and report["kernel_mean"] < BLIND:
         text = "svgd: particles hardly share (mean kernel %.1e at the first step): make svgd.bandwidth smaller"
@@ -280,6 +289,6 @@ def _warn_if_blind(report: dict[str, float], step: Step, config: DistillConfig) 
 
 
 def _name(method: Method) -> str:
-    """Its name in configs."""
+    """The method's name in configs."""
     entry = registry.entry_of("method", method)
     return type(method).__name__ if entry is None else entry.name

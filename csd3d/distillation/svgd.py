@@ -1,16 +1,15 @@
-"""Stein variational gradient descent on latents: how particles share their directions and repel one another.
+"""Stein variational gradient descent on latents: particles share their directions and repel one another.
 
 Symbols, as in CSD (arXiv 2307.04787): particles z [N, ...] (noised latents z_t, unit scale), directions Δ [N, ...]
-(minus σ_t times a score, plus a baseline), kernel matrix K [N, N] with ones on its diagonal. Everything is accumulated
-in float32 (float64 for float64 input) and returned in the directions' dtype.
+(minus σ_t times a score, plus a baseline), kernel matrix K [N, N] with ones on its diagonal. Sums are in float32
+(float64 for float64 input) and returned in the directions' dtype.
 
-Plain SVGD shares directions at the same pixel address. Another `Sharing`, such as a `Correspondence` of pixels, brings
-its own sums.
+Plain SVGD shares directions at equal pixel addresses; another `Sharing` computes its own sums.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -19,15 +18,15 @@ from torch import Tensor
 
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_matrix
 
-COARSE = 4  # latent pixels a side that space "coarse" averages
+COARSE = 4  # side, in latent pixels, of the squares that space "coarse" averages
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """SVGD's two sums of every particle, before they are normalised.
+    """SVGD's two sums for every particle, before normalisation.
 
-    score: Σ_j k_ij Δ_j [N, D].  force: Σ_j ∇_{z_j} k(z_j, z_i) [N, D].  total: Σ_j k_ij, or N of them [N, 1].
-    coefficient: λ σ_t, what the force is weighed with.  acts: false where the force acts elsewhere, on features.
+    score: Σ_j k_ij Δ_j [N, D].  force: Σ_j ∇_{z_j} k(z_j, z_i) [N, D].  total [N, 1]: the divisor, N or Σ_j k_ij.
+    coefficient: λ σ_t, the weight of the force.  acts: false where the force acts on features instead of z.
     """
 
     K: Tensor
@@ -36,7 +35,7 @@ class Sums:
     total: Tensor
     coefficient: float
     acts: bool = True
-    pairs: Tensor | None = None  # [N, N] bool: which of K to count in the report; None: all but the diagonal
+    pairs: Tensor | None = None  # [N, N] bool: the entries of K to report; None: all but the diagonal
     report: Mapping[str, float] = field(default_factory=dict)
 
     def gradient(self) -> Tensor:
@@ -45,30 +44,30 @@ class Sums:
         return (self.score - force) / self.total
 
     def diagnostics(self) -> dict[str, float]:
-        """What `svgd_diagnostics` says of these sums."""
+        """The report of `combine` for these sums."""
         off = ~torch.eye(len(self.K), dtype=torch.bool, device=self.K.device) if self.pairs is None else self.pairs
         ratio = abs(self.coefficient) * self.force.norm() / self.score.norm().clamp_min(1e-12)
-        found = {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": ratio.item()}
+        report = {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": ratio.item()}
         if off.any():
-            found["kernel_mean"] = self.K[off].mean().item()
-            found["kernel_spread"] = self.K[off].std(correction=0).item()
-        return {**found, **self.report}
+            report["kernel_mean"] = self.K[off].mean().item()
+            report["kernel_spread"] = self.K[off].std(correction=0).item()
+        return {**report, **self.report}
 
 
 class Sharing(Protocol):
-    """Another way to share than by pixel address; `Correspondence` is one."""
+    """How particles share, if not at equal pixel addresses: along corresponding pixels, for example."""
 
     def select(self, rows: Tensor) -> "Sharing":
-        """That of some of the particles."""
+        """The sharing among some of the particles."""
 
     def weighed(self, source: Tensor, variance: float) -> "Sharing":
-        """That of an edit of `source` [N, ...], which particles know to `variance`."""
+        """The sharing for an edit of `source` [N, ...], where each particle's estimate has `variance`."""
 
     def sums(self, directions: Tensor, particles: Tensor, coefficient: float, config: SVGDConfig) -> Sums:
-        """`stein_sums` in its own way."""
+        """The sums in place of `stein_sums`."""
 
     def alone(self) -> dict[str, float]:
-        """The part of its own of the diagnostics of a single particle."""
+        """Its own entries in the report of a single particle."""
 
 
 def svgd_combine(
@@ -83,26 +82,25 @@ def svgd_combine(
     normalize: str = "mean",
     correspondence: Sharing | None = None,
 ) -> Tensor:
-    """Combine N directions into the N gradients to *descend*; one particle gets its direction back unchanged.
+    """Combine N directions into N gradients to *descend*; a single direction is returned unchanged.
 
         G_i = 1/N Σ_j [ k(z_j, z_i) Δ_j − λ σ_t ∇_{z_j} k(z_j, z_i) ]
 
     CSD (arXiv 2307.04787) Eq. 8 without w(t) and with the sign of its repulsion corrected: as printed, +∇k in a
     descended gradient attracts.
 
-    Args: `directions`, `particles` [N, ...] of one shape. `sigma` = σ_t, noise level of the particles. `bandwidth`:
-    "median" (γ = ln(N+1) / lower median over i≠j of the mean squared difference of z_i and z_j), "median_all" (over all
-    N², zeros included) or γ ≥ 0 itself (0: a constant kernel, which averages). γ is then divided by `bandwidth_scale`.
-    `repulsion` = λ; directions with a random-noise baseline hold one repulsion already, in expectation. `normalize`:
-    "mean" has 1/N; "row" divides by Σ_j k(z_j, z_i), so that the weights sum to one and a step size carries across N.
+    `directions`, `particles` [N, ...] have the same shape. `sigma` = σ_t, the noise level of the particles.
+    `bandwidth`: "median" (γ = ln(N+1) / lower median over i≠j of the mean squared difference of z_i and z_j),
+    "median_all" (over all N², zeros included) or γ ≥ 0 (0: a constant kernel, which averages). γ is divided by
+    `bandwidth_scale`. `repulsion` = λ; a random-noise baseline already repels once, in expectation. `normalize`: "mean"
+    divides by N; "row" by Σ_j k(z_j, z_i), so that weights sum to one and a step size holds for any N.
+    `correspondence`: another `Sharing`.
 
-    Kernel on clean latents: pass the clean `particles` and `sigma` = σ_t / √ᾱ_t, for z_t = √ᾱ_t z + σ_t ε has ∇_{z_t}
-    = ∇_z / √ᾱ_t.
+    For a kernel on clean latents pass clean `particles` and `sigma` = σ_t / √ᾱ_t, because z_t = √ᾱ_t z + σ_t ε gives
+    ∇_{z_t} = ∇_z / √ᾱ_t.
 
-    `correspondence`: share between corresponding pixels of particles [N, C, h, w]; identities give the plain form.
-
-    Returns [N, ...] in the directions' dtype. O(N² + N D) memory. Raises ValueError on shapes that differ or unknown
-    settings.
+    Returns [N, ...] in the directions' dtype, in O(N² + N D) memory. Raises ValueError for shapes that differ or
+    unknown settings.
     """
     config = SVGDConfig(kernel, bandwidth, bandwidth_scale, repulsion=repulsion, normalize=normalize)
     if directions.shape != particles.shape or directions.ndim < 2 or len(directions) == 0:
@@ -124,39 +122,39 @@ def combine(
     features: Tensor | None = None,
     sharing: Sharing | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """G [N, ...] without w(t) as `config` says, and what the kernel saw, to be logged.
+    """G [N, ...] without w(t), and a report for the log.
 
-    config None is no collaboration: each particle keeps its own direction. `noisy` (z_t), `clean` (z) [N, ...];
-    `alpha_bar` = ᾱ_t. `features` [N, ...]: what the kernel of space "features" compares, ValueError without; repulsion
-    is then left to `feature_force`. `sharing`: another way to share than by address.
+    With config None each particle keeps its own direction. `noisy` (z_t), `clean` (z) [N, ...]; `alpha_bar` = ᾱ_t.
+    `features` [N, ...]: what the kernel of space "features" compares (ValueError without them); `feature_force` then
+    computes the repulsion. `sharing`: how to share, if not at equal addresses.
 
-    kernel_mean, kernel_spread: mean and standard deviation of the off-diagonal k (spread 0: the kernel is blind to
-    content and only averages).  repulsion_ratio: |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles (of "features", per unit
-    of those).  All are 0 for one particle and without SVGD.
+    The report has kernel_mean and kernel_spread, mean and standard deviation of the off-diagonal k (spread 0: the
+    kernel only averages), and repulsion_ratio, |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles (with space "features",
+    per unit of features). All are 0 for one particle and without SVGD.
     """
     if config is None or len(directions) == 1:
         own = {} if sharing is None else sharing.alone()
         return directions.clone(), {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": 0.0, **own}
-    found = _sums(directions, noisy, clean, alpha_bar, config, features, sharing)
-    return _as(directions, found.gradient()), found.diagnostics()
+    sums = _sums(directions, noisy, clean, alpha_bar, config, features, sharing)
+    return _as(directions, sums.gradient()), sums.diagnostics()
 
 
 def feature_force(features: Tensor, *, alpha_bar: float, config: SVGDConfig) -> Tensor:
-    """What features φ [N, ...] of particles are to *descend* in space "features", beside what `combine` shares.
+    """The repulsion in space "features": a gradient for the particles' features φ [N, ...] to *descend*.
 
         −λ σ_t/N Σ_j ∇_{φ_j} k(φ_j, φ_i) = λ σ_t/N Σ_j ∇_{φ_i} k(φ_i, φ_j)
 
-    The paper's −∇_{x_j} k and +∇_{x_i} k agree for φ(x) = x only; the second is what repels particle i, through its own
-    Jacobian: push this back from φ to what made the particle. γ is a constant in it. One particle feels nothing.
+    The paper's −∇_{x_j} k and +∇_{x_i} k are equal only for φ(x) = x. The second repels particle i through its own
+    Jacobian, so backpropagate this from φ. γ counts as a constant. The force on a single particle is 0.
     """
     if len(features) == 1:
         return torch.zeros_like(features)
-    found = stein_sums(torch.zeros_like(features), features, _coefficient(config, alpha_bar), config)
-    return _as(features, found.gradient())
+    sums = stein_sums(torch.zeros_like(features), features, _coefficient(config, alpha_bar), config)
+    return _as(features, sums.gradient())
 
 
 def svgd_diagnostics(directions: Tensor, noisy: Tensor, clean: Tensor, **options) -> dict[str, float]:
-    """What the kernel sees at a step: the report of `combine`, which takes the same arguments."""
+    """The report of `combine`, which takes the same arguments."""
     return combine(directions, noisy, clean, **options)[1]
 
 
@@ -164,7 +162,7 @@ def stein_sums(directions: Tensor, particles: Tensor, coefficient: float, config
     """Σ_j k_ij Δ_j and Σ_j ∇_{z_j} k_ij = Σ_j 2 s_ij (z_i − z_j) with s the slope, never an [N, N, D] tensor."""
     K, slope = kernel_matrix(particles, config)
     delta, z = as_rows(directions), as_rows(particles)
-    z = z - z.mean(dim=0)  # changes nothing but the rounding
+    z = z - z.mean(dim=0)  # reduces rounding errors
     force = 2 * (slope.sum(dim=1, keepdim=True) * z - slope @ z)
     total = K.sum(dim=1, keepdim=True) if config.normalize == "row" else torch.full_like(K[:, :1], len(K))
     total = total.to(delta.dtype)
@@ -181,20 +179,18 @@ def _sums(
     features: Tensor | None,
     sharing: Sharing | None,
 ) -> Sums:
-    """`stein_sums` between what config.space compares, their force brought to z_t's coordinates."""
+    """`stein_sums` of what config.space compares, with the force in z_t's coordinates."""
     if sharing is not None and config.space in ("coarse", "features"):
         raise ValueError(f'svgd.space is "{config.space}", which shares by address: leave correspondence out')
     coefficient, by_chain_rule = _coefficient(config, alpha_bar), 1 / math.sqrt(alpha_bar)
     if config.space == "features":
         if features is None:
             raise ValueError('svgd.space is "features": it needs features, [N, ...] of the particles')
-        found = stein_sums(directions, features, coefficient, config)
-        return Sums(found.K, found.score, found.force, found.total, coefficient, acts=False)
+        return replace(stein_sums(directions, features, coefficient, config), acts=False)
     if config.space == "coarse":
         means = F.avg_pool2d(clean, COARSE)
-        found = stein_sums(directions, means, coefficient * by_chain_rule, config)
-        force = _spread(found.force.view_as(means), clean).flatten(1)
-        return Sums(found.K, found.score, force, found.total, found.coefficient)
+        sums = stein_sums(directions, means, coefficient * by_chain_rule, config)
+        return replace(sums, force=_spread(sums.force.view_as(means), clean).flatten(1))
     particles = noisy if config.space == "noisy" else clean
     coefficient = coefficient if config.space == "noisy" else coefficient * by_chain_rule
     of = stein_sums if sharing is None else sharing.sums
@@ -202,9 +198,9 @@ def _sums(
 
 
 def _spread(force: Tensor, z: Tensor) -> Tensor:
-    """What pixels of z [N, C, h, w] feel where their 4×4 means feel `force`: a sixteenth each, by the chain rule.
+    """The force on pixels of z [N, C, h, w] for a `force` on their 4×4 means: a sixteenth each, by the chain rule.
 
-    Rows and columns that fill no 4×4 feel nothing.
+    It is 0 on rows and columns that fill no 4×4 square.
     """
     spread = F.interpolate(force, scale_factor=COARSE) / COARSE**2
     return F.pad(spread, (0, z.shape[3] - spread.shape[3], 0, z.shape[2] - spread.shape[2]))

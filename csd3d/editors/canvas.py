@@ -1,4 +1,4 @@
-"""What an editor of a canvas is, and what it is given.
+"""The protocol of canvas editors, and the canvas that they work on.
 
 A canvas is the latents of a picture or a video, cut into windows. An editor is a frozen dataclass whose fields are its
 config keys:
@@ -37,28 +37,27 @@ from csd3d.priors import Prior
 
 
 class CanvasEditor(Protocol):
-    """An editor, registered by `register("canvas_editor", name, title=...)`. It may have, besides:
+    """An editor, registered by `register("canvas_editor", name, title=...)`. Optional members:
 
-    edits         what it can edit, of "picture" and "video"; both where it does not say
-    regions       True where it follows several instructions, each in its own region (`Canvas.shares`)
-    own_canvas(canvas) -> Canvas    where it works on other latents of the same clip
-    check(prior)    raises InputError where it cannot work with a prior, before any work is done
+    edits                           what it can edit, of "picture" and "video"; default both
+    regions                         True if it follows several instructions, each in its region (`Canvas.shares`)
+    own_canvas(canvas) -> Canvas    other latents of the same clip to work on
+    check(prior)                    raises InputError for a prior it cannot use, before any work is done
     """
 
     def count_steps(self, canvas: "Canvas") -> int:
-        """How many calls of `take_step` the edit takes; checkpoints are made between them."""
+        """The number of calls of `take_step`; checkpoints are made between them."""
 
     def take_step(self, canvas: "Canvas", phase: "CanvasPhase", step: int) -> dict[str, float]:
-        """Does step `step`, which changes `phase`; what to log, "skipped" being 1 where it was not finite.
+        """Do step `step` on `phase`; return values to log, with "skipped" = 1 if the result was not finite.
 
-        It must depend on its arguments alone, so that a run can be resumed. At step 0 phase.z are the source's latents.
+        The step may depend on its arguments only, so that a run can be resumed. At step 0 phase.z is the source.
         """
 
 
 @dataclass(kw_only=True)
 class CanvasPhase(Phase):
-    """The state of an edit: z [F, C, H, W] the edited latents, and `moved`, which is for editors that move z only now
-    and then."""
+    """The state of an edit: the edited latents z [F, C, H, W], and `moved`, a sum of changes not yet added to z."""
 
     z: Tensor
     moved: Tensor
@@ -68,30 +67,30 @@ class CanvasPhase(Phase):
 
 @dataclass
 class Sampling:
-    """How editors sample pictures by DDIM; an editor's own keys of the same names win over these."""
+    """Settings of DDIM for all editors that sample; an editor's own keys of the same names override them."""
 
     steps: int = 50  # DDIM steps from `start` to a clean picture
-    start: float = 1.0  # noise level of the first, a share of the schedule
-    text_scale: float | None = None  # InstructPix2Pix's guidance by the instruction; null: what suits the model
-    image_scale: float | None = None  # and by the source picture; null: what suits the model
+    start: float = 1.0  # noise level of the first step, a share of the schedule
+    text_scale: float | None = None  # guidance by the instruction; null: the model's default
+    image_scale: float | None = None  # guidance by the source picture; null: the model's default
 
     def __post_init__(self) -> None:
         check_sampling(self)
 
     def timesteps(self, num_train_timesteps: int) -> list[int]:
-        """The timesteps of the DDIM steps, falling."""
+        """The timesteps of the DDIM steps, in falling order."""
         return ddim_timesteps(timestep(self.start, num_train_timesteps), self.steps)
 
 
 def check_sampling(config: Any) -> None:
-    """Raises ValueError for `steps` and `start` that make no sense; null is let through."""
+    """Raise ValueError unless `steps` ≥ 1 and `start` is in [0, 1]; None is allowed."""
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"steps is {config.steps}: give at least 1")
     check_shares(config, "start")
 
 
 def check_shares(config: Any, *keys: str) -> None:
-    """Raises ValueError for a setting outside [0, 1]; null is let through."""
+    """Raise ValueError for settings outside [0, 1]; None is allowed."""
     for key in keys:
         if (value := getattr(config, key)) is not None and not 0 <= value <= 1:
             raise ValueError(f"{key} is {value}: give a number in [0, 1]")
@@ -99,12 +98,12 @@ def check_shares(config: Any, *keys: str) -> None:
 
 @dataclass(eq=False)
 class Canvas:
-    """What an editor works on: the latents of a clip, the instructions, and the prior that it asks.
+    """What an editor works on: the latents of a clip, the instructions and the prior.
 
-    instructions: K of them; `shares` [1, K, H, W] is what each has of every latent pixel, None where one has all.
-    cover: the windows' size, and how they overlap.  sampling: what editors that sample have in common.
-    generator(purpose): a random generator from the run's seed, always the same for a purpose.
-    kept: for what an editor computes once; it starts empty in a resumed run.
+    instructions: K of them.  shares [1, K, H, W]: the share of each in every latent pixel; None: one instruction.
+    cover: the windows' size and overlap.  sampling: the job's settings for editors that sample.
+    generator(purpose): a random generator seeded by the run's seed and the purpose.
+    kept: results that an editor computes once; empty at the start of a resumed run.
     """
 
     prior: Prior
@@ -126,7 +125,7 @@ class Canvas:
         return self.latents.z.to(self.device)
 
     def predict(self, asked: dict[str, Query]) -> dict[str, Tensor]:
-        """`prior.predict`; a query that needs none of its rows is answered by 0 without asking."""
+        """`prior.predict`, with zeros for queries of which no row is needed."""
         wanted = {name: query for name, query in asked.items() if query.rows is None or len(query.rows)}
         found = self.prior.predict(wanted) if wanted else {}
         return {name: found[name] if name in found else torch.zeros_like(query.z_t) for name, query in asked.items()}
@@ -140,13 +139,13 @@ class Canvas:
 
     @cached_property
     def weights(self) -> Tensor:
-        """How much windows count at each of their pixels, [M, 1, h, w]: feathered, summing to 1 where they overlap."""
+        """The windows' weights [M, 1, h, w]: feathered, summing to 1 at every pixel of the canvas."""
         on_one = normalised_weights(self.windows[self.windows.frame == 0], self.cover.shape[1:])
         return on_one.repeat(self.cover.shape[0], 1, 1, 1).to(self.device)
 
     @property
     def tracks(self) -> list[Tensor]:
-        """The windows of each place in the order of their frames: a video each."""
+        """The windows at each place in the order of their frames; each list is a video."""
         return window_tracks(self.windows)
 
     def gather(self, z: Tensor) -> Tensor:
@@ -154,15 +153,15 @@ class Canvas:
         return gather(z, self.windows)
 
     def scatter(self, patches: Tensor) -> Tensor:
-        """The adjoint of `gather`: [M, C, h, w] added up where they lie, [F, C, H, W]."""
+        """Add windows [M, C, h, w] up on a canvas [F, C, H, W]; the adjoint of `gather`."""
         return scatter(patches, self.windows, tuple(self.z.shape))
 
     def merge(self, patches: Tensor) -> Tensor:
-        """The canvas [F, C, H, W] of windows [M, C, h, w], averaged where they overlap."""
+        """Average windows [M, C, h, w] to a canvas [F, C, H, W] by `weights`."""
         return self.scatter(window_shares(self.weights, self.z, self.gather, self.scatter) * patches)
 
     def condition(self) -> Tensor:
-        """The windows' source pictures as the prior takes them, [M, C, h, w]."""
+        """The windows' source pictures as the prior's image condition, [M, C, h, w]."""
         return self.gather(self.prior.condition_from_latent(self.z))
 
     def prompts(self, count: int) -> tuple[str, ...]:
@@ -170,7 +169,7 @@ class Canvas:
         return (self.instructions[0],) * count
 
     def scaled(self, size: tuple[int, int]) -> "Canvas":
-        """The same clip encoded at another working size (H', W'), each frame in one window."""
+        """The same clip encoded at working size (H', W'), with one window per frame."""
         old = self.latents
         new = encode_clip(self.prior, old.clip, size, wrap=False, pixels=old.codec.pixels)
         new.keep_detail, new.inside = old.keep_detail, old.inside
@@ -179,14 +178,14 @@ class Canvas:
 
 
 def make_cover(latents: Latents, window: int, overlap: float) -> Cover:
-    """How latents are covered by square windows of `window` latent pixels, or smaller ones where they are smaller."""
+    """The cover of latents by square windows of `window` latent pixels, cut to the latents' size if that is smaller."""
     frames, _, height, width = latents.z.shape
     size = (min(window, height), min(window, width))
     return Cover((frames, height, width), size, wrap=latents.codec.wrap, overlap=overlap)
 
 
 def window_side(prior: Prior, window: int | None) -> int:
-    """Latent pixels along a window's side: `window`, else what the prior was trained at, else 64."""
+    """Latent pixels along a window's side: `window` if given, else the prior's training size, else 64."""
     trained = prior.unet.config.get("sample_size")
     trained = min(trained) if isinstance(trained, (list, tuple)) else trained
     return window or trained or 64

@@ -1,8 +1,7 @@
 """CSD-Edit of pictures, panoramas, regions and videos (arXiv 2307.04787, sections 4.1 and 4.2).
 
-Each step draws windows (frames, patches), takes them as the particles of CSD-Edit, and puts their gradients back where
-they lie. A sweep of steps goes over the whole canvas once, at one noise level. The latents move at its end, so that
-mini-batches change nothing but who shares with whom.
+The particles of a step are windows (frames, patches) of the canvas. A sweep of steps covers the whole canvas once, at
+one noise level. The latents move only at its end, so the mini-batches affect only which windows share with each other.
 """
 
 import logging
@@ -19,43 +18,42 @@ from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
 from csd3d.distillation.svgd import Sharing
 from csd3d.editors.canvas import Canvas, CanvasPhase
+from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.registry import register
 
 logger = logging.getLogger("csd3d")
-CORRESPONDENCES = ("none", "overlap", "flow")
 
 
 @register("canvas_editor", "csd_edit", title="CSD-Edit, edited together")
 @dataclass(frozen=True)
 class CSDEditCanvas:
-    """CSD-Edit, its particles being windows of the canvas; several instructions are followed each in its region.
+    """CSD-Edit with windows of the canvas as particles; each of several instructions acts in its own region.
 
     editors: {csd_edit: {passes: 20, edit: {batch: 8}}}
     """
 
-    text_scale: float | None = None  # guidance by the instruction; null: what suits the model
-    image_scale: float | None = None  # guidance by the source picture; null: what suits the model
-    baseline: str = "image"  # what is subtracted: image (the paper's), guided, or noise; see the method csd_edit
-    # the descent; `batch` windows a step, `steps` steps
-    edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))
-    passes: int = 12  # but at least so many sweeps over a canvas that takes several steps each; 0: never more steps
-    correspondence: str = "none"  # windows share: none (by address, as the paper), overlap, or flow; see correspondence
+    text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
+    image_scale: float | None = None  # ω_s, guidance by the source picture; null: the model's default
+    baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`
+    edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))  # `steps` of `batch` windows
+    passes: int = 12  # least number of sweeps over a canvas larger than one batch; 0: no minimum
+    correspondence: OneCorrespondence = NONE  # what windows share: none (equal addresses, the paper), overlap or flow
 
     regions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.method(3.0, 1.0)  # checks what the method checks
-        if self.correspondence not in CORRESPONDENCES:
-            raise ValueError(f"correspondence is {self.correspondence!r}: choose one of {', '.join(CORRESPONDENCES)}")
+        self.method(3.0, 1.0)  # the method checks its own keys
+        check_works(self.correspondence, "picture", "video")
         if self.passes < 0:
             raise ValueError(f"passes is {self.passes}: give at least 0")
 
     @property
     def edits(self) -> tuple[str, ...]:
-        return ("video",) if self.correspondence == "flow" else ("picture", "video")
+        along = self.correspondence.thing
+        return ("picture", "video") if along is None else along.edits
 
     def method(self, text_scale: float, image_scale: float) -> CSDEdit:
-        """The method with this editor's keys; the scales hold where these are null."""
+        """The method with this editor's keys; the arguments replace scales that are null."""
         scales = (
             text_scale if self.text_scale is None else self.text_scale,
             image_scale if self.image_scale is None else self.image_scale,
@@ -63,13 +61,13 @@ class CSDEditCanvas:
         return CSDEdit(*scales, self.baseline)
 
     def cover(self, canvas: Canvas) -> Cover:
-        """How a sweep covers the canvas: `edit.batch` windows a step."""
+        """The cover of a sweep, with `edit.batch` windows a step."""
         return replace(canvas.cover, batch=self.edit.batch)
 
     def count_sweeps(self, cover: Cover) -> int:
-        """How often the canvas is gone over: edit.steps times where a step does it, else fewer, but at least `passes`.
+        """The number of sweeps: edit.steps if one step covers the canvas, else about edit.steps / cover.steps.
 
-        A step costs the same whatever the canvas. So does the whole edit, until `passes` takes more than edit.steps.
+        Then an edit costs the same for every canvas, unless `passes`, the least number of sweeps, needs more steps.
         """
         steps = self.edit.steps
         if cover.steps == 1 or steps == 0:
@@ -94,7 +92,7 @@ class CSDEditCanvas:
         return report
 
     def sweep(self, canvas: Canvas, cover: Cover, number: int) -> Sweep:
-        """The windows of a sweep, drawn once for all of its steps."""
+        """The windows of sweep `number`, drawn once and kept for all of its steps."""
         if canvas.kept.get("sweep", ((),))[0] != (cover, number):
             canvas.kept["sweep"] = (cover, number), draw_sweep(cover, canvas.generator(f"windows/{number}"))
         return canvas.kept["sweep"][1]
@@ -107,9 +105,9 @@ class CSDEditCanvas:
         place: tuple[int, int, int],
         config: CollaborativeEditConfig,
     ) -> dict[str, float]:
-        """A step at `place` = (sweep, step in it, steps of it): moves phase.moved by −lr times weighted gradients."""
+        """Take step `place` = (sweep, step in it, steps of it): add −lr times the weighted gradients to phase.moved."""
         number, part, parts = place
-        # noise that is shared by the particles is shared by the steps of a sweep too
+        # shared noise is the same in all steps of a sweep, not only among the windows of one step
         purpose = f"noise/{number}" if config.noise == "shared" else f"noise/{number}/{part}"
         generator, prior = canvas.generator(purpose), canvas.prior
         method = self.method(prior.defaults.text_scale, prior.defaults.image_scale)
@@ -144,11 +142,9 @@ class CSDEditCanvas:
         }
 
     def sharing(self, canvas: Canvas, windows: Windows) -> Sharing | None:
-        """What the windows of a step have in common; None: the same address."""
-        if self.correspondence == "none" or self.edit.svgd is None:
+        """How the windows of a step share; None: by address."""
+        if self.correspondence.thing is None or self.edit.svgd is None:
             return None
-        from csd3d.editors.correspondence import correspondence_of  # which few jobs need
-
         if "correspondence" not in canvas.kept:
-            canvas.kept["correspondence"] = correspondence_of(self.correspondence, canvas)
-        return canvas.kept["correspondence"](windows).to(canvas.device)
+            canvas.kept["correspondence"] = self.correspondence.thing.open(canvas)
+        return canvas.kept["correspondence"](windows)

@@ -1,4 +1,4 @@
-"""CSD-Edit of a scene: now and then, many training views are edited together (arXiv 2307.04787, section 4.3)."""
+"""CSD-Edit of a scene: at intervals, many training views are edited together (arXiv 2307.04787, section 4.3)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, inner_edit
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
-from csd3d.editors.depth_sharing import depth_correspondence
+from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
@@ -19,38 +19,37 @@ from csd3d.registry import register
 class CSDEditScene:
     """CSD-Edit of the training views, conditioned on the *original* photos.
 
-    Round 0 starts at the photos, with `edit` as it stands. Later rounds start at what the scene looks like then, with
-    `later_steps` from at most `later_t_max` of noise, so that what was chosen stays chosen. With edit.svgd.compat
-    "official" the photos are told as the authors' code does it: scaled and sampled, and guiding the baseline too.
+    Round 0 starts at the photos and uses `edit`. Later rounds start at renders of the scene and take `later_steps` at
+    noise levels up to `later_t_max`, so that they keep what round 0 chose. With edit.svgd.compat "official" the photos
+    are encoded as in the authors' code (scaled and sampled), and the baseline is guided by them too.
 
         editor: {type: csd_edit, rounds: 3, edit: {steps: 40}}
     """
 
     edit_every: int = 300  # steps of the fit between rounds
-    rounds: int = 2  # how many rounds there are
-    views: int | None = None  # views edited together a round, at random; null: all
-    later_t_max: float = 0.4  # most noise of later rounds
-    later_steps: int = 8  # steps of later rounds
-    correspondence: str = "none"  # views share: none, at the same address (the paper); depth, on the same surface
-    text_scale: float | None = None  # ω_y; null: what suits the prior
-    image_scale: float | None = None  # ω_s; null: what suits the prior
-    baseline: str = "image"  # of CSD-Edit: image, guided or noise, see `methods.csd_edit`
+    rounds: int = 2  # number of rounds
+    views: int | None = None  # views edited together in a round, drawn at random; null: all
+    later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
+    later_steps: int = 8  # steps of each later round
+    correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
+    text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
+    image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
+    baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`
     edit: CollaborativeEditConfig = field(default_factory=inner_edit)  # the inner edit of a round
 
     def __post_init__(self) -> None:
-        if self.correspondence not in ("none", "depth"):
-            raise ValueError(f"correspondence is {self.correspondence!r}: choose none or depth")
+        check_works(self.correspondence, "scene")
         if self.edit_every < 1:
             raise ValueError(f"edit_every is {self.edit_every}: give a whole number of at least 1")
-        configured(self.method(Defaults()), self.edit)  # ValueError where the two do not go together
+        configured(self.method(Defaults()), self.edit)  # ValueError if the two do not fit
 
     @property
     def official(self) -> bool:
-        """Whether it does all as the authors' code does."""
+        """Whether to follow the authors' code in everything."""
         return self.edit.svgd is not None and self.edit.svgd.official
 
     def method(self, defaults: Defaults) -> CSDEdit:
-        """CSD-Edit with these scales, or with those that suit the prior."""
+        """CSD-Edit with these scales, or the prior's defaults where they are null."""
         return CSDEdit(
             defaults.text_scale if self.text_scale is None else self.text_scale,
             defaults.image_scale if self.image_scale is None else self.image_scale,
@@ -58,14 +57,14 @@ class CSDEditScene:
         )
 
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:
-        """Edits a round's views, where one begins at `step`."""
+        """Edit the views of a round, if one begins at `step`."""
         number, rest = divmod(step, self.edit_every)
         if rest or number >= self.rounds:
             return
         prior, source = edit.prior, edit.source
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
-        along = self.correspondence == "depth"
-        views = edit.render(rows) if number or along else None
+        along = self.correspondence.thing
+        views = edit.render(rows) if number or along is not None else None
         z = collaborative_edit(
             prior.predict,
             self.method(prior.defaults),
@@ -77,18 +76,18 @@ class CSDEditScene:
             prompts=source.prompt,
             callback=lambda _, __, diagnostics: report(diagnostics),
             z_start=edit.encode(views) if number else None,
-            correspond=depth_correspondence(edit, views, rows).select if along else None,
+            correspond=None if along is None else along.open(edit)(rows, views).select,
         )
         edit.replace(rows, z)
 
     def later_edit(self) -> CollaborativeEditConfig:
-        """The inner edit of every round but the first: fewer steps, from lower noise."""
+        """The inner edit of all rounds after the first: fewer steps, lower noise."""
         t_max = min(self.later_t_max, self.edit.t_max)
         return replace(self.edit, steps=self.later_steps, t_max=t_max, init="source")
 
     @torch.no_grad()
     def condition(self, edit: SceneEdit, rows: Tensor) -> Tensor:
-        """The photos of `rows` as the prior is told them."""
+        """The photos of `rows` as the prior's image condition."""
         if self.official:
             return edit.prior.encode(edit.source.photos[rows], edit.generator)
         return edit.source.image[rows]

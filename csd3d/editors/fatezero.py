@@ -1,4 +1,4 @@
-"""FateZero (Qi et al. 2023, arXiv 2303.09535) on an InstructPix2Pix prior: the source keeps its attention."""
+"""FateZero (Qi et al. 2023, arXiv 2303.09535) on an InstructPix2Pix prior: reuse the source's attention maps."""
 
 import math
 from collections.abc import Callable
@@ -26,26 +26,26 @@ from csd3d.priors.attention import (
 )
 from csd3d.registry import register
 
-MakeState = Callable[[int], AttentionFusion]  # of how many windows
+MakeState = Callable[[int], AttentionFusion]  # takes the number of windows
 
 
 @register("canvas_editor", "fatezero", title="FateZero (on InstructPix2Pix)")
 @dataclass(frozen=True)
 class FateZero(Sampled):
-    """The source's attention maps are recorded while it is inverted, and fused into the edit's (`AttentionFusion`).
+    """Record the source's attention maps during its inversion, and fuse them into the edit's (`AttentionFusion`).
 
-    Frames attend to themselves and to the middle one of their track, which is inverted and edited anew with each chunk
-    of the others; attention maps are kept of one chunk at a time. Raises InputError where those of the middle frame and
-    one other exceed the budget.
+    Every frame attends to itself and to the middle frame of its track. Frames are edited in chunks, each together with
+    the middle frame, and only one chunk's maps are in memory. Raises InputError if the maps of two frames exceed the
+    budget.
 
         editors: {fatezero: {mask_threshold: 0.3}}
         compare: [fatezero]
     """
 
-    fuse_steps: float = 0.8  # the first steps of the edit, as a share of all, in which maps are fused
-    mask_threshold: float = 0.3  # τ: pixels that attend to the instruction less are the source's; 0: none, above 1: all
-    max_pixels: int = 256  # maps are fused in layers of at most so many latent pixels
-    budget_gib: float = 2.0  # that maps may take; as many frames are edited at once as fit, however long the video
+    fuse_steps: float = 0.8  # share of the edit's steps, from the first, in which maps are fused
+    mask_threshold: float = 0.3  # τ: pixels that attend less to the instruction keep the source; above 1: all do
+    max_pixels: int = 256  # fuse maps only in layers of at most this many latent pixels
+    budget_gib: float = 2.0  # memory for maps, in GiB; it limits how many frames are edited at once
 
     edits: ClassVar[tuple[str, ...]] = ("video",)
 
@@ -57,7 +57,7 @@ class FateZero(Sampled):
                 raise ValueError(f"{key} is {getattr(self, key)}: give a finite number of at least 0")
 
     def check(self, prior: Prior) -> None:
-        """InputError for a model whose attention is not that of Stable Diffusion's UNet, or whose words get lost."""
+        """Raise InputError for a model without Stable Diffusion's attention, or if the tokenizer will be freed."""
         attention_layers(prior.unet)
         if prior.options.drop_text_encoder:
             raise InputError("prior.drop_text_encoder: fatezero needs the tokenizer until the end; set it false")
@@ -74,7 +74,7 @@ class FateZero(Sampled):
         return canvas.merge(edited)
 
     def plan(self, canvas: Canvas, size: tuple[int, int]) -> tuple[MakeState, int]:
-        """How to make the state for some windows of `size` = (h, w), and of how many the maps fit in the budget."""
+        """Return a function that makes the state for windows of `size` = (h, w), and how many fit in the budget."""
         unet, nothing = canvas.prior.unet, canvas.prior.condition([""]).text
         sees, sizes = ("own", "anchor"), layer_sizes(unet, *size)
         shapes = map_shapes(unet, sizes, nothing.shape[1], len(sees), self.max_pixels)
@@ -94,10 +94,10 @@ class FateZero(Sampled):
         return make_state, budget // max(AttentionMaps.frame_bytes(shapes, steps), 1)
 
     def fuse(self, canvas: Canvas, z_source: Tensor, images: Tensor, state: AttentionFusion) -> Tensor:
-        """Windows [T, C, h, w], of which all see the first, inverted and edited by FateZero: clean latents.
+        """Invert windows [T, C, h, w] and edit them by FateZero; all attend to the first. Return clean latents.
 
-        Step k of the edit has the maps of the step of the inversion that it undoes, the k-th from its end. Beside the
-        inversion, on its latents, the instruction is asked what its words attend to.
+        Step k of the edit uses the maps of the inversion's k-th step from the end. While maps are recorded, the prior
+        is also run with the instruction, to see which pixels attend to its words.
         """
         timesteps, prompts = self.timesteps(canvas), canvas.prompts(len(z_source))
         predict = by_micro_batches(canvas, state.frames.begin)
@@ -121,12 +121,12 @@ class FateZero(Sampled):
 
 
 def instruction_words(prior: Prior, prompt: str) -> Tensor:
-    """[L] bool: the tokens of `prompt` that are neither its start, its end nor padding.
+    """A mask [L] bool of the tokens of `prompt`, without start, end and padding.
 
-    Raises InputError where the text encoder, and its tokenizer with it, was freed before.
+    Raises InputError if the text encoder and its tokenizer were freed before.
     """
     if "tokenizer" not in prior.text.parts:
-        raise InputError("prior.drop_text_encoder: the tokenizer is freed; find words before, or set it false")
+        raise InputError("prior.drop_text_encoder: the tokenizer is already freed; set it false")
     position = torch.arange(prior.condition([prompt]).text.shape[1])
     count = len(prior.tokenizer(prompt, truncation=True, max_length=len(position)).input_ids)
     return (position > 0) & (position < count - 1)

@@ -1,4 +1,4 @@
-"""The fit of a scene to pictures as a phase of a run: what its checkpoint holds, and its steps."""
+"""The fit of a scene to pictures, as a phase of a run with checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from csd3d.representations.fit import Features, FitConfig, Pictures
 
 @dataclass(kw_only=True)
 class FitPhase(Phase):
-    """The fit of a scene to pictures, which an editor may replace as it goes."""
+    """The fit of a scene to pictures, which an editor may replace between steps."""
 
     model: SceneModel
     optimiser: torch.optim.Optimizer
@@ -26,7 +26,7 @@ class FitPhase(Phase):
 
 
 def new_phase(generator: torch.Generator, model: SceneModel, images: Tensor, config: FitConfig) -> FitPhase:
-    """The fit of `model` at its first step, to pictures of its own."""
+    """The fit of `model` before its first step, to a copy of `images`."""
     return FitPhase(generator, model=model, optimiser=model.start_fit(config), images=images.clone())
 
 
@@ -39,9 +39,9 @@ def fit_phase(
     update: Callable[[int, Curves], None] | None = None,
     features: Features | None = None,
 ) -> None:
-    """Runs the steps that are left of phase `name`; `update` comes before each, and may replace pictures.
+    """Run the remaining steps of phase `name`; `update` is called before each and may replace pictures.
 
-    features: those of the perceptual loss, see `SceneModel.fit_step`.
+    features: the network of the perceptual loss, see `SceneModel.fit_step`.
     """
     report: dict[str, float] = {}
 

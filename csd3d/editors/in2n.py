@@ -1,4 +1,4 @@
-"""Instruct-NeRF2NeRF (arXiv 2303.12789, section 4.2): the training views are edited one by one, in turn."""
+"""Instruct-NeRF2NeRF (arXiv 2303.12789, section 4.2): edit the training views one by one, in turn."""
 
 from dataclasses import dataclass
 
@@ -17,21 +17,21 @@ from csd3d.registry import register
 @register("scene_editor", "in2n", title="Instruct-NeRF2NeRF, one by one")
 @dataclass(frozen=True)
 class InstructNeRF2NeRF:
-    """Every `edit_rate` steps the next view is edited by InstructPix2Pix, conditioned on its *original* photo.
+    """Every `edit_rate` steps, edit the next view by InstructPix2Pix, conditioned on its *original* photo.
 
-    It starts at what the scene looks like from there, noised to a random level. Noise "shared" is not the paper's: all
-    views get the same ε, which alone makes them agree more, as CSD-Edit's do.
+    The edit starts at a render of the scene, noised to a random level. Noise "shared" is not in the paper: all views
+    get the same ε, as in CSD-Edit, which alone makes them more consistent.
 
         compare: [in2n, {type: in2n+shared, noise: shared}]
     """
 
     edit_rate: int = 10  # steps of the fit between edits
-    t_min: float = 0.02  # least noise that a view is edited from, as a fraction of the schedule
-    t_max: float = 0.98  # most noise
-    ddim_steps: int = 20  # steps of DDIM an edit
-    text_scale: float | None = None  # ω_y; null: what suits the prior (the paper's 7.5 for InstructPix2Pix)
-    image_scale: float | None = None  # ω_s; null: what suits the prior (the paper's 1.5)
-    noise: str = "independent"  # ε: drawn for every edit, as in the paper, or "shared" by all of them
+    t_min: float = 0.02  # least noise level an edit starts from, a share of the schedule
+    t_max: float = 0.98  # largest noise level an edit starts from, a share of the schedule
+    ddim_steps: int = 20  # DDIM steps of an edit
+    text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default (the paper: 7.5)
+    image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default (the paper: 1.5)
+    noise: str = "independent"  # ε: independent (drawn for each edit, the paper) or shared by all edits
 
     def __post_init__(self) -> None:
         for key in ("edit_rate", "ddim_steps"):
@@ -43,7 +43,7 @@ class InstructNeRF2NeRF:
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
 
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:
-        """Edits the next view, where one is due at `step`."""
+        """Edit the next view, if an edit is due at `step`."""
         number, rest = divmod(step, self.edit_rate)
         if rest:
             return
@@ -59,7 +59,7 @@ class InstructNeRF2NeRF:
     def draw(self, z: Tensor, edit: SceneEdit) -> Tensor:
         """The noise of an edit of z [1, C, h, w]."""
         shared = self.noise == "shared"
-        # started from the run's seed every time: the same noise for all views, and nothing for a checkpoint to keep
+        # seeded anew each time: all views get the same noise, and checkpoints need not store it
         generator = torch.Generator().manual_seed(edit.seed) if shared else edit.generator
         return draw_noise(z, "independent", generator)
 
@@ -77,7 +77,7 @@ class InstructNeRF2NeRF:
         return predict
 
     def scales(self, defaults: Defaults) -> tuple[float, float]:
-        """ω_y and ω_s, those of the config or those that suit the prior."""
+        """ω_y and ω_s, from the config or else the prior's defaults."""
         text, image = defaults.sampling_text_scale, defaults.sampling_image_scale
         return (
             text if self.text_scale is None else self.text_scale,
@@ -86,10 +86,10 @@ class InstructNeRF2NeRF:
 
 
 def leading_timesteps(drawn: int, steps: int) -> list[int]:
-    """The falling timesteps of an edit whose noise level was drawn as T = `drawn`, each once.
+    """The distinct falling timesteps of an edit whose noise level was drawn as T = `drawn`.
 
-    (n − 1) ⌊T/n⌋ + 1, …, ⌊T/n⌋ + 1, 1 for n = `steps`: diffusers' "leading" spacing of a schedule cut off at T, which
-    is what the authors' code has. Noise is added at the first of them, some way below T.
+    (n − 1) ⌊T/n⌋ + 1, …, ⌊T/n⌋ + 1, 1 for n = `steps`: diffusers' "leading" spacing of a schedule that ends at T, as in
+    the authors' code. Noise is added at the first of them, which is below T.
     """
     stride = drawn // steps
     return list(dict.fromkeys(k * stride + 1 for k in reversed(range(steps))))

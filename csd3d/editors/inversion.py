@@ -1,7 +1,7 @@
-"""What Pix2Video and FateZero share: DDIM inversion of the source, and calls that cross-frame attention can follow.
+"""Shared by Pix2Video and FateZero: DDIM inversion of the source, and prior calls for cross-frame attention.
 
-Both start from the inversion of the source under its own image and the empty text, unguided: the prior's account of a
-source that no instruction has been added to. The windows of one place in all frames are a video of their own.
+Both invert the source under its own image and the empty text, without guidance. The windows at one place in all frames
+are treated as a video of their own.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ Begin = Callable[[tuple[str, ...], int], None]  # (queries of the coming call, i
 
 
 def image_query(z_t: Tensor, t: int, images: Tensor) -> Query:
-    """The prediction under the source's own picture and no instruction."""
+    """The query under the source's own picture and no instruction."""
     return Query(z_t, t, ("",) * len(z_t), images)
 
 
 def invert(canvas: Canvas, z: Tensor, images: Tensor, timesteps: list[int]) -> Tensor:
-    """DDIM inversion of windows z [m, C, h, w], each alone, up the falling `timesteps`."""
+    """DDIM inversion of windows z [m, C, h, w], each alone, through the falling `timesteps` in reverse."""
 
     def inverted(part: Tensor) -> Tensor:
         def predict(z_t: Tensor, t: int) -> Tensor:
@@ -36,10 +36,10 @@ def invert(canvas: Canvas, z: Tensor, images: Tensor, timesteps: list[int]) -> T
 
 
 def by_micro_batches(canvas: Canvas, begin: Begin) -> Predict:
-    """`canvas.predict` of queries that have one row a frame, in calls of one micro batch each.
+    """`canvas.predict` for queries with one row per frame, split into calls of one micro-batch each.
 
-    A call holds as many queries as the micro batch takes, and of their frames as many as then fit, in rising order.
-    `begin` is called before each, so that attention across frames knows which rows of a batch are which frames.
+    A call holds as many queries as fit in the micro-batch, then as many of their frames as fit, in rising order.
+    `begin` is called before each call, so that cross-frame attention knows which row is which frame.
     """
 
     def predict(asked: dict[str, Query]) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def by_micro_batches(canvas: Canvas, begin: Begin) -> Predict:
 
 
 def micro_batches(names: tuple[str, ...], frames: int, size: int) -> list[tuple[tuple[str, ...], Tensor]]:
-    """The queries and the frames of each call, which then has at most `size` rows."""
+    """The queries and frames of each call, at most `size` rows per call."""
     together = min(len(names), size)
     groups = [names[i : i + together] for i in range(0, len(names), together)]
     return [(group, part) for group in groups for part in torch.arange(frames).split(size // together)]

@@ -1,4 +1,4 @@
-"""InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): every window on its own; or the whole, scaled down."""
+"""InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): each window alone, or the whole canvas scaled down."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from csd3d.registry import register
 @register("canvas_editor", "ip2p", title="InstructPix2Pix, one by one")
 @dataclass(frozen=True)
 class IP2P(SampledFromNoise):
-    """InstructPix2Pix on every window alone; where windows overlap they are averaged when all is done.
+    """InstructPix2Pix on each window alone; overlapping windows are averaged at the end.
 
     editors: {ip2p: {steps: 20, noise: shared}}
     compare: [ip2p]
@@ -34,7 +34,7 @@ class IP2P(SampledFromNoise):
 @register("canvas_editor", "ip2p_downscaled", title="InstructPix2Pix on the whole, scaled down")
 @dataclass(frozen=True)
 class DownscaledIP2P(IP2P):
-    """InstructPix2Pix on whole frames, made as small as the pictures that the prior was trained on.
+    """InstructPix2Pix on whole frames, scaled down to the prior's training size.
 
     compare: [ip2p_downscaled]
     """
@@ -44,7 +44,7 @@ class DownscaledIP2P(IP2P):
 
 
 def downscaled_size(prior: Prior, height: int, width: int) -> tuple[int, int]:
-    """(H, W) whose longer side is the one that the prior was trained at; both divide by what VAE and UNet halve."""
+    """(H, W) with the longer side at the prior's training size, both multiples of what VAE and UNet divide by."""
     factor = prior.codec.downscale
     unit = factor * 2 ** (len(prior.unet.down_blocks) - 1)
     scale = prior.unet.config.sample_size * factor / max(height, width)

@@ -14,7 +14,7 @@ from csd3d.registry import register
 @register("canvas_editor", "ip2p_multidiffusion", title="InstructPix2Pix with MultiDiffusion")
 @dataclass(frozen=True)
 class MultiDiffusion(SampledFromNoise):
-    """InstructPix2Pix with the windows' guided predictions averaged at every DDIM step.
+    """InstructPix2Pix; the windows' guided predictions are averaged at every DDIM step.
 
     compare: [ip2p_multidiffusion]
     """

@@ -16,24 +16,24 @@ from csd3d.priors import Prior
 from csd3d.priors.attention import CrossFrameAttention, attention_layers, cross_frame_attention
 from csd3d.registry import register
 
-DECODER = "up_blocks."  # the layers of a UNet in which it injects
-GUIDANCE = 100.0  # the authors' factor of the mean squared difference
+DECODER = "up_blocks."  # UNet layers with cross-frame attention
+GUIDANCE = 100.0  # weight of the mean squared difference in the authors' code
 
 
 @register("canvas_editor", "pix2video", title="Pix2Video (on InstructPix2Pix)")
 @dataclass(frozen=True)
 class Pix2Video(Sampled):
-    """Every frame attends, in the decoder, to the first and the previous one instead of itself, and is guided to it.
+    """In the decoder each frame attends to the first and the previous frame, not to itself; latents are guided too.
 
     In the first half of the steps each frame's latent descends the distance to the previous frame's clean latent, as in
-    the authors' code (see `guide_latents`). The paper edits frame after frame. Here all frames take a step together,
-    which gives the same: what frame i takes from frame i − 1 (inputs of attention, ẑ_0) is of the same step.
+    the authors' code (see `guide_latents`). The paper edits one frame after the other. Here all frames take each step
+    together, with the same result: frame i uses frame i − 1 (attention inputs, ẑ_0) at the same step only.
 
         editors: {pix2video: {steps: 50}}
         compare: [pix2video]
     """
 
-    guided_steps: float = 0.5  # the first steps, as a share of all, in which frames are guided to the previous one
+    guided_steps: float = 0.5  # share of the steps, from the first, in which frames are guided to the previous one
 
     edits: ClassVar[tuple[str, ...]] = ("video",)
 
@@ -42,7 +42,7 @@ class Pix2Video(Sampled):
         check_shares(self, "guided_steps")
 
     def check(self, prior: Prior) -> None:
-        """InputError for a model whose attention is not that of Stable Diffusion's UNet."""
+        """Raise InputError for a model without the attention of Stable Diffusion's UNet."""
         attention_layers(prior.unet)
 
     def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
@@ -78,12 +78,12 @@ def sample_guided(
 
 
 def guide_latents(z_next: Tensor, z0: Tensor) -> Tensor:
-    """Pix2Video's latent guidance of frames i > 0, z_next and ẑ_0 [T, ...]:
+    """Apply Pix2Video's latent guidance to frames i > 0; `z_next` and ẑ_0 are [T, ...].
 
         z_{t−1,i} ← z_{t−1,i} − ∇_{ẑ_0,i} 100 · mean (ẑ_0,i − ẑ_0,i−1)² = z_{t−1,i} − (200/n)(ẑ_0,i − ẑ_0,i−1)
 
-    n is how many numbers a frame's latents are. As in the authors' code the gradient is that by ẑ_0 itself, without a
-    pass through the UNet, and the step does not depend on t: 0.012 of the difference for latents of 4 x 64 x 64.
+    n is the number of values in a frame's latents. As in the authors' code, the gradient is taken with respect to ẑ_0,
+    without a pass through the UNet, and the step does not depend on t: 0.012 of the difference for 4 × 64 × 64 latents.
     """
     ahead = torch.zeros_like(z0)
     ahead[1:] = z0[1:] - z0[:-1]

@@ -1,4 +1,4 @@
-"""Editors that sample the edited picture by DDIM, in one step of the run: what they have in common."""
+"""The base of editors that sample the edited picture by DDIM, in one step of the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from csd3d.distillation.method import Predict
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
 from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling, check_sampling
 
-WINDOWS_AT_ONCE = 64  # whose queries are put together for one call of a prior, which splits it as its memory allows
+WINDOWS_AT_ONCE = 64  # windows per call of the prior, which splits the call into micro-batches
 INITS = ("noise", "source")
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The keys that all of them have, null where the job's `sampling` holds. Subclasses define `sample`."""
+    """Keys of all editors that sample; null takes the value of the job's `sampling`. Subclasses define `sample`."""
 
-    steps: int | None = None  # DDIM steps
-    start: float | None = None  # noise level of the first, a share of the schedule
-    text_scale: float | None = None  # guidance by the instruction
-    image_scale: float | None = None  # guidance by the source picture
+    steps: int | None = None  # DDIM steps; null: sampling.steps
+    start: float | None = None  # noise level of the first step, a share of the schedule; null: sampling.start
+    text_scale: float | None = None  # guidance by the instruction; null: sampling.text_scale
+    image_scale: float | None = None  # guidance by the source picture; null: sampling.image_scale
 
     def __post_init__(self) -> None:
         check_sampling(self)
@@ -40,7 +40,7 @@ class Sampled:
         raise NotImplementedError
 
     def sampling(self, canvas: Canvas) -> Sampling:
-        """This editor's keys, where they are null the job's, and where these are null what suits the model."""
+        """This editor's keys; null ones are taken from the job, then from the model's defaults."""
         shared, suits = canvas.sampling, canvas.prior.defaults
         return Sampling(
             steps=_first(self.steps, shared.steps),
@@ -50,7 +50,7 @@ class Sampled:
         )
 
     def timesteps(self, canvas: Canvas) -> list[int]:
-        """The timesteps of the DDIM steps, falling."""
+        """The timesteps of the DDIM steps, in falling order."""
         return self.sampling(canvas).timesteps(canvas.prior.num_train_timesteps)
 
     def guided(self, canvas: Canvas, images: Tensor, predict: Predict | None = None) -> Callable[[Tensor, int], Tensor]:
@@ -62,10 +62,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class SampledFromNoise(Sampled):
-    """Sampled from noise, or from the noised source."""
+    """Base of editors that start from noise, or from the noised source."""
 
-    init: str = "noise"  # start from "noise" alone, or from the "source" noised to `start`
-    noise: str = "independent"  # of each frame "independent", or "shared" by all
+    init: str = "noise"  # start from pure noise, or from the source noised to `start`
+    noise: str = "independent"  # noise of the frames: independent, or shared by all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,7 @@ class SampledFromNoise(Sampled):
                 raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
 
     def start_latents(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
-        """Where sampling starts, [F, C, H, W]: one draw for the canvas, of which a window sees its part."""
+        """The start of sampling, [F, C, H, W]; noise is drawn once for the whole canvas."""
         eps = draw_noise(canvas.z, self.noise, generator)
         if self.init == "noise":
             return eps
@@ -82,5 +82,5 @@ class SampledFromNoise(Sampled):
 
 
 def _first(*values: float | None) -> float:
-    """The first that is not null."""
+    """Return the first value that is not None."""
     return next(value for value in values if value is not None)

@@ -1,4 +1,4 @@
-"""The edit of a scene: its training views are replaced, by an editor, while the scene is fitted to them.
+"""The edit of a scene: an editor replaces training views while the scene is fitted to them.
 
 Symbols: N training views of H × W pixels, M of them at a time, `rows` [M] long; z [M, C, h, w] their latents. An editor
 is one file of this folder:
@@ -9,7 +9,7 @@ is one file of this folder:
         every: int = 10  # steps between edits
 
         def update(self, edit: SceneEdit, step: int, report: Report) -> None:
-            '''Called before step `step` of the fit; may replace pictures of `edit`, and reports what it did.'''
+            '''Called before step `step` of the fit; may replace pictures of `edit` and report values to log.'''
 """
 
 from collections.abc import Callable
@@ -31,22 +31,19 @@ Report = Callable[[dict[str, float]], None]
 
 
 class SceneEditor(Protocol):
-    """An editor: a frozen dataclass whose fields are its keys in a config."""
+    """An editor: a frozen dataclass whose fields are its config keys."""
 
     def update(self, edit: "SceneEdit", step: int, report: Report) -> None:
-        """Replaces pictures of `edit` where some are due before step `step`; `report` after every step of its own.
+        """Replace the pictures of `edit` that are due before step `step`; call `report` after each inner step.
 
-        All that is random comes from edit.generator, or from edit.seed where it is to be the same each time: then a
-        resumed run goes on as an unbroken one.
+        Take all randomness from edit.generator, or seed it by edit.seed if it must be the same each time. A resumed run
+        then continues like an uninterrupted one.
         """
 
 
 @dataclass(eq=False)
 class SceneSource:
-    """What all editors of a run have in common: the photos, the words, and the photos as the prior has them.
-
-    The photos are encoded once for all editors, when one first asks.
-    """
+    """The photos and the instruction, shared by all editors of a run; encoded once, when an editor first asks."""
 
     prior: Prior  # an editing model
     capture: Capture
@@ -73,7 +70,7 @@ class SceneSource:
     @cached_property
     @torch.no_grad()
     def decoded(self) -> Tensor:
-        """What the autoencoder makes of the photos, [N, H, W, 3]."""
+        """The photos after encoding and decoding, [N, H, W, 3]."""
         return self.decode(self.z)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -83,13 +80,13 @@ class SceneSource:
 
 @dataclass(eq=False)
 class SceneEdit:
-    """One editor's edit as it stands: the scene, and the pictures that it is being fitted to."""
+    """The state of one editor's edit: the scene, and the pictures that it is fitted to."""
 
     source: SceneSource
     model: SceneModel  # the scene as fitted so far
     images: Tensor  # [B, H, W, 3], all frames of the capture; editors replace training views in place
     generator: torch.Generator
-    seed: int = 0  # the run's
+    seed: int = 0  # the run's seed
 
     @property
     def prior(self) -> Prior:
@@ -101,11 +98,11 @@ class SceneEdit:
 
     @property
     def count(self) -> int:
-        """N, how many training views there are."""
+        """N, the number of training views."""
         return len(self.capture.train)
 
     def render(self, rows: Tensor) -> Rendered:
-        """What the scene looks like now from the training views `rows`."""
+        """Render the scene as it is now from the training views `rows`."""
         return self.model.render_views(self.capture.cameras, self.capture.train[rows])
 
     @torch.no_grad()
@@ -115,7 +112,7 @@ class SceneEdit:
 
     @torch.no_grad()
     def replace(self, rows: Tensor, z: Tensor) -> None:
-        """Puts the pictures of edited latents in the place of the training views `rows`."""
+        """Replace the training views `rows` by the pictures of edited latents."""
         decoded = self.source.decode(z)
         if self.source.keep_detail:
             photos = self.capture.images[self.capture.train[rows]].to(decoded.device)
@@ -123,9 +120,9 @@ class SceneEdit:
         self.images[self.capture.train[rows]] = decoded.cpu()
 
     def query(self, z_t: Tensor, t: int, rows: Tensor, prompt: str | None = None, image: bool = True) -> Query:
-        """The prediction of the views `rows` at z_t, under the instruction or another prompt, their photos seen or not.
+        """A query for the views `rows` at z_t, under the instruction or another `prompt`, with their photos or without.
 
-        Hand it to `prior.predict` by a name of your own; equal queries are computed once.
+        Pass it to `prior.predict` under any name; equal queries are computed once.
         """
         prompt = self.source.prompt if prompt is None else prompt
         return Query(z_t, t, (prompt,) * len(rows), self.source.image[rows] if image else None)

@@ -1,1 +1,1 @@
-"""What every job stands on: loops that can be killed, checkpoints, the run folder, logs."""
+"""The parts of every job: loops that can be killed, checkpoints, the run folder, logs."""

@@ -1,9 +1,9 @@
 """Checkpoints: complete, written whole, safetensors and JSON only, loaded back bit for bit.
 
 A checkpoint is a folder (`checkpoints/last`): `checkpoint.json` and the one `tensors-N.safetensors` it names. A save
-writes the tensors under a new N, syncs them, then replaces `checkpoint.json`: that single rename is the commit. So at
-every instant, SIGKILL included, the folder holds a complete checkpoint, the old one or the new one, and what an
-interrupted save left behind is removed by the next save.
+writes the tensors under a new N, syncs them, then replaces `checkpoint.json`: that single rename is the commit. So the
+folder always holds a complete checkpoint, old or new, even after SIGKILL; the next save removes the remains of an
+interrupted one.
 
     parts = dict(field=field, adam=optimizer, rng=generator)
     save_checkpoint(folder, "last", *pack(snapshot(**parts) | {"step": 7}), identity=values)
@@ -42,12 +42,12 @@ def save_checkpoint(
     *,
     identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `folder/name`, replacing the checkpoint there in one step; returns its path.
+    """Write `folder/name`, replacing the checkpoint there in one step; return its path.
 
     Args:
-        tensors: any shapes, dtypes and devices; stored contiguous, on the CPU.
-        state: JSON-able (floats come back exactly, NaN and infinities too).
-        identity: what defines the run (`config.defining_values`); load_checkpoint refuses another one.
+        tensors: of any shape, dtype and device; stored contiguous, on the CPU.
+        state: JSON-able; floats are restored exactly, including NaN and infinities.
+        identity: the values that define the run (`config.defining_values`); load_checkpoint refuses others.
 
     Raises:
         InputError: the folder cannot be written.
@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def _next_number(target: Path) -> int:
-    """One past every tensors file there, an interrupted save's included: a file in use is never written to."""
+    """Return a number above those of all tensor files there, so that no file in use is overwritten."""
     numbers = [path.stem.rpartition("-")[2] for path in target.glob("tensors-*.safetensors")]
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
 
@@ -83,7 +83,7 @@ def _sha256(path: Path) -> str:
 def _remove_others(target: Path, current: str) -> None:
     for path in target.glob("tensors-*.safetensors*"):
         if path.name != current:
-            with contextlib.suppress(OSError):  # of no consequence: the next save tries again
+            with contextlib.suppress(OSError):  # the next save tries again
                 path.unlink()
 
 
@@ -93,11 +93,11 @@ def _remove_others(target: Path, current: str) -> None:
 def load_checkpoint(
     folder: str | Path, *, identity: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a checkpoint back to (tensors on the CPU, state), every byte verified before any is used.
+    """Read a checkpoint to (tensors on the CPU, state), after verifying every byte.
 
     Raises:
-        InputError: none there, truncated or damaged (naming the file), of another version, or of another config (naming
-            the key).
+        InputError: missing, truncated or damaged (with the file), of another version, or of another config (with the
+            key).
     """
     manifest = _read_manifest(Path(folder) / MANIFEST)
     if identity is not None:
@@ -105,14 +105,14 @@ def load_checkpoint(
     path = Path(folder) / manifest["tensors"]["file"]
     _verify(path, manifest["tensors"])
     try:
-        # cloned: a mapped file is aligned otherwise than torch's own memory, on which the last bit of a sum can depend
+        # cloned, as the last bit of a sum can depend on alignment, which differs in a mapped file
         return {key: value.clone() for key, value in load_file(str(path)).items()}, manifest["state"]
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged ({error}); resume from another checkpoint or start afresh") from None
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a save has ever been completed in this folder."""
+    """Whether this folder holds a complete checkpoint."""
     return (Path(folder) / MANIFEST).exists()
 
 
@@ -177,7 +177,7 @@ def _verify(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def pack(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Splits nested dicts, lists and tuples into (tensors by path, JSON-able state); unpack undoes it, int keys too."""
+    """Split nested dicts, lists and tuples into (tensors by path, JSON-able state), which `unpack` joins again."""
     tensors: dict[str, Tensor] = {}
 
     def encode(value: Any, path: str) -> Any:
@@ -198,7 +198,7 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
-    """The tree that was packed."""
+    """Return the tree that was packed."""
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -219,12 +219,12 @@ def unpack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
 
 
 def snapshot(**objects: Any) -> dict[str, Any]:
-    """{name: state} of modules, optimisers, schedulers (their state_dict) and torch.Generators."""
+    """Return {name: state} of torch.Generators and of anything with a state_dict."""
     return {name: o.get_state() if isinstance(o, torch.Generator) else o.state_dict() for name, o in objects.items()}
 
 
 def restore(tree: Mapping[str, Any], **objects: Any) -> None:
-    """Puts a snapshot back, in place; raises InputError naming the part that does not fit."""
+    """Restore a snapshot in place; InputError names the part that does not fit."""
     for name, target in objects.items():
         with _named(name):
             if isinstance(target, torch.Generator):

@@ -1,8 +1,8 @@
-"""What a run writes down: its folder, its log, its progress, its curves.
+"""The run folder, its log, progress bars and curves.
 
 outputs/<name>/<timestamp>/
   config.yaml  cmd.txt  log.txt  environment.json
-  curves/<phase>/{curves.jsonl, events.*}     # a phase: reconstruct, csd_edit, in2n; each counts its own steps
+  curves/<phase>/{curves.jsonl, events.*}     # phases: reconstruct, csd_edit, in2n, ...; each counts its own steps
 """
 
 import contextlib
@@ -42,7 +42,7 @@ PACKAGES = (
     "omegaconf",
 )
 logger = logging.getLogger("csd3d")
-file_only = logging.getLogger("csd3d.file")  # for log.txt alone: progress, which the console shows in its own way
+file_only = logging.getLogger("csd3d.file")  # to log.txt only: progress, for which the console has a bar
 
 
 # ---------------------------------------------------------------------------------------------------------- run folder
@@ -51,17 +51,17 @@ file_only = logging.getLogger("csd3d.file")  # for log.txt alone: progress, whic
 def create_run_folder(
     name: str, config_yaml: str, *, output: Path | None = None, argv: Sequence[str] = (), root: Path = Path("outputs")
 ) -> Path:
-    """Makes the run folder (`output`, else `root/name/timestamp`) with config.yaml, cmd.txt and environment.json.
+    """Make the run folder (`output`, else `root/name/timestamp`) with config.yaml, cmd.txt and environment.json.
 
-    It is assembled beside its place and then renamed, so that a run folder without its config never exists.
+    It is assembled under a temporary name and renamed, so that a run folder always has its config.
 
     Raises:
-        InputError: it cannot be written, or `output` already holds something.
+        InputError: it cannot be written, or `output` is not empty.
     """
     if output is None and (Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name):
         raise InputError(f"name: {name!r} is no folder below {root}/; for a run folder elsewhere there is --output")
     target = output if output is not None else root / name / time.strftime("%Y%m%d-%H%M%S")
-    if target.resolve() == Path.cwd():  # which renaming onto it would delete
+    if target.resolve() == Path.cwd():  # renaming onto it would delete it
         raise InputError(
             f"{target}: cannot be made the run folder (it is the current one); choose another with --output"
         )
@@ -87,7 +87,7 @@ def create_run_folder(
 
 
 def _move(temporary: Path, target: Path, may_renumber: bool) -> Path:
-    """Renames onto a free place, or onto an empty folder; two runs of one second get -2, -3, …"""
+    """Rename to a free name or onto an empty folder; runs started in the same second get -2, -3, …"""
     for number in itertools.count(1):
         place = target if number == 1 else target.with_name(f"{target.name}-{number}")
         try:
@@ -105,7 +105,7 @@ def _why_not(target: Path, error: OSError) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, threads, accelerator and git commit: what is needed to repeat a run."""
+    """Return versions, processor, threads, accelerator and git commit, as needed to repeat a run."""
     import torch
 
     return {
@@ -136,7 +136,7 @@ def _cpu_model() -> str:
 
 
 def _git_commit(folder: Path) -> str | None:
-    """The commit csd3d runs from, with `-dirty` where tracked files were changed; None outside a checkout."""
+    """Return the commit csd3d runs from, with `-dirty` if tracked files were changed; None outside a checkout."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
         return subprocess.run(
@@ -151,14 +151,14 @@ def _git_commit(folder: Path) -> str | None:
 
 @functools.cache
 def console():
-    """The one console (stderr) that log lines and progress bars share, so that they do not write over each other."""
+    """Return the console (stderr) that log lines and progress bars share, so that they do not overwrite each other."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def quiet() -> bool:
-    """In CI (CI=true) only warnings and one line a loop reach the console; log.txt has everything all the same."""
+    """Whether this is CI (CI=true), where the console shows only warnings and one line a loop; log.txt is complete."""
     return os.environ.get("CI", "").lower() in ("1", "true")
 
 
@@ -209,14 +209,14 @@ def progress(
     describe: Callable[[], str] = str,
     interval: float = 10.0,
 ) -> Iterator[Item]:
-    """Yields `items` under a progress bar with ETA; without a terminal, a line every `interval` seconds and at the end.
+    """Yield `items` under a progress bar with ETA; without a terminal print a line every `interval` seconds.
 
-    The lines go to log.txt in either case.
+    The lines also go to log.txt.
 
     Args:
-        total: how many there are in all, `done` included; len(items) + done if not given.
-        done: how many a resumed loop has behind it.
-        describe: called when a line is drawn, for what changes: `lambda: f"loss {loss:.4f}"`.
+        total: number of items including `done`; default len(items) + done.
+        done: number of items that a resumed loop has done before.
+        describe: returns the text behind a line: `lambda: f"loss {loss:.4f}"`.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items) + done
@@ -260,7 +260,7 @@ def _progress_lines(
     count, shown, first = 0, -1, None
 
     def line(now: float) -> str:
-        # the first step also pays for what is set up once, so it says nothing about the others
+        # without the first step, which also pays for set-up
         pace = (now - first) / (count - 1) if first is not None and count >= 3 else None
         remaining = pace * (total - done - count) if pace is not None and total is not None else None
         return _line(title, done + count, total, now - start, remaining, describe())
@@ -298,9 +298,9 @@ def _clock(seconds: float) -> str:
 
 
 class Curves:
-    """Scalars over the steps of one phase, to TensorBoard and to curves.jsonl (which the report draws).
+    """Scalars over the steps of one phase, written to TensorBoard and to curves.jsonl, which the report draws.
 
-    A phase that resumes at step `first` drops what an earlier process wrote for the steps from `first` on, in both.
+    A phase that resumes at step `first` removes what an earlier process wrote for the steps from `first` on.
     """
 
     def __init__(self, run_folder: Path, phase: str, first: int = 0) -> None:
@@ -310,19 +310,17 @@ class Curves:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in _rows(folder / "curves.jsonl") if row["step"] < first]
         write_text(folder / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in kept), sync=True)
-        for old in folder.glob(
-            "events.*"
-        ):  # written anew: a killed process had not flushed all that it has in the lines
+        for old in folder.glob("events.*"):  # rewritten from curves.jsonl: a killed process had not flushed all events
             old.unlink()
         self._lines = (folder / "curves.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)  # purge: a TensorBoard that is open
+        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)  # purge: for an open TensorBoard
         for row in kept:
             self._write_events(
                 row["step"], {tag: math.nan if v is None else v for tag, v in row.items() if tag != "step"}
             )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes {tag: value} at a step; what is not finite is written as null, which JSON has a word for."""
+        """Write {tag: value} at a step; values that are not finite become null, as JSON has no NaN."""
         values = {tag: float(value) for tag, value in values.items()}
         finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
         self._lines.write(json.dumps({"step": step, **finite}) + "\n")
@@ -334,7 +332,7 @@ class Curves:
             self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Flush and close both files."""
         self._lines.close()
         self._writer.close()
 
@@ -346,7 +344,7 @@ class Curves:
 
 
 def read_curves(run_folder: Path) -> dict[str, dict[str, list[tuple[int, float | None]]]]:
-    """{phase: {tag: [(step, value), ...]}} of everything a run has written so far."""
+    """Return {phase: {tag: [(step, value), ...]}} of everything that a run has written so far."""
     curves: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
     for path in sorted(run_folder.glob("curves/*/curves.jsonl")):
         series = curves.setdefault(path.parent.name, {})
@@ -358,7 +356,7 @@ def read_curves(run_folder: Path) -> dict[str, dict[str, list[tuple[int, float |
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The complete lines; a kill may have cut the last one short."""
+    """Return the complete lines; a kill may have cut the last one."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Loops that may be killed at any step: their state, checkpoints, curves and progress, and what asks them to stop."""
+"""Loops that may be killed at any step: state, checkpoints, curves, progress and stopping."""
 
 import os
 import resource
@@ -20,56 +20,58 @@ from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
 PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
-Advance = Callable[[int, Curves], dict[str, float]]  # does a step; what it reports, "skipped" above 0 where not finite
+Advance = Callable[[int, Curves], dict[str, float]]  # does a step and returns values to log; "skipped" > 0: not finite
 
 
 @dataclass(kw_only=True)
 class Job:
-    """A run of a task: its config (with `seed` and `save_seconds`) and its device; and, once it is to run, its folder
-    and who may ask it to stop. Subclasses hold what the task has opened."""
+    """A run of a task. Subclasses hold what the task has opened."""
 
-    config: Any
+    config: Any  # with `seed` and `save_seconds`
     device: torch.device
-    folder: Path = field(default_factory=Path)
+    prior: Any = None  # counts its `unet_evaluations`, if there is one
+    folder: Path = field(default_factory=Path)  # set before it runs, as is `stop`
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def identity(self) -> dict:
-        """What a checkpoint of this run depends on; what ships with csd3d is the same wherever that is installed."""
+        """The values that a checkpoint of this run depends on; paths inside csd3d do not depend on the machine."""
         return without_root(defining_values(self.config))
 
     def identity_of(self, name: str) -> dict:
-        """What the checkpoint of one phase depends on; a task may add to it what only that phase is made by."""
+        """The values that the checkpoint of one phase depends on; tasks add the settings of that phase alone."""
         return self.identity
 
     def may_run(self, name: str) -> bool:
-        """Whether a phase is still to be run or shown: once a stop is asked for, only one that has a checkpoint."""
+        """Whether to run or show a phase: after a stop request only if it has a checkpoint."""
         return not self.stop.requested or has_checkpoint(self.folder / "checkpoints" / name)
 
     def announce(self, name: str, note: str = "") -> None:
-        """Says that a phase begins, and the how-manieth it is of those that `config.phases` names."""
+        """Log that a phase begins, with its number among `config.phases`."""
         phases = list(getattr(self.config, "phases", ()))
         place = f"phase {phases.index(name) + 1} of {len(phases)}: " if name in phases else ""
         logger.info("%s%s%s", place, name, note)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator of its own for each purpose, from the run's seed."""
-        # torch seeds a CPU generator with 32 bits only, so both go into one hash
+        """Return a generator for one purpose, seeded by the run's seed and the purpose."""
+        # one hash of both, as torch seeds a CPU generator with 32 bits only
         return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
 
 
 def without_root(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of an identity, with paths of what ships with csd3d as they are on every machine."""
+    """Return an identity with paths inside csd3d made relative, so that they are the same on every machine."""
     return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
 
 
 @dataclass
 class Phase:
-    """The state of one loop: everything that its checkpoint holds. Subclasses add parts (whatever has a state_dict),
-    tensors and counters, and name them."""
+    """The state of one loop, all of which its checkpoint holds.
+
+    Subclasses add fields and name them in PARTS (what has a state_dict), TENSORS or COUNTERS.
+    """
 
     generator: torch.Generator
-    steps: int | None = None  # how many it is to have; known once it runs, and no part of a checkpoint
+    steps: int | None = None  # the total, set once it runs; not in the checkpoint
     step: int = 0
     seconds: float = 0.0
     unet_evaluations: int = 0
@@ -81,16 +83,16 @@ class Phase:
 
     @property
     def finished(self) -> bool:
-        """Whether all of its steps are done."""
+        """Whether all steps are done."""
         return self.step == self.steps
 
     def save(self, folder: Path, name: str, identity: dict) -> None:
-        """Writes checkpoint `name`, whole or not at all."""
+        """Write checkpoint `name`, whole or not at all."""
         plain = {key: getattr(self, key) for key in (*self.COUNTERS, *self.TENSORS)}
         save_checkpoint(folder, name, *pack(snapshot(**self._parts()) | plain), identity=identity)
 
     def load(self, folder: Path, name: str, identity: dict) -> None:
-        """Restores checkpoint `name`, if there is one."""
+        """Restore checkpoint `name`, if there is one."""
         if not has_checkpoint(folder / name):
             return
         tree = unpack(*load_checkpoint(folder / name, identity=identity))
@@ -103,10 +105,10 @@ class Phase:
 
 
 def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, describe: Callable[[], str]) -> None:
-    """The steps that are left of a phase, checkpointing as it goes; a resumed phase goes on where it was killed.
+    """Run a phase from its checkpoint, or its start, to its last step, and write checkpoints on the way.
 
-    Once a stop is asked for, a phase that has a checkpoint is left as it stands, and one that has none takes a single
-    step, so that there is something to show. Raises InputError where five steps in a row were not finite.
+    After a stop request a phase with a checkpoint takes no step, and one without takes a single step, so that there is
+    something to show. Raises InputError after five steps in a row that were not finite.
     """
     folder = job.folder / "checkpoints"
     phase.load(folder, name, job.identity_of(name))
@@ -118,7 +120,9 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     in_a_row, save = 0, _saver(job, phase, folder, name)
     with Curves(job.folder, name, phase.step) as curves:
         for step in progress(range(phase.step, steps), name, total=steps, done=phase.step, describe=describe):
+            before = job.prior.unet_evaluations if job.prior else 0
             report = advance(step, curves)
+            phase.unet_evaluations += job.prior.unet_evaluations - before if job.prior else 0
             in_a_row = in_a_row + 1 if report["skipped"] else 0
             phase.skipped += int(report["skipped"])
             phase.step = step + 1
@@ -133,12 +137,12 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
 
 
 def all_finished(phases: Mapping[str, Phase], wanted: Iterable[str]) -> bool:
-    """Whether every wanted phase is there, with all of its steps done."""
+    """Whether every wanted phase is there and finished."""
     return all(name in phases and phases[name].finished for name in wanted)
 
 
 def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., None]:
-    """A function that saves the phase, `now` or every config.save_seconds, and keeps its clock, saves not counted."""
+    """Return a function that saves the phase `now` or every config.save_seconds; saving is not in its seconds."""
     clock = time.monotonic()
 
     def save(now: bool) -> None:
@@ -153,13 +157,13 @@ def _saver(job: Job, phase: Phase, folder: Path, name: str) -> Callable[..., Non
 
 
 def _not_finite(checkpoint: Path, name: str, step: int) -> str:
-    """What to say when a phase gives up."""
+    """The message when a phase gives up."""
     last = f"the last good checkpoint is {checkpoint}" if has_checkpoint(checkpoint) else "there is no checkpoint yet"
     failure = f"{MAX_SKIPPED} steps in a row up to {step} had no finite loss or gradient"
     return f"{name}: {failure}; lower its learning_rate ({last})"
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process has had resident."""
+    """Return the peak resident memory of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,6 +1,6 @@
-"""Figures of an edited picture or video, frame by frame as it is written, so that memory does not grow with its length.
+"""Metrics of an edited picture or video, updated with each frame, so that memory does not grow with its length.
 
-Along time frames are compared at the size that optical flow is computed at, `flow_size` of their own.
+Frames are compared along time at the size at which optical flow is computed, `flow_size`.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,18 @@ from csd3d.metrics import (
     seam_visibility,
     ssim,
 )
-from csd3d.metrics.motion import Flow
+from csd3d.metrics.image import decibels
+from csd3d.metrics.motion import Flow, mean_of_ranges
 from csd3d.priors import perceptual_distance
 
 SSIM_WINDOW = 11  # pixels a side at least
-RECENT = 8  # source frames kept for optical flow, more than the longest range of `WarpedError`
+RECENT = 8  # source frames kept for optical flow; more than the longest range of `WarpedError`
 Figures = dict[str, float | int | None]
 
 
 @dataclass
 class Measured:
-    """What has been measured of one method so far, a value a frame."""
+    """Measurements of one method so far, one for each frame."""
 
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
@@ -42,18 +43,18 @@ class Measured:
     embedded: list[Tensor] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
     seams: list[tuple[float, float]] = field(default_factory=list)
-    before: list[Tensor] | None = None  # the last frame's features
+    before: list[Tensor] | None = None  # features of the previous frame
     warped: WarpedError | None = None
 
 
 @dataclass
 class Metrics:
-    """Figures of all methods of a run, frame by frame: `add_source` of a frame, then `add` of what each made of it.
+    """Metrics of all methods of a run. For each frame, call `add_source`, then `add` for each method.
 
-    judge: None for no figures by a CLIP.  captions: what the clip and its edit show, where that is known.
-    borders: rows and columns of pixels at which windows end; `wrap`: the picture's right border continues at the left.
+    judge: None for no CLIP metrics.  captions: what the clip and its edit show, if known.
+    borders: rows and columns of pixels at which windows end; `wrap`: the right border continues at the left.
     inside [H, W]: how much of each pixel may be edited, None for all.
-    flow(a, b): the source's optical flow at `size`, of videos.  features(images): maps for a perceptual distance.
+    flow(a, b): for videos, the source's optical flow at `size`.  features(images): for the perceptual distance.
     """
 
     clip: Clip
@@ -69,7 +70,7 @@ class Metrics:
     measured: dict[str, Measured] = field(default_factory=dict)
 
     def add_source(self, number: int, source: Tensor) -> None:
-        """The next frame of the source, [3, H, W]: what all methods need of it is computed here, once."""
+        """Append a source frame [3, H, W]; computes here, once, what all methods need of it."""
         self.source = source
         if self.judge is not None:
             self.source_embedded = self.embed(source)
@@ -80,7 +81,7 @@ class Metrics:
             self.recent.pop(number - RECENT, None)
 
     def add(self, name: str, number: int, frame: EditedFrame) -> None:
-        """What the method `name` made of that frame."""
+        """Append the edit of that frame by the method `name`."""
         own, picture = self.measured.setdefault(name, Measured()), frame.picture
         if self.clip.answers is not None:
             self._compare(own, picture, number)
@@ -117,7 +118,7 @@ class Metrics:
         own.before = features
 
     def _flow_of_sources(self) -> Flow:
-        """Optical flow of the frames that `add_source` was given, so that none is read again; the same for all."""
+        """Optical flow of the recent source frames, which need not be read again; shared by all methods."""
         from csd3d.canvas.optical_flow import ClipFlow  # here: pictures need no OpenCV
 
         self.flow = ClipFlow(lambda indices: torch.stack([self.recent[i] for i in indices]), self.size, unit=1).pixels
@@ -126,24 +127,24 @@ class Metrics:
     # --------------------------------------------------------------------------------------------------------- figures
 
     def figures(self, name: str) -> Figures:
-        """All that was measured of a method: see `truth`, `outside_figures`, `clip_figures` and `steadiness`."""
+        """All metrics of a method: see `truth`, `outside_figures`, `clip_figures` and `steadiness`."""
         own = self.measured.get(name, Measured())
         found = truth(own)
         found |= self.outside_figures(own) | self.clip_figures(own, int(found.get("answer", 0)))
         return found | steadiness(own)
 
     def outside_figures(self, own: Measured) -> Figures:
-        """`psnr_outside` the regions against the source, `psnr_outside_vae` of the decoded latents against its."""
+        """PSNR outside the edited regions: `psnr_outside` of pictures, `psnr_outside_vae` of decoded latents."""
         if not own.outside:
             return {}
         mask = ~dilate(self.inside > 0, 2)
         means = [torch.stack(errors).mean(0)[mask].mean() for errors in zip(*own.outside, strict=True)]
-        edited, decoded = (-10 * mse.clamp_min(1e-10).log10().item() for mse in means)
+        edited, decoded = (decibels(mse).item() for mse in means)
         return {"psnr_outside": edited, "psnr_outside_vae": decoded}
 
     def clip_figures(self, own: Measured, answer: int) -> Figures:
-        """`clip_image` (similarity to the source), `clip_consistency` (of frames, or a picture's parts) and, where
-        captions are known, `clip_directional`: means over frames and parts."""
+        """`clip_image` (similarity to the source), `clip_consistency` (of frames, or of parts of a picture) and, with
+        captions, `clip_directional`: means over frames and parts."""
         if not own.embedded:
             return {}
         edited, source = torch.stack(own.embedded, 1)  # [F, P, D] both
@@ -156,7 +157,7 @@ class Metrics:
         return found
 
     def directional(self, edited: Tensor, source: Tensor, answer: int) -> float | None:
-        """Mean over the parts whose caption changes; embeddings [F, P, D]."""
+        """Directional similarity, mean over the parts whose caption changes; embeddings [F, P, D]."""
         found = []
         for part in range(edited.shape[1]):
             words = [texts[part % len(texts)] for texts in (self.captions.after[answer], self.captions.before)]
@@ -167,7 +168,7 @@ class Metrics:
 
 
 def truth(own: Measured) -> Figures:
-    """`psnr_truth` and `ssim_truth` against `answer`, the true edit that suits all frames best."""
+    """`psnr_truth` and `ssim_truth` against `answer`, the true edit with the best mean PSNR over all frames."""
     if not own.psnr:
         return {}
     scores = torch.stack(own.psnr).mean(0)
@@ -177,14 +178,11 @@ def truth(own: Measured) -> Figures:
 
 
 def steadiness(own: Measured) -> Figures:
-    """Of videos `flow_warped_error`, its two ranges, and `neighbour_distance`, of neighbours in the features of the
-    prior's encoder; where windows meet `seam_visibility`, and how many times the source's own it is."""
+    """For videos `flow_warped_error`, its two ranges, and `neighbour_distance` of successive frames in features of the
+    prior's encoder; with windows `seam_visibility`, also relative to the source."""
     found: Figures = {}
     if own.warped is not None:
-        errors = {key: own.warped.report()[key] for key in ("short", "long")}
-        known = [value for value in errors.values() if value is not None]
-        found["flow_warped_error"] = sum(known) / len(known) if known else None
-        found |= {f"flow_warped_error_{key}": value for key, value in errors.items()}
+        found |= mean_of_ranges("flow_warped_error", own.warped.report())
     if own.distances:
         found["neighbour_distance"] = sum(own.distances) / len(own.distances)
     if own.seams:
@@ -194,7 +192,7 @@ def steadiness(own: Measured) -> Figures:
 
 
 def make_metrics(latents: Latents, cover: Cover, judge: Judge | None, captions: Captions | None) -> Metrics:
-    """For the methods of a run, whatever latents each edited; `captions` are the user's, a demo clip has its own."""
+    """Metrics for the methods of a run; `captions` are the user's, and default to those of a demo clip."""
     clip, flow, size = latents.clip, None, latents.clip.size
     if clip.is_video:
         from csd3d.canvas.optical_flow import flow_size  # here: pictures need no OpenCV
@@ -216,7 +214,7 @@ def make_metrics(latents: Latents, cover: Cover, judge: Judge | None, captions: 
 
 
 def window_borders(cover: Cover, latents: Latents) -> tuple[list[int], list[int]]:
-    """Rows and columns of the clip's pixels at which evenly spaced windows begin or end."""
+    """Rows and columns of pixels at which evenly spaced windows begin or end."""
     found = []
     for side, size, whole in zip(cover.sides, latents.size, latents.clip.size, strict=True):
         ends = torch.cat([side.even(), side.even() + side.size])
@@ -228,15 +226,15 @@ def window_borders(cover: Cover, latents: Latents) -> tuple[list[int], list[int]
 
 
 def part_count(clip: Clip) -> int:
-    """Into how many about square parts, side by side, a picture is cut to be judged; a video's frames are not."""
+    """Number of roughly square parts, side by side, that CLIP judges a picture by; 1 for the frames of a video."""
     return 1 if clip.is_video else max(1, round(clip.width / clip.height))
 
 
 def parts(picture: Tensor, count: int) -> list[Tensor]:
-    """A picture [3, H, W] cut from left to right into `count` parts of one width."""
+    """A picture [3, H, W] cut from left to right into `count` parts of equal width."""
     return list(picture[..., : picture.shape[2] // count * count].tensor_split(count, dim=2))
 
 
 def _squared(difference: Tensor) -> Tensor:
-    """Mean over the channels of [3, H, W], squared."""
+    """Mean square over the channels of [3, H, W]."""
     return difference.square().mean(0)

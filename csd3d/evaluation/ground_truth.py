@@ -1,8 +1,8 @@
-"""What a result should be, from whoever knows: registered things of the kind "ground_truth" are asked in turn.
+"""True results to compare with, from registered things of the kind "ground_truth", which are asked in turn.
 
-A ground truth knows some captures and some prompts. It says None or False of all others, which is what a user's own
-photos and words get. The procedural world is one (`csd3d.world.plugin`); a plugin can bring another, such as a data set
-that has photos from after the edit.
+A ground truth knows some captures and some prompts, and returns None or False for all others, such as a user's own
+photos and prompts. The procedural world is one (`csd3d.world.plugin`); a plugin can add another, such as a data set
+with photos taken after the edit.
 
 Depths are in the capture's normalised frame, distance along the ray, `inf` where there is no surface.
 """
@@ -18,10 +18,10 @@ from csd3d import registry
 from csd3d.cameras import Cameras
 from csd3d.datasets import Capture
 
-if TYPE_CHECKING:  # scenes are judged without what the metrics of texts need
+if TYPE_CHECKING:  # evaluating scenes should not import CLIP
     from csd3d.metrics.clip import ClipModel
 
-CHANGED = 0.03  # a pixel whose colour moves by more than this in some channel belongs to the edit
+CHANGED = 0.03  # a pixel that changes by more than this in some channel belongs to the edit
 
 
 @dataclass
@@ -34,33 +34,33 @@ class TrueViews:
 
 
 class Truth(Protocol):
-    """The truth about one instruction on one capture.
+    """The true results of one instruction on one capture.
 
-    `source` is the scene as it was captured, `answers` are all scenes that fulfil the instruction, at least one. What a
-    scene is, only the ground truth knows; `views` makes pictures of it.
+    `source` is the captured scene, `answers` are all scenes that fulfil the instruction, at least one. Scenes may be
+    any objects; `views` renders them.
     """
 
     source: Any
     answers: Sequence[Any]
 
     def views(self, scene: Any, indices: Tensor) -> TrueViews:
-        """`scene`, the source or an answer, through the capture's cameras `indices` [B]."""
+        """Render `scene`, the source or an answer, from the capture's cameras `indices` [B]."""
 
 
 class TextTruth(Protocol):
-    """What there is to know about a prompt. Only `knows` may be called for a prompt that is not known."""
+    """Ground truth about prompts. For an unknown prompt only `knows` may be called."""
 
     def knows(self, prompt: str) -> bool:
-        """Whether the other functions can be asked about this prompt."""
+        """Return whether the other functions accept this prompt."""
 
     def shape_prompt(self, prompt: str) -> str:
-        """What a white, unpatterned object of the prompt's shape is called."""
+        """Return a prompt for a white, unpatterned object of the same shape."""
 
     def distractors(self, prompt: str, count: int, seed: int) -> list[str]:
-        """Up to `count` prompts, the nearest first, each of which no picture fits that fits this one."""
+        """Return up to `count` prompts, the nearest first, that no picture fits together with this one."""
 
     def open_attribute_values(self, clip: "ClipModel", images: Tensor, prompt: str) -> dict[str, list[str]]:
-        """Of each attribute that the prompt leaves open, what each of N particles shows, as `clip` reads it.
+        """Return, for each attribute that the prompt leaves open, what each of N particles shows, judged by `clip`.
 
         images [N, V, 3, H, W] in [0, 1]: V views of each → {attribute: N values}.
         """
@@ -68,39 +68,36 @@ class TextTruth(Protocol):
     def true_renders(
         self, prompt: str, azimuths_deg: Sequence[float], elevation_deg: float, count: int, size: int, seed: int
     ) -> Tensor:
-        """`count` right objects, each from V azimuths that count from its front.
-
-        Returns [count, V, 3, size, size] in [0, 1].
-        """
+        """Render `count` right objects from V azimuths (0 is the front): [count, V, 3, size, size] in [0, 1]."""
 
 
 class GroundTruth(TextTruth, Protocol):
-    """What is registered: a class that is made without arguments.
+    """The interface of a registered class, which is created without arguments.
 
     @register("ground_truth", "pairs", title="Photos before and after")
     class Pairs:
         def scene_truth(self, capture, prompt): ...
-        def knows(self, prompt): return False       # then nothing else is asked about prompts
+        def knows(self, prompt): return False       # then nothing else is called for prompts
     """
 
     def scene_truth(self, capture: Capture, prompt: str) -> Truth | None:
-        """The truth about `prompt` on `capture`; None where it is not known."""
+        """Return the truth about `prompt` on `capture`; None if unknown."""
 
 
 def load_truth(capture: Capture, prompt: str) -> Truth | None:
-    """The truth about `prompt` on `capture` from the first that knows it; None for a real capture or unknown words."""
+    """The truth about `prompt` on `capture` from the first ground truth that knows it; None if none does."""
     found = (entry.thing().scene_truth(capture, prompt) for entry in registry.entries("ground_truth"))
     return next((truth for truth in found if truth is not None), None)
 
 
 def text_truth(prompt: str) -> TextTruth | None:
-    """The first ground truth that knows the prompt, None where none does."""
+    """The first ground truth that knows the prompt; None if none does."""
     found = (entry.thing() for entry in registry.entries("ground_truth"))
     return next((truth for truth in found if truth.knows(prompt)), None)
 
 
 def own_cameras(capture: Capture, cameras: Cameras) -> Cameras:
-    """Cameras of the normalised frame in the capture's own."""
+    """Move cameras from the normalised frame to the capture's own."""
     rotation = capture.transform[:3, :3].to(cameras.camera_to_world).T @ cameras.camera_to_world[:, :, :3]
     position = capture.map_back(cameras.positions)
     pose = torch.cat((rotation, position[:, :, None]), 2)
@@ -108,5 +105,5 @@ def own_cameras(capture: Capture, cameras: Cameras) -> Cameras:
 
 
 def changed_pixels(before: Tensor, after: Tensor) -> Tensor:
-    """Mask [B,H,W] of the pixels that the true edit touches."""
+    """Mask [B,H,W] of the pixels that the true edit changes."""
     return ((before - after).abs() > CHANGED).any(-1)

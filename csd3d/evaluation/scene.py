@@ -1,4 +1,4 @@
-"""How right an edit is: held-out views against the true edited scene, edited views against each other."""
+"""Metrics of an edited scene: held-out views against the true edit, and edited views against each other."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,12 @@ from torch import Tensor
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth, changed_pixels
 from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
+from csd3d.metrics.motion import mean_of_ranges
 from csd3d.representations.base import SceneModel, surface_depth
 
 
 def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
-    """PSNR and SSIM of the untouched scene on its held-out views; None where nothing is held out."""
+    """PSNR and SSIM of the reconstruction on held-out views; None if nothing is held out."""
     if len(capture.test) == 0:
         return {"psnr": None, "ssim": None}
     rendered = model.render_views(capture.cameras, capture.test).rgb.cpu()
@@ -21,11 +22,11 @@ def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, fl
 def evaluate_edit(
     model: SceneModel, source: SceneModel, images: Tensor, capture: Capture, truth: Truth | None
 ) -> dict[str, float | int | None]:
-    """The figures of metrics.json for one method.
+    """The metrics of one method, for metrics.json.
 
-    `model` is the edited scene, `source` the reconstruction, `images` [B,H,W,3] the pictures `model` was last fitted
-    to. Against the truth: the one answer that suits all held-out views best. `warped_error`: mean of the short- and
-    long-range errors, over the object where the truth is known, else over everything that has a surface.
+    `model` is the edited scene, `source` the reconstruction, `images` [B,H,W,3] the pictures that `model` was last
+    fitted to. The truth is the answer that fits all held-out views best. `warped_error`: mean of the short- and
+    long-range errors, over the object if the truth is known, else over everything that has a surface.
     """
     report: dict[str, float | int | None] = dict.fromkeys(("psnr_truth", "ssim_truth", "psnr_outside"))
     train = capture.train
@@ -44,6 +45,4 @@ def evaluate_edit(
         views = truth.views(truth.answers[best], train)
         depth, weight = views.depth, views.mask
     errors = warped_error(images[train], depth, capture.cameras[train], weight)
-    found = [errors[key] for key in ("short", "long") if errors[key] is not None]
-    report["warped_error"] = sum(found) / len(found) if found else None
-    return report | {f"warped_error_{key}": errors[key] for key in ("short", "long")}
+    return report | mean_of_ranges("warped_error", errors)

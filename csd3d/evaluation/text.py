@@ -1,8 +1,7 @@
-"""How well what was made fits its text, by a CLIP: of pictures, and of assets seen from held-out cameras.
+"""CLIP metrics of results against their text: of pictures, and of assets seen from held-out cameras.
 
-The shipped CLIP knows the procedural world alone. Its figures are called "CLIP (world)" and "FD (world)", and there are
-none of prompts in other words than the world's. Symbols: I [V,D] embeddings of views, T [K,V,D] of K texts as said of
-each view, the first the right one.
+The shipped CLIP knows the procedural world only. Its metrics are named "CLIP (world)" and "FD (world)", and exist only
+for prompts in the world's words. Symbols: V views, D embedding dimensions, K texts.
 """
 
 import importlib.util
@@ -37,20 +36,20 @@ from csd3d.schema import path_key
 logger = logging.getLogger("csd3d")
 DISTRACTORS = 31
 WHITE = Shading("textureless", ambient=0.4)
-Say = Callable[[str, int], str]  # (prompt, view) -> the prompt as said of that view
+Say = Callable[[str, int], str]  # (prompt, view) -> the prompt with the words for that view
 
 
-# ------------------------------------------------------------------------------------------------------- what is judged
+# ------------------------------------------------------------------------------------------------------ held-out views
 
 
 @dataclass
 class EvaluateConfig:
-    """The held-out cameras that assets are judged and shown by, evenly round."""
+    """The held-out cameras, evenly spaced on a circle, that assets are judged and shown from."""
 
-    views: int = 12
-    elevation_deg: float = 30.0
-    size: int = 128  # pixels along a side
-    clip: str = path_key(identity=False)  # "": the shipped one, else a folder or open_clip:ARCHITECTURE/WEIGHTS
+    views: int = 12  # number of held-out cameras
+    elevation_deg: float = 30.0  # elevation of the held-out cameras, -90 to 90
+    size: int = 128  # side of the pictures from the held-out cameras, in pixels
+    clip: str = path_key(identity=False)  # CLIP for the metrics: "" (shipped), a folder, or open_clip:ARCH/WEIGHTS
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
@@ -65,20 +64,20 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class AssetsSeen:
-    """A method's N assets from the V held-out cameras, coloured and white, [N, V, 3, S, S] in [0, 1]."""
+    """N assets from the V held-out cameras, coloured and white, [N, V, 3, S, S] in [0, 1]."""
 
     colour: Tensor
     shape: Tensor
 
 
 def held_out(config, count: int, size: int) -> Cameras:
-    """`count` cameras evenly round, at the middle of the training distances and fields of view."""
+    """`count` cameras evenly spaced, at the middle of the training distances and fields of view."""
     distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
     return orbit(count, distance, config.evaluate.elevation_deg, fov, size, size)
 
 
 def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
-    """Every method's assets, rendered once for figures, rows and pictures alike."""
+    """Render every method's assets, once for metrics and pictures."""
     cameras = held_out(config, config.evaluate.views, config.evaluate.size)
 
     def seen(asset: Assets, shading: Shading) -> Tensor:
@@ -88,12 +87,12 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
 
 
 def views_of(model: SceneModel, cameras: Cameras, shading: Shading) -> Tensor:
-    """[V, 3, S, S] in [0, 1]."""
+    """Render the cameras' pictures, [V, 3, S, S] in [0, 1]."""
     return model.render_views(cameras, torch.arange(len(cameras)), shading).rgb.clamp(0, 1).permute(0, 3, 1, 2)
 
 
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
-    """Figures of every method, and the name of the CLIP they are by; none, where no CLIP can judge the prompt."""
+    """Metrics of every method, and the name of the CLIP; empty and None if no CLIP can judge the prompt."""
     config = job.config
     judge = judge_of([config.prompt], config.evaluate.clip, job.device)
 
@@ -112,7 +111,7 @@ def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], s
 
 @dataclass(frozen=True)
 class Judge:
-    """Figures by one CLIP, whose name goes with them."""
+    """Metrics by one CLIP."""
 
     clip: ClipModel
 
@@ -122,14 +121,14 @@ class Judge:
         return self.clip.name
 
     def rank(self, embedded: Tensor, prompt: str, say: Say, seed: int) -> int | None:
-        """Place of the prompt among 32 by mean cosine over the views; None where no ground truth knows it."""
+        """Rank of the prompt among 32 by mean cosine over the views; None if no ground truth knows it."""
         truth = text_truth(prompt)
         if truth is None:
             return None
         prompts = [prompt, *truth.distractors(prompt, DISTRACTORS, seed)]
         texts = [say(text, view) for text in prompts for view in range(len(embedded))]
-        told = self.clip.embed_texts(texts).view(len(prompts), *embedded.shape)
-        return retrieval_rank(embedded, told[0], told[1:])
+        rows = self.clip.embed_texts(texts).view(len(prompts), *embedded.shape)
+        return retrieval_rank(embedded, rows[0], rows[1:])
 
     def score(self, embedded: Tensor, prompt: str, say: Say) -> float:
         """Mean cosine of the views [V,D] and the prompt."""
@@ -137,7 +136,7 @@ class Judge:
         return text_image_score(embedded, texts).mean().item()
 
     def score_pictures(self, pictures: list[Tensor], texts: list[str], seed: int) -> dict[str, float]:
-        """Means over prompts: of each prompt's particles [N,3,S,S]."""
+        """Means over prompts of the metrics of each prompt's particles [N,3,S,S]."""
         rows = []
         for images, text in zip(pictures, texts, strict=True):
             embedded = self.clip.embed_images(images)
@@ -154,7 +153,7 @@ class Judge:
     def score_assets(
         self, colour: Tensor, shape: Tensor, prompt: str, azimuths_deg: list[float], say: Say, seed: int
     ) -> dict[str, float | int | None]:
-        """Figures of N assets seen in V views: `colour` and `shape` (white, lit) [N,V,3,S,S] in [0, 1]."""
+        """Metrics of N assets in V views: `colour` and `shape` (white, lit) [N,V,3,S,S] in [0, 1]."""
         embedded = torch.stack([self.clip.embed_images(views) for views in colour])
         shapes = torch.stack([self.clip.embed_images(views) for views in shape])
         truth = text_truth(prompt)
@@ -176,7 +175,7 @@ class Judge:
         return report
 
     def fd(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
-        """Fréchet distance of this CLIP's embeddings to those of true renders of the prompt; None where unknown."""
+        """Fréchet distance of the embeddings to those of true renders of the prompt; None if there are none."""
         truth = text_truth(prompt)
         if truth is None:
             return None
@@ -185,28 +184,28 @@ class Judge:
 
 
 def judge_of(prompts: Sequence[str], source: str, device: torch.device | str = "cpu") -> Judge | None:
-    """The judge of these prompts, None where there is none: the shipped CLIP knows no words but the world's."""
+    """The judge of these prompts, or None: the shipped CLIP knows only the world's words."""
     unknown = [prompt for prompt in prompts if text_truth(prompt) is None]
     if source in ("", WORLD) and unknown:
-        text = "no figures by a CLIP: the shipped one does not know %r; evaluate by another CLIP, such as %s"
+        text = "no CLIP metrics: the shipped CLIP does not know %r; evaluate with another one, such as %s"
         logger.info(text, unknown[0], "open_clip:ViT-bigG-14/laion2b_s39b_b160k")
         return None
     return load_judge(source, device)
 
 
 def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
-    """The judge of config key `clip` ("" and "world": the shipped one); None, with a warning, where that is missing."""
+    """Load the judge of config key `clip` ("" and "world": the shipped one, None and a warning if it is missing)."""
     try:
         return Judge(load_clip(source or WORLD, device))
     except InputError as error:
         if source:
             raise
-        logger.warning("no figures by a CLIP: %s", error)
+        logger.warning("no CLIP metrics: %s", error)
         return None
 
 
 def check_judge(source: str) -> None:
-    """InputError, before any work is done, where there is no such CLIP; it is opened when all is done."""
+    """Raise InputError if there is no such CLIP, before any work is done; it is loaded at the end."""
     if source.startswith(OPEN_CLIP):
         if importlib.util.find_spec("open_clip") is None:
             raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed")

@@ -1,7 +1,7 @@
-"""A mesh from a density field: iso-surface, cleaned, decimated; coloured or textured and written by `export_mesh`.
+"""A mesh from a density field: iso-surface, cleaning, decimation, colours, texture and files.
 
-Meshes live in the scene's frame (right-handed, z up, world units). GLB is written y-up, as glTF demands: (x, y, z) →
-(x, z, −y). OBJ and PLY keep the scene's frame, which their headers say.
+Meshes are in the scene's frame (right-handed, z up, world units). GLB is written y-up, as glTF requires: (x, y, z) →
+(x, z, −y). OBJ and PLY keep the scene's frame and say so in a comment.
 """
 
 import math
@@ -25,22 +25,22 @@ from csd3d.export.texture import bake_texture, surface_colours, write_textured
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
-LOG_RANGE = 3.0  # nats about the threshold; farther out the density says nothing about where the surface is
-SEEN = 0.15  # of the rays that are stopped may be stopped by thinner matter: thin shells stay whole
+LOG_RANGE = 3.0  # nats about the threshold that are kept; densities farther off do not locate the surface
+SEEN = 0.15  # quantile of the densities at which rays are half stopped; a low one keeps thin shells whole
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
 
 
 @dataclass
 class MeshConfig:
-    """How a mesh is extracted; `threshold` is a density per world unit, None for the seen surface's."""
+    """How a mesh is extracted and coloured."""
 
-    resolution: int = 160  # samples along the box's longest side
-    threshold: float | None = None
-    smoothing: float = 0.7  # voxels, Gaussian, on the clipped log-density; 0 for none
-    keep_fraction: float = 0.05  # components smaller than this share of the largest one's area are dropped
-    face_budget: int = 16_000
-    texture_size: int = 1024  # texels a side
-    chunk: int = 1 << 18  # field queries at a time
+    resolution: int = 160  # density samples along the box's longest side
+    threshold: float | None = None  # density of the surface, per world unit; null: chosen so that it looks as rendered
+    smoothing: float = 0.7  # standard deviation in voxels of a Gaussian filter on the log-density; 0: none
+    keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
+    face_budget: int = 16_000  # most faces after decimation
+    texture_size: int = 1024  # texels along a side of the texture
+    chunk: int = 1 << 18  # most field queries at a time; fewer need less memory
 
     def __post_init__(self):
         for key, lowest in (("resolution", 8), ("face_budget", 16), ("texture_size", 16), ("chunk", 1)):
@@ -61,12 +61,10 @@ def export_mesh(
     device: str = "cpu",
     name: str = "mesh",
 ) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
-    """Extract, colour and write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
+    """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
-    All have normals; the object is called `name` in them.
-
-    Returns the textured mesh (for `render_mesh`) and faces, vertices, threshold, watertight, texture fill, seconds.
-    Raises InputError where there is no surface; then no file is written.
+    All files have normals, and the object is called `name` in them. Returns the textured mesh (for `render_mesh`) and
+    its figures. Raises InputError, before any file is written, if there is no surface.
     """
     start = time.perf_counter()
     mesh = extract_mesh(density, aabb, config, device)
@@ -91,11 +89,11 @@ def export_mesh(
 def extract_mesh(
     density: Density, aabb: Sequence[float] | Tensor, config: MeshConfig, device: str = "cpu"
 ) -> trimesh.Trimesh:
-    """The iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
+    """Return the iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
 
-    Marching cubes on log σ clipped to ± 3 about the threshold: log σ is what a field with exp activation
-    interpolates, and the clip keeps a near-empty outside from pulling the surface inwards. `metadata` holds the
-    threshold and the voxel side. Raises InputError where the box is no box or holds no surface.
+    Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
+    clip stops a near-empty outside from pulling the surface inwards. `metadata` has the threshold and the voxel side.
+    Raises InputError if the box is invalid or holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
@@ -116,7 +114,7 @@ def extract_mesh(
 def sample_grid(
     density: Density, low: np.ndarray, high: np.ndarray, voxel: float, chunk: int, device: str
 ) -> np.ndarray:
-    """σ at the points of a regular grid from `low` to `high`, spacing `voxel` → `[X, Y, Z]` float32."""
+    """Return σ `[X, Y, Z]` float32 at the points of a regular grid from `low` to `high` with spacing `voxel`."""
     counts = np.maximum(np.round((high - low) / voxel).astype(int) + 1, 2)
     axes = [
         torch.arange(n, device=device, dtype=torch.float32) * voxel + float(lo)
@@ -134,16 +132,16 @@ def sample_grid(
 
 
 def haze_density(sigma: np.ndarray, voxel: float) -> float:
-    """What takes 1/16 of the box to stop half the light: thinner matter counts as empty."""
+    """Return the density that stops half the light within 1/16 of the box; thinner matter counts as empty."""
     return 16.0 * VISIBLE_DEPTH / (max(sigma.shape) * voxel)
 
 
 def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
-    """The density where the renderer sees the surface: the σ at which rays along ±x, ±y, ±z reach optical
-    depth ln 2, its 15 % quantile, so that thin shells, which stop light with less, stay whole.
+    """Return the density at which rays along ±x, ±y, ±z reach optical depth ln 2: where the renderer sees the surface.
 
-    Haze counts as empty unless there is nothing denser; rays already inside something at the box's wall are left out.
-    0 where no ray is half stopped: there is no surface then.
+    It is the 15 % quantile over the rays, so that thin shells, which stop light at lower densities, stay whole. Haze
+    counts as empty unless there is nothing denser; rays that start inside matter at the box's wall are left out.
+    Returns 0, for no surface, if no ray is half stopped.
     """
     haze = haze_density(sigma, voxel)
     for field in (np.where(sigma >= haze, sigma, 0.0), sigma):
@@ -155,9 +153,7 @@ def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
 
 
 def close_holes(sigma: np.ndarray, threshold: float, empty: float) -> None:
-    """Make solid, in place, what is denser than `empty` and in some slice along an axis has the solid all around it:
-    the thin spots of a flat sheet. A hole that is empty stays one.
-    """
+    """Fill thin spots of flat sheets in place: holes of a slice along an axis that are denser than `empty`."""
     spots = np.zeros(sigma.shape, bool)
     for axis in range(3):
         for slab, spot in zip(np.moveaxis(sigma, axis, 0), np.moveaxis(spots, axis, 0), strict=True):
@@ -166,8 +162,9 @@ def close_holes(sigma: np.ndarray, threshold: float, empty: float) -> None:
 
 
 def _crossing_densities(slab: np.ndarray, voxel: float) -> np.ndarray:
-    """σ, linear between samples, where ∫σ along axis 0 (trapezoids) reaches ln 2, for the rays that start in thinner
-    stuff than that.
+    """Return σ where ∫σ along axis 0 reaches ln 2, for the rays that start in less than half that density.
+
+    σ is linear between samples.
     """
     rays = slab.reshape(len(slab), -1).astype(np.float64)
     cells = 0.5 * voxel * (rays[1:] + rays[:-1])
@@ -190,7 +187,7 @@ def _log_density(sigma: np.ndarray, threshold: float, smoothing: float) -> np.nd
 
 
 def keep_components(mesh: trimesh.Trimesh, fraction: float) -> trimesh.Trimesh:
-    """Drop floaters (area under `fraction` of the largest component's) and inner shells (cavities, never seen)."""
+    """Remove floaters (area under `fraction` of the largest component's) and inner shells, which are never seen."""
     label = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
     area = np.bincount(label, mesh.area_faces)
     volume = np.bincount(
@@ -222,7 +219,7 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
 
 
 def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
-    """Binary PLY with a normal and a uint8 colour a vertex, in the scene's frame (z up)."""
+    """Write a binary PLY with a normal and a uint8 colour for each vertex, in the scene's frame (z up)."""
     data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
     Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
 

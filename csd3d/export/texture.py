@@ -22,19 +22,18 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 
 RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
-PADDING = 8  # texels every chart is grown by, so that filtering and mip levels see no seam
+PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
 CANDIDATES = 1 << 21  # triangle × pixel tests at a time
 
 
 def surface_colours(
     field: Field, positions: np.ndarray, normals: np.ndarray, voxel: float, chunk: int, device: str = "cpu"
 ) -> np.ndarray:
-    """Colour of the field at surface points: a short ray along the inward normal, composited, so that a point a
-    little off is no matter.
+    """Return the colour at surface points, composited along a short ray inwards, which tolerates inexact points.
 
         c = Σ_k w_k c(x + s_k n, −n) / Σ_k w_k,   w_k = T_k (1 − e^{−σ_k δ}),   s_k from +1.5 to −1.5 voxels
 
-    positions, normals `[S, 3]` → rgb `[S, 3]` float32 in [0, 1]. One viewing direction, straight on, stands for the
+    positions, normals `[S, 3]` → rgb `[S, 3]` float32 in [0, 1]. Seen along the normal, as the
     diffuse colour.
     """
     offsets = voxel * RAY_REACH * torch.linspace(1.0, -1.0, RAY_SAMPLES, device=device)
@@ -51,7 +50,7 @@ def surface_colours(
 
 
 def _composite(rgb: Tensor, sigma: Tensor, spacing: float) -> Tensor:
-    """`[S, K, 3]`, `[S, K]` → `[S, 3]`, weights normalised; where the ray meets nothing, the plain mean."""
+    """`[S, K, 3]`, `[S, K]` → `[S, 3]`, weights normalised; the plain mean if the ray is empty."""
     depth = sigma.float() * spacing
     before = torch.cumsum(depth, 1) - depth
     weights = torch.exp(-before) * -torch.expm1(-depth) + 1e-5
@@ -63,8 +62,8 @@ def bake_texture(
 ) -> trimesh.Trimesh:
     """Unwrap the mesh (xatlas) and bake the field's colours into a texture of size × size texels.
 
-    Returns a mesh with `TextureVisuals` whose vertices are doubled along seams; `metadata` has `texture_fill` (share
-    of texels used) and `vertex_source` (index of each vertex in `mesh`).
+    Returns a mesh with `TextureVisuals` and vertices doubled along seams; `metadata` has `texture_fill` (share of
+    texels used) and `vertex_source` (index of each vertex in `mesh`).
     """
     source, faces, uv = unwrap(mesh, size)
     texels, face, bary = (np.concatenate(x) for x in zip(*rasterise(uv[faces] * size, size, size), strict=True))
@@ -81,7 +80,7 @@ def bake_texture(
     picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)
     visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-    # the normals of the whole surface: its seams would be creases otherwise
+    # normals of the whole surface, so that seams are not creases
     normals = mesh.vertex_normals[source]
     textured = trimesh.Trimesh(mesh.vertices[source], faces, vertex_normals=normals, visual=visual, process=False)
     textured.metadata |= {"texture_fill": float(filled.mean()), "vertex_source": source}
@@ -89,10 +88,10 @@ def bake_texture(
 
 
 def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """UV charts (xatlas) → (source vertex of each new vertex `[V']`, faces `[F, 3]`, uv `[V', 2]` in [0, 1]).
+    """Make UV charts (xatlas): source vertex of each new vertex `[V']`, faces `[F, 3]`, uv `[V', 2]` in [0, 1].
 
-    xatlas packs them into a page of about `size` texels a side (1203 × 1202 for 1024). The uv are shares of that page,
-    so a texture of exactly `size` shows the same charts a little smaller, 3 texels apart rather than 4.
+    xatlas packs them into a page of about `size` texels a side (1203 × 1202 for 1024). The uv are fractions of that
+    page, so in a texture of exactly `size` the charts are a little smaller, 3 texels apart instead of 4.
     """
     atlas = xatlas.Atlas()
     atlas.add_mesh(
@@ -107,11 +106,9 @@ def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def rasterise(corners: np.ndarray, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pixels whose centre lies in each triangle: corners `[F, 3, 2]` in pixels (x, y) → chunks of (pixel y·W + x,
-    face, barycentrics).
+    """Yield the pixels whose centres are in triangles `[F, 3, 2]` (x, y), in chunks of (y·W + x, face, barycentrics).
 
-    Each triangle's bounding box is tested; a centre on an edge belongs to both neighbours. Always yields at least one
-    chunk.
+    A centre on an edge belongs to both neighbours. Always yields at least one chunk.
     """
     low = np.clip(np.ceil(corners.min(1) - 0.5), 0, [width, height]).astype(np.int64)
     high = np.clip(np.floor(corners.max(1) - 0.5) + 1, 0, [width, height]).astype(np.int64)
@@ -129,9 +126,7 @@ def rasterise(corners: np.ndarray, width: int, height: int) -> Iterator[tuple[np
 
 
 def _barycentric(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates `[N, 3]` of points `[N, 2]` in triangles `[N, 3, 2]`; negative everywhere in a
-    degenerate one.
-    """
+    """Barycentric coordinates `[N, 3]` of points `[N, 2]` in triangles `[N, 3, 2]`; all negative in degenerate ones."""
     a, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     p = points - a
     area = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
@@ -142,9 +137,7 @@ def _barycentric(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
-    """Give empty texels within `pixels` of a chart their nearest filled texel's colour, the rest the mean (it
-    compresses well).
-    """
+    """Give empty texels within `pixels` of a chart the nearest chart colour, others the mean, which compresses well."""
     if not filled.any():
         return texture
     distance, (rows, columns) = distance_transform_edt(~filled, return_indices=True)
@@ -152,8 +145,9 @@ def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> None:
-    """Write mesh.glb (turned y-up), and mesh.obj + mesh.mtl + mesh.png (the scene's frame, z up) of a baked mesh; its
-    object, node and material are called `name`.
+    """Write a baked mesh to mesh.glb (y up) and to mesh.obj + mesh.mtl + mesh.png (the scene's frame, z up).
+
+    Its object, node and material are called `name`.
     """
     folder = Path(folder)
     (folder / "mesh.glb").write_bytes(_glb(mesh, name))
@@ -164,11 +158,11 @@ def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> N
 
 
 def _glb(mesh: trimesh.Trimesh, name: str) -> bytes:
-    """Binary glTF, turned y-up: (x, y, z) → (x, z, −y)."""
+    """Return binary glTF, turned y-up: (x, y, z) → (x, z, −y)."""
     turn = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
     visual = mesh.visual.copy()
     visual.material.name = name
-    # made anew, not transformed: a copy of a mesh forgets the normals it was given
+    # a new mesh, as a transformed copy loses the given normals
     positions, normals = mesh.vertices @ turn.T, mesh.vertex_normals @ turn.T
     turned = trimesh.Trimesh(positions, mesh.faces, vertex_normals=normals, visual=visual, process=False)
     scene = trimesh.Scene()
@@ -181,9 +175,7 @@ def _glb(mesh: trimesh.Trimesh, name: str) -> bytes:
 
 
 def _obj(mesh: trimesh.Trimesh, name: str) -> str:
-    """Wavefront text; positions and normals are written once, so that seams split only the texture coordinates and
-    the surface stays closed.
-    """
+    """Return Wavefront text. Positions and normals are shared across seams, so that the surface stays closed."""
     source = mesh.metadata["vertex_source"]
     positions, normals = np.zeros((2, source.max() + 1, 3))
     positions[source], normals[source] = mesh.vertices, mesh.vertex_normals
@@ -200,17 +192,16 @@ def _obj(mesh: trimesh.Trimesh, name: str) -> str:
 def render_mesh(
     mesh: trimesh.Trimesh, cameras: Cameras, index: int, background: float = 1.0, samples: int = 2
 ) -> np.ndarray:
-    """Picture of a baked mesh, unlit, for turntables: z-buffer, perspective-correct UVs, samples² per pixel → `[H, W,
-    3]` uint8.
+    """Render a baked mesh, unlit, to `[H, W, 3]` uint8: z-buffer, perspective-correct UVs, samples² per pixel.
 
-    Faces that turn their back are left out: the mesh is taken to be closed. Distortion acts on vertices only.
+    Back faces are left out, as the mesh is assumed closed. Lens distortion acts on vertices only.
     """
     width, height = cameras.width * samples, cameras.height * samples
     pixels, depth = cameras.resized(width, height).project(torch.as_tensor(mesh.vertices, dtype=torch.float32), index)
     pixels, depth = pixels.double().cpu().numpy(), depth.double().cpu().numpy()
     corners = pixels[mesh.faces]
     edges = corners[:, 1:] - corners[:, :1]
-    front = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]  # counter-clockwise, seen with y downward
+    front = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]  # counter-clockwise with y down
     faces = mesh.faces[front & (depth > 1e-3)[mesh.faces].all(1)]
     nearest, uv = _z_buffer(pixels[faces], 1.0 / depth[faces], mesh.visual.uv[faces], width, height)
     texture = np.asarray(mesh.visual.material.baseColorTexture, dtype=np.float32) / 255.0
@@ -223,17 +214,18 @@ def render_mesh(
 def _z_buffer(
     corners: np.ndarray, inverse: np.ndarray, uv: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest surface a pixel: corners `[F, 3, 2]`, inverse depth `[F, 3]`, uv `[F, 3, 2]` → inverse depth `[P]` (0:
-    none), uv `[P, 2]`.
+    """Return inverse depth `[P]` (0: none) and uv `[P, 2]` of the nearest surface at each pixel.
+
+    corners `[F, 3, 2]`, inverse depth `[F, 3]`, uv `[F, 3, 2]`.
     """
     nearest, found = np.zeros(height * width), np.zeros((height * width, 2))
     for pixel, face, bary in rasterise(corners, width, height):
-        weight = bary * inverse[face]  # attributes / depth is what is linear on the screen
+        weight = bary * inverse[face]  # attributes / depth are linear on the screen
         near = weight.sum(1)
         order = np.argsort(near, kind="stable")
         order = order[near[order] > nearest[pixel[order]]]
         last = np.full(height * width, -1)
-        last[pixel[order]] = order  # of repeated pixels the last, nearest, stays
+        last[pixel[order]] = order  # for repeated pixels the last index, the nearest, stays
         seen = np.flatnonzero(last >= 0)
         best = last[seen]
         nearest[seen] = near[best]

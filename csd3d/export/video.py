@@ -1,4 +1,4 @@
-"""MP4 out of frames: H.264, yuv420p, even sides, index at the front, so that every browser plays it."""
+"""MP4 from frames: H.264, yuv420p, even sides, index at the front, so that every browser plays it."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,10 +15,9 @@ Picture = np.ndarray | Tensor  # [H, W, 3], float in [0, 1] or uint8
 
 
 def write_video(path: Path, frames: Iterable[Picture], fps: int = 24, scale: int = 1, crf: int = 18) -> None:
-    """Write frames `[H, W, 3]` as MP4, enlarged `scale`-fold (Lanczos) and cropped to even sides; nothing stays if it
-    fails.
+    """Write frames `[H, W, 3]` as MP4, enlarged by `scale` (Lanczos) and cropped to even sides.
 
-    Raises InputError for no frames, ValueError for frames of differing size.
+    Raises InputError for no frames, ValueError for frames of differing size; then no file is left.
     """
     pictures = (_even(enlarge(to_uint8(frame), scale)) for frame in frames)
     try:
@@ -33,14 +32,14 @@ def _even(frame: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(before: Iterable[Picture], after: Iterable[Picture], divider: int = 2) -> Iterator[np.ndarray]:
-    """Frames before | after with a white divider of `divider` pixels, uint8; ends with the shorter of the two."""
+    """Yield uint8 frames before | after with a white divider of `divider` pixels, until one of the two ends."""
     for left, right in zip(before, after, strict=False):
         left, right = to_uint8(left), to_uint8(right)
         yield np.concatenate([left, np.full((len(left), divider, 3), 255, np.uint8), right], axis=1)
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """A uint8 image `scale` times as large, Lanczos; small renders look like pictures then, not like tiles."""
+    """Return a uint8 image enlarged by `scale` with a Lanczos filter."""
     if scale == 1:
         return image
     height, width = image.shape[:2]
@@ -48,8 +47,9 @@ def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def to_uint8(image: Picture) -> np.ndarray:
-    """`[H, W, 3]` in [0, 1] (array or tensor, any device), or already uint8 → uint8; NaN becomes black. Raises
-    ValueError on other shapes.
+    """Return a picture `[H, W, 3]`, float in [0, 1] or uint8, as uint8; NaN becomes black.
+
+    Raises ValueError for other shapes.
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3:

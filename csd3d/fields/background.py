@@ -1,4 +1,4 @@
-"""What a ray sees that leaves the scene."""
+"""The background: the colour of rays that leave the scene."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What a field's networks see of positions and directions, and their building blocks: pure functions and layers."""
+"""Encodings of positions and directions for a field's networks, and the networks' layers."""
 
 import itertools
 
@@ -26,10 +26,9 @@ def trunc_exp(x: Tensor) -> Tensor:
 
 
 def contract(x: Tensor) -> Tensor:
-    """Brings all of space into [−2, 2]³: x where ‖x‖ ≤ 1, else (2 − 1/‖x‖) x/‖x‖.
+    """Contract all of space into [−2, 2]³: x where ‖x‖ ≤ 1, else (2 − 1/‖x‖) x/‖x‖; x [..., 3].
 
-    Mip-NeRF 360 (arXiv 2111.12077), equation 10, with the L∞ norm as nerfstudio has it, so that the unit cube stays as
-    it is. x [..., 3].
+    Mip-NeRF 360 (arXiv 2111.12077), equation 10, with the L∞ norm, as in nerfstudio: the unit cube stays unchanged.
     """
     norm = x.abs().amax(dim=-1, keepdim=True).clamp_min(1)
     return (2 - 1 / norm) * x / norm

@@ -15,21 +15,21 @@ _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1
 
 @dataclass
 class FieldConfig:
-    """Sizes of a RadianceField; resolutions count vertices along an axis of the box (contracted space if unbounded)."""
+    """Sizes of a RadianceField. The grid spans the box, or contracted space where the scene is unbounded."""
 
-    levels: int = 12
-    features_per_level: int = 2
-    log2_hashmap_size: int = 16
-    base_resolution: int = 16
-    max_resolution: int = 1024
-    hidden: int = 64
+    levels: int = 12  # levels of the hash grid, from coarse to fine
+    features_per_level: int = 2  # numbers that an entry of the hash grid holds
+    log2_hashmap_size: int = 16  # a level has at most 2 to this many entries
+    base_resolution: int = 16  # vertices along an axis, coarsest level
+    max_resolution: int = 1024  # vertices along an axis, finest level
+    hidden: int = 64  # width of the hidden layers
     colour_layers: int = 2  # hidden layers of the colour network
-    geo_features: int = 15  # handed from the density to the colour network
-    sh_degree: int = 4  # the direction enters as sh_degree² harmonics
-    density_scale: float = 5.0  # density is scale / (the box's longest side) · exp(network − 1)
-    blob_scale: float = 0.0  # added to the network in the middle of the box, negative past blob_radius: text to 3D
-    blob_radius: float = 0.5  # of half the box's shortest side
-    backend: str = "auto"
+    geo_features: int = 15  # numbers that the density network passes to the colour network
+    sh_degree: int = 4  # the view direction is encoded as sh_degree² spherical harmonics; 1 to 4
+    density_scale: float = 5.0  # density = density_scale / (longest side of the box) · exp(network output − 1)
+    blob_scale: float = 0.0  # added to the network output in the middle of the box, for text to 3D; 0: none
+    blob_radius: float = 0.5  # distance where blob_scale's bias is 0, as a share of half the box's shortest side
+    backend: str = "auto"  # auto | reference | native | tcnn
 
     def __post_init__(self) -> None:
         for key in ("levels", "features_per_level", "hidden", "colour_layers", "geo_features"):
@@ -49,9 +49,9 @@ class FieldConfig:
 class RadianceField(nn.Module):
     """Colour and density of points in the world.
 
-    Bounded: positions are scaled from `aabb` [6] (min, max; world units) to [0, 1]³, density is 0 outside. Unbounded:
-    the box becomes [−1, 1]³ and all of space is contracted around it (Mip-NeRF 360); the box keeps the middle half of
-    the grid along every axis.
+    Bounded: positions are scaled from `aabb` [6] (min, max; world units) to [0, 1]³, and density is 0 outside.
+    Unbounded: the box becomes [−1, 1]³ and space is contracted around it (Mip-NeRF 360), so that the box is the middle
+    half of the grid along every axis.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class RadianceField(nn.Module):
         self.table = nn.Parameter(init_table(self.offsets[-1], config.features_per_level, generator))
         encoded = config.levels * config.features_per_level
         self.density_net = mlp([encoded, config.hidden, 1 + config.geo_features], generator)
-        seen = config.sh_degree**2 + config.geo_features
-        self.colour_net = mlp([seen, *[config.hidden] * config.colour_layers, 3], generator)
-        self.active_levels = config.levels  # levels of the hash grid that count: coarse ones first (Li et al. 2023)
+        inputs = config.sh_degree**2 + config.geo_features
+        self.colour_net = mlp([inputs, *[config.hidden] * config.colour_layers, 3], generator)
+        self.active_levels = config.levels  # levels in use, from the coarsest (Li et al. 2023)
 
     def normalise(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """World positions [S, 3] -> grid positions [S, 3] in [0, 1], and which of them [S] can hold density."""
+        """World positions [S, 3] -> grid positions [S, 3] in [0, 1], and [S] whether they can have density."""
         low, high = self.aabb[:3], self.aabb[3:]
         unit = (positions - low) / (high - low)
         if self.unbounded:
@@ -83,26 +83,23 @@ class RadianceField(nn.Module):
         return unit, ((unit >= 0) & (unit <= 1)).all(dim=-1)
 
     def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """World positions [S, 3] -> density sigma [S] per world unit, features [S, geo_features] for the colour."""
+        """World positions [S, 3] -> density sigma [S] per world unit, features [S, geo_features] of the colour."""
         raw, features, inside = self._raw(positions)
         return trunc_exp(raw - 1) * (self.density_scale * inside), features
 
     def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log of the density up to a constant [S], features [S, geo_features], and where the box is [S]."""
+        """Log of the density up to a constant [S], features [S, geo_features], and [S] whether inside the box."""
         unit, inside = self.normalise(positions)
         encoded = hash_encode(unit, self.table, self.offsets, self.resolutions, backend=self.config.backend)
         if self.active_levels < self.config.levels:
-            used = torch.arange(encoded.shape[1], device=encoded.device) < self._active_features
+            active = self.active_levels * self.config.features_per_level
+            used = torch.arange(encoded.shape[1], device=encoded.device) < active
             encoded = torch.where(used, encoded, 0)
         raw, features = self.density_net(encoded).split([1, self.config.geo_features], dim=-1)
         return raw[:, 0] + self._blob(positions), features, inside
 
-    @property
-    def _active_features(self) -> int:
-        return self.active_levels * self.config.features_per_level
-
     def _blob(self, positions: Tensor) -> Tensor | float:
-        """Magic3D's bias (arXiv 2211.10440, section 4), scale (1 − r/radius): matter in the middle, nothing around."""
+        """Magic3D's bias (arXiv 2211.10440, section 4), scale (1 − r/radius): starts with matter in the middle."""
         if not self.config.blob_scale:
             return 0.0
         low, high = self.aabb[:3], self.aabb[3:]
@@ -111,10 +108,10 @@ class RadianceField(nn.Module):
         return self.config.blob_scale * (1 - distance / radius)
 
     def normals(self, positions: Tensor, step: float | None = None) -> Tensor:
-        """Unit normals [S, 3], against the density's gradient; zero where it has none.
+        """Unit normals [S, 3], opposite to the density's gradient; zero where that is zero.
 
-        With a `step` in world units, by differences of log sigma at the corners of a tetrahedron, which carry gradients
-        to the table; None: the analytic ones, without gradients (they would need the kernel's second derivatives).
+        With a `step` in world units: differences of log sigma at the corners of a tetrahedron, differentiable in the
+        table. With None: analytic and not differentiable (that would need the kernel's second derivatives).
         """
         if step is None:
             with torch.enable_grad():
@@ -128,8 +125,8 @@ class RadianceField(nn.Module):
 
     def colour(self, features: Tensor, directions: Tensor) -> Tensor:
         """Features [S, geo_features] and unit directions [S, 3] -> rgb [S, 3] in [0, 1]."""
-        seen = torch.cat([spherical_harmonics(directions, self.config.sh_degree), features], dim=-1)
-        return torch.sigmoid(self.colour_net(seen))
+        inputs = torch.cat([spherical_harmonics(directions, self.config.sh_degree), features], dim=-1)
+        return torch.sigmoid(self.colour_net(inputs))
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """World positions [S, 3] and unit directions [S, 3] -> rgb [S, 3] in [0, 1], sigma [S] per world unit."""

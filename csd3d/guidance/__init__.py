@@ -1,1 +1,1 @@
-"""What text jobs ask of a prior: random views and how a prompt is said of each, and the methods that a config names."""
+"""Guidance of text jobs: random views with their prompts, and the methods of a config."""

@@ -1,6 +1,6 @@
-"""The methods of a text job: those that its config names, their networks, and one step of distillation by one of them.
+"""The methods of a text job: reading them from its config, opening their networks, and one step of distillation.
 
-Shared by text_to_3d and text_to_image. N particles; each has a prompt of its own, as views say what they are.
+Shared by text_to_3d and text_to_image. There are N particles, each with its own prompt, such as one for its view.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from csd3d.distillation.named import create_method, method_title, named_config, 
 from csd3d.distillation.step import DistillConfig, distill_step, feature_gradient, possible_prompts
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.errors import InputError
-from csd3d.priors import Prior, perceptual_vectors
+from csd3d.priors import Prior, PriorConfig, load_prior, perceptual_vectors
 from csd3d.schema import Chosen
 
-UNSAID = SVGDConfig()  # distill.svgd where a config does not say: the defaults where a method collaborates, else null
+UNSAID = SVGDConfig()  # distill.svgd without the key: the defaults if a method collaborates, else null
 ALIASES = ("csd",)  # names in configs that stand for a registered method under another name
 
 MOVED = {  # keys of earlier releases, for both tasks
@@ -46,7 +46,7 @@ MOVED = {  # keys of earlier releases, for both tasks
 
 @dataclass(frozen=True)
 class MethodRun:
-    """A method as a job runs it: its name in configs ("vsd+csd"), and `distill` as it wants that."""
+    """A method in a job: its name in configs ("vsd+csd"), and `distill` with the keys that it fixes."""
 
     name: str
     method: Method
@@ -54,40 +54,47 @@ class MethodRun:
 
     @property
     def title(self) -> str:
-        """What tables and pictures call it."""
+        """The name in tables and pictures."""
         return method_title(self.name)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its checkpoints depend on, beside what those of the whole job do."""
+        """The settings that its checkpoints depend on, in addition to the job's."""
         return {f"{self.name}.{key}": value for key, value in defining_values(self.method).items()}
 
 
 def method_runs(
     chosen: Iterable[Chosen], settings: Mapping[str, Any], distill: DistillConfig, have: Sequence[str] = ()
 ) -> dict[str, MethodRun]:
-    """The methods that a config names, by name, each once and in order; "all" is every one that the job can run.
+    """The methods named by a config, by name, each once and in order; "all" means every method that the job can run.
 
-    settings: of the methods, by registered name.  have: what the job has of "source" and "image".
-    Raises ValueError for a method that needs what the job does not have, or that does not go with `distill`.
+    settings: of the methods, by registered name.  have: which of "source" and "image" the job has.
+    Raises ValueError for a method that needs something the job does not have, or that does not go with `distill`.
     """
     chosen = list(chosen)
-    told = {one.name: one.thing for one in chosen if one.thing is not None}
+    given = {one.name: one.thing for one in chosen if one.thing is not None}
     for one in chosen:
-        if one.thing is not None and one.thing != told[one.name]:
+        if one.thing is not None and one.thing != given[one.name]:
             raise ValueError(f"method names {one.name} twice, with other settings, which one run has once")
     names = [name for one in chosen for name in (names_for(have) if one.name == "all" else (one.name,))]
     runs = {}
     for name in dict.fromkeys(names):
         base, _ = parse_name(name)
-        method = told.get(name) or settings.get(base) or create_method(name)
+        method = given.get(name) or settings.get(base) or create_method(name)
         _check_needs(name, method, have)
         runs[name] = MethodRun(name, method, named_config(name, method, distill))
     return runs
 
 
-def settle_svgd(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
-    """`distill` with svgd null where none of these methods collaborates. ValueError where it says something else."""
+def settle_distill(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
+    """Return `distill` with svgd null if none of the methods collaborates.
+
+    Raises ValueError where its svgd contradicts the methods, or its switch is set but unused.
+    """
+    if distill.switch != DistillConfig().switch and distill.schedule != "staged":
+        raise ValueError(  # in earlier releases the key was SDS-Bridge's too
+            f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
+        )
     collaborates = [name for name in names if name == "all" or parse_name(name)[1]]
     if collaborates and distill.svgd is None:
         name = collaborates[0]
@@ -106,15 +113,6 @@ def settle_svgd(distill: DistillConfig, names: Sequence[str]) -> DistillConfig:
     return dataclasses.replace(distill, svgd=None)
 
 
-def check_switch(distill: DistillConfig) -> None:
-    """ValueError where distill.switch is given that no schedule reads; it once was SDS-Bridge's too."""
-    default = DistillConfig().switch
-    if distill.switch != default and distill.schedule != "staged":
-        raise ValueError(
-            f"distill.switch is for schedule staged; SDS-Bridge's is methods.bridge.switch={distill.switch}"
-        )
-
-
 def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
     lacking = [need for need in getattr(method, "needs", ()) if need not in have]
     if "image" in lacking:
@@ -126,32 +124,49 @@ def _check_needs(name: str, method: Method, have: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------- what it needs of the prior
 
 
+def open_prior(
+    config: PriorConfig,
+    device: torch.device,
+    runs: Mapping[str, MethodRun],
+    prompts: Sequence[str],
+    source_prompts: Sequence[str] | None = None,
+) -> tuple[Prior, dict[str, "Networks"]]:
+    """Load the prior, embed all prompts, and open the networks of the methods.
+
+    Raises InputError where the prior cannot do what a method needs.
+    """
+    prior = load_prior(dataclasses.replace(config, device=str(device)), require="text")
+    check_features(prior, runs)
+    embed_prompts(prior, runs, prompts, source_prompts)
+    return prior, open_networks(prior, runs)
+
+
 class Networks(dict[str, Network]):
-    """The networks of a method by name, as one part of a phase's checkpoint."""
+    """The networks of a method by name; one part of a phase's checkpoint."""
 
     def reset(self, generator: torch.Generator) -> None:
-        """Starts all anew."""
+        """Draw new initial weights for all."""
         for network in self.values():
             network.reset(generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of every network that is trained."""
+        """The state of every network that is trained."""
         return {name: network.state_dict() for name, network in self.items() if network.parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts a `state_dict` back."""
+        """Load a `state_dict`."""
         for name, part in state.items():
             self[name].load_state_dict(part)
 
 
 def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Networks]:
-    """The networks of every method that has some, by the method's name.
+    """The networks of every method that has any, by the method's name.
 
-    A UNet carries one LoRA, so methods that open the same networks with the same settings (vsd, vsd+csd, esd) share
-    them; each phase starts them anew. InputError where the prior cannot carry them, or they are not there.
+    A UNet can have one LoRA, so methods with the same networks and settings (vsd, vsd+csd, esd) share them, and each
+    phase resets them. InputError where the prior does not support them, or their files are missing.
     """
     opened: dict[tuple, Networks] = {}
-    found = {}
+    networks = {}
     for name, run in runs.items():
         if not hasattr(run.method, "open"):
             continue
@@ -163,12 +178,12 @@ def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Netw
         except ValueError as error:
             text = str(error)
             raise InputError(text if text.startswith("method ") else f"method {name}: {text}") from None
-        found[name] = opened[key]
-    return found
+        networks[name] = opened[key]
+    return networks
 
 
 def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
-    """InputError where a method's kernel compares features and the prior has none."""
+    """Raise InputError where a method's kernel compares features and the prior has none."""
     for name, run in runs.items():
         if run.distill.svgd is None or run.distill.svgd.space != "features":
             continue
@@ -183,8 +198,8 @@ def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
 def embed_prompts(
     prior: Prior, runs: Mapping[str, MethodRun], prompts: Sequence[str], source_prompts: Sequence[str] | None = None
 ) -> None:
-    """Has the prior embed all that the methods may ask for, before its text encoder may be dropped."""
-    away = prompts  # Perp-Neg's other views are told what views of their own are
+    """Embed every prompt that the methods may use, before the text encoder may be dropped."""
+    away = prompts  # Perp-Neg's prompts are those of other views
     texts = [
         text
         for run in runs.values()
@@ -197,7 +212,7 @@ def embed_prompts(
 
 
 class Guide:
-    """A method at work on a prior, with its networks, which it starts anew."""
+    """A method with a prior and the method's networks, which are reset."""
 
     def __init__(self, prior: Prior, run: MethodRun, networks: Networks | None, generator: torch.Generator) -> None:
         self.prior, self.method, self.distill = prior, run.method, run.distill
@@ -208,19 +223,18 @@ class Guide:
     def step(self, z: Tensor, number: int, generator: torch.Generator, **context: Any) -> tuple[Tensor, dict]:
         """G [N, ...] of latents z, and what to log. `context`: fields of `distillation.method.Step`."""
         networks = self.networks or {}
-        predict = partial(self.prior.predict, networks=networks)
+        predict, schedule = partial(self.prior.predict, networks=networks), self.prior.alphas_cumprod
         return distill_step(
-            predict, self.method, z.detach(), number, self.distill, self.prior.alphas_cumprod, generator, networks,
-            **context,
-        )  # fmt: skip
+            predict, self.method, z.detach(), number, self.distill, schedule, generator, networks, **context
+        )
 
     def loss(
         self, z: Tensor, images: Callable[[], Tensor], number: int, generator: torch.Generator, **context: Any
     ) -> tuple[Tensor, dict[str, float]]:
         """Σ_i ⟨z_i, G_i⟩, whose gradient at z is `step`'s G, and what to log.
 
-        Where the kernel compares features, also Σ_i ⟨φ_i, their force⟩, φ those of the `images()` [N, 3, S, S] that the
-        z are of, from the prior's encoder.
+        If the kernel compares features, the loss also has Σ_i ⟨φ_i, force on φ_i⟩, where φ are the prior's features of
+        `images()` [N, 3, S, S], the pictures of z.
         """
         if self.distill.svgd is None or self.distill.svgd.space != "features":
             gradient, report = self.step(z, number, generator, **context)

@@ -1,4 +1,4 @@
-"""Random cameras of text to 3D, and what the prompt says at each of them.
+"""Random cameras of text to 3D, and the prompt of each view.
 
 Angles in degrees. Azimuth 0 is the object's front (+x), counter-clockwise from above; elevation 90 is straight above.
 """
@@ -10,26 +10,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras, look_at
+from csd3d.cameras import Cameras, look_at, on_sphere, side_seen, wrap_deg
 
 Range = tuple[float, float]
+VIEW_WORDS = {  # {view} of a prompt, by direction
+    "front": "front view",
+    "left": "side view",
+    "right": "side view",
+    "back": "back view",
+    "overhead": "overhead view",
+}
 
 
 @dataclass
 class ViewsConfig:
-    """Where a step's views are: uniform in each range, azimuths stratified over a step's views; lengths in world units.
+    """The cameras of a step's views, drawn uniformly from ranges; lengths in world units."""
 
-    The perturbations are standard deviations: of the camera's position, of the point it looks at, of its up vector.
-    """
-
-    elevation_deg: Range = (0.0, 60.0)
-    azimuth_deg: Range = (0.0, 360.0)
-    distance: Range = (3.7, 4.3)
-    fov_deg: Range = (31.0, 31.0)
-    position_jitter: float = 0.0
-    target_jitter: float = 0.03
-    up_jitter: float = 0.0
-    stratified: bool = True
+    elevation_deg: Range = (0.0, 60.0)  # range of camera elevations, degrees
+    azimuth_deg: Range = (0.0, 360.0)  # range of camera azimuths, degrees; 0 is the object's front
+    distance: Range = (3.7, 4.3)  # range of distances from the object's centre, world units
+    fov_deg: Range = (31.0, 31.0)  # range of fields of view, degrees
+    position_jitter: float = 0.0  # standard deviation of noise on the camera's position, world units
+    target_jitter: float = 0.03  # standard deviation of the point that the camera looks at, world units
+    up_jitter: float = 0.0  # standard deviation of the camera's roll, radians
+    stratified: bool = True  # spread a step's azimuths evenly: one view in each equal part of the range
 
     def __post_init__(self) -> None:
         for key in ("elevation_deg", "azimuth_deg", "distance", "fov_deg"):
@@ -46,7 +50,7 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class Views:
-    """Cameras [B] and where they stand: azimuth, elevation [B] in degrees, azimuth in [−180, 180)."""
+    """Cameras [B] with their azimuths in [−180, 180) and elevations, both [B] in degrees."""
 
     cameras: Cameras
     azimuth_deg: Tensor
@@ -54,7 +58,7 @@ class Views:
 
     @property
     def places(self) -> list[tuple[float, float]]:
-        """(azimuth, elevation) of each."""
+        """(azimuth, elevation) of each view."""
         return list(zip(self.azimuth_deg.tolist(), self.elevation_deg.tolist(), strict=True))
 
     @property
@@ -64,12 +68,12 @@ class Views:
 
     @property
     def view(self) -> Tensor:
-        """[B, 3]: azimuth, elevation, and the distance from the middle, for priors that know cameras."""
+        """[B, 3]: azimuth, elevation and distance from the origin, for priors that take cameras."""
         return torch.stack((self.azimuth_deg, self.elevation_deg, self.cameras.positions.norm(dim=1)), 1)
 
 
 def sample_views(config: ViewsConfig, count: int, size: int, generator: torch.Generator) -> Views:
-    """`count` random views of `size`² pixels; every draw is made whatever the ranges, so a seed means the same."""
+    """`count` random views of `size`² pixels; the number of random draws does not depend on the config."""
 
     def uniform(limits: Range, strata: int = 1) -> Tensor:
         u = torch.rand(count, generator=generator)
@@ -79,13 +83,14 @@ def sample_views(config: ViewsConfig, count: int, size: int, generator: torch.Ge
     azimuth = uniform(config.azimuth_deg, count if config.stratified else 1)
     elevation, distance, fov = (uniform(getattr(config, key)) for key in ("elevation_deg", "distance", "fov_deg"))
     position, target, up = torch.randn(3, count, 3, generator=generator)
-    place = distance[:, None] * unit_vector(azimuth, elevation) + config.position_jitter * position
+    direction = on_sphere(torch.deg2rad(azimuth), torch.deg2rad(elevation))
+    place = distance[:, None] * direction + config.position_jitter * position
     poses = look_at(place, config.target_jitter * target)
     if config.up_jitter:
         poses = tilt(poses, config.up_jitter * up[:, 0])
     focal = 0.5 * size / torch.deg2rad(fov / 2).tan()
     middle = torch.full((count,), size / 2)
-    return Views(Cameras(poses, focal, focal, middle, middle, size, size), wrap(azimuth), elevation)
+    return Views(Cameras(poses, focal, focal, middle, middle, size, size), wrap_deg(azimuth), elevation)
 
 
 def tilt(poses: Tensor, angle: Tensor) -> Tensor:
@@ -95,51 +100,28 @@ def tilt(poses: Tensor, angle: Tensor) -> Tensor:
     return torch.stack((c * right + s * up, c * up - s * right, poses[:, :, 2], poses[:, :, 3]), -1)
 
 
-def unit_vector(azimuth_deg: Tensor, elevation_deg: Tensor) -> Tensor:
-    """[B,3], from the middle towards where a camera stands."""
-    a, e = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
-    return torch.stack((e.cos() * a.cos(), e.cos() * a.sin(), e.sin()), -1)
-
-
-def wrap(azimuth_deg: Tensor) -> Tensor:
-    """The same azimuths in [−180, 180)."""
-    return (azimuth_deg + 180) % 360 - 180
-
-
 # --- what the prompt says ---
 
 
 @dataclass
 class PromptConfig:
-    """How the prompt is said of a view: `template` with {prompt} and {view}, the view's word from `words`.
+    """The prompt of a view: `template` with {prompt}, {view} and {backdrop} filled in.
 
-    `backdrops`: colours, rgb in [0, 1], by name, as {backdrop} in the template. All views of a step stand before one
-    of them, drawn anew each step, and are told which, so that nothing empty can be filled in its colour; the finished
-    asset stands before the first.
-
-    Front and back reach `front_deg` and `back_deg` to either side of theirs; overhead starts at `overhead_deg` of
-    elevation.
+    With `backdrops`, each step draws one, renders all its views over it and names it in the prompt, so that the object
+    cannot hide in a fixed background colour. Exports use the first.
     """
 
-    template: str = "{prompt}, {view}"
-    words: dict[str, str] = field(
-        default_factory=lambda: {
-            "front": "front view",
-            "left": "side view",
-            "right": "side view",
-            "back": "back view",
-            "overhead": "overhead view",
-        }
-    )
-    front_deg: float = 45.0
-    back_deg: float = 45.0
-    overhead_deg: float = 60.0
-    backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    template: str = "{prompt}, {view}"  # prompt of a view; {prompt}, {view} and {backdrop} are filled in
+    words: dict[str, str] = field(default_factory=lambda: dict(VIEW_WORDS))  # {view} by direction
+    front_deg: float = 45.0  # a view is "front" up to this many degrees to either side of the front
+    back_deg: float = 45.0  # a view is "back" up to this many degrees to either side of the back
+    overhead_deg: float = 60.0  # a view is "overhead" above this elevation, degrees
+    backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # background colours: {name: rgb}
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
             raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
-        if missing := {"front", "left", "right", "back", "overhead"} - self.words.keys():
+        if missing := VIEW_WORDS.keys() - self.words.keys():
             raise ValueError(f"words lacks {', '.join(sorted(missing))}")
         if bool(self.backdrops) != ("{backdrop}" in self.template):
             raise ValueError("backdrops and {backdrop} in the template go together: give both, or neither")
@@ -155,41 +137,33 @@ class PromptConfig:
             )
 
     def text(self, prompt: str, view: str, backdrop: str | None = None) -> str:
-        """The prompt as said of a view ("front", "left", "right", "back", "overhead") before a backdrop, the first."""
+        """The prompt of a view ("front", "left", "right", "back", "overhead"), before the first backdrop by default."""
         backdrop = backdrop or next(iter(self.backdrops), "")
-        said = {"{view}": self.words[view], "{backdrop}": backdrop, "{prompt}": prompt}
-        return re.sub("{view}|{backdrop}|{prompt}", lambda found: said[found[0]], self.template)
+        values = {"{view}": self.words[view], "{backdrop}": backdrop, "{prompt}": prompt}
+        return re.sub("{view}|{backdrop}|{prompt}", lambda match: values[match[0]], self.template)
 
     def texts(self, prompt: str) -> list[str]:
-        """Everything `text` may say of a prompt."""
+        """All values of `text` for a prompt."""
         return [self.text(prompt, view, name) for view in self.words for name in self.backdrops or ("",)]
 
 
 def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:
-    """ "front", "left", "right", "back" or "overhead"; at a threshold the nearer to the front, overhead before all.
-
-    "left" is where the object's left is seen, at azimuth 90: it then faces left in the picture.
-    """
-    if elevation_deg > config.overhead_deg:
-        return "overhead"
-    turn = (azimuth_deg + 180) % 360 - 180
-    if abs(turn) <= config.front_deg or abs(turn) >= 180 - config.back_deg:
-        return "front" if abs(turn) <= config.front_deg else "back"
-    return "left" if turn > 0 else "right"
+    """ "overhead" above `overhead_deg`, else what `side_seen` says: "front", "left", "right" or "back"."""
+    above = elevation_deg > config.overhead_deg
+    return "overhead" if above else side_seen(azimuth_deg, config.front_deg, config.back_deg)
 
 
 def away_views(
     azimuth_deg: float, elevation_deg: float, overhead_deg: float = 60.0
 ) -> tuple[tuple[str, str], tuple[float, float]]:
-    """The two views that a particle is held away from by Perp-Neg, and their weights (arXiv 2304.04968, section 4.2).
+    """The two views that Perp-Neg pushes a particle away from, and their weights (arXiv 2304.04968, section 4.2).
 
-    Between front and side, r = 1 − |azimuth|/90 is how much of a front it is: away from the side by r and from the
-    back fully; between side and back: away from the front fully, and from the side by −r. Linear, and on predictions
-    at one prompt a view: the paper's interpolated prompts and fitted exponentials are for Stable Diffusion's bias.
-    Nothing is held away from above.
+    With r = 1 − |azimuth|/90: between front and side, the side by r and the back by 1; between side and back, the side
+    by −r and the front by 1. The weights are linear and each view has one prompt; the paper's interpolated prompts and
+    fitted exponentials are for Stable Diffusion's bias. Overhead views have weights 0.
     """
     if elevation_deg > overhead_deg:
         return ("front", "back"), (0.0, 0.0)
-    turn = (azimuth_deg + 180) % 360 - 180
+    turn = wrap_deg(azimuth_deg)
     side, off = "left" if turn > 0 else "right", abs(turn) / 90
     return ((side, "back"), (max(1 - off, 0.0), 1.0)) if off < 1 else ((side, "front"), (off - 1, 1.0))

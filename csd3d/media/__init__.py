@@ -1,6 +1,6 @@
-"""Pictures and videos, in and out: any size, memory flat in a video's length, one clear line for what can't be read."""
+"""Reading and writing pictures and videos; memory use does not depend on the length of a video."""
 
-from csd3d.media.encoding import encode, frame_writer, write_frames
+from csd3d.media.encoding import encode, frame_writer
 from csd3d.media.pictures import MAX_PIXELS, Picture, read_image, write_image
 from csd3d.media.videos import MAX_FRAMES, VideoReader, open_video
 
@@ -13,6 +13,5 @@ __all__ = [
     "frame_writer",
     "open_video",
     "read_image",
-    "write_frames",
     "write_image",
 ]

@@ -1,7 +1,7 @@
-"""Videos out: H.264 in MP4, of exactly the size, count and rate of what comes in.
+"""Writing videos: H.264 in MP4, with exactly the size, count and rate of the frames given.
 
-Frames of even sides are stored as yuv420p, which every player takes. An odd side cannot be halved, so such frames are
-stored as yuv444p: exact in size, played by ffmpeg, VLC, mpv and Chrome, not by every other browser.
+Frames with even sides are stored as yuv420p, which every player supports. With an odd side they are stored as yuv444p,
+which ffmpeg, VLC, mpv and Chrome play, but not every browser.
 """
 
 import contextlib
@@ -20,23 +20,9 @@ from csd3d.media.ffmpeg import AUDIO, CONTAINERS, command, complaint, exact_rate
 
 log = logging.getLogger("csd3d")
 
-# fragments of a second each: what is on the disk when writing stops is a valid video
+# fragments of one second: the file is a valid video whenever writing stops
 FRAGMENTED = ("-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-frag_duration", "1000000")
 INDEX_FIRST = ("-movflags", "+faststart")
-
-
-def write_frames(
-    path: str | Path,
-    frames: Iterable[np.ndarray],
-    fps: float | Fraction,
-    sound_from: str | Path | None = None,
-    sample_aspect: Fraction = Fraction(1),
-    crf: int = 18,
-) -> None:
-    """Writes `frames` [H, W, 3] uint8 as an MP4, one at a time; everything else as in `frame_writer`."""
-    with frame_writer(path, fps, sound_from, sample_aspect, crf) as add:
-        for frame in frames:
-            add(frame)
 
 
 @contextlib.contextmanager
@@ -47,21 +33,21 @@ def frame_writer(
     sample_aspect: Fraction = Fraction(1),
     crf: int = 18,
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Gives a function that takes the next frame [H, W, 3] uint8 of an MP4, whole once the block ends.
+    """Yield a function that appends a frame [H, W, 3] uint8 to an MP4, which is complete once the block ends.
 
-    It has the sound of the file `sound_from` where that has any: copied (as AAC where MP4 can't hold it), cut to the
-    frames' length. `sample_aspect` is pixels' width / height.
+    sound_from: a file whose sound is copied (as AAC if MP4 cannot hold it) and cut to the length of the frames.
+    sample_aspect: width / height of a pixel.
 
-    The file appears whole or not at all. Where writing stops (no room, a frame that can't be read), the finished part
-    stays beside it, playable, as NAME.partial.mp4. Raises InputError saying so, for no frames and for other suffixes;
-    ValueError for frames that differ in size.
+    The file appears complete or not at all. If writing stops (disk full, unreadable frame), the finished part stays
+    beside it, playable, as NAME.partial.mp4. Raises InputError then, and for no frames or another suffix; ValueError
+    for frames that differ in size.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise InputError(f"{path}: videos are written as .mp4")
     partial, whole = path.with_name(f"{path.stem}.partial.mp4"), path.with_name(f".{path.stem}.whole.mp4")
     with contextlib.suppress(OSError):
-        partial.unlink()  # an earlier run's
+        partial.unlink()  # left by an earlier run
     try:
         with Encoder(partial, fps, crf, FRAGMENTED, sample_aspect) as encoder:
             yield encoder.add
@@ -79,27 +65,19 @@ def frame_writer(
     partial.unlink(missing_ok=True)
 
 
-def encode(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    fps: float | Fraction,
-    crf: int = 18,
-    layout: Sequence[str] = INDEX_FIRST,
-    sample_aspect: Fraction = Fraction(1),
-) -> int:
-    """All `frames` [H, W, 3] uint8 through an `Encoder`; returns how many there were."""
-    with Encoder(path, fps, crf, layout, sample_aspect) as encoder:
+def encode(path: Path, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> int:
+    """Write all `frames` [H, W, 3] uint8 with an `Encoder`; return their number."""
+    with Encoder(path, fps, crf) as encoder:
         for frame in frames:
             encoder.add(frame)
     return encoder.count
 
 
 class Encoder:
-    """Feeds frames [H, W, 3] uint8, all of one size, to ffmpeg's libx264, as BT.709 and tagged so.
+    """Sends frames [H, W, 3] uint8, all of one size, to ffmpeg's libx264, converted to and tagged as BT.709.
 
-    To be used in a `with`, at whose end, however it comes, the frames sent so far are written out. Raises InputError
-    where ffmpeg fails and where there was no frame, leaving it to the caller to name the file; ValueError for frames
-    that differ in size.
+    A context manager: at its end, also after an error, the frames sent so far are written. Raises InputError, without
+    the file's name, if ffmpeg fails or there was no frame; ValueError for frames that differ in size.
     """
 
     def __init__(
@@ -118,13 +96,13 @@ class Encoder:
         return self
 
     def add(self, frame: np.ndarray) -> None:
-        """The next frame."""
+        """Append the next frame."""
         if self.process is None:
             self._start(frame)
         try:
             self.process.stdin.write(np.ascontiguousarray(_checked(frame, self.shape)).data)
         except BrokenPipeError:
-            self._end()  # ffmpeg has ended; why is in its log
+            self._end()  # raises with the reason from ffmpeg's log
             raise InputError(f"ffmpeg ended after {self.count} frames, before the last") from None
         self.count += 1
 
@@ -144,7 +122,7 @@ class Encoder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"its folder cannot be made ({error.strerror})") from error
-        # untagged, each player guesses another matrix
+        # without tags, players guess different colour matrices
         tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
         filters = f"scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,{tags}"
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"]
@@ -171,7 +149,7 @@ def _hang_up(process: subprocess.Popen) -> None:
 
 
 def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The frame, if it is [H, W, 3] uint8 of `shape`; ValueError if not."""
+    """Return the frame if it is [H, W, 3] uint8 of `shape`; ValueError if not."""
     if np.shape(frame) != shape:
         raise ValueError(f"video frames differ in size: {np.shape(frame)} after {shape}")
     if len(shape) != 3 or shape[2] != 3 or frame.dtype != np.uint8:
@@ -180,7 +158,7 @@ def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _finish(video: Path, whole: Path, sound_from: str | Path | None, seconds: Fraction) -> None:
-    """Copies `video` to `whole` with its index in front, and the sound of `sound_from` cut to `seconds`."""
+    """Copy `video` to `whole` with its index in front, and the sound of `sound_from` cut to `seconds`."""
     plain = [*source(video), "-map", "0:v:0", "-c", "copy", *INDEX_FIRST, location(whole)]
     attempts = [plain]
     if sound_from is not None and not Path(sound_from).is_dir():
@@ -200,7 +178,7 @@ def _finish(video: Path, whole: Path, sound_from: str | Path | None, seconds: Fr
 
 
 def _keep_whole_boxes(path: Path) -> bool:
-    """Cuts an MP4 in fragments after its last whole one; without any, removes it. Returns whether it stays."""
+    """Cut a fragmented MP4 after its last complete fragment, or remove it if it has none; return whether it stays."""
     end = 0
     if path.exists():
         with path.open("r+b") as file:

@@ -1,7 +1,7 @@
-"""Picture files in and out: PNG (8 and 16 bits a channel, exactly), JPEG, WebP, TIFF, BMP.
+"""Reading and writing pictures: PNG (8 and 16 bits a channel, exactly), JPEG, WebP, TIFF, BMP.
 
-Values are in [0, 1]: v / 255 of 8-bit files, v / 65535 of 16-bit ones. Sizes are judged by the header, before any
-pixel is decoded; whatever a decoder raises becomes one InputError that names the file.
+Values are in [0, 1]: v / 255 for 8-bit files, v / 65535 for 16-bit files. Sizes are checked in the header, before any
+pixel is decoded; every error of a decoder becomes one InputError that names the file.
 """
 
 import io
@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, one_line
 from csd3d.files import write_whole
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # others, as EPS, run programs of their own
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # some others, such as EPS, run external programs
 MAX_PIXELS = 100_000_000  # 1.2 GB as float32
 EXIF_ORIENTATION = 0x0112
 _ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-# Pillow keeps the high byte of 16-bit colours; unpacked in the other byte order, it keeps the low one
+# Pillow keeps only the high byte of 16-bit colours. Unpacking in the other byte order keeps the low byte.
 _NATIVE_LOW = "B" if sys.byteorder == "little" else "L"
 _LOW_BYTE = {
     f"{mode};16{order}": f"{mode};16{low}"
@@ -36,8 +36,8 @@ _LOW_BYTE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, upright: `rgb` [H, W, 3] float32 in [0, 1], `alpha` [H, W] float32 in [0, 1] or None, and
-    `bits` a channel of the file, 8 or 16."""
+    """A decoded upright picture: `rgb` [H, W, 3] and `alpha` [H, W] or None, float32 in [0, 1], and the file's `bits`
+    a channel, 8 or 16."""
 
     rgb: np.ndarray
     alpha: np.ndarray | None = None
@@ -45,10 +45,10 @@ class Picture:
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decodes a picture and applies its EXIF orientation; of an animated file the first frame.
+    """Decode a picture and apply its EXIF orientation; the first frame of an animated file.
 
-    Grey becomes rgb. Colours under transparent pixels come as stored, not multiplied by alpha.
-    Raises InputError naming the file: missing, a folder, of more than `max_pixels`, damaged, or of another format.
+    Grey becomes rgb. Colours of transparent pixels stay as stored, not multiplied by alpha. Raises InputError naming
+    the file if it is missing, a folder, damaged, of another format, or has more than `max_pixels`.
     """
     with opened(path, max_pixels) as image:
         values, bits = channels(image, turned=True)
@@ -61,7 +61,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 @contextmanager
 def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """A picture opened by its header; whatever the decoder raises, then or later, becomes one InputError."""
+    """Open a picture, reading its header; every error of the decoder, then or later, becomes one InputError."""
     check_file(path, "a picture")
     bytes_ = os.path.getsize(path)
     if max_pixels is not None and bytes_ > 16 * max_pixels + 2**20:  # some decoders read a whole file at once
@@ -77,12 +77,12 @@ def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Im
     except InputError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise InputError(f"{path}: cannot be decoded ({reason}); expected a whole {', '.join(FORMATS)} file") from error
 
 
 def check_file(path: str | Path, what: str) -> None:
-    """Raises InputError unless `path` is a file (not a folder, a pipe or a device)."""
+    """Raise InputError unless `path` is a file (not a folder, a pipe or a device)."""
     if os.path.isdir(path):
         raise InputError(f"{path}: a folder; expected {what}")
     if not os.path.exists(path):
@@ -92,18 +92,18 @@ def check_file(path: str | Path, what: str) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened picture as displayed, its EXIF orientation applied."""
+    """Width and height of an opened picture as displayed, after its EXIF orientation."""
     return image.size[::-1] if orientation(image) >= 5 else image.size
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where the file says nothing sensible."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     value = image.getexif().get(EXIF_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 
 def upright(values: np.ndarray, how: int) -> np.ndarray:
-    """A view of [H, W, ...] stored under EXIF orientation `how`, as it is to be displayed."""
+    """A view of [H, W, ...], stored with EXIF orientation `how`, as displayed."""
     if how >= 5:
         values = values.swapaxes(0, 1)
     if how in (3, 4, 7, 8):
@@ -112,8 +112,8 @@ def upright(values: np.ndarray, how: int) -> np.ndarray:
 
 
 def channels(image: Image.Image, turned: bool) -> tuple[np.ndarray, int]:
-    """An opened, not yet loaded picture as [H, W, 1 | 2 | 3 | 4] float32 in [0, 1] (grey, grey + alpha, RGB, RGBA), and
-    its bits a channel; `turned` applies the EXIF orientation."""
+    """Decode an opened picture to [H, W, 1 | 2 | 3 | 4] float32 in [0, 1] (grey, grey + alpha, RGB, RGBA), and its bits
+    a channel; `turned` applies the EXIF orientation."""
     values, bits = _decode(image)
     return upright(values, orientation(image)) if turned else values, bits
 
@@ -133,7 +133,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, int]:
 
 
 def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
-    """[H, W, C] uint16 of a picture stored with 16 bits, None of others."""
+    """[H, W, C] uint16 of a picture stored with 16 bits a channel, else None."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # I: 16 bits in wider storage
         return np.asarray(image)[:, :, None].clip(0, 65535).astype(np.uint16)
     raw = _raw_mode(image.tile[0][3]) if image.tile else ""
@@ -153,16 +153,16 @@ def _raw_mode(arguments: str | tuple) -> str:
 
 
 def _unpack_as(image: Image.Image, mapping: dict[str, str]) -> None:
-    """Has Pillow load `image`, unpacking its stored bytes as another raw mode than their own."""
+    """Load `image` with Pillow, unpacking its stored bytes as another raw mode."""
     for i, tile in enumerate(image.tile):
         raw = mapping[_raw_mode(tile[3])]
         changed = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
         image.tile[i] = tile._replace(args=changed) if hasattr(tile, "_replace") else (*tile[:3], changed)
-    image.load()  # here: numpy would swallow some errors
+    image.load()  # not left to numpy, which hides some errors
 
 
 def _with_colour_key(values: np.ndarray, key: int | tuple | None) -> np.ndarray:
-    """uint16 to float32 in [0, 1]; pixels of colour `key` (a PNG's tRNS) become transparent."""
+    """Convert uint16 to float32 in [0, 1]; pixels of colour `key` (tRNS of a PNG) become transparent."""
     scaled = values.astype(np.float32) / 65535
     if key is None or values.shape[2] not in (1, 3):
         return scaled
@@ -174,10 +174,10 @@ def _with_colour_key(values: np.ndarray, key: int | tuple | None) -> np.ndarray:
 
 
 def write_image(path: str | Path, rgb: np.ndarray, alpha: np.ndarray | None = None, bits: int = 8) -> None:
-    """Writes `rgb` [H, W, 3] and `alpha` [H, W], floats in [0, 1], as PNG (`bits` 8 or 16), JPEG or WebP by the name's
-    suffix; the file appears whole or not at all. PNG and WebP keep every value, JPEG does not.
+    """Write `rgb` [H, W, 3] and `alpha` [H, W], floats in [0, 1], as PNG (`bits` 8 or 16), JPEG or WebP by the suffix;
+    the file appears complete or not at all. PNG and WebP are lossless.
 
-    Raises InputError for another suffix, transparency in a JPEG, 16 bits outside PNG, or no room; ValueError for
+    Raises InputError for another suffix, transparency in a JPEG, 16 bits outside PNG, or a full disk; ValueError for
     another shape.
     """
     path = Path(path)
@@ -216,7 +216,7 @@ def _encoded(levels: np.ndarray, kind: str) -> bytes:
 
 
 def _png16(levels: np.ndarray) -> bytes:
-    """A PNG of [H, W, 3 | 4] uint16, which Pillow cannot write; every row filtered by the one above it ("Up")."""
+    """A PNG of [H, W, 3 | 4] uint16, which Pillow cannot write; each row stores its difference from the one above."""
     height, width, count = levels.shape
     rows = levels.astype(">u2").view(np.uint8).reshape(height, -1)
     rows = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))

@@ -1,7 +1,7 @@
-"""Videos in: MP4, MOV, MKV, WebM, AVI, GIF or a folder of frames, any frame at any time, memory flat in their length.
+"""Reading videos: MP4, MOV, MKV, WebM, AVI, GIF or a folder of frames, with random access to frames.
 
-A file is decoded once, to raw rgb in a temporary folder (3 H W bytes a frame; TMPDIR says where), from which frames are
-read as they are asked for; the pictures of a folder are decoded when asked for.
+A file is decoded once, to raw rgb in a temporary folder (3 H W bytes a frame; set TMPDIR to move it), and frames are
+read from there on request. The pictures of a folder are decoded on request.
 """
 
 import itertools
@@ -19,18 +19,19 @@ from typing import IO
 import numpy as np
 
 from csd3d.errors import InputError
+from csd3d.files import natural_key
 from csd3d.media.ffmpeg import command, complaint, exact_rate, location, source
 from csd3d.media.pictures import MAX_PIXELS, check_file, opened, read_image, upright_size
 
 MAX_FRAMES = 10_000
-DEFAULT_FPS = Fraction(24)  # of frames without times
+DEFAULT_FPS = Fraction(24)  # for frames without times
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
 class VideoReader:
-    """An open video of `count` upright frames at `fps` frames a second; `warnings` say what was not as it should be.
-    `sample_aspect` is a pixel's width / height. Close it, or use it as a context manager: its cache goes then."""
+    """An open video of `count` upright frames at `fps` frames a second; `warnings` describe faults of the file, and
+    `sample_aspect` is a pixel's width / height. Close it, or use it as a context manager, to delete its cache."""
 
     path: Path
     count: int
@@ -43,7 +44,7 @@ class VideoReader:
     cache: tempfile.TemporaryDirectory | None = None
 
     def frames(self, indices: Iterable[int]) -> np.ndarray:
-        """The frames at `indices`, in that order: [n, H, W, 3] uint8. IndexError outside 0 .. count - 1."""
+        """Return the frames at `indices`, in that order, [n, H, W, 3] uint8. IndexError outside 0 .. count - 1."""
         wanted = [index(i) for i in indices]
         if wanted and not 0 <= min(wanted) <= max(wanted) < self.count:
             raise IndexError(f"{self.path}: frames {min(wanted)} .. {max(wanted)} asked for; it has {self.count}")
@@ -66,12 +67,12 @@ class VideoReader:
 def open_video(
     path: str | Path, fps: float | None = None, max_frames: int = MAX_FRAMES, max_pixels: int = MAX_PIXELS
 ) -> VideoReader:
-    """Opens a video file or a folder of frames.
+    """Open a video file or a folder of frames.
 
-    `fps` overrides the video's own rate; folders have none and take 24. Frames of unequal length (GIF, telephones) keep
-    their number and their total length. A file that ends early or is damaged keeps the frames before that, with a
-    warning. Raises InputError where nothing can be decoded, for folders of differing sizes, for frames of more than
-    `max_pixels`, and for more than `max_frames`.
+    `fps` overrides the rate of the video; folders have none and default to 24. Frames of unequal duration (GIF, phones)
+    keep their number and total duration. A file that ends early or is damaged gives the frames before that, with a
+    warning. Raises InputError if nothing can be decoded, the frames of a folder differ in size, a frame has more than
+    `max_pixels`, or there are more than `max_frames`.
     """
     path = Path(path)
     if fps is not None and not 0.01 <= fps <= 1000:
@@ -87,7 +88,7 @@ def _too_long(path: Path, max_frames: int) -> InputError:
 
 
 def _open_folder(path: Path, fps: float | None, max_frames: int, max_pixels: int) -> VideoReader:
-    files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: natural_key(f.name))
+    files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: (natural_key(f.name), f.name))
     if not files:
         raise InputError(f"{path}: no frames in this folder; expected pictures ({', '.join(SUFFIXES)})")
     if len(files) > max_frames:
@@ -106,19 +107,13 @@ def _is_frame(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def natural_key(name: str) -> list:
-    """Sorts names with numbers by the numbers: f2 before f10."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)] + [name]
-
-
 def _frame_size(file: Path, max_pixels: int) -> tuple[int, int]:
     with opened(file, max_pixels) as image:
         return upright_size(image)
 
 
 def _read_frame(file: Path, max_pixels: int) -> np.ndarray:
-    """A picture as a frame: 8 bits, white behind transparency."""
+    """Read a picture as a frame: 8 bits, over white."""
     picture = read_image(file, max_pixels)
     rgb = picture.rgb
     if picture.alpha is not None:
@@ -142,19 +137,19 @@ def _open_file(path: Path, fps: float | None, max_frames: int, max_pixels: int) 
     warnings = [] if problem is None else [f"{path}: ends early or is damaged ({problem}); its first {count} frames"]
     warnings += [f"{path}: {uneven}, written at their mean rate"] if uneven and fps is None else []
     aspect = _header(times, "sar") or Fraction(1)
-    aspect = aspect if f" {width}x{height}" in times else 1 / aspect  # a telephone's video, turned upright
+    aspect = aspect if f" {width}x{height}" in times else 1 / aspect  # a phone video, turned upright
     read = _reader(Path(cache.name) / "frames", (height, width, 3))
     return VideoReader(path, count, height, width, float(fps or rate), read, warnings, aspect, cache)
 
 
 def _reader(file: Path, shape: tuple[int, int, int]) -> Callable[[int], np.ndarray]:
-    """Reads from the file, not from a memory map, whose pages would count as this process's memory."""
+    """A function that reads one frame; no memory map, because its pages would count as memory of this process."""
     size = int(np.prod(shape))
     return lambda i: np.fromfile(file, np.uint8, size, offset=i * size).reshape(shape)
 
 
 def _decode(path: Path, cache: Path, max_frames: int, max_pixels: int) -> tuple[tuple[int, int, int], str | None]:
-    """Writes `cache`/frames, raw rgb, and `cache`/times; returns (count, height, width), what went wrong or None."""
+    """Write `cache`/frames, raw rgb, and `cache`/times; return (count, height, width), and the fault found or None."""
     stream = ["-map", "0:V:0", "-fps_mode", "passthrough"]
     raw = [*stream, "-pix_fmt", "rgb24", "-sws_flags", "bicubic+accurate_rnd+full_chroma_int"]
     raw += ["-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
@@ -173,7 +168,7 @@ def _decode(path: Path, cache: Path, max_frames: int, max_pixels: int) -> tuple[
         errors.seek(0)
         problem = changed or complaint(errors.read(2**20))
     if problem is not None and shape[0] > 1 and _is_gif(path):
-        shape = (shape[0] - 1, *shape[1:])  # of the last, ffmpeg hands out what there is
+        shape = (shape[0] - 1, *shape[1:])  # ffmpeg returns the last frame even if it is incomplete
     if shape[0] == 0:
         expected = "expected MP4, MOV, MKV, WebM, AVI, GIF or a folder of frames"
         raise InputError(f"{path}: no frame can be decoded ({problem or 'it holds no pictures'}); {expected}")
@@ -186,7 +181,7 @@ def _is_gif(path: Path) -> bool:
 
 
 def _store(stream: IO[bytes], file: Path, path: Path, max_frames: int) -> tuple[tuple[int, int, int], str | None]:
-    """Appends the frames of a stream to `file`; returns (count, height, width), and what ended it before its time."""
+    """Write the frames of a stream to `file`; return (count, height, width), and why it ended early or None."""
     count, size = 0, (0, 0)
     try:
         with file.open("wb") as out:
@@ -205,7 +200,7 @@ def _store(stream: IO[bytes], file: Path, path: Path, max_frames: int) -> tuple[
 
 
 def _ppm_pictures(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
-    """(height, width, rgb) of every whole picture in a stream of binary PPM."""
+    """Yield (height, width, rgb) of each complete picture in a stream of binary PPM."""
     while stream.readline() == b"P6\n":
         width, height = map(int, stream.readline().split())
         stream.readline()
@@ -219,8 +214,8 @@ def _ppm_pictures(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _timing(text: str, damaged: bool) -> tuple[Fraction, str | None]:
-    """Frame rate, and a remark on frames of unequal length, from ffmpeg's framecrc listing: a header "#tb 0: 1/30000",
-    rows "0, dts, pts, duration, size, crc". Of a `damaged` stream, gaps don't count."""
+    """Return the frame rate, and a remark if frames differ in duration, from ffmpeg's framecrc listing: a header
+    "#tb 0: 1/30000", rows "0, dts, pts, duration, size, crc". In a `damaged` stream, gaps are ignored."""
     tick = _header(text, "tb")
     rows = [row.split(",")[1:4] for row in text.splitlines() if row and row[0] != "#"]
     times = sorted((int(pts if pts.strip("- ").isdigit() else dts), int(length)) for dts, pts, length in rows)
@@ -244,8 +239,8 @@ def _header(text: str, key: str) -> Fraction | None:
 
 
 def frame_rate(count: int, ticks: int, tick: Fraction) -> Fraction | None:
-    """Frames a second of `count` frames that last `ticks` of `tick` seconds in all; where that is within a tick of a
-    common rate (whole, or whole × 1000/1001), that rate. None where they last no time."""
+    """Frames a second of `count` frames that last `ticks` of `tick` seconds in all, rounded to a common rate (whole, or
+    whole × 1000/1001) within one tick; None if they last no time."""
     if ticks <= 0:
         return None
     measured = Fraction(count) / (ticks * tick)

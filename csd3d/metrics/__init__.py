@@ -1,4 +1,4 @@
-"""What is measured: images against images and words, views against each other, frames along their motion."""
+"""Metrics: images against images and texts, consistency of views, and of video frames along their motion."""
 
 from csd3d.metrics.clip import (
     ClipModel,
@@ -12,7 +12,7 @@ from csd3d.metrics.clip import (
     view_word_accuracy,
 )
 from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
-from csd3d.metrics.fid import frechet_distance, named_fid
+from csd3d.metrics.fid import frechet_distance
 from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
 from csd3d.metrics.motion import WarpedError, seam_visibility
 
@@ -27,7 +27,6 @@ __all__ = [
     "image_similarity",
     "load_clip",
     "mean_pairwise_distance",
-    "named_fid",
     "psnr",
     "psnr_outside",
     "reproject",

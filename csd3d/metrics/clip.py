@@ -1,12 +1,11 @@
-"""CLIP as a measure (Radford et al. 2021, arXiv 2103.00020): opening one, and what is read off its embeddings.
+"""CLIP as a metric (Radford et al. 2021, arXiv 2103.00020): opening a model, and scores from its embeddings.
 
 Symbols: E_I, E_T unit embeddings of images and texts, D wide; B images, V views of one object, N particles (NeRFs),
-K distractors. A figure belongs under its network's `name`, which no two networks share.
+K distractors. Report a score together with the `name` of its network, which is unique.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,31 +13,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.utils import logging
+from torch import Tensor, nn
 
+from csd3d.cameras import side_seen
 from csd3d.errors import InputError
 from csd3d.files import read_json
-from csd3d.metrics import conv_clip  # noqa: F401 (what the shipped CLIP's config names)
+from csd3d.priors.opening import class_of, open_network, open_tokenizer, quiet
 
-TwoTowers = CLIPModel | VisionTextDualEncoderModel
-KINDS = {kind.config_class.model_type: kind for kind in (CLIPModel, VisionTextDualEncoderModel)}
+TwoTowers = nn.Module  # transformers' CLIPModel or VisionTextDualEncoderModel
+KINDS = {"clip": "transformers.CLIPModel", "vision-text-dual-encoder": "transformers.VisionTextDualEncoderModel"}
 WORLD = "world"
 WORLD_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
 OPEN_CLIP = "open_clip:"
 VIEWS = ("front view", "side view, facing left", "side view, facing right", "back view")
 SAID_VIEW = r",?\s*(front|side|back|overhead) view(, facing (left|right))?\s*\.?\s*$"  # at the end of a prompt
-MEAN, STD = 0.5, 0.25  # of pixels in [0, 1], as the shipped CLIP sees them
+MEAN, STD = 0.5, 0.25  # normalisation of pixels in [0, 1] for the shipped CLIP
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
 INSTALL = 'pip install -e ".[metrics]"'
 
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A CLIP under the name its figures carry; the towers map images [B,3,H,W] and texts to unit embeddings [B,D]."""
+    """A CLIP with the name for its scores; the towers map images [B,3,H,W] and texts to unit embeddings [B,D]."""
 
     name: str
     image_tower: Callable[[Tensor], Tensor]
@@ -54,16 +50,16 @@ class ClipModel:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings [B,D] of texts, cut at the tower's length."""
+        """Unit embeddings [B,D] of texts, which are cut at the tower's length."""
         texts = list(texts)
         return torch.cat([self.text_tower(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)])
 
 
 def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") -> ClipModel:
-    """Opens `world` (the shipped CLIP), a folder of a transformers CLIP, or `open_clip:ARCHITECTURE/WEIGHTS`.
+    """Open `world` (the shipped CLIP), a folder of a transformers CLIP, or `open_clip:ARCHITECTURE/WEIGHTS`.
 
-    Such a folder holds a CLIPModel or a VisionTextDualEncoderModel. It is called "CLIP (world)" or "CLIP (SOURCE)".
-    Raises InputError where it is missing, broken or of another kind.
+    A folder holds a CLIPModel or a VisionTextDualEncoderModel. The name is "CLIP (world)" or "CLIP (SOURCE)". Raises
+    InputError where it is missing, broken or of another kind.
     """
     given = str(source)
     if given.startswith(OPEN_CLIP):
@@ -73,7 +69,7 @@ def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") ->
 
 
 def find_clip(given: str) -> Path:
-    """The folder of a CLIP that is no open_clip one; InputError where there is none."""
+    """The folder of a transformers CLIP; InputError where there is none."""
     folder = WORLD_FOLDER if given == WORLD else Path(given).expanduser()
     if not folder.is_dir():
         raise InputError(
@@ -96,26 +92,17 @@ def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipMod
     return ClipModel(f"CLIP ({name})", lambda images: embed_images(model, images.to(device), prepare), embed)
 
 
-def open_towers(folder: Path) -> tuple[TwoTowers, CLIPTokenizer]:
+def open_towers(folder: Path) -> tuple[TwoTowers, Any]:
     """The model and its tokenizer; InputError where the folder is broken or of another kind."""
+    from transformers import CLIPTokenizer
+
+    from csd3d.metrics import conv_clip  # noqa: F401 (registers the image tower of the shipped CLIP)
+
     if (kind := _read_json(folder / "config.json").get("model_type")) not in KINDS:
-        wanted = " or ".join(f"{name} ({known.__name__})" for name, known in KINDS.items())
-        raise InputError(f"{folder}/config.json: holds a {kind}, a {wanted} is needed")
-    if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
-        raise InputError(f"{folder}: model.safetensors is missing; pickles (.bin, .pt) can run code and are not opened")
-    # transformers makes an empty vocabulary where files are missing, and says nothing
-    if not (folder / "tokenizer.json").is_file() and not all((folder / f).is_file() for f in TOKENIZER_FILES):
-        raise InputError(f"{folder}: tokenizer missing; needs tokenizer.json, or {' with '.join(TOKENIZER_FILES)}")
-    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    try:
-        with _quiet():
-            model, info = KINDS[kind].from_pretrained(folder, **options)
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a broken file shows up as any of a dozen libraries' errors
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{folder}: could not be opened ({type(error).__name__}: {reason})") from None
-    if lacking := sorted(info["missing_keys"]):
-        raise InputError(f"{folder}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
+        raise InputError(f"{folder}/config.json: holds a {kind}, a {' or '.join(KINDS)} is needed")
+    with quiet():
+        model = open_network(folder, class_of(KINDS[kind]), "model")
+        tokenizer = open_tokenizer(folder, CLIPTokenizer)
     if len(tokenizer) > model.config.text_config.vocab_size:
         rows = model.config.text_config.vocab_size
         raise InputError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {rows}")
@@ -123,7 +110,7 @@ def open_towers(folder: Path) -> tuple[TwoTowers, CLIPTokenizer]:
 
 
 def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
-    """A model of the open_clip package, which downloads its weights the first time."""
+    """A model of the open_clip package, which downloads the weights once."""
     architecture, _, weights = source.removeprefix(OPEN_CLIP).partition("/")
     if not architecture or not weights:
         raise InputError(f"CLIP: {source!r} should read {OPEN_CLIP}ViT-bigG-14/laion2b_s39b_b160k")
@@ -134,10 +121,10 @@ def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
     try:
         model = open_clip.create_model(architecture, pretrained=weights, device=device).eval()
         tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # an unknown name, no network, a broken download: one line for each
+    except Exception as error:  # an unknown name, no network or a broken download
         raise InputError(f"CLIP: open_clip gave no {source} ({' '.join(str(error).split())[:160]})") from None
-    wanted = model.visual.preprocess_cfg
-    size, mode = wanted["size"], wanted.get("resize_mode", "shortest")
+    config = model.visual.preprocess_cfg
+    size, mode = config["size"], config.get("resize_mode", "shortest")
     size = size if isinstance(size, int) else size[0]
     if mode not in ("shortest", "squash"):
         raise InputError(f"CLIP: {source} resizes by {mode!r}; shortest and squash are supported")
@@ -145,9 +132,9 @@ def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
         clip_pixels,
         size=size,
         edge=size if mode == "shortest" else None,
-        mode=wanted.get("interpolation", "bicubic"),
-        mean=wanted["mean"],
-        std=wanted["std"],
+        mode=config.get("interpolation", "bicubic"),
+        mean=config["mean"],
+        std=config["std"],
     )
     return ClipModel(
         f"CLIP ({source})",
@@ -157,10 +144,12 @@ def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
 
 
 def read_preparation(folder: Path, image_size: int) -> dict[str, Any]:
-    """The arguments of `clip_pixels` that preprocessor_config.json states, for a tower of `image_size`² pixels.
+    """The arguments of `clip_pixels` that preprocessor_config.json asks for, for a tower of `image_size`² pixels.
 
-    Keys that are left out have CLIPImageProcessor's defaults. Raises InputError for what it can't be made to do.
+    Missing keys have CLIPImageProcessor's defaults. Raises InputError for unsupported settings.
     """
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
     path = folder / "preprocessor_config.json"
     config = _read_json(path)
     if not all(config.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
@@ -171,8 +160,8 @@ def read_preparation(folder: Path, image_size: int) -> dict[str, Any]:
     edge = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     side = (_square(config.get("crop_size", 224)) if cropped else None) if edge else _square(resize)
     if side != image_size or (edge or side) < side:
-        wanted = f"{image_size} × {image_size} pixels"
-        raise InputError(f"{path}: size and crop_size do not lead to the {wanted} that the model takes")
+        needed = f"{image_size} × {image_size} pixels"
+        raise InputError(f"{path}: size and crop_size do not lead to the {needed} that the model takes")
     mean, std = config.get("image_mean", OPENAI_CLIP_MEAN), config.get("image_std", OPENAI_CLIP_STD)
     return {"size": side, "edge": edge, "mode": mode, "mean": tuple(mean), "std": tuple(std)}
 
@@ -188,20 +177,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path, "what transformers' CLIPModel and its processor save")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' bars and tables; what matters of them is checked by the caller."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def clip_pixels(
     images: Tensor,
     size: int,
@@ -210,10 +185,10 @@ def clip_pixels(
     mean: float | Sequence[float] = MEAN,
     std: float | Sequence[float] = STD,
 ) -> Tensor:
-    """Images [B,3,H,W] in [0, 1] as an image tower takes them, [B,3,size,size], resized with antialiasing.
+    """The input [B,3,size,size] of an image tower for images [B,3,H,W] in [0, 1], resized with antialiasing.
 
-    edge: the shorter side is brought to this and the middle cut out (None: both sides are brought to `size`). Unlike
-    PIL, in between nothing is rounded to 8 bits.
+    edge: the shorter side is resized to this and the centre is cropped (None: both sides are resized to `size`). Unlike
+    in PIL, nothing is rounded to 8 bits in between.
     """
     height, width = images.shape[-2:]
     shape = (size, size)
@@ -229,12 +204,12 @@ def clip_pixels(
 
 
 def embed_images(model: TwoTowers, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]; `prepare` is `clip_pixels` of the shipped CLIP if None."""
+    """Unit embeddings [B,D] of images [B,3,H,W] in [0, 1]; `prepare` defaults to the shipped CLIP's `clip_pixels`."""
     return project_images(model, image_features(model, images, prepare))
 
 
 def image_features(model: TwoTowers, images: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """What the image tower makes of images [B,3,H,W], before its projection; as `embed_images`."""
+    """The image tower's features of images [B,3,H,W] before the projection; arguments as in `embed_images`."""
     pixels = prepare(images) if prepare else clip_pixels(images, model.config.vision_config.image_size)
     return model.vision_model(pixel_values=pixels).pooler_output
 
@@ -250,20 +225,20 @@ def embed_tokens(model: TwoTowers, tokens: Tensor) -> Tensor:
 
 
 def said_view(caption: str) -> str | None:
-    """The one of `VIEWS` that a caption ends with, None without one."""
+    """The member of `VIEWS` that a caption ends with, or None."""
     return next((view for view in VIEWS if caption.endswith(view)), None)
 
 
 def text_image_score(images: Tensor, text: Tensor) -> Tensor:
-    """cos(E_I, E_T) of each image `[V, D]` and one text `[D]`, or the text as said of each `[V, D]` → `[V]`."""
+    """cos(E_I, E_T) of images `[V, D]` and one text `[D]`, or one text per image `[V, D]` → `[V]`."""
     return F.cosine_similarity(images, text.expand_as(images), dim=-1)
 
 
 def retrieval_rank(images: Tensor, text: Tensor, distractors: Tensor) -> int:
-    """Place of the text among all texts by mean cosine over the views, from 1 (best) to K + 1.
+    """Rank of the text among all texts by mean cosine over the views, from 1 (best) to K + 1.
 
-    images `[V, D]`, text `[D]`, distractors `[K, D]`; or as said of each view `[V, D]`, `[K, V, D]`. A tie counts
-    against it: who tells nothing apart comes last.
+    images `[V, D]`, text `[D]`, distractors `[K, D]`; with one text per view `[V, D]`, `[K, V, D]`. Ties count against
+    the text, so a CLIP that scores everything equally ranks it last.
     """
     _expect(images, 2, "images [V, D]")
     texts = torch.cat([text[None], distractors])
@@ -294,9 +269,7 @@ def image_consistency(images: Tensor, closed: bool = False) -> Tensor:
 
 
 def mean_pairwise_distance(particles: Tensor) -> float:
-    """Mean over pairs of particles i < j of 1 − cos(E_i, E_j), `[N, D]`; of `[N, V, D]` also over views, each with its
-    like.
-    """
+    """Mean of 1 − cos(E_i, E_j) over pairs of particles i < j, `[N, D]`, and over equal views of them, `[N, V, D]`."""
     if particles.ndim not in (2, 3) or len(particles) < 2:
         raise ValueError(f"expected at least two particles [N, D] or [N, V, D], got {tuple(particles.shape)}")
     first, second = torch.triu_indices(len(particles), len(particles), offset=1, device=particles.device)
@@ -304,12 +277,10 @@ def mean_pairwise_distance(particles: Tensor) -> float:
 
 
 def expected_view(azimuth_deg: float, thresholds_deg: tuple[float, float] = (45.0, 135.0)) -> str:
-    """The view words at an azimuth counted from the object's front: nearer than the first threshold, past the second,
-    or between them, where what is seen from its left (azimuth 90) faces left in the picture."""
-    turn = (azimuth_deg + 180) % 360 - 180
-    if abs(turn) < thresholds_deg[0] or abs(turn) > thresholds_deg[1]:
-        return VIEWS[0] if abs(turn) < thresholds_deg[0] else VIEWS[3]
-    return VIEWS[1] if turn > 0 else VIEWS[2]
+    """The view words at an azimuth from the object's front, which ends at the first threshold; its back begins at the
+    second."""
+    front, back = thresholds_deg
+    return dict(zip(("front", "left", "right", "back"), VIEWS, strict=True))[side_seen(azimuth_deg, front, 180 - back)]
 
 
 def view_word_accuracy(
@@ -319,19 +290,19 @@ def view_word_accuracy(
     azimuths_deg: Sequence[float],
     thresholds_deg: tuple[float, float] = (45.0, 135.0),
 ) -> dict[str, Any]:
-    """Share of views whose caption with the right view words beats the three with wrong ones: a back must be a back.
+    """Share of views for which the caption with the right view words scores higher than the three with wrong ones.
 
-    images `[V, 3, H, W]` in [0, 1]; azimuths_deg [V] from the object's front, any of them more than once. Returns
-    `accuracy` (chance: 1/4), `by_azimuth` {"30": share, …} and `by_view` {"front view": share, … of those there are}.
+    images `[V, 3, H, W]` in [0, 1]; azimuths_deg [V] from the object's front, repeated ones are averaged. Returns
+    `accuracy` (chance: 1/4), `by_azimuth` {"30": share, …} and `by_view` {"front view": share, …}.
     """
     if len(images) != len(azimuths_deg):
         raise ValueError(f"{len(images)} images and {len(azimuths_deg)} azimuths")
     bare = re.sub(SAID_VIEW, "", prompt, flags=re.IGNORECASE)
     scores = clip.embed_images(images) @ clip.embed_texts([f"{bare}, {view}" for view in VIEWS]).T
     words = [expected_view(azimuth, thresholds_deg) for azimuth in azimuths_deg]
-    wanted = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)
-    wrong = scores.scatter(1, wanted, -torch.inf).amax(1)
-    right = (scores.gather(1, wanted)[:, 0] > wrong).tolist()
+    correct = torch.tensor([[VIEWS.index(word)] for word in words], device=scores.device)
+    wrong = scores.scatter(1, correct, -torch.inf).amax(1)
+    right = (scores.gather(1, correct)[:, 0] > wrong).tolist()
     return {
         "accuracy": sum(right) / len(right),
         "by_azimuth": _shares([f"{azimuth:g}" for azimuth in azimuths_deg], right),

@@ -1,8 +1,7 @@
-"""Multi-view consistency: do two views say the same about the same surface point?
+"""Multi-view consistency: whether two views show the same colour at the same surface point.
 
-View a is reprojected into view b by depth; where the surface point is seen in both, colours should agree. Symbols: a,
-b view indices; P pairs; depth is the *distance along the ray* in world units (`inf`, NaN or ≤ 0 where there is no
-surface).
+View a is reprojected into view b by depth; where both see the surface point, the colours should agree. Symbols: a, b
+view indices; P pairs; depth is the *distance along the ray* in world units (`inf`, NaN or ≤ 0 without a surface).
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras
 
-FAR = 1e6  # stands for "no surface": finite, so that bilinear weights of zero do not turn it into NaN
+FAR = 1e6  # depth without a surface; finite, because inf times a bilinear weight of zero is NaN
 
 
 def warped_error(
@@ -22,14 +21,14 @@ def warped_error(
     pairs: dict[str, Tensor] | None = None,
     depth_tolerance: float = 0.02,
 ) -> dict[str, float | int | None]:
-    """Masked RMSE of view a against view b sampled where a's surface points land, pooled over all pairs of a range.
+    """Masked RMSE of view a against view b, sampled at a's surface points, pooled over all pairs of a range.
 
         E = √( Σ_ab Σ_p w_a(p) ‖I_a(p) − I_b(π_b(X_a(p)))‖² / 3  /  Σ_ab Σ_p w_a(p) ),   X_a = o_a + depth_a d_a
 
     images `[B, H, W, 3]` in [0, 1]; depths `[B, H, W]`; masks `[B, H, W]` bool, or float weights of a's pixels (zero:
-    left out in both views), e.g. the object's mask; pairs: name → `[P, 2]` long, default `view_pairs(cameras)`;
-    depth_tolerance: see `warp_view`. Returns per range its RMSE (None where no pixel is seen twice), `<range>_pixels`
-    and `<range>_pairs`.
+    ignored in both views), e.g. the object's mask; pairs: name → `[P, 2]` long, default `view_pairs(cameras)`;
+    depth_tolerance: see `warp_view`. Returns for each range its RMSE (None if no pixel is seen twice),
+    `<range>_pixels` and `<range>_pairs`.
     """
     if images.shape[:-1] != depths.shape or len(cameras) != len(images):
         raise ValueError(
@@ -63,9 +62,9 @@ def warp_view(
 ) -> tuple[Tensor, Tensor]:
     """View b resampled onto the pixels of view a through a's depth → (warped `[H, W, 3]`, seen `[H, W]` bool).
 
-    A pixel is seen when it has a surface in a, lands inside b, and b's depth there (bilinear, as the colour) agrees
-    with the distance from b to the point within `depth_tolerance` (relative): else something stands in between, or
-    the sample straddles an edge.
+    A pixel is seen if it has a surface in a, lands inside b, and b's depth there (bilinear, like the colour) agrees
+    with the distance from b to the point within `depth_tolerance` (relative). Otherwise the point is hidden in b, or
+    the sample lies across an edge.
     """
     pixels, seen = reproject(depths, cameras, a, b, depth_tolerance)
     usable = torch.ones_like(depths[b]) if weights is None else (weights[b] > 0).to(depths)
@@ -76,7 +75,7 @@ def warp_view(
 def reproject(depths: Tensor, cameras: Cameras, a: int, b: int, depth_tolerance: float = 0.02) -> tuple[Tensor, Tensor]:
     """Where view b shows the surface points of view a's pixels → (pixels of b `[H, W, 2]`, seen `[H, W]` bool).
 
-    Pixels are (u, v), the first centre at (0.5, 0.5); `seen` as `warp_view` says.
+    Pixels are (u, v), the first centre at (0.5, 0.5); `seen` as in `warp_view`.
     """
     height, width = depths.shape[1:]
     rays_o, rays_d = cameras.image_rays(a)
@@ -96,11 +95,10 @@ def reproject(depths: Tensor, cameras: Cameras, a: int, b: int, depth_tolerance:
 def view_pairs(
     cameras: Cameras, neighbours: int = 2, long_angle_deg: float = 45.0, long_neighbours: int = 2
 ) -> dict[str, Tensor]:
-    """Pairs (a, b) by the angle between viewing axes: `short` the nearest views of each a, `long` those nearest
-    `long_angle_deg`.
+    """Pairs (a, b), `[P, 2]` long, by the angle between viewing axes: `short` with the smallest angles, `long` with
+    angles nearest to `long_angle_deg`; no pair is in both.
 
-    Deterministic: angles are rounded to 0.01°, ties go to the nearer camera, then to the lower index. `[P, 2]` long
-    each; no pair is in both.
+    Deterministic: angles are rounded to 0.01°, ties go to the nearer camera, then to the lower index.
     """
     angle = _view_angles_deg(cameras)
     gap = (cameras.positions[:, None] - cameras.positions[None]).norm(dim=-1).cpu()
@@ -112,7 +110,7 @@ def view_pairs(
 
 
 def _nearest(cost: Tensor, gap: Tensor, taken: Tensor, count: int) -> Tensor:
-    """For each row its `count` cheapest columns that are not taken → `[P, 2]`."""
+    """For each row, its `count` columns of least cost that are not taken → `[P, 2]`."""
     pairs = []
     for a in range(len(cost)):
         free = [b for b in range(len(cost)) if not taken[a, b]]
@@ -132,9 +130,9 @@ def _has_surface(depth: Tensor) -> Tensor:
 
 
 def sample_pixels(values: Tensor, pixels: Tensor) -> Tensor:
-    """Bilinear `values` `[H, W, C]` at `pixels` `[H, W, 2]` (first centre at 0.5, 0.5); the border's beyond it."""
+    """Bilinear `values` `[H, W, C]` at `pixels` `[H, W, 2]` (first centre at 0.5, 0.5); outside, the border value."""
     size = pixels.new_tensor([values.shape[1], values.shape[0]])
     grid = (2.0 * pixels / size - 1.0).nan_to_num(-2.0)[None]
     stack = values.movedim(-1, 0)[None]
-    found = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return found[0].movedim(0, -1)
+    sampled = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled[0].movedim(0, -1)

@@ -4,30 +4,19 @@ Symbols: a [N,D], b [M,D] features; m their mean, S their covariance (over N −
 AᵀA = S_a, B likewise.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-12  # a share of the traces: what float64 leaves of a difference that is zero
-
-
-class FeatureNetwork(Protocol):
-    """What features come from, under the name their figures carry."""
-
-    name: str
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Features [B,D] of images [B,3,H,W] in [0, 1]."""
+ROUNDING = 1e-12  # share of the traces that float64 rounding can leave of a zero difference
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """‖m_a − m_b‖² + Tr(S_a + S_b − 2 (S_a^½ S_b S_a^½)^½) of features `[N, D]` and `[M, D]`, in float64.
 
-    The last trace is the sum of singular values of A Bᵀ: S_a^½ S_b S_a^½ has the eigenvalues of (A Bᵀ)(A Bᵀ)ᵀ. So no
-    matrix root is taken, N < D needs no ridge, and nothing larger than min(N, D) × min(M, D) is factored. A
-    covariance part below rounding is 0, hence exactly 0 for equal sets. Biased upwards for few samples: compare equal
-    N and M only. Raises ValueError for other shapes, fewer than two samples, or values that are not finite.
+    The last trace is the sum of singular values of A Bᵀ, since S_a^½ S_b S_a^½ has the eigenvalues of (A Bᵀ)(A Bᵀ)ᵀ.
+    This needs no matrix root and no ridge for N < D, and factors nothing larger than min(N, D) × min(M, D). A
+    covariance part below rounding counts as 0, so equal sets have distance exactly 0. Biased upwards for few samples:
+    compare equal N and M only. Raises ValueError for other shapes, fewer than two samples, or values not finite.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected [N, D] and [M, D] with N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -45,12 +34,3 @@ def _root(centred: Tensor) -> Tensor:
     """A matrix R `[min(N, D), D]` with RᵀR the covariance of centred samples `[N, D]`."""
     scaled = centred / (len(centred) - 1) ** 0.5
     return torch.linalg.qr(scaled, mode="r").R if len(scaled) > scaled.shape[1] else scaled
-
-
-def named_fid(network: FeatureNetwork, images: Tensor, truths: Tensor) -> dict[str, float]:
-    """Fréchet distance of `images` to `truths`, `[..., 3, H, W]` in [0, 1] each, under the network's name.
-
-    {"FID (CLIP (world))": 0.12}: a figure of one network can't come under the name of another.
-    """
-    features = [network.embed_images(x.reshape(-1, *x.shape[-3:])) for x in (images, truths)]
-    return {f"FID ({network.name})": frechet_distance(*features)}

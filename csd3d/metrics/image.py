@@ -1,13 +1,11 @@
-"""Image metrics. Images are `[H, W, 3]` or `[B, H, W, 3]` in [0, 1]; results are `[]` or `[B]`, one number an image,
-for the caller to average.
-"""
+"""Image metrics. Images are `[H, W, 3]` or `[B, H, W, 3]` in [0, 1]; results are `[]` or `[B]`, one for each image."""
 
 import torch
 import torch.nn.functional as F
 from kornia.metrics import ssim as kornia_ssim
 from torch import Tensor
 
-MSE_FLOOR = 1e-10  # identical images score 100 dB: infinity is no JSON
+MSE_FLOOR = 1e-10  # identical images get 100 dB, because JSON has no infinity
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
@@ -16,12 +14,11 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
     Raises ValueError when the shapes differ.
     """
     _same_shape(images, targets)
-    return _decibels((images - targets).square().mean((-3, -2, -1)))
+    return decibels((images - targets).square().mean((-3, -2, -1)))
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, eq. 13): 11×11 Gaussian window, σ = 1.5, mean over the windows inside
-    the image.
+    """Structural similarity (Wang et al. 2004, eq. 13), 11×11 Gaussian window, σ = 1.5, mean over windows inside.
 
     `[B, H, W, 3]` in [0, 1] → `[B]`. Raises ValueError when the shapes differ or a side is under 11 pixels.
     """
@@ -33,21 +30,21 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def psnr_outside(edited: Tensor, source: Tensor, edited_mask: Tensor, dilation: int = 2) -> Tensor:
-    """PSNR over the pixels that no edit should touch: those outside `edited_mask` grown by `dilation` pixels.
+    """PSNR over the pixels that the edit should not change: outside `edited_mask`, grown by `dilation` pixels.
 
-    edited, source `[B, H, W, 3]` in [0, 1]; edited_mask `[B, H, W]` bool → `[B]` dB, NaN for an image whose mask
-    leaves nothing (average with `torch.nanmean`).
+    edited, source `[B, H, W, 3]` in [0, 1]; edited_mask `[B, H, W]` bool → `[B]` dB, NaN for an image without
+    pixels outside (average with `torch.nanmean`).
     """
     _same_shape(edited, source)
     if edited_mask.shape != edited.shape[:-1]:
         raise ValueError(f"edited_mask is {tuple(edited_mask.shape)}, expected {tuple(edited.shape[:-1])}")
     outside = ~dilate(edited_mask, dilation)
     squared = (edited - source).square().mean(-1) * outside
-    return _decibels(squared.sum((-2, -1)) / outside.sum((-2, -1)))  # 0/0 is the NaN promised above
+    return decibels(squared.sum((-2, -1)) / outside.sum((-2, -1)))  # 0/0 gives the NaN
 
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
-    """Grow a bool mask `[..., H, W]` by `pixels` in the square (Chebyshev) sense."""
+    """Grow a bool mask `[..., H, W]` by `pixels` in Chebyshev distance."""
     if pixels == 0:
         return mask.bool()
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
@@ -55,7 +52,7 @@ def dilate(mask: Tensor, pixels: int) -> Tensor:
 
 
 def best_answer(images: Tensor, answers: Tensor) -> tuple[int, Tensor, Tensor]:
-    """The one answer that suits all views best, by mean PSNR: an edit must choose once, not anew for every view.
+    """The answer with the best mean PSNR over all views: an edit must choose one answer for all of them.
 
     images `[B, H, W, 3]`, answers `[K, B, H, W, 3]` → (k, psnr `[B]`, ssim `[B]`) against answer k.
     """
@@ -64,7 +61,8 @@ def best_answer(images: Tensor, answers: Tensor) -> tuple[int, Tensor, Tensor]:
     return best, scores[best], ssim(images, answers[best])
 
 
-def _decibels(mse: Tensor) -> Tensor:
+def decibels(mse: Tensor) -> Tensor:
+    """−10 log₁₀ of a mean squared error, at most 100 dB."""
     return -10.0 * torch.log10(mse.clamp_min(MSE_FLOOR))
 
 

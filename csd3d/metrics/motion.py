@@ -1,4 +1,4 @@
-"""How steady an edited clip is along the motion of its source, and how visible the seams of a picture made of patches.
+"""Steadiness of an edited clip along the motion of its source, and visibility of the seams between patches.
 
 Frames are [H, W, 3] in [0, 1]; flow_ab [H, W, 2] is (x, y) in pixels: what frame a shows at p, frame b shows at
 p + flow_ab(p).
@@ -14,11 +14,11 @@ from csd3d.cameras import pixel_centres
 from csd3d.metrics.consistency import sample_pixels
 
 Flow = Callable[[int, int], tuple[Tensor, Tensor]]
-SEAM_FLOOR = (0.5 / 255) ** 2  # of squared differences: below half of an 8-bit level there is no edge to be seen
+SEAM_FLOOR = (0.5 / 255) ** 2  # squared difference of half an 8-bit level; smaller edges are invisible
 
 
 def warp_frame(frame: Tensor, flow: Tensor) -> Tensor:
-    """Frame b `[H, W, C]` on frame a's pixels: b(p + flow_ab(p)), bilinear, its border continued."""
+    """Frame b `[H, W, C]` warped to frame a: b(p + flow_ab(p)), bilinear, with the border value outside."""
     height, width = flow.shape[:2]
     if frame.shape[:2] != flow.shape[:2] or flow.shape[2:] != (2,):
         raise ValueError(f"expected [H, W, C] and [H, W, 2] of one size, got {tuple(frame.shape)}, {tuple(flow.shape)}")
@@ -27,14 +27,13 @@ def warp_frame(frame: Tensor, flow: Tensor) -> Tensor:
 
 
 class WarpedError:
-    """Masked RMSE of frame a against frame b brought back by the *source's* flow, pooled over all pairs of a range
-    (after Lai et al. 2018, arXiv 1808.00449, whose error is squared, and averaged pair by pair).
+    """Masked RMSE of frame a against frame b warped by the *source's* flow, pooled over all pairs of a range.
+    (Lai et al. 2018, arXiv 1808.00449, take the squared error instead, and average over pairs.)
 
         E = √( Σ_ab Σ_p m_ab(p) ‖I_a(p) − I_b(p + flow_ab(p))‖² / 3  /  Σ_ab Σ_p m_ab(p) )
 
-    over the pairs (t, t + 1), "short", and (t, t + gap), "long". The frames of the edited clip are added one by one, of
-    which the last `gap` are kept; `flow(a, b)` → (`[H, W, 2]`, m `[H, W]`, 0 where b does not show the pixel), of the
-    source.
+    over the pairs (t, t + 1), "short", and (t, t + gap), "long". The frames of the edited clip are added one by one;
+    the last `gap` are kept. `flow(a, b)` of the source → (`[H, W, 2]`, m `[H, W]`, 0 where b does not show the pixel).
     """
 
     def __init__(self, flow: Flow, gap: int = 4) -> None:
@@ -45,7 +44,7 @@ class WarpedError:
         self.sums = {name: [0.0, 0.0, 0, 0] for name in self.steps}
 
     def add(self, frame: Tensor) -> None:
-        """The next frame `[H, W, 3]` in [0, 1]."""
+        """Append the next frame `[H, W, 3]` in [0, 1]."""
         for name, step in self.steps.items():
             if self.count >= step:
                 earlier = self.kept[-step]
@@ -57,7 +56,7 @@ class WarpedError:
         self.count += 1
 
     def report(self) -> dict[str, float | int | None]:
-        """Per range its RMSE (None where no pixel is seen twice), `<range>_pixels` and `<range>_pairs`."""
+        """For each range its RMSE (None if no pixel is seen twice), `<range>_pixels` and `<range>_pairs`."""
         found: dict[str, float | int | None] = {}
         for name, (squared, weight, pixels, pairs) in self.sums.items():
             found |= {name: (squared / weight) ** 0.5 if weight else None}
@@ -65,16 +64,23 @@ class WarpedError:
         return found
 
 
+def mean_of_ranges(name: str, report: dict[str, float | int | None]) -> dict[str, float | None]:
+    """`name`, the mean of a report's ranges "short" and "long" that are known, and each as `<name>_<range>`."""
+    errors = {key: report[key] for key in ("short", "long")}
+    known = [error for error in errors.values() if error is not None]
+    return {name: sum(known) / len(known) if known else None} | {f"{name}_{key}": e for key, e in errors.items()}
+
+
 def seam_visibility(
     image: Tensor, rows: Iterable[int] = (), columns: Iterable[int] = (), wrap: bool = False
 ) -> float | None:
-    """Gradient energy on patch borders over that elsewhere: 1 where the borders cannot be told, more where they show.
+    """Gradient energy on patch borders relative to other lines: 1 if borders are invisible, more if they show.
 
         Σ_borders ‖I(p) − I(p − e)‖² / Σ_borders mean over the other lines of the same direction
 
-    image `[H, W, 3]` in [0, 1]. Border y of `rows` lies between pixel rows y − 1 and y, and so do `columns`; `wrap`:
-    column 0 follows the last, and border 0 lies between them. None without borders. Raises ValueError for borders
-    outside the picture, or where there is no other line to compare with.
+    image `[H, W, 3]` in [0, 1]. Border y of `rows` lies between pixel rows y − 1 and y; the same for `columns`. `wrap`:
+    column 0 follows the last one, with border 0 between them. None without borders. Raises ValueError for borders
+    outside the picture, or if every line is a border.
     """
     found, expected, count = 0.0, 0.0, 0
     for axis, borders, closed in ((0, rows, False), (1, columns, wrap)):

@@ -1,22 +1,18 @@
 """Diffusion models behind one small interface: encode, embed, predict the noise."""
 
-from csd3d.priors.condition import Condition, edit_branches
+from csd3d.priors.condition import Condition
 from csd3d.priors.loading import PriorConfig, choose_device, load_prior
 from csd3d.priors.mixture import GaussianMixturePrior, scaled_linear_alphas
 from csd3d.priors.perceptual import load_lpips, perceptual_distance, perceptual_vectors
 from csd3d.priors.prior import Defaults, Prior
 
-DiffusersPrior = Prior  # its name before there were families
-
 __all__ = [
     "Condition",
     "Defaults",
-    "DiffusersPrior",
     "GaussianMixturePrior",
     "Prior",
     "PriorConfig",
     "choose_device",
-    "edit_branches",
     "load_lpips",
     "load_prior",
     "perceptual_distance",

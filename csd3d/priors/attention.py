@@ -1,38 +1,44 @@
-"""A UNet's attention read and altered from outside: across the frames of a video, and fused with that of a source.
+"""Reads and changes the attention of Stable Diffusion's UNets: across the frames of a video, and fused with a source's.
 
-Through diffusers' attention processors, for UNets of Stable Diffusion's class. A processor holds no state of its own;
-the state is an object that the caller keeps and tells, before every call of the UNet, what the call holds:
+It works through diffusers' attention processors. A processor has no state; the caller keeps a state object and tells it
+before every call of the UNet what the call holds:
 
-    a call has B groups (branches of guidance) of M frames, row b M + m being frame m of group b, as in
-    `distillation.edit`; a video that does not fit in one call comes in several, its frames in rising order, at one
-    timestep after the other
+    a call has B groups (branches of guidance) of M frames, row b M + m being frame m of group b; a video that does not
+    fit in one call comes in several at the same timestep, its frames in rising order
 
 Symbols: n queries (the pixels of a layer), m keys, L tokens of text; attention maps [rows, heads, n, m], each row of a
-map summing to 1. Only transformer blocks are touched, whose attention has no residual, scale or norm of its own.
+map summing to 1. Only attention in transformer blocks is changed: it has no residual, scale or norm of its own.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 SEES = ("own", "anchor", "previous")
 MODES = ("pass", "record", "fuse")
 MAP_BYTES = 2  # maps are kept in float16
 Shape = tuple[int, int, int]
+Attend = Callable[["Attention", Tensor, Tensor | None], Tensor]  # (layer, hidden states, text or None) -> output
 
 
-def attention_layers(unet: nn.Module, within: str = "") -> dict[str, Attention]:
-    """The attention layers of a UNet's transformer blocks by name, of those whose name starts with `within`.
+def attention_layers(unet: nn.Module, within: str = "") -> dict[str, "Attention"]:
+    """The attention layers of a UNet's transformer blocks whose names start with `within`, by name.
 
-    Raises InputError where there are none, or such as do more than attend (DeepFloyd IF's, a transformer's).
+    Raises InputError where there are none, or they do more than attend (DeepFloyd IF's, a transformer's).
     """
+    from diffusers.models.attention_processor import Attention
+
     layers = {
         name: module
         for name, module in unet.named_modules()
@@ -46,15 +52,32 @@ def attention_layers(unet: nn.Module, within: str = "") -> dict[str, Attention]:
     return layers
 
 
+@dataclass
+class _Processor:
+    """A processor of diffusers that calls `attend`; `encoder_hidden_states` is None in self-attention."""
+
+    attend: Attend
+
+    def __call__(
+        self,
+        attn: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        if attention_mask is not None:
+            raise ValueError("attention across frames takes no attention mask: embed prompts without one")
+        return self.attend(attn, hidden_states, encoder_hidden_states)
+
+
 @contextmanager
-def replaced_processors(
-    layers: dict[str, Attention], make: Callable[[str, Attention], Callable[..., Tensor]]
-) -> Iterator[None]:
-    """`layers` with the processors `make(name, layer)` inside the block, and with their own again behind it."""
+def _replaced(layers: dict[str, "Attention"], make: Callable[[str, Callable[..., Tensor]], Attend]) -> Iterator[None]:
+    """Let `layers` attend by `make(name, own processor)` inside the block; then they get their own processors back."""
     before = {name: layer.processor for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            layer.set_processor(make(name, layer))
+            layer.set_processor(_Processor(make(name, layer.processor)))
         yield
     finally:
         for name, layer in layers.items():
@@ -62,14 +85,13 @@ def replaced_processors(
 
 
 class CrossFrameAttention:
-    """Which frames a frame's self-attention takes its keys and values from, and those it needs from earlier calls.
+    """Which frames a frame's self-attention takes keys and values from; keeps those of earlier calls that it needs.
 
-    `sees` lists what comes one after the other: "own", the frame itself; "anchor", the first of all frames;
-    "previous", the frame before (the first frame's is itself). Pix2Video (arXiv 2303.12688) sees anchor and previous.
-    Keys that appear twice share their weight, so a frame that sees itself twice is as if it saw itself.
+    `sees` lists the frames whose keys are concatenated: "own", the frame itself; "anchor", the first of all frames;
+    "previous", the frame before (the first frame sees itself). Pix2Video (arXiv 2303.12688) sees anchor and previous.
+    Keys that appear twice share their weight, so a frame that sees itself twice attends as if it saw itself once.
 
-    Kept from call to call: of every layer and group the anchor's and the last frame's input, two frames, however long
-    the video.
+    For every layer and group the inputs of the anchor and of the last frame are kept, however long the video.
     """
 
     def __init__(self, sees: tuple[str, ...]):
@@ -79,17 +101,15 @@ class CrossFrameAttention:
         self._kept: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def begin(self, groups: tuple[str, ...], first: int) -> None:
-        """Before a call of the UNet: its groups by name, and which frame of the video its first one is."""
+        """Announce a call of the UNet: the names of its groups, and the number of its first frame in the video."""
         self.groups, self.first = groups, first
 
     def context(self, layer: str, hidden: Tensor) -> Tensor:
-        """What rows [B M, n, D] of a self-attention layer attend to, [B M, len(sees) n, D]."""
-        return torch.cat([self._of_group(layer, *one) for one in zip(self.groups, self._frames(hidden), strict=True)])
-
-    def _frames(self, hidden: Tensor) -> Tensor:
+        """The states [B M, len(sees) n, D] that rows [B M, n, D] of a self-attention layer attend to."""
         if not self.groups or len(hidden) % len(self.groups):
             raise ValueError(f"a call of {len(hidden)} rows does not hold whole frames of groups {self.groups}")
-        return hidden.unflatten(0, (len(self.groups), -1))
+        frames = hidden.unflatten(0, (len(self.groups), -1))
+        return torch.cat([self._of_group(layer, group, own) for group, own in zip(self.groups, frames, strict=True)])
 
     def _of_group(self, layer: str, group: str, own: Tensor) -> Tensor:
         anchor, last = (own[:1], own[:1]) if self.first == 0 else self._kept[layer, group]
@@ -98,35 +118,20 @@ class CrossFrameAttention:
         return torch.cat([seen[name] for name in self.sees], dim=1)
 
 
-class CrossFrameProcessor:
-    """A self-attention layer's processor that hands `base`, the layer's own, the frames that `state` says it sees."""
-
-    def __init__(self, layer: str, base: Callable[..., Tensor], state: CrossFrameAttention):
-        self.layer, self.base, self.state = layer, base, state
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        _refuse_mask(attention_mask)
-        return self.base(attn, hidden_states, encoder_hidden_states=self.state.context(self.layer, hidden_states))
-
-
 @contextmanager
 def cross_frame_attention(unet: nn.Module, state: CrossFrameAttention, within: str = "") -> Iterator[None]:
-    """The UNet with its self-attention, in layers whose name starts with `within`, across frames as `state` says."""
-    layers = attention_layers(unet, within)
-    layers = {name: layer for name, layer in layers.items() if not layer.is_cross_attention}
-    with replaced_processors(layers, lambda name, layer: CrossFrameProcessor(name, layer.processor, state)):
+    """Make self-attention in layers whose names start with `within` see the frames of `state`, inside the block."""
+    layers = {name: layer for name, layer in attention_layers(unet, within).items() if not layer.is_cross_attention}
+
+    def make(name: str, base: Callable[..., Tensor]) -> Attend:
+        return lambda attn, hidden, _: base(attn, hidden, encoder_hidden_states=state.context(name, hidden))
+
+    with _replaced(layers, make):
         yield
 
 
 def layer_sizes(unet: nn.Module, height: int, width: int) -> dict[str, tuple[int, int]]:
-    """(h, w) at which each attention layer works on latents of `height` x `width`: halved by each block, rounded up."""
+    """(h, w) of each attention layer for latents of `height` x `width`: halved by each block, rounded up."""
     levels = [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(unet.down_blocks))]
     blocks = {f"down_blocks.{i}.": size for i, size in enumerate(levels)} | {"mid_block.": levels[-1]}
     blocks |= {f"up_blocks.{i}.": size for i, size in enumerate(reversed(levels))}
@@ -137,9 +142,9 @@ def layer_sizes(unet: nn.Module, height: int, width: int) -> dict[str, tuple[int
 def map_shapes(
     unet: nn.Module, sizes: dict[str, tuple[int, int]], tokens: int, contexts: int, max_pixels: int
 ) -> dict[str, Shape]:
-    """(heads, n, m) of one frame's map in every layer that is kept: those of at most `max_pixels` queries.
+    """(heads, n, m) of one frame's map, in the layers that have at most `max_pixels` queries.
 
-    Self-attention has `contexts` n keys, cross-attention `tokens`. Raises InputError where no layer is so small.
+    Self-attention has `contexts` n keys, cross-attention `tokens`. Raises InputError where no layer is small enough.
     """
     shapes = {}
     for name, layer in attention_layers(unet).items():
@@ -153,10 +158,10 @@ def map_shapes(
 
 
 class AttentionMaps:
-    """Attention maps of a source by step, layer and frame: on the CPU in float16, within a budget of bytes.
+    """Attention maps of a source by step, layer and frame, on the CPU in float16; `shapes` are from `map_shapes`.
 
-    `shapes` are `map_shapes`. Maps are allocated as they come in; that all of `frames` and `steps` will fit is checked
-    here, before the first: InputError otherwise.
+    Raises InputError where the maps of all `frames` and `steps` need more than `budget` bytes. They are allocated when
+    they are first stored.
     """
 
     def __init__(self, shapes: dict[str, Shape], frames: int, steps: int, budget: int):
@@ -171,11 +176,11 @@ class AttentionMaps:
 
     @staticmethod
     def frame_bytes(shapes: dict[str, Shape], steps: int) -> int:
-        """What one frame takes."""
+        """Bytes of one frame's maps."""
         return steps * MAP_BYTES * sum(heads * n * m for heads, n, m in shapes.values())
 
     def put(self, step: int, layer: str, rows: slice, maps: Tensor) -> None:
-        """Keeps `maps` [M, heads, n, m] of the frames `rows`."""
+        """Store `maps` [M, heads, n, m] of the frames `rows`."""
         if (step, layer) not in self._maps:
             self._maps[step, layer] = torch.empty(self.frames, *self.shapes[layer], dtype=torch.float16)
         self._maps[step, layer][rows] = maps.to("cpu", torch.float16)
@@ -193,17 +198,16 @@ class AttentionFusion:
         o = M c_edit V_edit + (1 − M) c_src V_src           outputs of cross-attention
         M = 1 where A / max A ≥ threshold, else 0           A [n], the source's attention to the instruction's words
 
-    at every pixel of a layer, A being the mean over cross-attention layers and heads, brought to the layer's size. In
-    "record" the maps of group "image" are stored as s_src and c_src, and those of group "full" make A; in "fuse" both
-    groups are fused; in "pass", and always in other groups and in layers of which no map is kept, attention is as it
-    was but for the frames it sees.
+    at every pixel of a layer; A is the mean over cross-attention layers and heads, resized to the layer. Mode "record"
+    stores the maps of group "image" as s_src and c_src, and computes A from those of group "full"; mode "fuse" fuses
+    both groups. In mode "pass", in other groups and in layers without stored maps, only the frames seen change.
 
-    An instruction shares no words with the empty text of an InstructPix2Pix source, so the paper's rule, c_src for the
-    words that both have, is applied to the two texts set side by side: the empty one has the source's maps, the
-    instruction its own, and the mask says which of them a pixel listens to. All source (M = 0), "full" is "image" and
+    The paper takes c_src for the words that both prompts have. An instruction shares no words with the empty text of an
+    InstructPix2Pix source, so we apply the rule to both texts side by side: the empty text has the source's maps, the
+    instruction its own, and M chooses between them at each pixel. With M = 0 everywhere, "full" equals "image", and
     both are the source's own prediction.
 
-    `source_text` [1, L, D] is the embedding whose values are V_src; `words` [L] bool, the tokens that are words.
+    `source_text` [1, L, D] is the embedding whose values are V_src; `words` [L] bool marks the tokens that are words.
     """
 
     frames: CrossFrameAttention
@@ -214,12 +218,12 @@ class AttentionFusion:
     threshold: float
     mode: str = "pass"
     step: int = 0
-    attended: dict[int, Tensor] = field(default_factory=dict)  # A, not divided: [frames, 1, h, w] by step
+    attended: dict[int, Tensor] = field(default_factory=dict)  # A before the division, [frames, 1, h, w] by step
 
     def at(self, mode: str, step: int) -> bool:
-        """What the calls from here on do, at the step whose maps they write or read: `mode`, if there are any of it.
+        """Set what the next calls do, and the step whose maps they store or read. False where `mode` became "pass".
 
-        Those of the first steps of the edit are kept, as many as `maps` has; at others attention is passed through.
+        Maps are kept for the first `maps.steps` steps of the edit; the others pass.
         """
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}: choose one of {', '.join(MODES)}")
@@ -229,10 +233,22 @@ class AttentionFusion:
             self.attended[step] = torch.zeros(self.maps.frames, 1, *max(self.sizes[name] for name in self.maps.shapes))
         return kept
 
+    def process(
+        self, layer: str, base: Callable[..., Tensor], attn: "Attention", hidden: Tensor, text: Tensor | None
+    ) -> Tensor:
+        """The output of a layer; its own processor `base` attends where no map is stored."""
+        context = text if attn.is_cross_attention else self.frames.context(layer, hidden)
+        if self.mode == "pass" or layer not in self.maps.shapes:
+            return base(attn, hidden, encoder_hidden_states=context)
+        probs, value = attention_maps(attn, hidden, context)
+        source = attention_values(attn, self.source_text.to(context)) if attn.is_cross_attention else None
+        output = attn.batch_to_head_dim(self.attend(layer, probs, value, source).flatten(0, 1))
+        return attn.to_out[1](attn.to_out[0](output))
+
     def attend(self, layer: str, probs: Tensor, value: Tensor, source_value: Tensor | None) -> Tensor:
         """The output [B M, heads, n, d] of maps `probs` and `value` [B M, heads, m, d], recorded or fused.
 
-        `source_value` [1, heads, m, d] are a cross-attention layer's values of the source text, None in the others.
+        `source_value` [1, heads, m, d]: the values of the source text in a cross-attention layer, else None.
         """
         count = len(probs) // len(self.frames.groups)
         rows = slice(self.frames.first, self.frames.first + count)
@@ -265,66 +281,32 @@ class AttentionFusion:
 def blend_mask(attended: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """M [M, n] bool of attention A [M, 1, H, W] ≥ 0 at a layer of `size` = (h, w): where A / max A ≥ threshold.
 
-    The largest is each frame's own; where nothing is attended to, A / max A counts as 0.
+    The maximum is over each frame; A / max A counts as 0 where A is 0 everywhere.
     """
     attended = _resize(attended, size).flatten(1)
     return attended / attended.amax(1, keepdim=True).clamp_min(torch.finfo(attended.dtype).tiny) >= threshold
 
 
-def attention_maps(attn: Attention, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+def attention_maps(attn: "Attention", hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / √d) [rows, heads, n, m] and V [rows, heads, m, d] of queries [rows, n, D], keys [rows, m, D'].
 
-    As diffusers' AttnProcessor computes them, and AttnProcessor2_0 without writing them down.
+    The same as in diffusers' AttnProcessor.
     """
     query, key = (attn.head_to_batch_dim(to(x)) for to, x in ((attn.to_q, hidden), (attn.to_k, context)))
     probs = attn.get_attention_scores(query, key).unflatten(0, (-1, attn.heads))
     return probs, attention_values(attn, context)
 
 
-def attention_values(attn: Attention, context: Tensor) -> Tensor:
+def attention_values(attn: "Attention", context: Tensor) -> Tensor:
     """V [rows, heads, m, d] of a context [rows, m, D']."""
     return attn.head_to_batch_dim(attn.to_v(context)).unflatten(0, (-1, attn.heads))
 
 
-class FusionProcessor:
-    """A layer's processor for FateZero: the frames it sees, and its maps recorded or fused as `state` says.
-
-    Maps are written down only where they are kept; elsewhere, and in "pass", the layer's own processor `base` attends.
-    """
-
-    def __init__(self, layer: str, base: Callable[..., Tensor], state: AttentionFusion):
-        self.layer, self.base, self.state = layer, base, state
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        _refuse_mask(attention_mask)
-        state, context = self.state, encoder_hidden_states
-        if not attn.is_cross_attention:
-            context = state.frames.context(self.layer, hidden_states)
-        if state.mode == "pass" or self.layer not in state.maps.shapes:
-            return self.base(attn, hidden_states, encoder_hidden_states=context)
-        probs, value = attention_maps(attn, hidden_states, context)
-        source = attention_values(attn, state.source_text.to(context)) if attn.is_cross_attention else None
-        output = attn.batch_to_head_dim(state.attend(self.layer, probs, value, source).flatten(0, 1))
-        return attn.to_out[1](attn.to_out[0](output))
-
-
 @contextmanager
 def fused_attention(unet: nn.Module, state: AttentionFusion) -> Iterator[None]:
-    """The UNet with all its attention layers recorded or fused as `state` says."""
-    with replaced_processors(attention_layers(unet), lambda name, layer: FusionProcessor(name, layer.processor, state)):
+    """Record or fuse the attention of all layers by `state`, inside the block."""
+    with _replaced(attention_layers(unet), lambda name, base: partial(state.process, name, base)):
         yield
-
-
-def _refuse_mask(attention_mask: Tensor | None) -> None:
-    if attention_mask is not None:
-        raise ValueError("attention across frames takes no attention mask: embed prompts without one")
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,26 +1,29 @@
-"""Images to the latents that a model denoises and back: through a VAE, or as small pictures for a pixel-space model.
+"""Images to latents and back: through a VAE, or as small pictures for a pixel-space model.
 
-Symbols as in `prior`, and: x [B, 3, H, W] in [−1, 1] float32, the images as networks see them. Every function of a
+Symbols as in `prior`, and: x [B, 3, H, W] in [−1, 1] float32, the images as networks take them. Every function of a
 codec is differentiable, and sends at most `micro_batch` elements through a network at once.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 class VaeCodec:
-    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; a missing shift_factor (all but SD3's) is 0.
+    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; only SD3's VAE has a shift_factor.
 
-    Sizes need not divide by `multiple` pixels (the VAE's factor times the denoiser's patch): images are padded at the
-    right and bottom by reflection before they are encoded, and `decode(z, size)` crops the padding off again.
+    Images of any size are padded at the right and bottom by reflection to whole multiples of `multiple` pixels (the
+    VAE's factor times the denoiser's patch); `decode(z, size)` crops the padding.
     """
 
-    def __init__(self, vae: AutoencoderKL, patch: int = 1, slicing: bool = False):
+    def __init__(self, vae: "AutoencoderKL", patch: int = 1, slicing: bool = False):
         if slicing:  # the VAE takes one image at a time
             vae.enable_slicing()
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -35,13 +38,13 @@ class VaeCodec:
         return self.channels, h, w
 
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
-        """The posterior's mode, or with a generator a sample, shifted and scaled. ValueError for too small images."""
+        """z of images: the posterior's mode, or a sample with a generator. ValueError for too small images."""
         posterior = self._posterior(x, micro_batch)
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return (z - self.shift) * self.scale
 
     def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
-        """The posterior's mode as it is."""
+        """The posterior's mode, not scaled."""
         return self._posterior(x, micro_batch).mode()
 
     def unscaled(self, z: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ class VaeCodec:
         return z / self.scale + self.shift
 
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
-        """x of latents, cropped to `size` if given; ValueError for a size that is larger than what is decoded."""
+        """x of latents, cropped to `size` if given; ValueError for a `size` larger than the decoded images."""
         chunks = self.unscaled(z).split(micro_batch)
         x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks])
         return x if size is None else _crop(x, size)
@@ -61,7 +64,9 @@ class VaeCodec:
             maps.append(block(maps[-1]))
         return maps
 
-    def _posterior(self, x: Tensor, micro_batch: int) -> DiagonalGaussianDistribution:
+    def _posterior(self, x: Tensor, micro_batch: int) -> "DiagonalGaussianDistribution":
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         chunks = self._pad(x).split(micro_batch)
         return DiagonalGaussianDistribution(torch.cat([self.vae.encode(c).latent_dist.parameters for c in chunks]))
 
@@ -75,9 +80,9 @@ class VaeCodec:
 
 
 class UnscaledLatent:
-    """The source picture as InstructPix2Pix takes it: the posterior's mode as it is, beside z_t as further channels.
+    """InstructPix2Pix's source picture: the posterior's unscaled mode, concatenated to z_t as more channels.
 
-    Null is a zero latent (arXiv 2211.09800, section 3.2.1).
+    The null image is a zero latent (arXiv 2211.09800, section 3.2.1).
     """
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor:
@@ -93,8 +98,8 @@ class UnscaledLatent:
 class PixelCodec:
     """z is the picture itself in [−1, 1], its shorter side resized to `sample_size` pixels (DeepFloyd IF's stage I).
 
-    The longer side keeps the aspect ratio up to the nearest multiple of `multiple`, the UNet's factor; a square picture
-    becomes exactly `sample_size` squared. Resizing is bilinear and antialiased, both ways.
+    Sides are rounded to the nearest multiple of `multiple`, the UNet's factor. Resizing is bilinear and antialiased in
+    both directions.
     """
 
     def __init__(self, sample_size: int, multiple: int = 1):
@@ -107,7 +112,7 @@ class PixelCodec:
         return self.channels, *(max(1, unit) * self.multiple for unit in units)
 
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
-        """The resized pictures; there is no posterior, so a generator changes nothing."""
+        """The resized pictures; the generator is not used, because there is no posterior."""
         return _resize(x, self.latent_shape(*x.shape[-2:])[1:])
 
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:

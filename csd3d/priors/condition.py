@@ -1,7 +1,7 @@
-"""What the noise is predicted under: the words, the source picture, sizes, the camera. Symbols as in `prior`."""
+"""The conditions of a noise prediction: text, source picture, sizes, camera. Symbols as in `prior`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the noise is predicted under: `text` [B, L, D], and for an editing model the source `image` [B, C, h, w].
+    """The conditions of a batch of noise predictions.
 
-    Models with a second, pooled description of the prompt (SDXL, Stable Diffusion 3) need it in `pooled` [B, P]:
-    `Prior.condition` fills it in. `time_ids` [B, 6] are SDXL's (height, width) of the source, (top, left) of its crop
-    and (height, width) of the target, in pixels; where it is None they stand for the whole picture that z_t is.
-    `camera` [B, K] is the embedding of where the picture is seen from, for models that take it; zeros are "not told".
+    text [B, L, D]: embeddings of the prompts.  image [B, C, h, w]: the source picture, for an editing model.
+    pooled [B, P]: pooled embeddings of the prompts, which SDXL and Stable Diffusion 3 need.  time_ids [B, 6]: SDXL's
+    (height, width) of the source, (top, left) of its crop and (height, width) of the target, in pixels; None is the
+    uncropped picture of z_t.  camera [B, K]: the embedding of the camera, for models that take it; zeros mean none.
     """
 
     text: Tensor
@@ -40,18 +40,18 @@ class Condition:
         return self._map(lambda value: value[rows])
 
     def expand(self, batch: int) -> "Condition":
-        """Repeats a condition of one element `batch` times without copying."""
+        """A condition of one element, repeated `batch` times without copying."""
         return self._map(lambda value: value.expand(batch, *value.shape[1:]))
 
     @property
     def shapes(self) -> tuple:
-        """Equal for conditions that can be stacked."""
+        """Shapes without the batch; conditions with equal `shapes` can be stacked."""
         values = (getattr(self, part.name) for part in fields(self))
         return tuple(None if value is None else tuple(value.shape[1:]) for value in values)
 
     @staticmethod
     def cat(conditions: list["Condition"]) -> "Condition":
-        """Stacks conditions along the batch; all have an image (pooled text, ...) or none has (ValueError)."""
+        """Stack conditions along the batch; ValueError where some have an image (pooled text, ...) and others not."""
         parts = {}
         for name in (part.name for part in fields(Condition)):
             present = [value for condition in conditions if (value := getattr(condition, name)) is not None]
@@ -63,16 +63,3 @@ class Condition:
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return Condition(**{name: None if value is None else function(value) for name, value in values.items()})
-
-
-def edit_branches(
-    text: Tensor | Condition, null_text: Tensor | Condition, image: Tensor
-) -> tuple[Condition, Condition, Condition]:
-    """The three branches of InstructPix2Pix, (∅, ∅), (x̃, ∅), (x̃, y), its null image being a zero latent.
-
-    `text` and `null_text` are [B | 1, L, D] embeddings of the instruction and of "", or `Condition`s; `image`
-    [B, C, h, w] is of `encode_condition`. `Prior.edit_conditions` does it for any family.
-    """
-    given = (words if isinstance(words, Condition) else Condition(words) for words in (null_text, text))
-    null, full = (words.expand(len(image)) for words in given)
-    return replace(null, image=torch.zeros_like(image)), replace(null, image=image), replace(full, image=image)

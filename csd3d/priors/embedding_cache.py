@@ -1,7 +1,7 @@
-"""Embeddings of prompts on disk, so that a large text encoder need not read the same prompt in every run.
+"""Embeddings of prompts on disk, so that a large text encoder does not embed the same prompt in every run.
 
-One safetensors file a prompt, named by a hash of the model's text encoders and of the prompt. Its metadata hold the
-prompt and a digest of the tensors: a file that is cut off, altered or another prompt's is not used but written anew.
+Each prompt has a safetensors file, named by a hash of the model's text encoders and the prompt. Its metadata hold the
+prompt and a digest of the tensors; a file that does not match them is written again.
 """
 
 import hashlib
@@ -18,16 +18,15 @@ from torch import Tensor
 logger = logging.getLogger("csd3d")
 Embedding = dict[str, Tensor]  # "text" [L, D] and, for models that take it, "pooled" [P]; float32
 
-WHOLE_BYTES = 1 << 20  # a file up to this size is hashed as a whole
-SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of a larger one so many pieces
+WHOLE_BYTES = 1 << 20  # files up to this size are hashed completely
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # number and size of the samples of a larger file
 
 
 def fingerprint(parts: Mapping[str, Path], recipe: str) -> str:
-    """A hash of what a prompt's embedding depends on: the folders of the model's text encoders, and how they are used.
+    """A hash of what embeddings depend on: the folders of the model's text encoders, and the `recipe` for using them.
 
-    Weights are hashed by name, size, time of change and evenly spaced samples: reading gigabytes through would take as
-    long as embedding. A copy of a model may thus have another fingerprint (its prompts are embedded again), but two
-    models do not share one.
+    Large files are hashed by name, size, modification time and evenly spaced samples, because reading gigabytes would
+    take as long as embedding. So a copy of a model may have another fingerprint, and its prompts are embedded again.
     """
     digest = hashlib.sha256(recipe.encode())
     for part, folder in sorted(parts.items()):
@@ -46,24 +45,24 @@ def embedding_path(folder: Path, model: str, prompt: str) -> Path:
 
 
 def read_embedding(path: Path, prompt: str) -> Embedding | None:
-    """A prompt's embedding, or None (with a warning, where there is a file) if it can't be had from `path`."""
+    """A prompt's embedding from `path`; None without a file, or with a warning if the file is broken."""
     if not path.is_file():
         return None
     try:
         with safe_open(str(path), "pt") as file:
             metadata, embedding = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         intact = metadata.get("prompt") == prompt and metadata.get("sha256") == _digest(embedding)
-    except Exception as error:  # whatever a broken file makes the library raise
+    except Exception as error:  # a broken file can raise any error of the library
         logger.warning("%s: unreadable (%s), embedding again", path, type(error).__name__)
         return None
     if not intact:
-        logger.warning("%s: does not hold what was written there, embedding again", path)
+        logger.warning("%s: content was changed, embedding again", path)
         return None
     return embedding
 
 
 def write_embedding(path: Path, prompt: str, embedding: Embedding) -> None:
-    """Writes the file whole, then renames it into place; a failure costs a warning only."""
+    """Write a temporary file and rename it into place; a failure is only a warning."""
     tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in embedding.items()}
     data = save(tensors, {"prompt": prompt, "sha256": _digest(tensors)})
     temporary = None

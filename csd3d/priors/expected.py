@@ -1,7 +1,7 @@
-"""LMC-SDS's b_ψ: the one-step reconstruction that a prior is expected to make of a picture, at every noise level.
+"""LMC-SDS's network b_ψ: the prior's expected one-step reconstruction of a picture, at every noise level.
 
-Symbols as in `prior`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. The method (arXiv 2401.05293) is followed from its
-abstract and from secondary sources; the network's form is our own. Trained by `tools.train_shipped.lmc`.
+Symbols as in `prior`; ẑ_0(z_t; y) = (z_t − σ_t ε(z_t; y))/√ᾱ_t. We follow the abstract of arXiv 2401.05293 and
+secondary sources; the network's architecture is our own. Trained by `tools.train_shipped.lmc`.
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_timestep_embedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,21 +17,21 @@ from csd3d.errors import InputError
 from csd3d.files import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-LIMITS = {"channels": 64, "width": 1024, "blocks": 64}  # what a folder may ask for
+LIMITS = {"channels": 64, "width": 1024, "blocks": 64}  # the largest values that a folder's config may have
 
 
 class ExpectedReconstruction(nn.Module):
     """b_ψ(z, t) = z + correction(z, t) ≈ E[ẑ_0(z_t; y) | z], for z [B, C, h, w] of any size.
 
-    The correction is a few residual blocks of 3x3 convolutions, each modulated by the time, dilated 1, 2, 4, 1, ... so
-    that four of them see the whole of a latent of 16². There is no normalisation, which would lose how far z is from
-    the mean. Its last layer starts at 0: then b_ψ(z, t) = z, with which LMC-SDS is SDS.
+    The correction is a few residual blocks of 3x3 convolutions, modulated by the time and dilated by 1, 2, 4, 1, ...,
+    so that four blocks see all of a 16² latent. There is no normalisation, because it would remove the distance of z
+    from the mean. The last layer starts at 0: then b_ψ(z, t) = z, and LMC-SDS equals SDS.
     """
 
     def __init__(self, channels: int = 4, width: int = 64, blocks: int = 4):
         super().__init__()
         if width % 2:
-            raise ValueError(f"width must be even, half sines and half cosines of the time; got {width}")
+            raise ValueError(f"width must be even (half sines, half cosines of the time), got {width}")
         self.config = {"channels": channels, "width": width, "blocks": blocks}
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
@@ -42,6 +41,8 @@ class ExpectedReconstruction(nn.Module):
 
     def forward(self, z: Tensor, t: int | Tensor) -> Tensor:
         """b_ψ(z, t) [B, C, h, w] float32; t an int, or [B]. Raises ValueError for another number of channels."""
+        from diffusers.models.embeddings import get_timestep_embedding
+
         if z.ndim != 4 or z.shape[1] != self.config["channels"]:
             raise ValueError(f"z must be [B, {self.config['channels']}, h, w], got {tuple(z.shape)}")
         steps = torch.as_tensor(t, device=z.device).expand(len(z))
@@ -52,7 +53,7 @@ class ExpectedReconstruction(nn.Module):
         return z.float() + self.conv_out(_modulated(x, self.modulation(time))).float()
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Writes config.json and model.safetensors; `save_whole` replaces a folder in one step."""
+        """Write config.json and model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n")
@@ -60,7 +61,7 @@ class ExpectedReconstruction(nn.Module):
 
 
 def load_expected(folder: Path | str, device: torch.device | str = "cpu") -> ExpectedReconstruction:
-    """Opens a folder written by `save_pretrained`, frozen, on `device`; InputError naming the file that is broken."""
+    """Open a folder written by `save_pretrained`, frozen, on `device`; InputError naming a missing or broken file."""
     folder = Path(folder)
     model = ExpectedReconstruction(**_read_config(folder / CONFIG))
     try:
@@ -75,7 +76,7 @@ def load_expected(folder: Path | str, device: torch.device | str = "cpu") -> Exp
 def _read_config(path: Path) -> dict[str, int]:
     config = read_json(path, "what python -m tools.train_shipped lmc writes")
     if config.get("_class_name") != ExpectedReconstruction.__name__:
-        raise InputError(f"{path}: is not the config of an {ExpectedReconstruction.__name__}, the b_ψ of LMC-SDS")
+        raise InputError(f"{path}: is not the config of an {ExpectedReconstruction.__name__}, LMC-SDS's b_ψ")
     for key, limit in LIMITS.items():
         value = config.get(key)
         if type(value) is not int or not 1 <= value <= limit or (key == "width" and value % 2):
@@ -85,7 +86,7 @@ def _read_config(path: Path) -> dict[str, int]:
 
 
 class _Block(nn.Module):
-    """x + conv(silu(conv(x), modulated by the time)), both 3x3 with `dilation`."""
+    """x + conv(silu(modulated(conv(x)))), both convolutions 3x3 with `dilation`, modulated by the time."""
 
     def __init__(self, width: int, dilation: int):
         super().__init__()

@@ -4,7 +4,7 @@ Symbols as in `prior`, a = √ᾱ_t, σ = √(1 − ᾱ_t), and:
   s    the flow's time in (0, 1): x_s = (1 − s) x_0 + s ε
   v    [B, C, h, w] the velocity that the network predicts, dx_s/ds = ε − x_0
 
-Both noisings mix the same x_0 = z and ε, so z_t = a x_0 + σ ε is x_s up to scale where the two mixing ratios agree:
+Both noisings mix x_0 = z and ε, so z_t = a x_0 + σ ε equals x_s up to scale where the two mixing ratios agree:
 
     s/(1 − s) = σ/a   =>   s = σ/(a + σ),   1 − s = a/(a + σ),   x_s = z_t/(a + σ)
 
@@ -12,12 +12,16 @@ and the noise follows from the velocity with no approximation:
 
     x_s + (1 − s) v = (1 − s) x_0 + s ε + (1 − s)(ε − x_0) = ε
 
-Taking conditional expectations given z_t (given x_s: the same event) it holds for what the networks predict as well.
+Networks predict expectations given z_t (equivalently, given x_s), and the equation holds for these too.
 `parameterisation.to_epsilon` does the last step.
 """
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from typing import TYPE_CHECKING
+
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 def flow_time(alpha_bar: Tensor) -> Tensor:
@@ -32,12 +36,11 @@ def flow_alphas(s: Tensor) -> Tensor:
     return (1 - s).square() / ((1 - s).square() + s.square())
 
 
-def flow_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-    """ᾱ_t [T] float64, decreasing, of the model's own T times s with their shift; t = 0 is the least noise.
+def flow_schedule(scheduler: "FlowMatchEulerDiscreteScheduler", tokens: int) -> Tensor:
+    """ᾱ_t [T] float64, decreasing, at the model's own T shifted times s; t = 0 is the least noise.
 
-    Where the shift depends on the resolution (`use_dynamic_shifting`), it is that of pictures of `tokens` patches. The
-    last time is s = 1, pure noise, with ᾱ = 0 and no x̂_0 = (z_t − σ ε)/a to speak of: half a step before it stands in.
-    The schedule only says which noise level a t means; what is predicted at that level is exact for any schedule.
+    A shift that depends on the resolution (`use_dynamic_shifting`) is taken for pictures of `tokens` patches. The last
+    time, s = 1, has ᾱ = 0, where x̂_0 = (z_t − σ ε)/a is undefined, so it is moved back by half a step.
     """
     s = scheduler.sigmas.double()
     if scheduler.config.use_dynamic_shifting:
@@ -47,15 +50,15 @@ def flow_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Te
     return flow_alphas(s)
 
 
-def _dynamic_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
-    """μ, linear in the number of patches, as diffusers' pipelines reckon it (arXiv 2403.03206, section 5.3.2)."""
+def _dynamic_shift(scheduler: "FlowMatchEulerDiscreteScheduler", tokens: int) -> float:
+    """μ, linear in the number of patches, as in diffusers' pipelines (arXiv 2403.03206, section 5.3.2)."""
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 
 
 def flow_input(z_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """x_s [B, C, h, w], what the network is shown of z_t, and its time s [B]; `alpha_bar` [B]."""
+    """The network's input x_s [B, C, h, w] for z_t, and its time s [B]; `alpha_bar` [B]."""
     s = flow_time(alpha_bar)
     norm = alpha_bar.double().sqrt() + (1 - alpha_bar.double()).sqrt()
     s, norm = s.to(z_t.dtype), norm.to(z_t.dtype)

@@ -1,4 +1,4 @@
-"""Finding a model: a diffusers folder on disk, or a hub name that is downloaded as one, configs first."""
+"""Finding a model: a diffusers folder on disk, or a hub name, whose configs are downloaded before its weights."""
 
 import fnmatch
 import re
@@ -17,9 +17,9 @@ CONFIGS = ["model_index.json", SETTINGS, "*/*.json"]
 
 @dataclass(frozen=True)
 class HubFolder(ModelFolder):
-    """The local copy of a hub's repository, of which only the configs are there until `fetch_weights`.
+    """The local copy of a hub repository; it holds only configs until `fetch_weights`.
 
-    revision, files: the commit and what it holds, None and () where the hub is out of reach.
+    revision, files: the commit and its files; None and () if the hub cannot be reached.
     """
 
     name: str = ""
@@ -28,10 +28,10 @@ class HubFolder(ModelFolder):
 
 
 def find_model(model: str) -> ModelFolder:
-    """The folder of a model: itself if it is one, else the local copy of the hub's repository of that name.
+    """The folder `model`, or the local copy of the hub repository of that name.
 
-    Raises InputError where it is neither; for a hub name, when the hub can't be reached and nothing is cached (known
-    within seconds).
+    Raises InputError where it is neither; for a hub name, within seconds if the hub can't be reached and nothing is
+    cached.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -44,16 +44,15 @@ def find_model(model: str) -> ModelFolder:
 
 
 def fetch_weights(folder: ModelFolder, parts: Mapping[str, type]) -> None:
-    """Downloads what a family opens of a hub's model, its weights once; nothing to do for any other folder."""
+    """Download the `parts` of a hub model; does nothing for a folder on disk."""
     if isinstance(folder, HubFolder):
-        wanted = wanted_files(parts, folder.files)
-        _snapshot(folder.name, folder.revision, wanted, None)
+        _snapshot(folder.name, folder.revision, wanted_files(parts, folder.files), None)
 
 
 def wanted_files(parts: Iterable[str], files: Iterable[str]) -> list[str]:
-    """Of a repository's files those that `parts` are opened from: tokenizers, and one set of safetensors a network.
+    """The files that `parts` are opened from: those of tokenizers, and one set of safetensors for each network.
 
-    Where a network is there in several forms, `weight_files` says which comes first: no form is taken beside another.
+    If a network has several sets, the first in the order of `weight_files` is taken.
     """
     files, wanted = sorted(files), []
     for part in parts:
@@ -71,7 +70,7 @@ def wanted_files(parts: Iterable[str], files: Iterable[str]) -> list[str]:
 
 
 def _hub_configs(name: str) -> HubFolder:
-    # by its version, the hub's library fails through requests, httpx or OSError: to the user each is the same one line
+    # depending on its version, the hub's library raises errors of requests, httpx or OSError
     revision, files, reason = None, (), None
     try:
         info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
@@ -82,7 +81,7 @@ def _hub_configs(name: str) -> HubFolder:
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], reason: Exception | None) -> Path:
-    try:  # with no answer from the hub, a copy from an earlier run will do
+    try:  # if the hub does not answer, use a copy from an earlier run
         offline = revision is None
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Opening a prior: the model's folder is found, then the family that knows it, which does the rest."""
+"""Opening a prior: find the model's folder, then its family, which loads it."""
 
 import re
 from dataclasses import dataclass, fields, replace
@@ -22,15 +22,14 @@ class PriorConfig:
     """Which diffusion model, and how it runs."""
 
     model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
-    family: str = "auto"  # what kind of model it is: auto (told by its configs), or a registered family's name
+    family: str = "auto"  # the kind of model: auto (recognised by its configs), or a registered family's name
     device: str = incidental("auto")  # auto (CUDA if there is one), cpu, cuda or cuda:N
-    # of the noise predictor's matrix products: auto (float32 on the CPU, float16 on CUDA), float32, bfloat16, float16
-    dtype: str = "auto"
-    micro_batch: int = incidental(16)  # most elements sent through a network at once; less needs less memory
-    attention: str = incidental("auto")  # auto, sdpa, or sliced (UNets only)
+    dtype: str = "auto"  # noise predictor's precision: auto (float16 on CUDA, else float32), float32, bfloat16, float16
+    micro_batch: int = incidental(16)  # most elements sent through a network at once; fewer need less memory
+    attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
-    drop_text_encoder: bool = incidental(False)  # the text encoder is freed once the first noise is predicted
-    embedding_cache: str = path_key(identity=False)  # a folder that keeps embeddings of prompts from run to run
+    drop_text_encoder: bool = incidental(False)  # free the text encoder before the first noise is predicted
+    embedding_cache: str = path_key(identity=False)  # folder that keeps prompts' embeddings between runs; "": none
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
@@ -44,15 +43,15 @@ class PriorConfig:
 
 
 def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = None) -> Prior:
-    """Opens a prior on its device, frozen; `require` says what it must be good for: editing images, or text alone.
+    """Open a prior on its device, frozen; `require` an editing model or a text-to-image model, or accept either.
 
-    Raises InputError naming the folder, and the part of it that is missing, broken or of the wrong kind. Of a hub's
-    model only the configs are downloaded before it is known to be supported.
+    Raises InputError naming the folder and the part that is missing, broken or of the wrong kind. A hub model's weights
+    are downloaded only after its configs show that it is supported.
     """
     options = _options(config)
     folder = find_model(config.model)
     family = find_family(folder, config.family)
-    defaults = _told_defaults(folder)
+    defaults = _own_defaults(folder)
     if check := getattr(family, "check", None):
         check(folder)
     fetch_weights(folder, getattr(family, "parts", {}))
@@ -64,9 +63,9 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:
-    """The registered family that `name` says, or whose `matches` says that the folder is of its kind.
+    """The family called `name`, or for "auto" the first whose `matches` accepts the folder.
 
-    Raises InputError, which names the model's class and the families, where none does.
+    Raises InputError naming the model's class and the families where none does.
     """
     if name != "auto":
         return registry.get("family", name).thing
@@ -81,16 +80,17 @@ def find_family(folder: ModelFolder, name: str = "auto") -> Any:
             f"would say what it is; give a complete diffusers folder, of one of the families {known}"
         )
     part, config = next(iter(configs.items()))
-    # models of one class are told apart by what else their predictor is told
-    told = ", ".join(f"{key} = {value!r}" for key, value in config.items() if value and key.endswith("_embed_type"))
+    # models of one class differ in the other inputs of their predictor
+    inputs = [f"{key} = {value!r}" for key, value in config.items() if value and key.endswith("_embed_type")]
+    kind = " with ".join([str(config.get("_class_name")), *([", ".join(inputs)] if inputs else [])])
     raise InputError(
-        f"prior.model: {folder}/{part}/config.json: a {config.get('_class_name')}{f' with {told}' if told else ''} is "
-        f"not supported; supported are {known}. prior.family can name one"
+        f"prior.model: {folder}/{part}/config.json: a {kind} is not supported; supported are {known}. "
+        "prior.family can name one"
     )
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for; InputError where it is not there."""
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`; InputError where it does not exist."""
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"prior.device: {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
@@ -118,20 +118,20 @@ def _check_require(folder: ModelFolder, prior: Prior, require: str | None) -> No
     raise InputError(f"prior.model: the predictor of {folder} takes {channels} channels; this job needs {needed}")
 
 
-def _told_defaults(folder: ModelFolder) -> dict[str, Any]:
-    """The `defaults` of a model's csd3d.json; InputError for a key that there is not, or another type."""
+def _own_defaults(folder: ModelFolder) -> dict[str, Any]:
+    """The `defaults` of a model's csd3d.json; InputError for an unknown key or another type."""
     path, types = folder.path / SETTINGS, get_type_hints(Defaults)
-    told = folder.settings().get("defaults", {})
-    if not isinstance(told, dict):
-        raise InputError(f"{path}: defaults must be an object, is a {type(told).__name__}")
-    for key, value in told.items():
+    defaults = folder.settings().get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise InputError(f"{path}: defaults must be an object, is a {type(defaults).__name__}")
+    for key, value in defaults.items():
         if key not in types:
             raise InputError(f"{path}: defaults.{key}: there is no such key; known: {', '.join(types)}")
-        wanted = types[key]
-        if wanted is float and type(value) is int:
-            told[key] = value = float(value)
-        if type(value) is not wanted or not 0 <= value < float("inf"):
+        kind = types[key]
+        if kind is float and type(value) is int:
+            defaults[key] = value = float(value)
+        if type(value) is not kind or not 0 <= value < float("inf"):
             raise InputError(
-                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if wanted is int else ''}number of at least 0"
+                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if kind is int else ''}number of at least 0"
             )
-    return told
+    return defaults

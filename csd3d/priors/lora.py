@@ -1,22 +1,22 @@
 """The network of variational score distillation: the score of the renders, as LoRA weights in the prior's own UNet.
 
-Symbols as in `prior`, and: c [B, 12] a camera, the rows of its camera-to-world matrix [3, 4] one after the other (world
-units in the last column); ε_φ the noise that this network predicts; e(c) [B, D] the camera's embedding.
+Symbols as in `prior`, and: c [B, 12] a camera, its camera-to-world matrix [3, 4] row by row; ε_φ the noise that this
+network predicts; e(c) [B, D] the camera's embedding.
 
-The camera enters as text + e(c), the same vector on every token, and e is 0 at first: so ε_φ starts as exactly the
-prior's ε, which one more token, zero though it be, would not allow (softmax would give it weight). A cross-attention
-keeps its weights, q·(W_k e) being the same for all tokens, and its output moves by W_o W_v e(c) at every position: a
-shift a channel and layer, as the paper's camera embedding, added to that of the time, is one.
+We add e(c) to every text token instead of appending a token. e is 0 at first, so ε_φ starts equal to the prior's ε; an
+appended zero token would still receive softmax weight. Adding e(c) leaves the weights of a cross-attention unchanged,
+because q·(W_k e) is the same for all tokens, and shifts its output by W_o W_v e(c) at every position: one shift per
+channel and layer, as with the paper's camera embedding, which is added to the time embedding.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from csd3d.distillation.method import Query
@@ -26,21 +26,24 @@ from csd3d.priors.parameterisation import network_target
 from csd3d.priors.prior import Prior
 from csd3d.priors.queries import restricted, spread
 
-Words = Tensor | Condition | Sequence[str]  # [B, L, D], or what a condition needs beside, or B prompts
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Words = Tensor | Condition | Sequence[str]  # embeddings [B, L, D], a whole condition, or B prompts
 ADAPTER = "renders"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class RenderScore:
-    """ε_φ(z_t; y, c), ProlificDreamer (arXiv 2305.16213) section 3.3: the noise as predicted by a model of the renders.
+    """ε_φ(z_t; y, c), ProlificDreamer (arXiv 2305.16213) section 3.3: the noise predicted by a model of the renders.
 
-    The weights of `prior` are shared, not copied, and frozen; trained are LoRA of `rank` in its attention layers and a
-    small network of the camera, all float32. They act inside this object's own calls alone: `prior.predict_noise` stays
-    that of the frozen network, bit for bit. Several particles (the paper's n > 1) share one RenderScore, which then
-    models their mixture: pass their renders together.
+    The frozen weights of `prior` are shared, not copied. LoRA of `rank` in its attention layers and a small network of
+    the camera are trained in float32. They act only in calls of this object; `prior.predict_noise` does not change by a
+    bit. Several particles (the paper's n > 1) share one RenderScore, which models their mixture: pass their renders
+    together.
 
-    A UNet carries one RenderScore (ValueError for a second, and for a prior without a UNet); from then on its modules
-    and tensors bear peft's names. Raises InputError where peft is not installed. `generator` draws the initial weights.
+    `generator` draws the initial weights. The UNet's modules and tensors get peft's names. Raises ValueError for a
+    second RenderScore on one UNet and for a prior without a UNet, InputError where peft is not installed.
     """
 
     def __init__(self, prior: Prior, generator: torch.Generator, *, rank: int = 4, hidden: int = 256):
@@ -48,7 +51,7 @@ class RenderScore:
             raise ValueError("RenderScore needs a prior with a UNet, and this is a flow model's transformer")
         self.prior = prior
         width = prior.unet.config.get("encoder_hid_dim") or prior.unet.config.cross_attention_dim
-        with torch.random.fork_rng(devices=[]):  # torch.nn draws from the global generator; what it draws is replaced
+        with torch.random.fork_rng(devices=[]):  # torch.nn draws from the global generator; `reset` draws again
             _add_lora(prior.unet, rank)
             camera = nn.Sequential(nn.Linear(12, hidden), nn.SiLU(), nn.Linear(hidden, width))
         self._camera = camera.to(prior.device)
@@ -58,20 +61,20 @@ class RenderScore:
         self._hide()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trained tensors, always in the same order."""
+        """The trained tensors, in a fixed order."""
         return list(self._trained.values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained tensors alone, by name, detached: what a checkpoint has to hold."""
+        """The trained tensors by name, detached."""
         return {name: parameter.detach() for name, parameter in self._trained.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts a `state_dict` back, in place; ValueError naming the first tensor that is missing, odd or too many."""
-        wanted = {name: tuple(p.shape) for name, p in self._trained.items()}
-        found = {name: tuple(value.shape) for name, value in state.items()}
-        for name in sorted({*wanted, *found}):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(f"{name}: {found.get(name)} in the state, {wanted.get(name)} in this network")
+        """Load a `state_dict` in place; ValueError naming the first tensor that is missing, unknown or misshapen."""
+        expected = {name: tuple(p.shape) for name, p in self._trained.items()}
+        given = {name: tuple(value.shape) for name, value in state.items()}
+        for name in sorted({*expected, *given}):
+            if expected.get(name) != given.get(name):
+                raise ValueError(f"{name}: {given.get(name)} in the state, {expected.get(name)} in this network")
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state[name])
@@ -80,17 +83,16 @@ class RenderScore:
     def predict(self, z_t: Tensor, t: int | Tensor, text: Words, cameras: Tensor | None = None) -> Tensor:
         """ε_φ(z_t; text, cameras) [B, C, h, w] without a graph, in the prior's own precision and micro batches.
 
-        `text` [B, L, D] (or a condition, where the model takes more; or B prompts), `cameras` [B, 12] or None, the
-        unconditional camera. Raises ValueError where shapes disagree.
+        `cameras` is [B, 12], or None for the unconditional prediction. Raises ValueError where shapes disagree.
         """
         condition = self._conditioned(text, cameras)
         with self._shown():
             return self.prior.predict_noise(z_t, t, condition)
 
     def answer(self, query: Query) -> Tensor:
-        """ε_φ(z_t; prompts, pose) of a query, as a `distillation.method.Network` gives it."""
-        asked = restricted(query)
-        return spread(query, self.predict(asked.z_t, asked.t, self.prior.query_condition(asked), asked.pose))
+        """ε_φ(z_t; prompts, pose) of a query; see `distillation.method.Network`."""
+        reduced = restricted(query)
+        return spread(query, self.predict(reduced.z_t, reduced.t, self.prior.query_condition(reduced), reduced.pose))
 
     def loss(
         self,
@@ -102,11 +104,10 @@ class RenderScore:
     ) -> Tensor:
         """The denoising loss of the renders z [B, C, h, w], arXiv 2305.16213 Eq. 8: a scalar.
 
-            mean of |f(√ᾱ z + σ ε, t, text + e(c)) − target|²,  target ε, v or z as the network is parameterised
+            mean of |f(√ᾱ z + σ ε, t, text + e(c)) − target|²,  target ε, v or z by the network's parameterisation
 
-        One t, uniform over the schedule, and one ε an element, drawn here; a share `drop` of the cameras is left out
-        (e = 0). Float32 whatever the prior's precision, since float16 gradients would underflow. Differentiable with
-        respect to `parameters()` alone: z counts as data.
+        Draws one uniform t and one ε for each element; a share `drop` of the cameras is left out (e = 0). Computed in
+        float32, because float16 gradients would underflow. Gradients reach `parameters()` only, not z.
         """
         z, draws = z.detach().to(self.prior.device, torch.float32), {"generator": generator, "device": generator.device}
         if len(text) != len(z):
@@ -121,7 +122,7 @@ class RenderScore:
         return F.mse_loss(output, network_target(z, noise, alpha_bar, self.prior.prediction_type))
 
     def _conditioned(self, text: Words, cameras: Tensor | None, kept: Tensor | None = None) -> Condition:
-        """The condition with text + e(c), e(c) left out where `kept` [B] is false."""
+        """The condition with text + e(c); without e(c) where `kept` [B] is false."""
         if isinstance(text, Condition):
             condition = text
         else:
@@ -137,8 +138,9 @@ class RenderScore:
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Starts anew, as exactly the prior: weights U(±1/√inputs), as torch.nn and peft draw them, from `generator`;
-        the last layers (`lora_B`, the camera's) 0.
+        """Draw new initial weights U(±1/√inputs), as torch.nn and peft do; last layers (`lora_B`, the camera's) are 0.
+
+        The network is then equal to the prior.
         """
         for name, parameter in self._trained.items():
             parameter.data = parameter.data.float()
@@ -151,7 +153,7 @@ class RenderScore:
 
     @contextmanager
     def _shown(self) -> Iterator[None]:
-        """The UNet with its LoRA inside the block, the frozen one again behind it."""
+        """Enable the UNet's LoRA inside the block."""
         self.prior.unet.enable_adapters()
         try:
             yield
@@ -160,11 +162,11 @@ class RenderScore:
 
     def _hide(self) -> None:
         self.prior.unet.disable_adapters()
-        for parameter in self.parameters():  # peft froze them: a backward pass still to come would skip them silently
+        for parameter in self.parameters():  # peft froze them, and a later backward pass would silently skip them
             parameter.requires_grad_(True)
 
 
-def _add_lora(unet: UNet2DConditionModel, rank: int) -> None:
+def _add_lora(unet: "UNet2DConditionModel", rank: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:

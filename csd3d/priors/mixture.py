@@ -1,4 +1,4 @@
-"""A prior whose noise prediction is exact: a mixture of isotropic Gaussians in pixel space, to test methods against."""
+"""A prior with an exact noise prediction, for tests of methods: a mixture of isotropic Gaussians in pixel space."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,10 +34,10 @@ def mixture_noise(z_t: Tensor, alpha_bar: Tensor, means: Tensor, stds: Tensor, l
 
 
 class GaussianMixturePrior:
-    """A mixture with `means` [K, ...], `stds` [K] > 0 and `weights` [K], whose z is the image and whose ε is exact.
+    """A mixture with `means` [K, ...], `stds` [K] > 0 and `weights` [K]; z is the image itself and ε is exact.
 
-    A prompt stands for weights of its own: `prompts` maps it to [K] weights, any other prompt means `weights`. Its
-    embedding is [1, K] log weights, so conditions travel as for any prior. An image condition is carried and ignored.
+    `prompts` maps prompts to weights [K]; other prompts have `weights`. The embedding of a prompt is [1, K] log
+    weights. An image condition is accepted and ignored.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class GaussianMixturePrior:
         return [images]
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """[B, 1, K] log weights of the prompts' mixtures, each normalised."""
+        """[B, 1, K] normalised log weights of the prompts."""
         weights = torch.stack([self.prompts.get(prompt, self.weights).to(self.means) for prompt in prompts])
         return (weights / weights.sum(1, keepdim=True)).log()[:, None]
 
@@ -93,7 +93,7 @@ class GaussianMixturePrior:
         return self.condition(query.prompts)
 
     def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
-        """As `Prior.edit_conditions`; the image being ignored, "image" is "null"."""
+        """As `Prior.edit_conditions`; "image" equals "null", because the image is ignored."""
         null = self.condition([null_prompt] * len(image))
         return {"null": null, "image": null, "full": self.condition(prompts)}
 
@@ -107,7 +107,7 @@ class GaussianMixturePrior:
 
     @torch.no_grad()
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
-        """The exact ε(z_t; condition), shaped as `z_t` [B, ...], whose trailing shape is that of a mean."""
+        """The exact ε(z_t; condition) [B, ...]; `z_t` [B, ...] has the shape of the means."""
         if z_t.shape[1:] != self.means.shape[1:] or len(condition) != len(z_t):
             raise ValueError(
                 f"z_t {tuple(z_t.shape)} must match means {tuple(self.means.shape)} and a condition of {len(condition)}"

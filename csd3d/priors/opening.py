@@ -1,37 +1,40 @@
 """A diffusers folder, and opening one part of it: a network, a tokenizer, a config, a scheduler.
 
-Each is opened by the class that its place in the model calls for, never by one that the folder names, so that a folder
-can run no code of its own; weights are safetensors only. All raise InputError in one line that names the file.
+The family says which class opens a part, never the folder, so a folder cannot run code of its own; weights are
+safetensors only. All functions raise InputError in one line that names the file.
+
+diffusers and transformers take seconds to import, so they are imported where a model is opened.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
-import transformers
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 from csd3d.errors import InputError
 from csd3d.files import read_json
 
-CONFIG = "a part of a diffusers model"  # as messages call a JSON file of it
-SETTINGS = "csd3d.json"  # what csd3d itself keeps in a model's folder: {"defaults": ..., "parts": ...}
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+Class = type | str  # a class, or its full name: "diffusers.AutoencoderKL"
+CONFIG = "a part of a diffusers model"  # how error messages describe a JSON file of it
+SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A diffusers folder: its parts, and their configs by which families tell what it is.
+    """A diffusers folder: its parts, and their configs, by which families recognise it.
 
-    A shipped model may share a part with another: {"parts": {"vae": "../ip2p/vae"}} in its csd3d.json. That is refused
-    (InputError) for models from elsewhere, which could otherwise point anywhere on the disk.
+    A shipped model may share a part with another: {"parts": {"vae": "../ip2p/vae"}} in its csd3d.json. In any other
+    model this is an InputError, because it could point anywhere on the disk.
     """
 
     path: Path
@@ -40,7 +43,7 @@ class ModelFolder:
         return str(self.path)
 
     def part(self, name: str) -> Path:
-        """The folder of a part, which need not be there."""
+        """The folder of a part; it may not exist."""
         shared = self.settings().get("parts", {})
         if not isinstance(shared, dict) or not all(isinstance(place, str) for place in shared.values()):
             raise InputError(f"{self.path / SETTINGS}: parts must say a folder for each part, is {shared!r}")
@@ -55,33 +58,39 @@ class ModelFolder:
         return place
 
     def has(self, name: str) -> bool:
-        """Whether there is a folder of that part."""
+        """Whether the folder of that part exists."""
         return self.part(name).is_dir()
 
     def config(self, name: str) -> dict[str, Any]:
-        """A part's config as JSON says it; {} where there is none."""
-        path = self.part(name) / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        return read_json(path, CONFIG) if path.is_file() else {}
+        """The JSON config of a part; {} without one."""
+        return _json(self.part(name) / config_name(name), CONFIG)
 
     def index(self) -> dict[str, Any]:
-        """model_index.json, of which only plain values are ever used; {} where there is none."""
-        path = self.path / "model_index.json"
-        return read_json(path, CONFIG) if path.is_file() else {}
+        """model_index.json, of which only plain values are ever used; {} without one."""
+        return _json(self.path / "model_index.json", CONFIG)
 
     def settings(self) -> dict[str, Any]:
-        """csd3d.json; {} where there is none."""
-        path = self.path / SETTINGS
-        return read_json(path, "what csd3d is told of a model") if path.is_file() else {}
+        """csd3d.json; {} without one."""
+        return _json(self.path / SETTINGS, "csd3d's settings of a model")
 
 
-def load_parts(folder: ModelFolder, classes: Mapping[str, type], device: torch.device) -> dict[str, Any]:
-    """The networks of a model, in float32 on `device`, and its tokenizers, each by its class."""
+def _json(path: Path, what: str) -> dict[str, Any]:
+    return read_json(path, what) if path.is_file() else {}
+
+
+def config_name(part: str) -> str:
+    """The file name of a part's config."""
+    return "scheduler_config.json" if part == "scheduler" else "config.json"
+
+
+def load_parts(folder: ModelFolder, classes: Mapping[str, Class], device: torch.device) -> dict[str, Any]:
+    """Open every part of a model with its class: networks in float32 on `device`, and tokenizers."""
     parts: dict[str, Any] = {}
-    for part, wanted in classes.items():
+    for part, cls in classes.items():
         if part.startswith("tokenizer"):
-            parts[part] = load_tokenizer(folder, part, wanted)
+            parts[part] = open_tokenizer(folder.part(part), class_of(cls))
         else:
-            parts[part] = load_network(folder, part, wanted).to(device, torch.float32)
+            parts[part] = load_network(folder, part, class_of(cls)).to(device, torch.float32)
     for part in (part for part in parts if part.startswith("tokenizer")):
         encoder = part.replace("tokenizer", "text_encoder")
         if len(parts[part]) > parts[encoder].config.vocab_size:
@@ -92,14 +101,22 @@ def load_parts(folder: ModelFolder, classes: Mapping[str, type], device: torch.d
     return parts
 
 
+def class_of(cls: Class) -> type:
+    """The class of that full name, imported now; a class is returned as it is."""
+    if isinstance(cls, type):
+        return cls
+    module, _, name = cls.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: str = "text") -> None:
-    """InputError where a predictor is for text of another width than the text encoders give."""
+    """Raise InputError unless the text encoders give text of the width that the predictor takes."""
     if takes != given:
         raise InputError(f"{folder}/{part}: is for {what} of width {takes}, the text encoders give {given}")
 
 
 def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, editing: bool) -> None:
-    """InputError where a predictor does not suit a VAE of so many channels; twice as many in are an editing model's."""
+    """Raise InputError unless the predictor takes and gives `latent` channels; an editing model takes twice as many."""
     if config.in_channels not in (latent, 2 * latent if editing else latent) or config.out_channels != latent:
         also = f" or {2 * latent} (editing)" if editing else ""
         raise InputError(
@@ -108,34 +125,32 @@ def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, edi
         )
 
 
-def load_network(folder: ModelFolder, part: str, wanted: type) -> torch.nn.Module:
-    """The network of class `wanted` in `folder`/`part`, with every one of its tensors in the weights."""
+def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
+    """The network of class `cls` in `folder`/`part`."""
     path, config = folder.part(part), read_config(folder, part)
     kind = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if kind not in (wanted.__name__, None):
-        raise InputError(f"{path}/config.json: holds a {kind}, a {wanted.__name__} is needed")
-    variant = _find_weights(path, weights_name(part))
+    if kind not in (cls.__name__, None):
+        raise InputError(f"{path}/config.json: holds a {kind}, a {cls.__name__} is needed")
+    return open_network(path, cls, weights_name(part))
 
-    def load() -> tuple[torch.nn.Module, dict[str, Any]]:
-        options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "variant": variant}
-        return wanted.from_pretrained(path, **options)
 
-    model, info = opened(path, load)
+def open_network(path: Path, cls: type, stem: str) -> torch.nn.Module:
+    """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors."""
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    variant = _find_weights(path, stem)
+    model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
     return model
 
 
 def weights_name(part: str) -> str:
-    """What a part's weights are called, less the suffix: by transformers for text encoders, else by diffusers."""
+    """The file name of a part's weights without its suffix; transformers names text encoders, diffusers the rest."""
     return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def weight_files(stem: str) -> dict[str | None, tuple[str, str, str]]:
-    """By variant, the best first: the file of all weights, the pattern of their shards and the shards' index.
-
-    A plain file is preferred to one in half precision, None being the plain variant.
-    """
+    """By variant, best first: the whole file, the pattern of its shards, the shards' index. None is full precision."""
     return {
         None: (f"{stem}.safetensors", f"{stem}-0*-of-*.safetensors", f"{stem}.safetensors.index.json"),
         "fp16": (f"{stem}.fp16.safetensors", f"{stem}.fp16-0*-of-*.safetensors", f"{stem}.safetensors.index.fp16.json"),
@@ -143,7 +158,7 @@ def weight_files(stem: str) -> dict[str | None, tuple[str, str, str]]:
 
 
 def _find_weights(folder: Path, stem: str) -> str | None:
-    """The variant of the safetensors weights that are there (None: the plain ones); InputError where there are none."""
+    """The best variant of the safetensors weights in a folder; InputError where there are none."""
     for variant, (whole, _, index) in weight_files(stem).items():
         if (folder / whole).is_file() or (folder / index).is_file():
             return variant
@@ -155,23 +170,26 @@ def _find_weights(folder: Path, stem: str) -> str | None:
     raise InputError(f"{folder}: {stem}.safetensors is missing")
 
 
-def load_tokenizer(folder: ModelFolder, part: str, wanted: type) -> Any:
-    """The tokenizer of class `wanted`, CLIP's or T5's, in `folder`/`part`."""
-    path = folder.part(part)
+def open_tokenizer(path: Path, cls: type) -> Any:
+    """The tokenizer of class `cls`, CLIP's or T5's, in a folder."""
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
     files = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    # transformers makes an empty vocabulary where files are missing, and says nothing
-    if wanted is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+    # where files are missing, transformers silently makes an empty vocabulary
+    if cls is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise InputError(f"{path}: missing; needs tokenizer.json, or vocab.json with merges.txt")
-    if wanted is T5TokenizerFast and "tokenizer.json" not in files:
+    if cls is T5TokenizerFast and "tokenizer.json" not in files:
         if "spiece.model" not in files:
             raise InputError(f"{path}: missing; needs tokenizer.json or spiece.model")
         if importlib.util.find_spec("sentencepiece") is None:
             raise InputError(f"{path}: has spiece.model but no tokenizer.json, which needs: pip install sentencepiece")
-    return opened(path, lambda: wanted.from_pretrained(path, local_files_only=True))
+    return opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
 
 
-def load_noise_schedule(folder: ModelFolder) -> DDIMScheduler:
+def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
     """The noise schedule as a DDIM scheduler, which reads every β-schedule that these models were trained with."""
+    from diffusers import DDIMScheduler
+
     config = read_config(folder, "scheduler")
     kind, prediction = config.get("_class_name", ""), config.get("prediction_type", "epsilon")
     if "Flow" in kind or "EDM" in kind or prediction not in ("epsilon", "v_prediction", "sample"):
@@ -182,8 +200,10 @@ def load_noise_schedule(folder: ModelFolder) -> DDIMScheduler:
     return opened(folder.part("scheduler"), lambda: DDIMScheduler.from_config(config))
 
 
-def load_flow_schedule(folder: ModelFolder) -> FlowMatchEulerDiscreteScheduler:
+def load_flow_schedule(folder: ModelFolder) -> "FlowMatchEulerDiscreteScheduler":
     """The times of a flow-matching model."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     config = read_config(folder, "scheduler")
     kind = config.get("_class_name", "")
     if "FlowMatch" not in kind or config.get("invert_sigmas"):
@@ -196,18 +216,17 @@ def load_flow_schedule(folder: ModelFolder) -> FlowMatchEulerDiscreteScheduler:
 
 
 def read_config(folder: ModelFolder, part: str) -> dict[str, Any]:
-    """A part's config as JSON says it; InputError where there is none."""
+    """The JSON config of a part; InputError without one."""
     if config := folder.config(part):
         return config
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    raise InputError(f"prior.model: {folder} lacks {part}/{name}; give a complete diffusers folder")
+    raise InputError(f"prior.model: {folder} lacks {part}/{config_name(part)}; give a complete diffusers folder")
 
 
 def opened(path: Path, load: Callable[[], Any]) -> Any:
-    """What `load` returns, opening `path`."""
+    """The result of `load`; any error becomes an InputError that names `path`."""
     try:
         return load()
-    except Exception as error:  # a broken file shows up as any of a dozen libraries' errors
+    except Exception as error:  # a broken file can raise the errors of a dozen libraries
         raise InputError(f"{path}: could not be opened ({one_line(error)})") from None
 
 
@@ -218,7 +237,10 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences loaders, which report each tensor in bars and tables; what matters of it is checked and raised here."""
+    """Silence the progress bars and tables of the loaders; what matters in them is checked here."""
+    import diffusers
+    import transformers
+
     logs = (transformers.utils.logging, diffusers.utils.logging)
     levels, bars = [log.get_verbosity() for log in logs], transformers.utils.logging.is_progress_bar_enabled()
     for log in logs:

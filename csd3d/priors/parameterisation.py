@@ -1,4 +1,4 @@
-"""What the networks of diffusion models say, and the noise that it stands for.
+"""The outputs of noise predictors, and the noise ε that they imply.
 
 Symbols as in `prior`; x_s and v of flow matching as in `flow`.
 """
@@ -9,7 +9,7 @@ from csd3d.priors.flow import flow_input
 
 
 def to_epsilon(output: Tensor, z_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Turns a network's output into the noise ε it implies.
+    """The noise ε implied by a network's output.
 
         v_prediction: v = √ᾱ ε − σ z    =>  ε = √ᾱ v + σ z_t           (arXiv 2202.00512, appendix D)
         sample:       z_t = √ᾱ z + σ ε  =>  ε = (z_t − √ᾱ z) / σ
@@ -31,7 +31,7 @@ def to_epsilon(output: Tensor, z_t: Tensor, alpha_bar: Tensor, prediction_type: 
 
 
 def network_target(z: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What a network of `prediction_type` is to say of z noised by ε, the inverse of `to_epsilon`.
+    """The training target of a network of `prediction_type` for z noised by ε: the inverse of `to_epsilon`.
 
     `z`, `noise` [B, C, h, w]; `alpha_bar` [B]. Raises ValueError for another prediction type.
     """

@@ -1,4 +1,4 @@
-"""Perceptual distances between images: on any feature maps (those of a prior, say), and LPIPS where it is installed."""
+"""Perceptual distances between images: on any feature maps, such as a prior's, and LPIPS where it is installed."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,12 @@ def perceptual_distance(features_a: list[Tensor], features_b: list[Tensor]) -> T
 
         d = mean over maps, images and positions of ‖a/‖a‖ − b/‖b‖‖², norms over channels
 
-    Both lists hold maps [B, C_l, h_l, w_l], of the same shapes (ValueError otherwise). LPIPS sums over maps, not this.
+    Both lists hold maps [B, C_l, h_l, w_l] of the same shapes (ValueError otherwise). LPIPS sums over maps instead.
     """
     shapes_a, shapes_b = ([tuple(f.shape) for f in features] for features in (features_a, features_b))
     if not shapes_a or shapes_a != shapes_b:
         raise ValueError(
-            f"feature maps must have the same shapes and there must be some, got {shapes_a} and {shapes_b}"
+            f"give two lists of feature maps of the same shapes, at least one map each, got {shapes_a} and {shapes_b}"
         )
     return (perceptual_vectors(features_a) - perceptual_vectors(features_b)).square().sum(1).mean()
 
@@ -34,9 +34,9 @@ def perceptual_vectors(features: list[Tensor]) -> Tensor:
 
 
 def load_lpips(network: str = "vgg", device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS itself (extra `metrics`): a function of two batches [B, 3, H, W] in [0, 1], giving the mean distance.
+    """LPIPS (extra `metrics`): a function of two batches [B, 3, H, W] in [0, 1] that returns the mean distance.
 
-    Raises InputError where the package is not installed, or its weights are neither cached nor to be had.
+    Raises InputError where the package is not installed, or its weights cannot be downloaded.
     """
     try:
         import lpips

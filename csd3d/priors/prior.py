@@ -1,12 +1,11 @@
-"""A diffusion model as methods and editors see it: an image codec, a text encoder and a noise predictor, frozen.
+"""A frozen diffusion model: an image codec, a text encoder and a noise predictor.
 
 Symbols and shapes, here and in the other modules of this package:
-  z    [B, C, h, w] clean latent in the predictor's scale (a VAE's times `scaling_factor`; pixels for a pixel-space one)
+  z    [B, C, h, w] clean latent in the predictor's scale (a VAE's times `scaling_factor`; a pixel-space model's pixels)
   z_t  [B, C, h, w] noised latent √ᾱ_t z + σ_t ε, σ_t = √(1 − ᾱ_t)
   t    int, or [B] long, in 0..num_train_timesteps − 1;  ᾱ_t = `alphas_cumprod[t]`
   images [B, 3, H, W] in [0, 1]
-Guidance is no business of a prior: a method asks for each branch and combines them itself. What kinds of model there
-are, and all that is particular to one: `families`.
+A prior applies no guidance: methods ask for each branch and combine them. `families` holds the kinds of models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,21 +33,21 @@ Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, Condition], T
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings that suit a model; they hold wherever a config says null. A model's csd3d.json can change them."""
+    """Settings for a model, used wherever a config says null. A model's csd3d.json can change them."""
 
-    text_scale: float = 7.5  # of an editing model: how strongly a collaborative edit follows the instruction
-    image_scale: float = 1.5  # and how strongly it holds to the source picture
-    sampling_text_scale: float = 7.5  # the same two where pictures are sampled, as InstructPix2Pix's own pipeline does
-    sampling_image_scale: float = 1.5
-    guidance_scale: float = 7.5  # classifier-free guidance of a model of texts
-    t_min: float = 0.02  # noise levels that distillation works at, as shares of the schedule
-    t_max: float = 0.98
-    working_size: int = 512  # pixels of a square picture as the model was trained on it
+    text_scale: float = 7.5  # guidance scale of the instruction in a collaborative edit
+    image_scale: float = 1.5  # guidance scale of the source picture in a collaborative edit
+    sampling_text_scale: float = 7.5  # guidance scale of the instruction where edited pictures are sampled
+    sampling_image_scale: float = 1.5  # guidance scale of the source picture where edited pictures are sampled
+    guidance_scale: float = 7.5  # classifier-free guidance scale of a text-to-image model
+    t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
+    t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
+    working_size: int = 512  # side in pixels of the square pictures that the model was trained on
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a prior runs: a `PriorConfig` whose device and precision are found; what its keys mean is said there."""
+    """How a prior runs: the keys of `PriorConfig`, with device and precision resolved."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
@@ -60,10 +59,10 @@ class Options:
 
 
 class SourcePicture(Protocol):
-    """How an editing model is told its source picture; one for InstructPix2Pix's class: `autoencoder.UnscaledLatent`.
+    """How an editing model takes its source picture; `autoencoder.UnscaledLatent` is InstructPix2Pix's.
 
-    encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): that of images whose z
-    is known.  null(z_t): what says that there is none; None where the model then takes no image at all.
+    encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): the condition of images
+    with a known z.  null(z_t): the null condition; None where the model then takes no image at all.
     """
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
@@ -75,22 +74,22 @@ class SourcePicture(Protocol):
 
 @dataclass(eq=False)
 class Prior:
-    """A frozen diffusion model, as every family returns it.
+    """A frozen diffusion model; every family returns one.
 
-    All networks are in eval mode, every weight in float32; the VAE and the text encoders run in it, the noise
-    predictor under autocast where `options.dtype` is lower. Latents and images come back as contiguous float32.
+    All networks are in eval mode with float32 weights. The VAE and the text encoders run in float32, the noise
+    predictor under autocast if `options.dtype` is lower. Latents and images are returned as contiguous float32.
     """
 
     codec: VaeCodec | PixelCodec  # images to latents and back
-    unet: nn.Module  # the noise predictor, be it a UNet or a transformer
+    unet: nn.Module  # the noise predictor, a UNet or a transformer
     text: TextEncoder
     alphas_cumprod: Tensor  # ᾱ [T]
-    forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> what the network says, in its prediction_type
+    forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> the network's output, of prediction_type
     prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow; see `parameterisation`
     defaults: Defaults = field(default_factory=Defaults)
     options: Options = field(default_factory=Options)
-    source: SourcePicture | None = None  # of a model that edits
-    camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: it knows no cameras
+    source: SourcePicture | None = None  # for an editing model
+    camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: none
 
     def __post_init__(self) -> None:
         self.unet = self.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -122,32 +121,32 @@ class Prior:
 
     @property
     def takes_camera(self) -> bool:
-        """Whether the model can be told where a picture is seen from (`Query.view`)."""
+        """Whether the model takes the camera of a picture (`Query.view`)."""
         return self.camera_width > 0
 
     # ------------------------------------------------------------------------------------------------------- pictures
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of z for an image of `height` x `width` pixels, padded sizes included."""
+        """(C, h, w) of z for an image of `height` x `width` pixels, padding included."""
         return self.codec.latent_shape(height, width)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """z of images, differentiable; of a VAE the posterior's mode, or with a generator a sample.
+        """z of images, differentiable: the mode of a VAE's posterior, or a sample of it with a generator.
 
-        Raises ValueError for anything but [B, 3, H, W] with sides that the VAE can halve to a latent.
+        Raises ValueError for other shapes than [B, 3, H, W], or images smaller than a latent pixel.
         """
         return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
 
     def encode_condition(self, images: Tensor) -> Tensor:
-        """The source pictures as this editing model takes them. ValueError for a model that does not edit."""
+        """The image condition of source pictures. ValueError for a model that does not edit."""
         return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
 
     def condition_from_latent(self, z: Tensor) -> Tensor:
-        """`encode_condition` of the pictures whose z is known. ValueError for a model that does not edit."""
+        """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""
         return self._source().from_latent(self.codec, z)
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z wants a gradient."""
+        """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z requires a gradient."""
         images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
         return (images if images.requires_grad else images.clamp(0, 1)).contiguous()
 
@@ -161,21 +160,21 @@ class Prior:
     # --------------------------------------------------------------------------------------------------------- prompts
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings [B, L, D], padded to the encoder's length as diffusers' pipelines do; each prompt is kept."""
+        """Text embeddings [B, L, D], padded to the encoder's length as in diffusers' pipelines, cached by prompt."""
         return self.text(prompts)["text"]
 
     def condition(self, prompts: Sequence[str], image: Tensor | None = None, view: Tensor | None = None) -> Condition:
-        """What `predict_noise` takes for a batch of prompts: their embeddings, pooled ones too if the model has any.
+        """The condition of a batch of prompts for `predict_noise`, with pooled embeddings if the model takes them.
 
-        image: see `encode_condition`.  view [B, 3]: azimuth and elevation in degrees and distance; models that know no
-        cameras pass over it.
+        image: see `encode_condition`.  view [B, 3]: azimuth and elevation in degrees, distance; ignored by models that
+        take no camera.
         """
         return Condition(**self.text(prompts), image=image, camera=self._camera(len(prompts), view))
 
     def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
-        """The branches that an editing model is guided by: "null" (∅, ∅), "image" (x̃, ∅), "full" (x̃, y).
+        """The branches of an editing model's guidance: "null" (∅, ∅), "image" (x̃, ∅), "full" (x̃, y).
 
-        One prompt for each image. InstructPix2Pix, arXiv 2211.09800, Eq. 3:
+        `prompts` has one prompt per image. InstructPix2Pix, arXiv 2211.09800, Eq. 3:
 
             ε = ε(∅, ∅) + s_I (ε(x̃, ∅) − ε(∅, ∅)) + s_T (ε(x̃, y) − ε(x̃, ∅))
         """
@@ -187,7 +186,7 @@ class Prior:
         }
 
     def release_text_encoder(self) -> None:
-        """Frees the text encoders. Prompts embedded before (or kept in the embedding cache) can still be asked for."""
+        """Free the text encoders. Prompts that were embedded before, or are in the embedding cache, still work."""
         self.text.release()
 
     # ------------------------------------------------------------------------------------------------------ prediction
@@ -197,7 +196,7 @@ class Prior:
         return predict_queries(self, queries, networks)
 
     def query_condition(self, query: Query) -> Condition:
-        """What a query asks under. Of an editing model one without an image is the null branch as its family has it."""
+        """The condition of a query; for an editing model, a query without an image is the null branch."""
         image = query.image
         if image is None and self.source is not None:
             image = self.source.null(query.z_t)
@@ -207,7 +206,7 @@ class Prior:
     def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
         """ε(z_t; condition) [B, C, h, w], without guidance and without a graph, `micro_batch` elements at a time.
 
-        Raises ValueError where batch, channels, t or the condition do not suit the model.
+        Raises ValueError for a batch, channels, t or a condition that do not fit the model.
         """
         if self.takes_camera and condition.camera is None:
             condition = replace(condition, camera=self._camera(len(condition), None))
@@ -220,16 +219,16 @@ class Prior:
         return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """What the noise predictor itself says of z_t at t [B], in its own `prediction_type`, in float32, with a graph.
+        """The noise predictor's own output for z_t at t [B], of its `prediction_type`, in float32 and with a graph.
 
-        For training on top of it: no micro batches, no autocast.
+        For training: without micro-batches and autocast.
         """
         return self.forward(partial(self._network, autocast=False), z_t, t, self.alphas_cumprod[t], condition)
 
     def lora(self, rank: int, generator: torch.Generator) -> "RenderScore":
-        """A network of the renders on this prior's own weights, for VSD: see `lora.RenderScore`.
+        """VSD's network on this prior's weights: see `lora.RenderScore`.
 
-        Raises InputError where this prior cannot carry one, or peft is not installed.
+        Raises InputError where the prior does not support it, or peft is not installed.
         """
         from csd3d.priors.lora import RenderScore  # which imports this module
 
@@ -239,7 +238,7 @@ class Prior:
             raise InputError(str(error)) from None
 
     def expected(self, folder: str) -> nn.Module:
-        """LMC-SDS's trained b_ψ(z, t) on this prior's device; InputError where `folder` holds none."""
+        """LMC-SDS's trained b_ψ(z, t) from `folder`, on this prior's device; InputError where there is none."""
         from csd3d.priors.expected import load_expected
 
         return load_expected(folder, self.device)
@@ -282,7 +281,7 @@ class Prior:
             raise ValueError("this model edits: its condition needs an image, see encode_condition and edit_conditions")
         if len(condition) != len(z_t):
             raise ValueError(f"z_t has a batch of {len(z_t)}, its condition of {len(condition)}")
-        # a tensor on the GPU is not looked at: that would wait for all that is still being computed
+        # t on the GPU is not checked, because reading it would wait for all queued work
         if not (isinstance(t, Tensor) and t.is_cuda) and not _within(t, self.num_train_timesteps):
             raise ValueError(f"t must be in 0..{self.num_train_timesteps - 1}, got {t}")
 

@@ -1,4 +1,4 @@
-"""The predictions that methods ask of a prior in one step, made in one batched call. Symbols as in `prior`."""
+"""All predictions of a step in one batched call of the prior. Symbols as in `prior`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ NO_NETWORKS: Mapping[str, Network] = MappingProxyType({})
 
 
 class Predictor(Protocol):
-    """What `predict_queries` asks of a prior."""
+    """The part of a prior that `predict_queries` uses."""
 
     def query_condition(self, query: Query) -> Condition: ...
 
@@ -26,37 +26,37 @@ class Predictor(Protocol):
 def predict_queries(
     prior: Predictor, queries: Mapping[str, Query], networks: Mapping[str, Network] = NO_NETWORKS
 ) -> dict[str, Tensor]:
-    """The answer [N, ...] to every query by name, without a graph.
+    """The prediction [N, ...] of every query by name, without a graph.
 
-    Queries with an equal `key` are computed once. All that are to the prior go through it in one call of concatenated
-    rows, in the order of the queries, each row with its own t (one call for each shape, should their conditions differ
-    in it). The others are answered by `networks`. Rows that a query does not name come back as 0.
-    Raises ValueError for a network that is not there.
+    Queries with an equal `key` are computed once. The prior gets all its queries in one call of concatenated rows, in
+    the order of the queries, each row with its own t; conditions of different shapes need one call per shape. Queries
+    of another network are answered by `networks`. Rows that a query does not name are 0.
+    Raises ValueError for an unknown network.
     """
-    unique = {query.key: query for query in queries.values()}  # in the order in which they are first asked for
+    unique = {query.key: query for query in queries.values()}  # in order of first use
     answers: dict[tuple, Tensor] = {}
     groups: dict[tuple, list[tuple[Query, Query, Condition]]] = {}
     for key, query in unique.items():
         if query.network != "prior":
             if query.network not in networks:
-                raise ValueError(f"a query is to the network {query.network!r}, of which there are: {list(networks)}")
+                raise ValueError(f"a query names the network {query.network!r}; there are: {list(networks)}")
             answers[key] = networks[query.network].answer(query)
         else:
-            asked = restricted(query)
-            condition = prior.query_condition(asked)
-            groups.setdefault((tuple(asked.z_t.shape[1:]), condition.shapes), []).append((query, asked, condition))
+            reduced = restricted(query)
+            condition = prior.query_condition(reduced)
+            groups.setdefault((tuple(reduced.z_t.shape[1:]), condition.shapes), []).append((query, reduced, condition))
     for group in groups.values():
-        counts = [len(asked.z_t) for _, asked, _ in group]
-        t = torch.tensor([asked.t for _, asked, _ in group]).repeat_interleave(torch.tensor(counts))
+        counts = [len(reduced.z_t) for _, reduced, _ in group]
+        t = torch.tensor([reduced.t for _, reduced, _ in group]).repeat_interleave(torch.tensor(counts))
         condition = Condition.cat([condition for *_, condition in group])
-        found = prior.predict_noise(torch.cat([asked.z_t for _, asked, _ in group]), t, condition)
-        for (query, *_), part in zip(group, found.split(counts), strict=True):
+        eps = prior.predict_noise(torch.cat([reduced.z_t for _, reduced, _ in group]), t, condition)
+        for (query, *_), part in zip(group, eps.split(counts), strict=True):
             answers[query.key] = spread(query, part)
     return {name: answers[query.key] for name, query in queries.items()}
 
 
 def restricted(query: Query) -> Query:
-    """The query of its `rows` alone."""
+    """The query reduced to its `rows`."""
     if query.rows is None:
         return query
     rows = query.rows.tolist()
@@ -66,7 +66,7 @@ def restricted(query: Query) -> Query:
 
 
 def spread(query: Query, answer: Tensor) -> Tensor:
-    """The answer [R, ...] to a query's `rows` as one of all its rows [N, ...], 0 where none was asked for."""
+    """The prediction [R, ...] of a query's `rows`, spread to all its rows [N, ...]; the others are 0."""
     if query.rows is None:
         return answer
     whole = answer.new_zeros(len(query.z_t), *answer.shape[1:])

@@ -1,7 +1,7 @@
-"""Prompts to embeddings, kept from call to call and from run to run; and what families make them from.
+"""Prompts to embeddings, which are kept in memory and on disk; and the text encoders that several families share.
 
-An embedding is {"text": [L, D]} and, for models that take it, "pooled" [P]: float32, one prompt's. `parts` are a
-model's text encoders and tokenizers under their folders' names. How a family embeds is a function of (parts, prompt).
+The embedding of a prompt is {"text": [L, D]} and, for some models, "pooled" [P], in float32. `parts` are a model's text
+encoders and tokenizers by folder name. A family's `embed` is a function of (parts, prompt).
 """
 
 import logging
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
+from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding, embedding_path, fingerprint, read_embedding, write_embedding
 from csd3d.priors.opening import ModelFolder, one_line
 
@@ -21,10 +22,10 @@ Parts = Mapping[str, Any]
 
 
 class TextEncoder:
-    """A model's text encoders with what they have embedded so far, in memory and, with a `cache` folder, on disk.
+    """A model's text encoders, and the embeddings so far: in memory and, with a `cache` folder, on disk.
 
-    `parts` may hold more than encoders and tokenizers, which is passed over. `recipe` names the way that `embed` works,
-    so that the embeddings of no two ways are mixed up. Raises InputError for a cache that can't be made a folder.
+    Other `parts` are ignored. `recipe` names what `embed` does; different recipes have separate files in the cache.
+    Raises InputError where the cache folder cannot be made.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class TextEncoder:
             network.eval().requires_grad_(False)
 
     def __call__(self, prompts: Sequence[str]) -> Embedding:
-        """{"text": [B, L, D], "pooled": [B, P] if any}. InputError for a prompt that is new after `release`."""
+        """{"text": [B, L, D], "pooled": [B, P] if any}. InputError for a new prompt after `release`."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeddings:
                 embedding = self._embed(prompt)
@@ -56,10 +57,10 @@ class TextEncoder:
         return {name: torch.stack([embedding[name] for embedding in found]) for name in found[0]}
 
     def release(self) -> None:
-        """Frees the text encoders; what they have embedded stays."""
-        held = bool(self.parts)
+        """Free the text encoders; the embeddings stay."""
+        had_parts = bool(self.parts)
         self.parts.clear()
-        if held and self.device.type == "cuda":
+        if had_parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.no_grad()
@@ -86,23 +87,37 @@ def _made(cache: Path) -> Path:
     return cache
 
 
-def penultimate(parts: Parts, number: str, prompt: str) -> tuple[Tensor, Tensor]:
-    """A CLIP's last but one hidden state [L, D] and its first output: of one with a projection, the pooled text [P]."""
-    encoder = parts[f"text_encoder{number}"]
-    # of CLIPs that share their vocabulary only the first warns
-    tokens = clip_tokens(encoder, parts[f"tokenizer{number}"], prompt, warn=not number)
-    output = encoder(tokens.input_ids, output_hidden_states=True)
-    return output.hidden_states[-2][0].float(), output[0][0].float()
+def embed_two_clips(parts: Parts, prompt: str) -> tuple[Tensor, list[Tensor]]:
+    """SDXL's and SD3's text: the two CLIPs' last but one hidden states side by side [L, D1 + D2], and their outputs.
+
+    The output of a CLIP with a projection is its pooled text [P].
+    """
+    states, outputs = [], []
+    for number in ("", "_2"):
+        encoder = parts[f"text_encoder{number}"]
+        # both CLIPs have the same vocabulary: one warning is enough
+        tokens = clip_tokens(encoder, parts[f"tokenizer{number}"], prompt, warn=not number)
+        output = encoder(tokens.input_ids, output_hidden_states=True)
+        states.append(output.hidden_states[-2][0].float())
+        outputs.append(output[0][0].float())
+    return torch.cat(states, dim=-1), outputs
+
+
+def pooled_text(condition: Condition) -> Tensor:
+    """The pooled text [B, P] of a condition; ValueError without one."""
+    if condition.pooled is None:
+        raise ValueError("this model takes pooled text too: build conditions with prior.condition(prompts)")
+    return condition.pooled
 
 
 def clip_tokens(encoder: nn.Module, tokenizer: Any, prompt: str, warn: bool = True) -> Any:
-    """`tokenized` to the length that a CLIP takes."""
+    """`tokenized` with the length that a CLIP takes."""
     limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     return tokenized(encoder, tokenizer, prompt, limit, warn)
 
 
 def tokenized(encoder: nn.Module, tokenizer: Any, prompt: str, limit: int, warn: bool = True) -> Any:
-    """`input_ids` and `attention_mask` [1, limit], padded; warns of what is cut off or not in the vocabulary."""
+    """`input_ids` and `attention_mask` [1, limit], padded; warns of text that is cut off or not in the vocabulary."""
     if warn:
         _warn_of_lost_text(tokenizer, prompt, limit)
     tokens = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")

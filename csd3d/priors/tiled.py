@@ -1,15 +1,14 @@
 """Pictures of any size through a prior's autoencoder, in bounded memory and without seams.
 
-A picture of at most `pixels` goes through whole. A larger one goes in tiles that overlap by the receptive field of the
-network, of which only the middles are kept; tiles end where the picture ends, so its borders see the same padding.
-What is then left to tell a tile from the whole is what looks at all pixels at once:
+A picture of at most `pixels` is processed whole. A larger one is cut into tiles that overlap by the receptive field of
+the network, and only the middle of each tile is kept. Tiles end at the picture's borders, so padding acts as it would
+on the whole picture. Two kinds of layers look at all pixels at once and need care:
 
-- GroupNorm. Tiles that normalised themselves would each come out in another tint. Here every GroupNorm uses one mean
-  and variance for all tiles, measured by sending `samples` tiles through together and pooling over the parts of them
-  that are kept. Where these are all the tiles the result is that of the whole picture up to rounding; else the
-  statistics are estimates from evenly spread tiles, but the same everywhere, so that there are still no seams.
-- Attention in the middle block, which Stable Diffusion's autoencoders have and the shipped one has not: it stays within
-  a tile.
+- GroupNorm. If each tile normalised itself, tiles would differ in tint. Every GroupNorm uses one mean and variance for
+  all tiles, measured on `samples` tiles together, over their kept parts. If these are all tiles, the result equals that
+  of the whole picture up to rounding. Otherwise the statistics are estimates from evenly spread tiles; they are the
+  same everywhere, so there are no seams.
+- Attention in the middle block, in Stable Diffusion's autoencoders but not in the shipped one: it stays within a tile.
 
 Lengths are in latent pixels, each `downscale` pixels of the picture.
 """
@@ -32,10 +31,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 class TiledVae:
-    """Encodes and decodes batches of pictures of one size; `wrap`: the left border continues at the right.
+    """Encodes and decodes batches of pictures of one size; `wrap`: the right border continues at the left.
 
-    `pixels`: most of them at once, None for what suits the autoencoder's width; larger pictures go in tiles of `tile`
-    pixels each, of which `samples` are measured together. Raises ValueError for a prior without an autoencoder.
+    `pixels`: most pixels at once, None for a number by the autoencoder's width; larger pictures are cut into tiles of
+    `tile` pixels, of which `samples` are measured together. Raises ValueError for a prior without an autoencoder.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class TiledVae:
     def encode(self, images: Tensor) -> Tensor:
         """z [B, C, h, w] of images [B, 3, H, W] in [0, 1], padded by reflection to whole latent pixels.
 
-        ValueError for a picture that wraps around and whose width is no whole number of latent pixels.
+        ValueError where pictures wrap around and their width is not a whole number of latent pixels.
         """
         if self.wrap and images.shape[-1] % self.unit:
             raise ValueError(f"a picture that wraps around must be a multiple of {self.unit} wide, got {images.shape}")
@@ -84,18 +83,14 @@ class TiledVae:
         parts = vae.decoder, measure, self.prior.decode, decoder_reach(vae), 1
         return torch.stack([self._tiled(one, *parts)[:, : size[0], : size[1]] for one in z])
 
-    def to_condition(self, z: Tensor) -> Tensor:
-        """The image condition of the same pictures, of their z."""
-        return self.prior.condition_from_latent(z)
-
     def _whole(self, height: int, width: int) -> int:
-        """How many pictures go through at once as they are; 0: they need tiles."""
+        """How many whole pictures are processed at once; 0: they need tiles."""
         return 0 if self.wrap else self.pixels // (height * width)
 
     def _tiled(self, x: Tensor, network: nn.Module, measure: Network, run: Network, reach: int, unit: int) -> Tensor:
-        """`run` of x [C, H, W], `unit` of its pixels to a latent pixel, tile by tile.
+        """`run` of x [C, H, W] tile by tile; `unit` of its pixels are a latent pixel.
 
-        `measure` sends tiles through `network`, whose norms it is that are measured, and `reach` its receptive field.
+        `measure` sends tiles through `network` to measure its norms; `reach` is the network's receptive field.
         """
         x = x.to(self.prior.device, torch.float32)
         height, width = (side // unit for side in x.shape[1:])
@@ -108,16 +103,16 @@ class TiledVae:
             with norms.measuring([(row.kept, column.kept) for row, column in sample], (rows[0].size, columns[0].size)):
                 measure(torch.stack([_cut(x, row, column, unit) for row, column in sample]))
             for row, column in tiles:
-                found = run(_cut(x, row, column, unit)[None])[0]
-                scale = found.shape[1] // row.size
+                tile = run(_cut(x, row, column, unit)[None])[0]
+                scale = tile.shape[1] // row.size
                 if whole is None:
-                    whole = found.new_empty(len(found), height * scale, width * scale)
-                inner = found[:, _times(row.kept, scale), _times(column.kept, scale)]
+                    whole = tile.new_empty(len(tile), height * scale, width * scale)
+                inner = tile[:, _times(row.kept, scale), _times(column.kept, scale)]
                 whole[:, _times(row.target, scale), _times(column.target, scale)] = inner
         return whole
 
     def _split(self, height: int, width: int, reach: int) -> tuple[list["Tile"], list["Tile"]]:
-        """Tiles along both sides, of `tile` pixels at most."""
+        """Tiles along both sides, of at most `tile` pixels."""
         area = max(16, self.tile // self.unit**2)
         tall = min(height, max(math.isqrt(area), area // width))
         wide = area // tall
@@ -126,9 +121,9 @@ class TiledVae:
 
 @dataclass(frozen=True)
 class Tile:
-    """Along one side: `size` latent pixels from `start`, of which those from `begin` to `end` of the side are kept.
+    """Along one side: `size` latent pixels from `start`; positions `begin` to `end` of the side are kept.
 
-    On a side of `length` that wraps around, `start` may be negative and the tile go round.
+    On a side of `length` that wraps around, `start` may be negative and the tile may cross the border.
     """
 
     start: int
@@ -139,19 +134,19 @@ class Tile:
 
     @property
     def kept(self) -> slice:
-        """What is kept, within the tile."""
+        """The kept part, as positions in the tile."""
         return slice(self.begin - self.start, self.end - self.start)
 
     @property
     def target(self) -> slice:
-        """What is kept, within the side."""
+        """The kept part, as positions on the side."""
         return slice(self.begin, self.end)
 
 
 def split_side(length: int, size: int, reach: int, wrap: bool) -> list[Tile]:
-    """Tiles of one size ≤ `size` that keep every pixel once, with `reach` pixels about it or the side's own end.
+    """Tiles of one size ≤ `size` that keep every pixel once, with `reach` pixels around it unless the side ends there.
 
-    A reach of more than a quarter of a tile is cut to that.
+    The reach is at most a quarter of a tile.
     """
     if wrap:
         margin = min(reach, size // 4)
@@ -169,21 +164,21 @@ def split_side(length: int, size: int, reach: int, wrap: bool) -> list[Tile]:
 
 
 def encoder_reach(vae: nn.Module) -> int:
-    """How far a latent of the encoder sees, in latent pixels: every 3×3 convolution sees one pixel of its level."""
+    """Receptive field of the encoder in latent pixels; every 3×3 convolution adds one pixel of its level."""
     levels, blocks = len(vae.config.block_out_channels), 2 * vae.config.layers_per_block
     pixels = 1 + sum(2**i * blocks for i in range(levels)) + sum(2 * 2**i for i in range(levels - 1))
     return math.ceil(pixels / 2 ** (levels - 1)) + 4 + 1
 
 
 def decoder_reach(vae: nn.Module) -> int:
-    """How far a pixel of the decoder sees, in latent pixels."""
+    """Receptive field of the decoder in latent pixels."""
     levels, blocks = len(vae.config.block_out_channels), 2 * (vae.config.layers_per_block + 1)
-    found = sum(blocks / 2**i for i in range(levels)) + sum(1 / 2**i for i in range(1, levels))
-    return math.ceil(1 + 4 + found + 1 / 2 ** (levels - 1))
+    reach = sum(blocks / 2**i for i in range(levels)) + sum(1 / 2**i for i in range(1, levels))
+    return math.ceil(1 + 4 + reach + 1 / 2 ** (levels - 1))
 
 
 class SharedNorms:
-    """Every GroupNorm of a network with one mean and variance for all that goes through it."""
+    """One mean and variance for each GroupNorm of a network, whatever its input."""
 
     def __init__(self) -> None:
         self.statistics: Statistics = {}
@@ -192,7 +187,7 @@ class SharedNorms:
 
     @contextmanager
     def measuring(self, kept: Sequence[tuple[slice, slice]], size: tuple[int, int]) -> Iterator[None]:
-        """What goes through here sets the statistics: tiles of `size`, pooled over what is `kept` of each."""
+        """Calls inside the block set the statistics: tiles of `size`, pooled over the `kept` part of each."""
         self.kept, self.size = kept, size
         try:
             yield
@@ -200,7 +195,7 @@ class SharedNorms:
             self.kept = ()
 
     def forward(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        """Stands for norm.forward of x [B, C, ...]."""
+        """Replaces norm.forward for x [B, C, ...]."""
         if self.kept:
             self.statistics[norm] = self._measure(norm, x)
         mean, variance = self.statistics[norm]
@@ -208,7 +203,7 @@ class SharedNorms:
 
     def _measure(self, norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each group over tiles x [N, C, ...], repeated for its channels [C]."""
-        scale = math.sqrt(x[0, 0].numel() / (self.size[0] * self.size[1]))  # of attention's flat pixels too
+        scale = math.sqrt(x[0, 0].numel() / (self.size[0] * self.size[1]))  # attention flattens the pixels
         height, width = (round(side * scale) for side in self.size)
         tiles = x.float().reshape(len(x), norm.num_groups, -1, height, width)
         parts = zip(tiles, self.kept, strict=True)
@@ -222,7 +217,7 @@ class SharedNorms:
 
 @contextmanager
 def shared_norms(network: nn.Module) -> Iterator[SharedNorms]:
-    """Gives a network's GroupNorms the statistics of a `SharedNorms` while open."""
+    """Let a network's GroupNorms use the statistics of a `SharedNorms` inside the block."""
     norms, modules = SharedNorms(), [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
     try:
         for module in modules:
@@ -238,7 +233,7 @@ def _times(part: slice, scale: float) -> slice:
 
 
 def _cut(x: Tensor, row: Tile, column: Tile, unit: int) -> Tensor:
-    """The tile of x [C, H, W] in whose pixels `unit` are a latent pixel."""
+    """The tile of x [C, H, W]; `unit` of its pixels are a latent pixel."""
     rows, columns = (
         torch.arange(tile.start * unit, (tile.start + tile.size) * unit) % (tile.length * unit)
         for tile in (row, column)

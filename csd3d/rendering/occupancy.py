@@ -1,7 +1,7 @@
-"""Which part of space holds anything: nerfacc's occupancy estimator, deterministic and on any device.
+"""The occupancy grid, which says where rays need samples: nerfacc's estimator, deterministic and on any device.
 
 Level l of L nested grids covers the scene's box scaled by 2^l about its centre; a bounded scene has one level. A cell
-stores an optical thickness sigma dt, decaying from visit to visit; it is occupied where that exceeds a threshold.
+stores an optical thickness sigma dt that decays from visit to visit; it is occupied where that exceeds a threshold.
 """
 
 from dataclasses import dataclass, replace
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from csd3d.errors import InputError
 from custom_kernels import rendering as kernels
 
-CHUNK = 2**18  # cells whose density is asked for at once
-MARGIN = 0.999  # of the mean: keeps a uniform field occupied, where "above the mean" would empty it
+CHUNK = 2**18  # cells whose density is computed at once
+MARGIN = 0.999  # share of the mean: "above the mean" itself would empty a uniform field
 
 
 @dataclass
 class RenderConfig:
     """How rays are sampled and the occupancy grid is kept; lengths in world units."""
 
-    steps: int = 384  # across the diagonal of the scene's box: the shortest step
-    max_samples: int = 1024  # of one ray
-    finer: int = 1  # how many times shorter steps are in pictures made without a gradient, which have no jitter
-    near: float = 0.05
-    cone_angle: float = 0.015  # growth of the step with distance, unbounded scenes only
+    steps: int = 384  # number of shortest steps along the diagonal of the scene's box
+    max_samples: int = 1024  # most samples of one ray
+    finer: int = 1  # steps are this many times shorter in pictures rendered without gradients
+    near: float = 0.05  # rays start at this distance from the camera
+    cone_angle: float = 0.015  # a step is at least this share of its distance; unbounded scenes only
     levels: int = 5  # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
     resolution: int = 64  # cells along an edge of the grid
-    threshold: float = 0.01  # optical thickness of one step under which a cell is empty
-    decay: float = 0.95  # of a cell's thickness, a visit
-    update_every: int = 16  # training steps
-    warmup: int = 256  # training steps in which an update visits every cell; afterwards at most a quarter
-    early_stop: float = 1e-4  # light under which a sample is left out (see render_rays)
+    threshold: float = 0.01  # a cell whose step has less optical thickness than this is empty
+    decay: float = 0.95  # factor on the stored thickness of a cell at each visit
+    update_every: int = 16  # training steps between updates of the grid
+    warmup: int = 256  # until this training step an update visits every cell, afterwards at most a quarter
+    early_stop: float = 1e-4  # samples that less than this share of the light reaches are skipped
     backend: str = "auto"  # auto | reference | native | nerfacc
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class RenderConfig:
 
 
 class _Estimator(OccGridEstimator):
-    """nerfacc's estimator, visiting fewer cells, and none twice in one update: of two writes either could win."""
+    """nerfacc's estimator, but it visits fewer cells, and none twice in one update: either of two writes could win."""
 
     def _sample_uniform_and_occupied_cells(self, n: int) -> list[Tensor]:
         found = super()._sample_uniform_and_occupied_cells(n // 2)
@@ -77,16 +77,16 @@ class OccupancyGrid(nn.Module):
 
     @property
     def grid(self) -> kernels.Grid:
-        """The grid as the kernels take it, made anew when its cells have changed."""
+        """The grid in the kernels' form, rebuilt when its cells have changed."""
         cells = self.estimator.binaries
         if self._grid is None or self._grid[0].occupancy is not cells or self._grid[1] != cells._version:
             self._grid = kernels.Grid(cells, self.estimator.aabbs[0]), cells._version
         return self._grid[0]
 
     def march(self, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None = None, finer: int = 1) -> kernels.Samples:
-        """Samples of rays [R, 3] in occupied cells beyond the near plane; jitter [R] in [0, 1) of a step, or None.
+        """Samples of rays [R, 3] in occupied cells beyond the near plane.
 
-        `finer`: how many samples a step is cut into.
+        jitter [R] in [0, 1) of a step, or None; `finer` divides every step into that many.
         """
         steps = replace(
             self.steps,
@@ -100,10 +100,10 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int, field: nn.Module, generator: torch.Generator) -> None:
-        """Every `update_every` steps, revisits cells at random points: thickness = max(decay thickness, sigma dt).
+        """Every `update_every` steps, visit cells at random points: thickness = max(decay thickness, sigma dt).
 
-        Instant-ngp's rule (Mueller et al. 2022, app. E.2) as nerfacc has it: occupied above min(threshold, mean).
-        Draws one number from the generator and leaves torch's global random state as it was.
+        Instant-ngp's rule (Mueller et al. 2022, app. E.2) as in nerfacc: a cell is occupied above min(threshold, mean).
+        Draws one number from the generator; torch's global random state is restored.
         """
         config, estimator = self.config, self.estimator
         if step % config.update_every:
@@ -121,7 +121,7 @@ class OccupancyGrid(nn.Module):
         steps, centre = self.steps, self.estimator.aabbs[0].view(2, 3).mean(0)
 
         def thickness(points: Tensor) -> Tensor:
-            """sigma dt [N, 1], dt the step of a ray that comes from the middle of the scene."""
+            """sigma dt [N, 1], where dt is the step of a ray from the middle of the scene."""
             sigma = torch.cat([field.density(part)[0] for part in points.split(CHUNK)])
             dt = torch.clamp((points - centre).norm(dim=1) * steps.cone_angle, min=steps.size)
             return (sigma * dt)[:, None]

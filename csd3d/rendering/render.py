@@ -1,4 +1,4 @@
-"""A field seen along rays: march, evaluate, composite, background behind.
+"""Rendering of rays: march, evaluate the field, composite, add the background.
 
 A field is callable, (positions [S, 3], directions [S, 3]) -> rgb [S, 3], sigma [S], and has density(positions) ->
 sigma [S], features; a background is callable, (directions [R, 3]) -> rgb [R, 3]. A field may return a third value, a
@@ -20,11 +20,11 @@ Background = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Rendered:
-    """What rays see: leading shape [R], or [H, W] of a whole picture.
+    """The result of rendering; the leading shape is [R], or [H, W] for a whole picture.
 
     rgb [..., 3] over the background; depth [...] the expected distance along the ray, sum w t / sum w, world units, 0
     where nothing is hit; opacity [...] in [0, 1]; samples, how many were composited; distortion [...] or None; penalty
-    [...] of the samples, or None, its gradient not reaching the weights.
+    [...] summed along the ray, or None, with no gradient to the weights.
     """
 
     rgb: Tensor
@@ -46,12 +46,12 @@ def render_rays(
     jitter: Tensor | None = None,
     distortion: bool = False,
 ) -> Rendered:
-    """Renders rays [R, 3] (unit directions), differentiably where gradients are enabled.
+    """Render rays [R, 3] (unit directions), differentiably where gradients are enabled.
 
-    rgb = sum_k w_k rgb_k + (1 - sum_k w_k) background. jitter [R] in [0, 1) shifts each ray's lattice of steps
-    (training), None leaves it (evaluation). With gradients, samples that less than config.early_stop of the light
-    reaches are left out; without, steps are config.finer times shorter, and the density of all counts but colour is
-    evaluated only where w_k > config.early_stop. distortion: also report each ray's distortion loss.
+    rgb = sum_k w_k rgb_k + (1 - sum_k w_k) background. jitter [R] in [0, 1) shifts the steps of each ray (training);
+    None does not (evaluation). With gradients, samples that less than config.early_stop of the light reaches are
+    dropped. Without, steps are config.finer times shorter, and colour is evaluated only where w_k > config.early_stop.
+    distortion: also return each ray's distortion loss.
     """
     training = torch.is_grad_enabled()
     samples = grid.march(rays_o, rays_d, jitter, 1 if training else config.finer)
@@ -82,7 +82,7 @@ def _points(rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples) -> tuple[T
 
 @torch.no_grad()
 def _lit(field: nn.Module, rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples, least: float) -> kernels.Samples:
-    """Samples that light reaches: a density without gradient is cheap beside all that the rest would cost with one."""
+    """Samples with transmittance >= `least`: a density without gradients costs little next to the passes it saves."""
     sigmas = field.density(_points(rays_o, rays_d, samples)[0])[0]
     light = kernels.transmittance(sigmas, samples.t_starts, samples.t_ends, samples.packed_info)
     return kernels.keep(samples, light >= least)
@@ -111,7 +111,7 @@ def render_image(
     config: RenderConfig,
     chunk: int = 2**14,
 ) -> Rendered:
-    """The picture of camera `index`, without gradient, `chunk` rays at a time: fields of Rendered are [H, W, ...]."""
+    """Render the picture of camera `index` without gradients, `chunk` rays at a time: Rendered with [H, W, ...]."""
     rays = zip(*(x.split(chunk) for x in cameras.image_rays(index)), strict=True)
     parts = [render_rays(field, background, grid, o, d, config) for o, d in rays]
 
@@ -135,7 +135,8 @@ def distortion_loss(weights: Tensor, s_starts: Tensor, s_ends: Tensor, packed_in
 
 
 def _distortion(grid: OccupancyGrid, samples: kernels.Samples, weights: Tensor) -> Tensor:
-    """Of s in [0, 1]: t over the box's diagonal; unbounded, nerfstudio's t / 2 up to 1 and 1 - 1 / (2 t) past it."""
+    """Distortion with s in [0, 1]: t over the box's diagonal; if unbounded, nerfstudio's t / 2 up to t = 1, then
+    1 - 1 / (2 t)."""
 
     def scaled(t: Tensor) -> Tensor:
         if grid.unbounded:

@@ -1,7 +1,7 @@
 """A field lit by a lamp beside the camera, as DreamFusion shades it (arXiv 2209.14988, section 3.1).
 
-A shaded field is callable and has density(), as any field that `render_rays` takes; it also returns the orientation
-penalty of each sample, which is composited beside the colour.
+A shaded field is callable and has density(), like any field that `render_rays` takes. It also returns the orientation
+penalty of each sample, which is summed along the ray with the samples' weights.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ MODES = ("albedo", "lambertian", "textureless", "normal")
 
 @dataclass(frozen=True)
 class Shading:
-    """`mode`: albedo | lambertian | textureless (white albedo, so that shape shows) | normal ((n + 1)/2 as colour).
+    """`mode`: albedo | lambertian | textureless (white albedo, to show the shape) | normal ((n + 1)/2 as colour).
 
-    `lamp` [3], in units of the distance to the surface, moves the lamp off the camera, world axes; `ambient` is the
-    share of light from everywhere; `normal_step` is the step of the differences in world units, None for analytic
-    normals; `orientation` asks for that penalty also where nothing is shaded.
+    `lamp` [3]: offset of the lamp from the camera, world axes, in units of the distance to the surface. `ambient`: the
+    share of light from all directions. `normal_step`: see `RadianceField.normals`. `orientation`: return the penalty
+    also with mode albedo.
     """
 
     mode: str = "albedo"
@@ -42,7 +42,7 @@ class ShadedField:
         self.field, self.shading = field, shading
 
     def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The field's own."""
+        """The density of the field, unshaded."""
         return self.field.density(positions)
 
     def __call__(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
@@ -51,7 +51,7 @@ class ShadedField:
         if shading.mode == "albedo" and not shading.orientation:
             return self.field.colour(features, directions), sigma
         normals = self.field.normals(positions, shading.normal_step)
-        penalty = (normals * directions).sum(-1).clamp_min(0).square()  # n·d > 0: a seen surface that faces away
+        penalty = (normals * directions).sum(-1).clamp_min(0).square()  # n·d > 0: a visible surface that faces away
         if shading.mode == "normal":
             return (normals + 1) / 2, sigma, penalty
         white = shading.mode == "textureless"

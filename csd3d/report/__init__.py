@@ -1,4 +1,4 @@
-"""What a run tells of itself: report.html, grids of pictures, curves."""
+"""Results of a run for its user: report.html, grids of pictures, curves."""
 
 from csd3d.report.page import Curves, ReportData, ViewRow, write_report
 

@@ -1,4 +1,4 @@
-"""Camera paths for videos of a capture: round it where it was seen from all sides, else to and fro."""
+"""Camera paths for videos of a capture: a full circle if it was seen from all sides, else back and forth."""
 
 import math
 from dataclasses import replace
@@ -9,11 +9,11 @@ from torch import Tensor
 from csd3d.cameras import Cameras, look_at, on_sphere
 from csd3d.datasets import Capture
 
-OPEN_GAP_DEG = 100.0  # a gap between neighbouring azimuths from which a capture counts as seen from one side only
+OPEN_GAP_DEG = 100.0  # a capture with a wider gap between neighbouring azimuths was not seen from all sides
 
 
 def video_cameras(capture: Capture, count: int) -> Cameras:
-    """`count` cameras on a closed path at the training cameras' median distance and elevation."""
+    """Return `count` cameras on a closed path at the training cameras' median distance and elevation."""
     cameras = capture.cameras[capture.train]
     target = looked_at(cameras)
     offset = cameras.positions - target
@@ -27,7 +27,7 @@ def video_cameras(capture: Capture, count: int) -> Cameras:
 
 
 def looked_at(cameras: Cameras) -> Tensor:
-    """The point [3] nearest, in least squares, to all viewing axes."""
+    """Return the point [3] nearest to all viewing axes in least squares."""
     axis = -cameras.camera_to_world[:, :, 2]
     across = torch.eye(3) - axis[:, :, None] * axis[:, None, :]
     total = across.sum(0) + 1e-6 * torch.eye(3)
@@ -35,7 +35,7 @@ def looked_at(cameras: Cameras) -> Tensor:
 
 
 def path_azimuths(azimuth: Tensor, count: int) -> Tensor:
-    """Azimuths [count] in radians: a full turn, or one swing and back across the part the capture covers."""
+    """Return azimuths [count] in radians: a full turn, or a swing back and forth over the part the capture covers."""
     ordered = azimuth.sort().values
     gaps = torch.cat((ordered[1:] - ordered[:-1], ordered[:1] + 2 * math.pi - ordered[-1:]))
     turn = 2 * math.pi * torch.arange(count) / count

@@ -1,7 +1,7 @@
-"""What an edit of a picture or a video leaves for its user, made in one pass over the frames for all methods.
+"""The results of an edit of a picture or a video, written in one pass over the frames for all methods.
 
-result.png or result.mp4, of exactly the input's size; images/before.png, images/METHOD.png or videos/METHOD.mp4 of the
-others; images/views.png (the rows of the report); videos/before-after-METHOD.mp4; report.html.
+result.png or result.mp4, of exactly the input's size; images/before.png; images/METHOD.png or videos/METHOD.mp4 of the
+other methods; images/views.png (the rows of the report); videos/before-after-METHOD.mp4; report.html.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ from csd3d.report.pictures import save_grid, save_strip
 SHOWN = 6  # pictures in a row of the report
 SHOWN_SIDE = 384  # pixels of their longer side
 HERO_SIDE = 1280
-WHOLE_SIDE = 2048  # of a whole wide picture
-MOVIE_SIDE, MOVIE_FRAMES = 320, 300  # of before | after in the report
-PREVIEW_COST = 0.1  # share of the time that previews may take
+WHOLE_SIDE = 2048  # longer side of a whole picture
+MOVIE_SIDE, MOVIE_FRAMES = 320, 300  # longer side and most frames of before | after in the report
+PREVIEW_COST = 0.1  # most of the time that previews may take, as a share
 CURVES = (("Noise level t", "t"), ("Gradient", "gradient_rms"), ("Kernel", "kernel_mean"))
 SOURCE = "source"
 
 
 @dataclass
 class Shown:
-    """What the report keeps of one method, or of the source: a hero, a row of pictures, a whole one, a small movie."""
+    """The pictures of one method, or of the source, that the report shows."""
 
-    hero: Tensor | None = None
+    hero: Tensor | None = None  # at the top of the page
     row: list[Tensor] = field(default_factory=list)
-    whole: Tensor | None = None
-    movie: list[np.ndarray] = field(default_factory=list)
+    whole: Tensor | None = None  # the whole picture; None for a video
+    movie: list[np.ndarray] = field(default_factory=list)  # small frames of a video
 
     def add(self, clip: Clip, number: int, picture: Tensor) -> None:
-        """Frame `number`, [3, H, W]."""
+        """Add frame `number`, [3, H, W]."""
         if number == clip.count // 2:
             self.hero = shrink(picture, HERO_SIDE)
         if number in shown_frames(clip):
@@ -60,7 +60,7 @@ class Shown:
 
 
 def title(name: str) -> str:
-    """What reports call a method. "ip2p+shared" is ip2p's title with "(shared)" behind it."""
+    """Return a method's title in reports; that of "ip2p+shared" ends with "(shared)"."""
     base, _, variant = name.partition("+")
     return registry.title("canvas_editor", base) + (f" ({variant})" if variant else "")
 
@@ -71,9 +71,9 @@ def title(name: str) -> str:
 def write_results(
     folder: Path, edits: Mapping[str, tuple[Latents, Tensor]], main: str, metrics: Metrics
 ) -> dict[str, Shown]:
-    """Writes every method's picture or video and measures it; what the report shows of each, and of the source.
+    """Write and measure every method's picture or video; return what the report shows of each and of the source.
 
-    `edits`: by name the latents that were edited, and the edited ones. Each source frame is read and decoded once.
+    edits: (source latents, edited latents) by method. Each source frame is read and decoded once.
     """
     clip = metrics.clip
     shown = {name: Shown() for name in (SOURCE, *edits)}
@@ -93,8 +93,10 @@ def write_results(
 
 @contextlib.contextmanager
 def result_writer(path: Path, clip: Clip) -> Iterator[Callable[[Tensor], None]]:
-    """A function that takes the next frame [3, H, W] in [0, 1] of a file like the clip's own: its size, rate and sound,
-    or its alpha and bit depth."""
+    """Yield a function that writes the next frame [3, H, W] in [0, 1].
+
+    The file has the clip's size, and its frame rate and sound, or its alpha and bit depth.
+    """
     if not clip.is_video:
         yield lambda picture: write_picture(path, picture, clip.alpha, clip.bits)
         return
@@ -104,19 +106,19 @@ def result_writer(path: Path, clip: Clip) -> Iterator[Callable[[Tensor], None]]:
 
 
 def write_picture(path: Path, picture: Tensor, *options: object) -> None:
-    """A picture [3, H, W] in [0, 1] as a file."""
+    """Write a picture [3, H, W] in [0, 1]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, picture.permute(1, 2, 0).contiguous().numpy(), *options)
 
 
 def result_path(folder: Path, clip: Clip, name: str, main: str) -> Path:
-    """Where a method's result goes: the main one's beside the report."""
+    """Return the path of a method's result; the main method's is beside the report."""
     kind, suffix = ("videos", "mp4") if clip.is_video else ("images", "png")
     return folder / f"result.{suffix}" if name == main else folder / kind / f"{name}.{suffix}"
 
 
 def write_movies(folder: Path, clip: Clip, shown: Mapping[str, Shown]) -> dict[str, Path]:
-    """Small videos of before | after, by their captions in the report; none of a picture."""
+    """Write small videos of before | after; return their paths by caption. Pictures have none."""
     videos = {}
     for name in shown if clip.is_video else ():
         if name == SOURCE:
@@ -130,7 +132,7 @@ def write_movies(folder: Path, clip: Clip, shown: Mapping[str, Shown]) -> dict[s
 
 
 def previewer(folder: Path, latents: Latents, every_seconds: float) -> Callable[[str, Tensor], None]:
-    """A function (method, z) that writes images/preview-METHOD.png now and then, in a small part of the time."""
+    """Return a function (method, z) that writes images/preview-METHOD.png, at most every `every_seconds`."""
     last, cost = time.monotonic(), 0.0
 
     def show(name: str, z: Tensor) -> None:
@@ -152,18 +154,17 @@ def previewer(folder: Path, latents: Latents, every_seconds: float) -> Callable[
 
 @dataclass
 class CanvasReport:
-    """What a task has to say of its run: its folder, its config (with `told`), the clip, the main method, metrics.json,
-    and what is `shown` of each method."""
+    """The report of a run."""
 
-    folder: Path
-    config: object
+    folder: Path  # of the run
+    config: object  # the task's, with `told`
     clip: Clip
-    main: str
-    metrics: dict
-    shown: dict[str, Shown]
+    main: str  # name of the main method
+    metrics: dict  # as in metrics.json
+    shown: dict[str, Shown]  # by method, and of the source
 
     def write(self) -> None:
-        """Writes images/views.png, the small movies and report.html."""
+        """Write images/views.png, the small movies and report.html."""
         clip, rows = self.clip, self.rows()
         save_grid(self.folder / "images" / "views.png", rows)
         size = f"{clip.width} × {clip.height}" + (f", {clip.count} frames" if clip.is_video else "")
@@ -188,10 +189,10 @@ class CanvasReport:
         write_report(self.folder / "report.html", data)
 
     def notes(self) -> list[str]:
-        """What the figures mean."""
+        """Explanations of the figures."""
         notes = [f"CLIP figures by {self.metrics['judge']}."] if self.metrics["judge"] else []
         if self.clip.answers is not None:
-            notes += ["The truth is the world's own edit: the one of its valid answers that suits the whole best."]
+            notes += ["The truth is the valid edit of the procedural world that is nearest to the result."]
         return notes
 
     def facts(self) -> dict[str, str]:
@@ -210,7 +211,7 @@ class CanvasReport:
         return sorted((name for name in self.shown if name != SOURCE), key=lambda name: name == self.main)
 
     def rows(self) -> list[ViewRow]:
-        """The source, the methods with the main one last, the truth where it is known."""
+        """The source, the methods with the main one last, and the truth if it is known."""
         rows = [ViewRow("Before", self.shown[SOURCE].row, method=SOURCE)]
         rows += [ViewRow(title(name), self.shown[name].row, method=name) for name in self.ordered]
         if self.clip.answers is not None:
@@ -222,7 +223,7 @@ class CanvasReport:
         return rows
 
     def wholes(self) -> list[Whole]:
-        """A picture as a whole, before and after, each with a link to its file; none of a video."""
+        """The whole picture, before and after, with links to the files; none of a video."""
         if self.clip.is_video:
             return []
         paths = {name: result_path(self.folder, self.clip, name, self.main) for name in self.ordered}
@@ -235,25 +236,25 @@ class CanvasReport:
 
 
 def view_names(clip: Clip, count: int) -> list[str]:
-    """What stands above the columns of the report."""
+    """Return the headings of the report's columns."""
     if clip.is_video:
         return [f"frame {number + 1}" for number in shown_frames(clip)]
     return [f"part {i + 1}" for i in range(count)] if count > 1 else [clip.name]
 
 
 def shown_frames(clip: Clip) -> list[int]:
-    """The frames that the report shows: evenly spread."""
+    """Return the numbers of the frames that the report shows, evenly spread."""
     count = min(SHOWN, clip.count)
     return torch.linspace(0, clip.count - 1, count).round().long().tolist()
 
 
 def shown_parts(picture: Tensor, clip: Clip) -> list[Tensor]:
-    """A frame as it stands in a row, [H, W, 3] each: a wide picture is cut into parts from left to right."""
+    """Return a frame for a row, [H, W, 3] each: a wide picture is cut into parts from left to right."""
     return [shrink(part, SHOWN_SIDE) for part in parts(picture, min(SHOWN, part_count(clip)))]
 
 
 def shrink(picture: Tensor, longest: int) -> Tensor:
-    """[3, H, W] as [H', W', 3], its longer side `longest` pixels at most."""
+    """Return a picture [3, H, W] as [H', W', 3] whose longer side is at most `longest` pixels."""
     scale = longest / max(picture.shape[1:])
     if scale < 1:
         size = [max(1, round(side * scale)) for side in picture.shape[1:]]

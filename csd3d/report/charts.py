@@ -17,18 +17,16 @@ Line = tuple[Sequence[float], Sequence[float]]  # x, y of equal length
 
 @dataclass
 class Curves:
-    """One chart: label → (x, y). Log axis where asked for and all y are positive; NaN and infinite points are left
-    out.
-    """
+    """One chart. Points that are NaN or infinite are left out."""
 
     title: str
-    lines: dict[str, Line] = field(default_factory=dict)
+    lines: dict[str, Line] = field(default_factory=dict)  # by label
     x_label: str = "step"
-    log: bool = False
+    log: bool = False  # logarithmic y axis, if all y are positive
 
 
 def charts(folder: Path, wanted: Sequence[tuple[str, str]]) -> list[Curves]:
-    """The curves of a run that say how it went, as (title, tag); a loss is drawn on a logarithmic scale."""
+    """Return the charts of a run for each (title, tag); a loss is drawn on a logarithmic scale."""
     curves = read_curves(folder)
 
     def chart(title: str, tag: str) -> Curves:
@@ -43,7 +41,7 @@ def charts(folder: Path, wanted: Sequence[tuple[str, str]]) -> list[Curves]:
 
 
 def chart_svg(curves: Curves) -> str:
-    """An SVG of the curves, or "" where no line has two finite points."""
+    """Return an SVG of the curves, "" if no line has two finite points."""
     lines = {label: points for label, line in curves.lines.items() if len(points := _finite(*line)) > 1}
     if not lines:
         return ""
@@ -65,7 +63,7 @@ def chart_svg(curves: Curves) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], about `count` of them."""
+    """Return about `count` round numbers in [low, high], 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
@@ -73,7 +71,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """log₁₀ of 1, 2 and 5 times powers of ten within [low, high]; the powers alone where those are enough."""
+    """Return log₁₀ of 1, 2 and 5 times powers of ten in [low, high]; the powers alone if there are at least three."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     found = [
         [math.log10(m) + p for p in powers for m in steps if low <= math.log10(m) + p <= high]
@@ -83,7 +81,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as a tick shows it: 20k, 0.05, 1e-05."""
+    """Format a number for a tick: 20k, 0.05, 1e-05."""
     if abs(value) >= 1e4:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
     return f"{value:.4g}"
@@ -105,7 +103,7 @@ def _grid(x_range: tuple[float, float], y_range: tuple[float, float], log: bool)
 
 
 def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
-    """Finite points, thinned to at most MAX_POINTS by bucket means, so that noise is averaged and not picked."""
+    """Return the finite points, averaged in buckets to at most MAX_POINTS."""
     points = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
     bucket = math.ceil(len(points) / MAX_POINTS)
     if bucket <= 1:

@@ -1,4 +1,4 @@
-"""What is written of a scene or an asset: renders along a path of cameras, and its mesh."""
+"""Files of a scene or an asset: renders along a camera path, and the mesh."""
 
 import re
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ from csd3d.export import MeshConfig, export_mesh, render_mesh
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel
 
-TURNTABLE_FRAMES = 36  # of the mesh in the report
-SMALL_SIDE = 200  # pixels; turntables of smaller pictures are rendered three times as large
+TURNTABLE_FRAMES = 36  # most pictures of the mesh in the report
+SMALL_SIDE = 200  # pixels; below, turntables are rendered three times as large
 
 
 @dataclass
 class ExportConfig:
-    """What is written at the end: the mesh, and an orbit video before | after."""
+    """The mesh and the orbit video that a run ends with."""
 
-    mesh: MeshConfig = field(default_factory=MeshConfig)  # how the mesh is extracted and coloured
-    video_frames: int = 72  # of one turn
-    video_fps: int = 24  # frames a second
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    video_frames: int = 72  # frames of the orbit video
+    video_fps: int = 24  # frames a second of the orbit video
 
 
 def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Rendered]:
-    """Renders of a path, one at a time, under a progress bar; their fields are [H, W, ...]."""
+    """Yield the renders along a path, with fields [H, W, ...], under a progress bar."""
     for i in progress(range(len(cameras)), title):
         view = model.render_views(cameras, torch.tensor([i]))
         yield Rendered(view.rgb[0].clamp(0, 1), view.depth[0], view.opacity[0], view.samples)
@@ -39,9 +39,9 @@ def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Ren
 def save_mesh(
     job: Job, model: SceneModel, cameras: Cameras, aabb: Tensor, name: str, folder: str = "mesh"
 ) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
-    """Writes mesh/ of the object called `name`; returns a note, turntable frames and figures.
+    """Write the mesh of the object called `name`; return a note, turntable frames and figures.
 
-    A scene without a surface is said, not written.
+    If the scene has no surface, nothing is written and the note says so.
     """
     config, files = job.config.export.mesh, job.folder / folder
     try:
@@ -59,6 +59,6 @@ def save_mesh(
 
 
 def object_name(text: str) -> str:
-    """What a mesh is called after a prompt or a folder: "a blue duck" is blue_duck."""
+    """Return a mesh's name for a prompt or a folder: "a blue duck" is blue_duck."""
     bare = re.sub(r"^(an?|the)\s+", "", text.strip(), flags=re.IGNORECASE)
     return re.sub(r"\W+", "_", bare).strip("_")[:60] or "mesh"

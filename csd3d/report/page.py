@@ -1,4 +1,4 @@
-"""`report.html`: one page that holds everything of a run, works offline and from a file:// address, and loads nothing.
+"""`report.html`: one page about a run that works offline and from a file:// address, and loads nothing.
 
 Pictures, videos and turntable frames are embedded as data URIs; a Content-Security-Policy in the page forbids every
 other source. All text from outside (prompts, labels, config) is escaped.
@@ -40,15 +40,15 @@ METRICS = {
     "clip_directional": ("CLIP directional similarity", "", "higher", 3),
     "clip_image": ("CLIP similarity to the source", "", None, 3),
     "clip_consistency": ("CLIP image consistency", "", "higher", 3),
-    "ranked_first": ("The prompt found first among 32", "share", "higher", 2),
-    "rank": ("Its rank; of several assets, the worst", "", "lower", 0),
+    "ranked_first": ("Prompt ranked first among 32", "share", "higher", 2),
+    "rank": ("Rank of the prompt; the worst of several assets", "", "lower", 0),
     "clip_score": ("CLIP similarity to the prompt", "", "higher", 3),
     "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
     "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
-    "view_words": ("Views taken for what they are", "share", "higher", 2),
+    "view_words": ("Views classified as the right view", "share", "higher", 2),
     "fd": ("FD to true renders", "", "lower", 3),
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
-    "distinct_colour": ("Colours found among the assets", "", "higher", 0),
+    "distinct_colour": ("Distinct colours among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
     "unet_evaluations": ("UNet evaluations", "", None, 0),
     "seconds": ("Time taken", "s", None, 1),
@@ -57,42 +57,40 @@ METRICS = {
 
 @dataclass
 class ViewRow:
-    """A row of pictures, one a view; `method` ("source", "csd_edit", "in2n", "truth", …) chooses its mark's colour."""
+    """A row of pictures, one for each view."""
 
     label: str
     images: Sequence[Picture]
     note: str = ""
-    method: str = ""
+    method: str = ""  # "source", "csd_edit", "in2n", "truth", …: the colour of its mark
 
 
 @dataclass
 class Whole:
-    """A picture in its full width, with a link to the `file` that it is a copy of: its path from the run folder."""
+    """A picture in full width, with a link to its file."""
 
     label: str
     image: Picture
-    file: str
+    file: str  # path relative to the run folder
     method: str = ""
 
 
 @dataclass
 class ReportData:
-    """All that a report shows; what is empty is left out of the page. Pictures are `[H, W, 3]`, float in [0, 1] or
-    uint8.
-    """
+    """The contents of a report; empty parts are left out. Pictures are [H, W, 3], float in [0, 1] or uint8."""
 
     prompt: str
     scene: str = ""
     before: Picture | None = None
     after: Picture | None = None
-    facts: dict[str, str] = field(default_factory=dict)  # a few headline numbers, already written out
+    facts: dict[str, str] = field(default_factory=dict)  # headline numbers, formatted
     view_names: Sequence[str] = ()
     rows: Sequence[ViewRow] = ()
     wholes: Sequence[Whole] = ()
-    methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> name shown; the first is ours
+    methods: dict[str, str] = field(default_factory=dict)  # key in `results` -> title; the main method first
     results: dict[str, dict[str, float | int | None]] = field(default_factory=dict)  # method -> metric -> value
     metric_notes: str = ""
-    judge: str = ""  # the CLIP that figures are by, "CLIP (world)" for the shipped one; FD is by its features
+    judge: str = ""  # name of the CLIP of the metrics, "CLIP (world)" for the shipped one; FD uses its features
     videos: dict[str, Path] = field(default_factory=dict)  # caption -> MP4 to embed
     turntable: Sequence[Picture] = ()  # one turn, evenly spaced
     mesh_note: str = ""
@@ -102,10 +100,7 @@ class ReportData:
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the page; to a temporary name first, so that a half-written report is never seen.
-
-    It ends with links to what lies beside it in the run folder, which work as long as it stays there.
-    """
+    """Write the page atomically. It ends with links to files in the run folder, relative to the page."""
     path = Path(path)
     parts = {
         "title": escape(data.prompt),
@@ -126,7 +121,7 @@ def write_report(path: Path, data: ReportData) -> None:
 
 
 def data_uri(image: Picture, jpeg: bool = False) -> str:
-    """A picture as a data URI: PNG, or JPEG (quality 88) where there are many."""
+    """Return a picture as a data URI: PNG, or JPEG of quality 88."""
     buffer = io.BytesIO()
     options = {"format": "JPEG", "quality": 88} if jpeg else {"format": "PNG", "optimize": True}
     Image.fromarray(to_uint8(image)).save(buffer, **options)
@@ -135,7 +130,7 @@ def data_uri(image: Picture, jpeg: bool = False) -> str:
 
 
 def format_value(value: float | int | None, decimals: int = 3) -> str:
-    """A metric as the table shows it; a dash for what could not be measured."""
+    """Format a metric for the table; a dash for None and values that are not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.{decimals}f}".replace(",", "\u202f")  # a narrow space between thousands
@@ -167,7 +162,7 @@ def _facts(facts: dict[str, str]) -> str:
 
 
 def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
-    """All rows share one grid, so that a view stands in the same column everywhere, and one scrollbar."""
+    """All rows share one grid, so that a view has the same column in each, and one scrollbar."""
     count = max((len(row.images) for row in rows), default=0)
     if not count:
         return ""
@@ -191,7 +186,7 @@ def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
 
 
 def _wholes(wholes: Sequence[Whole]) -> str:
-    """One below the other, so that a wide picture is seen as wide as the page is."""
+    """Whole pictures one below the other, so that a wide one can fill the width of the page."""
     figures = "".join(
         f'<figure data-method="{escape(whole.method)}"><a href="{escape(quote(whole.file))}">'
         f"{_img(whole.image, whole.label)}</a><figcaption>{escape(whole.label)}, full size: "
@@ -209,15 +204,15 @@ def _results(data: ReportData) -> str:
     keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
     head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
     rows = {key: [data.results[m].get(key) for m in methods] for key in keys}
-    told = {key: row for key, row in rows.items() if any(value is not None for value in row)}
-    body = "".join(_metric_row(key, row, data.judge) for key, row in told.items())
+    known = {key: row for key, row in rows.items() if any(value is not None for value in row)}
+    body = "".join(_metric_row(key, row, data.judge) for key, row in known.items())
     note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
     table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return _section("The measures", table + note)
+    return _section("Metrics", table + note)
 
 
 def metric_label(key: str, judge: str = "") -> str:
-    """What a metric is called; one by a CLIP is called after it: "CLIP (world) similarity to the prompt"."""
+    """Return a metric's label, with the name of the CLIP in it: "CLIP (world) similarity to the prompt"."""
     label = METRICS[key][0] if key in METRICS else key.replace("_", " ")
     by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
     return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
@@ -245,7 +240,7 @@ def _motion(data: ReportData) -> str:
             f'<figure><video src="data:video/mp4;base64,{video}" controls loop muted playsinline autoplay></video>'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
-    return _section("In the round", f'<div class="motion">{"".join(figures)}</div>') if figures else ""
+    return _section("Videos and mesh", f'<div class="motion">{"".join(figures)}</div>') if figures else ""
 
 
 def _turntable(data: ReportData) -> str:
@@ -270,7 +265,7 @@ def _curves(curves: Sequence[Curves]) -> str:
             names = [f'<span class="key s{i % 6}">{escape(label)}</span>' for i, label in enumerate(chart.lines)]
             legend = "".join(names) if len(names) > 1 else ""
             figures.append(f"<figure><figcaption><b>{escape(chart.title)}</b>{legend}</figcaption>{svg}</figure>")
-    return _section("The course of it", f'<div class="charts">{"".join(figures)}</div>') if figures else ""
+    return _section("Curves", f'<div class="charts">{"".join(figures)}</div>') if figures else ""
 
 
 def _details(data: ReportData) -> str:
@@ -282,7 +277,7 @@ def _details(data: ReportData) -> str:
 
 
 def _footer(folder: Path) -> str:
-    """What made the page and when, by which command, and links to the run's files."""
+    """The footer: version, date, links to the run's files, and the command."""
     found = [file for pattern in LINKED for file in sorted(folder.glob(pattern))]
     names = [str(PurePosixPath(file.relative_to(folder))) for file in found]
     links = ", ".join(f'<a href="{escape(quote(name))}">{escape(name)}</a>' for name in names)

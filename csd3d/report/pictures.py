@@ -1,4 +1,4 @@
-"""Pictures of a run's folder: one by one, side by side, and the rows of its report as one picture."""
+"""Picture files of a run: single pictures, strips, and the rows of the report as one picture."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from csd3d.report.page import ViewRow
 
 
 def save_each(folder: Path, images: Tensor, numbers: Tensor) -> None:
-    """images [B,H,W,3] as folder/NNN.png, by their numbers [B]."""
+    """Write images [B,H,W,3] to folder/NNN.png, by their numbers [B]."""
     folder.mkdir(parents=True, exist_ok=True)
     for image, number in zip(images, numbers.tolist(), strict=True):
         Image.fromarray(to_uint8(image)).save(folder / f"{number:03}.png")
 
 
 def save_strip(path: Path, images: Sequence[Tensor] | Tensor) -> None:
-    """images [B,H,W,3] side by side."""
+    """Write images [B,H,W,3] side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate([to_uint8(image) for image in images], 1)).save(path)
 
 
 def save_grid(path: Path, rows: Sequence[ViewRow], margin: int = 190) -> None:
-    """The report's rows as one picture, each row's label in a margin of `margin` pixels before it."""
+    """Write the report's rows as one picture, with their labels in a left margin of `margin` pixels."""
     lines = [np.concatenate([to_uint8(image) for image in row.images], 1) for row in rows]
     height, width = lines[0].shape[:2]
     page = Image.new("RGB", (margin + width, height * len(rows)), "white")

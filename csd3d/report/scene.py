@@ -1,4 +1,4 @@
-"""The parts of what a run of `edit_scene` leaves for its user; the task puts them together.
+"""The parts of the results of `edit_scene`, which the task puts together.
 
 images/source/NNN.png, images/EDITOR/{train, held_out}/NNN.png (training views as edited, held-out renders),
 images/views.png (the rows of the report), videos/before.mp4, videos/EDITOR.mp4 (orbit, before | after),
@@ -20,9 +20,7 @@ from csd3d.report.page import ViewRow
 from csd3d.report.pictures import save_each
 from csd3d.representations.base import SceneModel
 
-TRUTH_NOTE = (
-    "The truth is the re-rendered edited scene: the one of its valid answers that suits the held-out views best. "
-)
+TRUTH_NOTE = "The truth is a render of the edited scene: of its valid edits, the one nearest to the held-out views. "
 METRIC_NOTE = "Disagreement is measured on the edited training views, reprojected by depth."
 SHOWN_VIEWS = 6  # in a row of the report
 VIDEO_SIDE = 384  # pixels of the shorter side that small videos are enlarged to
@@ -39,28 +37,28 @@ class Edited:
 
 @dataclass(frozen=True)
 class SceneResults:
-    """All that there is to show of a run."""
+    """The results of a run that are shown."""
 
     capture: Capture
     before: SceneModel  # the scene as reconstructed
     edited: dict[str, Edited]  # by the editor's name in the config, the main one first if it is there
     main: str  # the name of the main editor
-    truth: Truth | None  # what it should look like, where that is known
+    truth: Truth | None  # the right edit, if it is known
 
     @property
     def final(self) -> SceneModel:
-        """The scene that the run is about: by the main editor, or as reconstructed where it was not edited yet."""
+        """The scene by the main editor, or the reconstruction if that has not been edited yet."""
         return self.edited[self.main].model if self.main in self.edited else self.before
 
     @property
     def shown(self) -> Tensor:
-        """The training views that the report shows: evenly spread."""
+        """The training views that the report shows, evenly spread."""
         train = self.capture.train
         return train[torch.linspace(0, len(train) - 1, min(SHOWN_VIEWS, len(train))).round().long()]
 
 
 def save_pictures(folder: Path, results: SceneResults) -> None:
-    """Held-out renders of the source and of every editor, and the edited training views."""
+    """Write held-out renders of the source and of every editor, and the edited training views."""
     capture = results.capture
     held_out = capture.test if len(capture.test) else capture.train[:4]
     save_each(folder / "source", results.before.render_views(capture.cameras, held_out).rgb, held_out)
@@ -72,7 +70,7 @@ def save_pictures(folder: Path, results: SceneResults) -> None:
 def save_videos(
     folder: Path, results: SceneResults, cameras: Cameras, config: ExportConfig
 ) -> tuple[dict[str, Path], Tensor]:
-    """Writes the videos along `cameras`; those for the report by caption, and the first frame before the edit."""
+    """Write videos along `cameras`; return those of the report by caption, and the first frame before the edit."""
     before = [frame.rgb for frame in render_path(results.before, cameras, "video, before")]
     scale = max(1, round(VIDEO_SIDE / min(cameras.width, cameras.height)))
     options, videos = {"fps": config.video_fps, "scale": scale}, {}
@@ -86,13 +84,13 @@ def save_videos(
 
 
 def view_rows(results: SceneResults, metrics: dict) -> list[ViewRow]:
-    """Source; per editor its training views and the scene they lead to, the main one last; the truth where known."""
+    """Return the source, each editor's training views and scene with the main one last, and the truth if known."""
     capture, views = results.capture, results.shown
     rows = [ViewRow("The capture", list(capture.images[views]), method="source")]
     for name, edited in sorted(results.edited.items(), key=lambda item: item[0] == results.main):
         rendered = edited.model.render_views(capture.cameras, views).rgb.clamp(0, 1)
         rows.append(ViewRow(edited.title, list(edited.images[views]), "the edited training views", name))
-        rows.append(ViewRow("… and the scene", list(rendered), "that they lead to", name))
+        rows.append(ViewRow("… and the scene", list(rendered), "fitted to them", name))
     if results.truth is not None and results.main in results.edited:
         best = results.truth.answers[metrics["results"][results.main]["answer"]]
         true = results.truth.views(best, views).rgb
@@ -101,7 +99,7 @@ def view_rows(results: SceneResults, metrics: dict) -> list[ViewRow]:
 
 
 def facts(metrics: dict, main: str) -> dict[str, str]:
-    """The headline numbers of the report."""
+    """Return the headline numbers of the report."""
     figures, seconds = metrics["results"].get(main, {}), metrics["seconds"]
     found = {
         "Reconstruction": (metrics["reconstruction"]["psnr"], "dB"),

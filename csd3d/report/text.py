@@ -1,7 +1,7 @@
-"""What runs of text to 3D and text to image leave: pictures, videos, meshes, and the sections of their reports.
+"""The results of text to 3D and text to image: pictures, videos, meshes, reports.
 
 text to 3D: images/METHOD/ASSET/NNN.png by azimuth, images/views.png, videos/METHOD.mp4, mesh/ and mesh-K/ of the main
-method's assets. text to image: images/METHOD/NNN.png and images/grid.png. `titles`: what methods are called, by name.
+method's assets. text to image: images/METHOD/NNN.png and images/grid.png. `titles`: of the methods, by name.
 """
 
 import json
@@ -28,12 +28,12 @@ VIDEO_SIDE = 192  # pixels of a turntable's frame and of the mesh's pictures
 
 
 def slug(name: str) -> str:
-    """A method's name as files and folders have it."""
+    """Return a method's name for files and folders."""
     return name.replace("+", "-")
 
 
 def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData:
-    """A text job's report: what all have in common, and the task's own `sections` (fields of `ReportData`)."""
+    """Return a text job's report: the common parts and the task's `sections` (fields of `ReportData`)."""
     return ReportData(
         prompt=job.config.told,
         methods=dict(titles),
@@ -51,7 +51,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
 def save_pictures(
     job: Job, found: Mapping[str, list[Tensor]], source: Tensor | None, titles: Titles, metrics: dict
 ) -> None:
-    """Writes everything but metrics.json: of each method its prompts' particles [N, 3, S, S], side by side."""
+    """Write everything but metrics.json. found: for each method, the particles [N, 3, S, S] of each prompt."""
     count = sum(map(len, next(iter(found.values()))))
     rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
     for name, pictures in found.items():
@@ -77,7 +77,7 @@ def save_pictures(
 def save_assets(
     job: Job, assets: dict[str, Assets], views: dict[str, AssetsSeen], titles: Titles, metrics: dict
 ) -> dict[str, int | float | bool | None]:
-    """Writes everything but metrics.json; returns the main mesh's figures (empty: there is none)."""
+    """Write everything but metrics.json; return the main mesh's figures, empty if there is no mesh."""
     config = job.config
     cameras = held_out(config, config.export.video_frames, VIDEO_SIDE)
     job.announce("video")
@@ -106,7 +106,7 @@ def save_assets(
 
 
 def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: Titles) -> dict:
-    """videos/METHOD.mp4, all assets side by side; the paths by title."""
+    """Write videos/METHOD.mp4, all assets side by side; return the paths by title."""
     videos = {}
     for name, asset in assets.items():
         path = job.folder / "videos" / f"{slug(name)}.mp4"
@@ -117,7 +117,7 @@ def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: T
 
 
 def save_meshes(job: Job, assets: Assets, cameras: Cameras) -> tuple[list[str], list, dict]:
-    """The mesh of every asset; notes on each, turntable frames and figures of the first that there is."""
+    """Write the mesh of every asset; return notes on each, turntable frames and figures of the first mesh."""
     prompt, notes, turntable, figures = job.config.prompt, [], [], {}
     for k, model in enumerate(assets.models):
         called, files = (prompt, "mesh") if k == 0 else (f"{prompt} {k}", f"mesh-{k}")
@@ -127,18 +127,18 @@ def save_meshes(job: Job, assets: Assets, cameras: Cameras) -> tuple[list[str], 
 
 
 def orbit_frames(asset: Assets, cameras: Cameras, label: str) -> list[Tensor]:
-    """Frames [S, N·S, 3] of all assets side by side."""
+    """Render frames [S, N·S, 3] of all assets side by side."""
     paths = [list(render_path(model, cameras, label)) for model in asset.models]
     return [torch.cat([view.rgb for view in frame], 1) for frame in zip(*paths, strict=True)]
 
 
 def row_step(config) -> int:
-    """A row has every so many of the held-out views: at most six, evenly spread."""
+    """Return the step between the held-out views of a row, which shows at most six."""
     return max(1, math.ceil(config.evaluate.views / 6))
 
 
 def view_rows(config, views: dict[str, AssetsSeen], titles: Titles) -> list[ViewRow]:
-    """A row a method and asset, and below it its shape."""
+    """Return two rows for each method and asset: colour and shape."""
     step, rows = row_step(config), []
     for name, seen in views.items():
         for k, pair in enumerate(zip(seen.colour, seen.shape, strict=True)):
@@ -149,7 +149,7 @@ def view_rows(config, views: dict[str, AssetsSeen], titles: Titles) -> list[View
 
 
 def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
-    """images/METHOD/ASSET/NNN.png, by azimuth."""
+    """Write images/METHOD/ASSET/NNN.png, numbered by azimuth."""
     numbers = torch.tensor(job.config.evaluate.azimuths_deg).round().long()
     for name, seen in views.items():
         for k, pictures in enumerate(seen.colour):
@@ -157,7 +157,7 @@ def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
 
 
 def asset_facts(metrics: dict) -> dict[str, str]:
-    """The headline numbers of the report."""
+    """Return the headline numbers of the report."""
     main = next(iter(metrics["results"].values()))
     found = {"Made in": f"{metrics['seconds']['distil']:.0f} s"}
     if main.get("rank") is not None:

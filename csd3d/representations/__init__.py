@@ -1,1 +1,1 @@
-"""What a scene or an asset is made of: each kind in a file of its own."""
+"""Representations of scenes and assets: one file for each kind."""

@@ -1,4 +1,4 @@
-"""What a scene or an asset may be made of: the protocol that every representation follows.
+"""The protocol of representations: what a scene or an asset is made of.
 
 Symbols: B views of H × W pixels; rgb in [0, 1]; positions [S, 3] in world units, directions [S, 3] of unit length;
 sigma [S], density per world unit. A new representation is one file of this folder:
@@ -10,9 +10,9 @@ sigma [S], density per world unit. A new representation is one file of this fold
 
         def open(self, aabb, generator, unbounded=False, background="learned") -> SceneModel: ...
 
-It need not have rays: it renders whole views. The number of its parameters may change while it is fitted, as long as
-the `Parameter` objects stay the same and only their `.data` is exchanged, by `load_state_dict` too, because optimisers
-and checkpoints refer to the objects.
+It renders whole views, so it need not have rays. The number of its parameters may change in `keep_up` and `fit_step`:
+the `Parameter` objects must stay the same, because optimisers refer to them; only their `.data` is replaced, also by
+`load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose shape has changed start anew.
 """
 
 from collections.abc import Callable
@@ -28,27 +28,34 @@ if TYPE_CHECKING:
     from csd3d.representations.fit import Features, FitConfig, Pictures
 
 ALBEDO = Shading()
-OPAQUE = 0.5  # opacity from which a pixel's depth is taken for a surface
+OPAQUE = 0.5  # pixels of a higher opacity show a surface
 
 BackgroundKind = str | tuple[float, float, float]  # "learned", "white", "black", or a colour, rgb in [0, 1]
 
 
 class Representation(Protocol):
-    """The settings of a representation: a frozen dataclass, registered as "representation"."""
+    """The settings of a representation: a frozen dataclass, registered as "representation".
+
+    It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`), and
+    `bytes_per_ray`, memory of a training render (text to 3D then checks that a step's renders fit).
+    """
 
     def open(
         self, aabb: Tensor, generator: torch.Generator, unbounded: bool = False, background: BackgroundKind = "learned"
     ) -> "SceneModel":
-        """A new scene in the box `aabb` [6] (min, max). InputError for settings or a background that it cannot have."""
+        """Return a new scene in the box `aabb` [6] (min, max).
+
+        Raises InputError for settings or a background that it does not support.
+        """
 
 
 class SceneModel(Protocol):
-    """A scene, as an `nn.Module` whose state_dict holds all that a resumed run needs of it."""
+    """A scene: an `nn.Module` whose state_dict holds everything that a resumed run needs."""
 
     # ------------------------------------------------------------------------------------------------------ rendering
 
     def render_views(self, cameras: Cameras, indices: Tensor, shading: Shading = ALBEDO) -> Rendered:
-        """The views `indices` [B] of the cameras, without a graph: rgb [B, H, W, 3], depth and opacity [B, H, W]."""
+        """Render the cameras `indices` [B] without a graph: rgb [B, H, W, 3], depth and opacity [B, H, W]."""
 
     def render(
         self,
@@ -58,10 +65,11 @@ class SceneModel(Protocol):
         background: Callable[[Tensor], Tensor] | None = None,
         distortion: bool = False,
     ) -> Rendered:
-        """All the cameras' views with a graph, shaped as those of `render_views`.
+        """Render all cameras with a graph, in the shapes of `render_views`.
 
-        jitter [B, H, W] in [0, 1) shifts the samples along each ray, where there are any.  background(directions) [R,
-        3] stands in for the scene's own.  distortion: also report each ray's distortion loss, where there is one.
+        jitter [B, H, W] in [0, 1) shifts the samples along each ray.  background(directions) [R, 3], if given, replaces
+        the scene's own.  distortion: also report each ray's distortion loss.  A scene without samples or without that
+        loss ignores the argument.
         """
 
     # --------------------------------------------------------------------------------------------------- optimisation
@@ -70,13 +78,13 @@ class SceneModel(Protocol):
         """All parameters, each in one group: "scene", and "background" where that is learned."""
 
     def set_levels(self, levels: int) -> None:
-        """How many levels of detail count, coarse ones first; does nothing where there are none."""
+        """Use only the `levels` coarsest levels of detail. Does nothing in a scene without levels."""
 
     def keep_up(self, step: int, generator: torch.Generator) -> None:
-        """What has to be done before step `step` of an optimisation, such as looking again where the scene is empty."""
+        """Do the upkeep before step `step` of an optimisation, such as updating an occupancy grid."""
 
     def start_fit(self, config: "FitConfig") -> torch.optim.Optimizer:
-        """The optimiser of a new fit. What an earlier fit has learned about its own steps is forgotten."""
+        """Return the optimiser of a new fit, and reset what an earlier fit has adapted, such as its ray count."""
 
     def fit_step(
         self,
@@ -87,19 +95,19 @@ class SceneModel(Protocol):
         generator: torch.Generator,
         features: "Features | None" = None,
     ) -> dict[str, float]:
-        """Step `step` of a fit to pictures, `keep_up` included: its losses, "psnr", and "skipped".
+        """Do step `step` of a fit to pictures, including `keep_up`; return its losses, "psnr" and "skipped".
 
-        features: maps images [B, 3, h, w] to feature maps for the perceptual term.  skipped: 1.0 where the loss or a
-        gradient was not finite; then nothing but the generator has changed.
+        features: maps images [B, 3, h, w] to feature maps for the perceptual loss.  skipped: 1.0 if the loss or a
+        gradient was not finite, in which case no parameter has changed.
         """
 
     # ---------------------------------------------------------------------------------------------------------- shape
 
     def density(self, positions: Tensor) -> Tensor:
-        """sigma [S], of which a mesh is the iso-surface."""
+        """Return sigma [S]; a mesh is its iso-surface."""
 
     def radiance(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """rgb [S, 3] as seen along the directions, and sigma [S]: what colours a mesh."""
+        """Return rgb [S, 3] as seen along the directions, and sigma [S]; a mesh is coloured by it."""
 
     # -------------------------------------------------------------------------------------------------- as nn.Module
 
@@ -113,5 +121,5 @@ class SceneModel(Protocol):
 
 
 def surface_depth(views: Rendered) -> Tensor:
-    """Depth [B, H, W] of whole views, infinite where there is no surface."""
+    """Return the depth [B, H, W] of views, infinite where there is no surface."""
     return torch.where(views.opacity > OPAQUE, views.depth, torch.inf)

@@ -1,13 +1,13 @@
-"""What text to 3D makes: N scenes side by side, rendered at a step's cameras, lit as the step says.
+"""What text to 3D makes: N scenes of one representation, rendered at the same cameras.
 
-Symbols: N assets, V views a step of S² pixels; particles are asset-major, N·V of them. Assets are reached through the
-protocol in `base` alone.
+Symbols: N assets, V views a step of S² pixels; the N·V particles are ordered asset by asset. Assets are used through
+the protocol in `base` only.
 """
 
-import copy
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +16,22 @@ from csd3d.cameras import Cameras
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
 from csd3d.rendering import RenderConfig, Rendered, Shading
-from csd3d.representations.base import Representation
 from csd3d.representations.fit import opacity_entropy
-from csd3d.representations.hashgrid import HashGrid
+from csd3d.schema import Chosen, OneOf, choose
 
 Schedule = float | tuple[float, float, float, float]  # a value, or (first step, its value, last step, its value)
-BYTES_A_SAMPLE = 1700  # of a training render: activations of encoding and networks, kept for the backward pass
-SAMPLES_A_RAY = 40
 
 
 @dataclass
 class ShadingConfig:
-    """How often a step's renders are lit, and how: DreamFusion's schedule of albedo, Lambertian and white surfaces.
+    """How often a step's renders are lit, and how: DreamFusion's albedo, Lambertian and white (textureless) shading."""
 
-    `lambertian` and `textureless` are shares of the steps from `start` on; the lamp strays from the camera by `lamp`
-    (standard deviation, of the distance); normals are differences over `normal_step` world units, null: analytic.
-    """
-
-    start: int = 100
-    lambertian: float = 0.0
-    textureless: float = 0.0
-    ambient: float = 0.3
-    lamp: float = 0.3
-    normal_step: float | None = 0.01
+    start: int = 100  # steps before the first that may be lit
+    lambertian: float = 0.0  # share of the later steps that show the colours lit
+    textureless: float = 0.0  # share of the later steps that show a white surface lit
+    ambient: float = 0.3  # share of the light that comes from everywhere
+    lamp: float = 0.3  # standard deviation of the lamp's place about the camera, as a share of the camera's distance
+    normal_step: float | None = 0.01  # normals are finite differences over this length in world units; null: analytic
 
     def __post_init__(self) -> None:
         if min(self.lambertian, self.textureless) < 0 or self.lambertian + self.textureless > 1:
@@ -47,43 +40,41 @@ class ShadingConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of what holds a field to sense beside its guidance; a number, or a ramp [first, value, last, value].
+    """Weights of the regularisers: a number each, or a ramp [first step, value, last step, value]."""
 
-    orientation: Ref-NeRF's, seen surfaces that face away; sparsity: DreamFusion's √(opacity² + 0.01); opacity: its
-    entropy, half-transparent pixels; distortion: mip-NeRF 360's.
-    """
-
-    orientation: Schedule = 0.0
-    sparsity: Schedule = 0.0
-    opacity: Schedule = 0.0
-    distortion: Schedule = 0.0
+    orientation: Schedule = 0.0  # weight of Ref-NeRF's penalty on visible surfaces that face away from the camera
+    sparsity: Schedule = 0.0  # weight of DreamFusion's √(opacity² + 0.01), which empties pixels
+    opacity: Schedule = 0.0  # weight of the opacity's entropy: half-transparent pixels become empty or full
+    distortion: Schedule = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
 
     def __post_init__(self) -> None:
-        for key in ("orientation", "sparsity", "opacity", "distortion"):
-            value = getattr(self, key)
+        for key, value in vars(self).items():
             if isinstance(value, tuple) and value[2] <= value[0]:
                 raise ValueError(f"{key} is {list(value)}: its last step must come after its first")
 
 
+def _small_hashgrid() -> Chosen:
+    field = FieldConfig(hidden=32, colour_layers=1, sh_degree=1, blob_scale=5.0, blob_radius=0.6)
+    render = RenderConfig(steps=128, max_samples=256, finer=4, warmup=64)
+    return choose("representation", "hashgrid", field=field, render=render)
+
+
 @dataclass
 class AssetConfig:
-    """One asset: its box [−extent, extent]³, field, renderer and background (learned | white | black).
+    """What each asset is, and how large its renders are."""
 
-    `random_background` is the share of steps whose background is one random colour; `resolution` and `levels` are
-    milestones [step, value]: side of the renders, and levels of the hash grid in use.
-    """
-
-    extent: float = 1.1
-    field: FieldConfig = dataclasses.field(
-        default_factory=lambda: FieldConfig(hidden=32, colour_layers=1, sh_degree=1, blob_scale=5.0, blob_radius=0.6)
+    extent: float = 1.1  # the asset's box is [−extent, extent]³ in world units
+    representation: Annotated[Chosen, OneOf("representation")] = dataclasses.field(  # what each asset is made of
+        default_factory=_small_hashgrid
     )
-    render: RenderConfig = dataclasses.field(
-        default_factory=lambda: RenderConfig(steps=128, max_samples=256, finer=4, warmup=64)
+    background: str = "learned"  # learned, white or black; prompts.backdrops takes its place
+    random_background: float = 0.0  # share of the steps whose background is one random colour
+    resolution: list[tuple[int, int]] = dataclasses.field(  # [step, pixels] pairs: side of the renders from that step
+        default_factory=lambda: [(0, 64)]
     )
-    background: str = "learned"
-    random_background: float = 0.0
-    resolution: list[tuple[int, int]] = dataclasses.field(default_factory=lambda: [(0, 64)])
-    levels: list[tuple[int, int]] = dataclasses.field(default_factory=lambda: [(0, 12)])
+    levels: list[tuple[int, int]] = dataclasses.field(  # [step, count] pairs: levels of detail in use from that step
+        default_factory=lambda: [(0, 12)]
+    )
 
     def __post_init__(self) -> None:
         if not self.extent > 0:
@@ -94,17 +85,17 @@ class AssetConfig:
                 raise ValueError(
                     f"{key} is {getattr(self, key)}: give [step, value] pairs, the first at step 0, rising"
                 )
-        if max(value for _, value in self.levels) > self.field.levels:
-            raise ValueError(f"levels asks for more than field.levels, {self.field.levels}")
+        if self.max_levels and max(value for _, value in self.levels) > self.max_levels:
+            raise ValueError(f"levels asks for more than the {self.max_levels} of the {self.representation.name}")
 
     @property
-    def representation(self) -> Representation:
-        """What each asset is made of."""
-        return HashGrid(self.field, self.render)
+    def max_levels(self) -> int:
+        """Levels of detail that the representation has; 0: none, and `levels` is ignored."""
+        return getattr(self.representation.thing, "levels", 0)
 
 
 class Assets(nn.Module):
-    """N scenes, each with a start of its own; before `backdrop`, rgb, where one is given."""
+    """N scenes, each from its own random start, in front of the colour `backdrop` if one is given."""
 
     def __init__(
         self, config: AssetConfig, count: int, generator: torch.Generator, backdrop: tuple[float, ...] | None = None
@@ -113,38 +104,44 @@ class Assets(nn.Module):
         e = config.extent
         self.register_buffer("aabb", torch.tensor([-e, -e, -e, e, e, e]))
         parts, background = (self.aabb.cpu(), generator), backdrop or config.background
-        self.models = nn.ModuleList(config.representation.open(*parts, background=background) for _ in range(count))
+        made_of = config.representation.thing
+        self.models = nn.ModuleList(made_of.open(*parts, background=background) for _ in range(count))
 
     def render(
         self, cameras: Cameras, jitter: Tensor, shading: Shading, colour: Tensor | None, distortion: bool = False
     ) -> "AssetViews":
-        """All assets at the same cameras [V]; `jitter` [N, V·S²]; `colour` [3] stands in for the backgrounds."""
+        """All assets at the same V cameras; jitter [N, V·S²]; colour [3], if given, replaces the backgrounds."""
         plain = None if colour is None else lambda d: colour.to(d).expand_as(d)
         jitter = jitter.unflatten(1, (len(cameras), cameras.height, cameras.width))
         found = [m.render(cameras, j, shading, plain, distortion) for m, j in zip(self.models, jitter, strict=True)]
         return AssetViews(torch.cat([view.rgb for view in found]).permute(0, 3, 1, 2), found)
 
-    def set_levels(self, levels: int) -> None:
-        """How many levels of detail count."""
+    def prepare(self, step: int, levels: int, generator: torch.Generator) -> None:
+        """Set the levels of detail in use and do each scene's upkeep before step `step`."""
         for model in self.models:
             model.set_levels(levels)
-
-    def update_grids(self, step: int, generator: torch.Generator) -> None:
-        """What has to be done before a step."""
-        for model in self.models:
             model.keep_up(step, generator)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let each scene load its own part: its parameters may have another shape by now (see `base`)."""
+        for i, model in enumerate(self.models):
+            own = f"models.{i}."
+            model.load_state_dict({k.removeprefix(own): value for k, value in state.items() if k.startswith(own)})
 
 
 @dataclass
 class AssetViews:
-    """Pictures [N·V, 3, S, S], asset-major, and what each asset's views [V, S, S] reported."""
+    """Pictures [N·V, 3, S, S], asset by asset, and what each asset's views [V, S, S] reported."""
 
     images: Tensor
     rendered: list[Rendered]
 
 
 def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum of the losses that have a weight at `step`, and each of them unweighted: means over rays."""
+    """Weighted sum of the losses whose weight at `step` is not 0, and each of them unweighted: means over rays.
+
+    Losses that the representation does not report (orientation, distortion) are left out.
+    """
     opacity = torch.cat([r.opacity for r in views.rendered])
     total, report = opacity.new_zeros(()), {}
     for key in ("orientation", "sparsity", "opacity", "distortion"):
@@ -156,13 +153,16 @@ def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tens
         elif key == "opacity":
             value = opacity_entropy(opacity)
         else:
-            value = torch.cat([r.penalty if key == "orientation" else r.distortion for r in views.rendered]).mean()
+            parts = [r.penalty if key == "orientation" else r.distortion for r in views.rendered]
+            if any(part is None for part in parts):
+                continue
+            value = torch.cat(parts).mean()
         total, report[key] = total + weight * value, value.item()
     return total, report
 
 
 def scheduled(value: Schedule, step: int) -> float:
-    """The weight at `step`: constant, or linear between the ramp's ends and constant outside."""
+    """The weight at `step`: a ramp is linear between its two steps and constant outside."""
     if not isinstance(value, tuple):
         return value
     first, start, last, end = value
@@ -170,12 +170,12 @@ def scheduled(value: Schedule, step: int) -> float:
 
 
 def milestone(pairs: list[tuple[int, int]], step: int) -> int:
-    """The value of the last milestone reached."""
+    """The value of the last [step, value] pair whose step has been reached."""
     return [value for at, value in pairs if at <= step][-1]
 
 
 def draw_shading(config: ShadingConfig, losses: LossConfig, step: int, generator: torch.Generator) -> Shading:
-    """The step's light; draws the same from the generator whatever comes out."""
+    """The step's random shading. Always draws the same amount from the generator."""
     u, lamp = torch.rand((), generator=generator).item(), torch.randn(3, generator=generator) * config.lamp
     lit = u < config.lambertian + config.textureless and step >= config.start
     mode = "albedo" if not lit else "textureless" if u < config.textureless else "lambertian"
@@ -185,19 +185,10 @@ def draw_shading(config: ShadingConfig, losses: LossConfig, step: int, generator
     return Shading(mode, tuple(lamp.tolist()), config.ambient, config.normal_step, orientation)
 
 
-def averaged(model: Assets, average: nn.Module | None) -> Assets:
-    """A copy of the assets with their averaged parameters, where there are any."""
-    found = copy.deepcopy(model)
-    if average is not None:
-        with torch.no_grad():
-            for own, mean in zip(found.parameters(), average.module.parameters(), strict=True):
-                own.copy_(mean)
-    return found
-
-
-def check_memory(particles: int, views: int, side: int) -> None:
-    """Raises InputError where a step's renders would not fit in memory, before anything is allocated."""
-    needed = particles * views * side**2 * SAMPLES_A_RAY * BYTES_A_SAMPLE
+def check_memory(config: AssetConfig, particles: int, views: int) -> None:
+    """Raise InputError where a step's renders would not fit in memory, before anything is allocated."""
+    side = max(side for _, side in config.resolution)
+    needed = particles * views * side**2 * getattr(config.representation.thing, "bytes_per_ray", 0)
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * present:
         raise InputError(

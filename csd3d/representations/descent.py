@@ -1,25 +1,25 @@
-"""How assets are descended: Adam with warm-up and decay, clipped gradients, averaged weights."""
+"""The optimisation of assets: Adam with warm-up and decay, averaged weights."""
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from csd3d.representations.batch import Assets
-from csd3d.representations.fit import gradients_finite
 
 
 @dataclass
 class OptimConfig:
-    """Adam on the fields."""
+    """Adam on the assets."""
 
-    learning_rate: float = 1e-2
-    final: float = 1.0  # share of learning_rate that is left at the last step, falling exponentially
-    background: float = 0.1  # the background's learning rate, as a share of the fields'
-    clip: float = 0.0  # greatest norm of the gradients; 0: any
-    ema: float = 0.0  # decay of averaged weights, which are what is shown; 0: none
-    warmup: int = 10  # steps
+    learning_rate: float = 1e-2  # highest learning rate, after the warm-up
+    final: float = 1.0  # share of learning_rate left at the last step; the decay is exponential
+    background: float = 0.1  # the background's learning rate, as a share of learning_rate
+    clip: float = 0.0  # largest norm of all gradients together; 0: no limit
+    ema: float = 0.0  # decay of the averaged weights, which make the finished asset; 0: the last step's weights do
+    warmup: int = 10  # steps in which the learning rate rises from 0
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not 0 <= self.ema < 1:
@@ -28,46 +28,49 @@ class OptimConfig:
             raise ValueError(f"final is {self.final:g}: give the share of learning_rate left at the end, in (0, 1]")
 
     def share(self, step: int, steps: int) -> float:
-        """Of the learning rate, at `step` of `steps`: linear warm-up times exponential decay to `final`."""
+        """Factor on the learning rate at `step` of `steps`: linear warm-up times exponential decay to `final`."""
         return min(1.0, (step + 1) / max(self.warmup, 1)) * self.final ** (step / max(steps - 1, 1))
 
 
-@dataclass
-class Descent:
-    """The optimiser of some assets, and their averaged weights, if any."""
+class Average:
+    """Exponential moving average m ← d m + (1 − d) θ of parameters θ with decay d; its first value is θ.
 
-    config: OptimConfig
-    model: Assets
-    optimiser: torch.optim.Adam
-    average: AveragedModel | None
+    Where the shape of θ has changed, m starts anew from θ.
+    """
 
-    @staticmethod
-    def of(model: Assets, config: OptimConfig) -> "Descent":
-        """A new one; the background has a learning rate of its own."""
-        background = {id(p) for m in model.models for p in m.background.parameters()}
-        rate = config.learning_rate
-        groups = [
-            {"params": [p for p in model.parameters() if id(p) not in background], "lr": rate},
-            {"params": [p for p in model.parameters() if id(p) in background], "lr": rate * config.background},
-        ]
-        optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99), eps=1e-15)
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        return Descent(config, model, optimiser, average)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.parameters, self.decay = list(model.parameters()), decay
+        self.means: list[Tensor] = []  # empty before the first step
 
-    def step(self, loss: Tensor, share: float) -> bool:
-        """Backward, clip, one step at a share of the rate, average; False where the gradients are not finite."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if not gradients_finite(self.model):
-            return False
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        rates = [group["lr"] for group in self.optimiser.param_groups]
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * share
-        self.optimiser.step()
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        return True
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the current values."""
+        self.means = self.means or [p.clone() for p in self.parameters]
+        for i, (mean, p) in enumerate(zip(self.means, self.parameters, strict=True)):
+            self.means[i] = mean.lerp_(p, 1 - self.decay) if mean.shape == p.shape else p.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.means = [mean.to(p.device) for mean, p in zip(state["means"], self.parameters, strict=False)]
+
+
+@torch.no_grad()
+def averaged(model: Assets, average: Average | None) -> Assets:
+    """A copy of the assets, with their averaged parameters if there are any."""
+    found = copy.deepcopy(model)
+    for own, mean in zip(found.parameters(), average.means if average else (), strict=False):
+        if own.shape == mean.shape:  # otherwise it has changed since the last finite step
+            own.copy_(mean)
+    return found
+
+
+def asset_optimiser(model: Assets, config: OptimConfig) -> torch.optim.Adam:
+    """Return Adam for `fit.descend`, with the learning rates at share 1 as the groups' "rate"."""
+    rates = {"scene": config.learning_rate, "background": config.learning_rate * config.background}
+    groups = [
+        {"params": [p for scene in model.models for p in scene.parameter_groups()[name]], "rate": rate}
+        for name, rate in rates.items()
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99), eps=1e-15)

@@ -1,4 +1,4 @@
-"""The fit of a scene to pictures: its settings, its losses, and what every representation needs for it.
+"""The fit of a scene to pictures: settings, losses and optimiser steps, shared by all representations.
 
 Symbols: R rays or pixels, rgb and target [R, 3] in [0, 1]; a patch is S × S neighbouring pixels of one view.
 """
@@ -22,20 +22,20 @@ Features = Callable[[Tensor], list[Tensor]]  # images [B, 3, h, w] in [0, 1] -> 
 class FitConfig:
     """How a scene is fitted to pictures: Adam with a cosine learning rate, L1 on random rays, features on patches.
 
-    A representation that renders whole views takes views and the losses on them instead of rays and samples.
+    A representation that renders whole views uses a view instead of `rays` and ignores `samples`.
     """
 
     steps: int = 500  # steps of the fit
-    rays: int = 4096  # most random rays a step, beside those of the patches
-    samples: int = 65536  # samples a step that the number of random rays is chosen for, as instant-ngp does
+    rays: int = 4096  # most random rays a step, besides those of the patches
+    samples: int = 65536  # samples a step; the number of random rays is adapted to reach it, as in instant-ngp
     learning_rate: float = 1e-2  # highest learning rate, after the warm-up
     final_learning_rate: float = 5e-4  # learning rate at the last step
-    warmup: int = 20  # steps
-    patches: int = 0  # patches a step that the perceptual loss compares
-    patch_size: int = 32  # pixels a side
-    perceptual_weight: float = 0.0  # of the perceptual distance between patches
-    opacity_weight: float = 1e-3  # pulls half-transparent rays to empty or full, by the entropy of the opacity
-    distortion_weight: float = 0.0  # draws what a ray meets together, by mip-NeRF 360's loss: haze becomes surface
+    warmup: int = 20  # steps in which the learning rate rises from 0
+    patches: int = 0  # patches a step, for the perceptual loss
+    patch_size: int = 32  # side of a patch, pixels
+    perceptual_weight: float = 0.0  # weight of the perceptual distance between patches
+    opacity_weight: float = 1e-3  # weight of the opacity's entropy: half-transparent rays become empty or full
+    distortion_weight: float = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
 
     def __post_init__(self) -> None:
         for key in ("steps", "patch_size", "warmup"):
@@ -49,16 +49,16 @@ class FitConfig:
 
 @dataclass
 class Pictures:
-    """What a scene is fitted to."""
+    """The pictures that a scene is fitted to."""
 
     images: Tensor  # [B, H, W, 3]
-    cameras: Cameras  # theirs
+    cameras: Cameras  # B cameras
     masks: Tensor | None  # usable pixels [B, H, W]; None: all are
-    views: Tensor  # [V] long: which of the pictures take part
+    views: Tensor  # [V] long: indices of the pictures to fit to
 
 
 def check_patches(config: FitConfig, size: tuple[int, int], key: str) -> None:
-    """Raises InputError where pictures of `size` = (H, W) are smaller than a patch; `key`: the config's place."""
+    """Raise InputError if pictures of `size` = (H, W) are smaller than a patch; `key` is the config's place."""
     if config.patches and config.patch_size > min(size):
         raise InputError(f"{key}.patch_size: {config.patch_size} is more than the pictures' {min(size)}")
 
@@ -69,22 +69,33 @@ def make_optimiser(parameters: Iterable[nn.Parameter], config: FitConfig) -> tor
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine from learning_rate to final_learning_rate."""
+    """Linear warm-up times half a cosine from learning_rate to final_learning_rate."""
     warm = min(1.0, (step + 1) / config.warmup)
     low, high = config.final_learning_rate, config.learning_rate
     return warm * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> bool:
-    """One step of the optimiser at the learning rate `rate`; False, and nothing changed, where it was not finite."""
+def descend(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, max_norm: float = 0.0
+) -> bool:
+    """Do one step of Adam; if loss or gradients are not finite, change nothing and return False.
+
+    The learning rate is `rate`, times the "rate" of a parameter group that has one. Gradients are clipped to the norm
+    `max_norm` if that is not 0. Adam's moments of a parameter whose shape has changed start anew.
+    """
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = group.get("rate", 1.0) * rate
     optimiser.zero_grad(set_to_none=True)
     if not torch.isfinite(loss):
         return False
     loss.backward()
     if not gradients_finite(model):
         return False
+    if max_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    for parameter, state in optimiser.state.items():
+        if "exp_avg" in state and state["exp_avg"].shape != parameter.shape:
+            state.clear()
     optimiser.step()
     return True
 
@@ -103,7 +114,7 @@ def fit_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Smooth L1 (β = 0.05) over usable rays + entropy of the opacity + distortion + perceptual distance of patches.
 
-    The rays of the patches come first, row by row. Returns the loss, and each of its parts unweighted with "psnr".
+    The patches' rays come first, row by row. Returns the loss, and its parts unweighted with "psnr".
     """
     weight = torch.ones_like(target[:, 0]) if usable is None else usable.float()
     error = nn.functional.smooth_l1_loss(rendered.rgb, target, reduction="none", beta=0.05).mean(1)
@@ -124,13 +135,13 @@ def fit_loss(
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:
-    """Mean entropy, in nats, of opacities [R]: 0 where every ray is empty or full, log 2 where all are half."""
+    """Mean entropy of opacities [R] in nats: 0 if every ray is empty or full, log 2 if all are half-transparent."""
     p = opacity.clamp(1e-3, 1 - 1e-3)
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
 
 
 def patch_loss(rgb: Tensor, target: Tensor, config: FitConfig, features: Features) -> Tensor:
-    """Perceptual distance of the step's patches, which are its first rays."""
+    """Perceptual distance of the step's patches, which are the first rays."""
     side = config.patch_size
     shape = (config.patches, side, side, 3)
     patches = [x[: config.patches * side * side].reshape(shape).permute(0, 3, 1, 2) for x in (rgb, target)]

@@ -1,4 +1,4 @@
-"""A NeRF on a hash grid (instant-ngp, arXiv 2201.05989): radiance field, background, and a grid of what is not empty.
+"""A NeRF on a hash grid (instant-ngp, arXiv 2201.05989): radiance field, background and occupancy grid.
 
 Symbols as in `base`; rays_o, rays_d [R, 3], the rays' origins and unit directions.
 """
@@ -6,6 +6,7 @@ Symbols as in `base`; rays_o, rays_d [R, 3], the rays' origins and unit directio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +14,11 @@ from torch import Tensor, nn
 from csd3d.cameras import Cameras
 from csd3d.fields import Background, FieldConfig, RadianceField
 from csd3d.registry import register
-from csd3d.rendering import (
-    OccupancyGrid,
-    RenderConfig,
-    Rendered,
-    ShadedField,
-    Shading,
-    render_image,
-    render_rays,
-)
+from csd3d.rendering import OccupancyGrid, RenderConfig, Rendered, ShadedField, Shading, render_image, render_rays
 from csd3d.representations.base import ALBEDO, BackgroundKind
-from csd3d.representations.fit import (
-    Features,
-    FitConfig,
-    Pictures,
-    descend,
-    fit_loss,
-    learning_rate,
-    make_optimiser,
-)
+from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fit_loss, learning_rate, make_optimiser
 
-FIRST_GUESS = 512.0  # samples a ray, before the first step of a fit has told
+FIRST_GUESS = 512.0  # samples a ray, for the first step of a fit
 
 
 @register("representation", "hashgrid", title="Hash-grid NeRF")
@@ -45,8 +30,16 @@ class HashGrid:
     views = scene.render_views(capture.cameras, capture.test)
     """
 
-    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)  # sizes of the hash grid and of its networks
-    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)  # samples along rays, and the occupancy grid
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)  # sizes of hash grid and networks
+    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)  # samples along rays, occupancy grid
+
+    # about 40 samples a ray, whose activations in encoding and networks are kept for the backward pass
+    bytes_per_ray: ClassVar[int] = 40 * 1700
+
+    @property
+    def levels(self) -> int:
+        """Levels of the hash grid."""
+        return self.field.levels
 
     def open(
         self, aabb: Tensor, generator: torch.Generator, unbounded: bool = False, background: BackgroundKind = "learned"
@@ -55,7 +48,7 @@ class HashGrid:
 
 
 class HashGridScene(nn.Module):
-    """The scene: its field, background and occupancy grid. See `base.SceneModel` for what is not explained here."""
+    """A radiance field, its background and its occupancy grid. `base.SceneModel` explains the methods."""
 
     def __init__(
         self,
@@ -83,7 +76,7 @@ class HashGridScene(nn.Module):
         background: Callable[[Tensor], Tensor] | None = None,
         distortion: bool = False,
     ) -> Rendered:
-        """Rays, differentiably: fields of Rendered are [R, ...]; `jitter` [R], None takes the middles of the steps."""
+        """Render rays with a graph: fields of Rendered are [R, ...]; jitter [R], None: the middles of the steps."""
         parts = (self._shaded(shading), background or self.background, self.grid)
         device = self.field.aabb.device
         rays_o, rays_d, jitter = (None if x is None else x.to(device) for x in (rays_o, rays_d, jitter))
@@ -111,12 +104,8 @@ class HashGridScene(nn.Module):
         parts = (self._shaded(shading), self.background, self.grid)
         cameras = cameras.to(self.field.aabb.device)
         views = [render_image(*parts, cameras, int(i), self.render_config) for i in indices]
-        return Rendered(
-            rgb=torch.stack([v.rgb for v in views]),
-            depth=torch.stack([v.depth for v in views]),
-            opacity=torch.stack([v.opacity for v in views]),
-            samples=sum(v.samples for v in views),
-        )
+        found = (torch.stack([getattr(view, key) for view in views]) for key in ("rgb", "depth", "opacity"))
+        return Rendered(*found, sum(view.samples for view in views))
 
     def _shaded(self, shading: Shading) -> RadianceField | ShadedField:
         return self.field if shading == ALBEDO else ShadedField(self.field, shading)
@@ -145,7 +134,7 @@ class HashGridScene(nn.Module):
         generator: torch.Generator,
         features: Features | None = None,
     ) -> dict[str, float]:
-        """Random rays, as many as make about config.samples samples, and the rays of config.patches patches."""
+        """Fit to random rays, enough for about config.samples samples, and to the rays of config.patches patches."""
         self.keep_up(step, generator)
         views, pixels = draw_rays(pictures, config, ray_count(config, self.samples_per_ray), generator)
         rays_o, rays_d = pictures.cameras.rays(views, pixels + 0.5)
@@ -161,11 +150,11 @@ class HashGridScene(nn.Module):
         return report | {"skipped": float(not finite), "samples_per_ray": self.samples_per_ray}
 
     def get_extra_state(self) -> dict[str, float]:
-        """What a checkpoint holds beside parameters and buffers (torch's own hook)."""
+        """State of a checkpoint besides parameters and buffers (torch's hook)."""
         return {"samples_per_ray": self.samples_per_ray}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        """Its other half."""
+        """Restore what `get_extra_state` returned."""
         self.samples_per_ray = state["samples_per_ray"]
 
     # ---------------------------------------------------------------------------------------------------------- shape
@@ -178,13 +167,13 @@ class HashGridScene(nn.Module):
 
 
 def ray_count(config: FitConfig, samples_per_ray: float) -> int:
-    """Random rays that make about config.samples samples, from the last step's samples a ray; at least 64."""
+    """Number of random rays for about config.samples samples, by the last step's samples a ray; at least 64."""
     wanted = config.samples / max(samples_per_ray, 1.0) - config.patches * config.patch_size**2
     return int(min(config.rays, max(wanted, 64)))
 
 
 def draw_rays(pictures: Pictures, config: FitConfig, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Views [R] and pixel corners (column, row) [R, 2]: the patches' first, row by row, then `count` random ones."""
+    """Draw views [R] and pixels (column, row) [R, 2]: those of the patches, row by row, then `count` random ones."""
     _, height, width, _ = pictures.images.shape
     size = min(config.patch_size, height, width)
 

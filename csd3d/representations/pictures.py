@@ -1,4 +1,4 @@
-"""Pictures as parameters, for text to image: latents of the prior, or the logits of pixels."""
+"""Pictures as parameters, for text to image: latents of the prior or logits of pixels."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class PictureParticles(nn.Module):
-    """N pictures of `size`² pixels, in `space` "latent" or "pixel": noise at first, or each `source` [1, 3, S, S]."""
+    """N pictures of S² pixels, S = `size`, in `space` "latent" or "pixel".
+
+    They start from noise, or all from `source` [1, 3, S, S].
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Edit a picture, a panorama or a video by an instruction, or each region of a picture by one of its own.
+"""Edit a picture, a panorama or a video by an instruction, or each region of a picture by an instruction of its own.
 
-All three are a canvas of latents that editors (`csd3d.editors`) work on; what differs is what is opened.
+All three become a canvas of latents, which the editors (`csd3d.editors`) work on; the tasks differ in what they open.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, make_cover, window_side
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
+from csd3d.errors import at_key
 from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.canvas import CanvasReport, previewer, write_results
-from csd3d.schema import ByName, Chosen, OneOf, choose, incidental, path_key
+from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental, path_key
 
-INCIDENTAL = {"identity": False}  # see schema.incidental
+Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
 EACH_ITS_OWN = "each editor that starts from noise has its own, such as editors.ip2p."
 MOVED = {f"edit.{key.name}": f"editors.csd_edit.edit.{key.name}" for key in dataclasses.fields(CollaborativeEditConfig)}
 MOVED |= {f"edit.{key}": f"editors.csd_edit.{key}" for key in ("text_scale", "image_scale", "baseline")}
@@ -44,33 +45,29 @@ MOVED |= {
 
 @dataclass(kw_only=True)
 class EditCanvasConfig:
-    """What the three tasks have in common."""
+    """The keys that the three tasks have in common."""
 
     task: str = ""
-    name: str = incidental("")  # of the folder in outputs/
-    prompt: str = ""  # the instruction
-    seed: int = 0
+    name: str = incidental("")  # name of the run's folder in outputs/
+    prompt: str = ""  # the instruction, such as "paint it blue"
+    seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     world: DemoConfig = field(default_factory=DemoConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     sampling: Sampling = field(default_factory=Sampling)
-    # settings of editors by name; those that sample have the keys of `sampling` too, and their own win
+    # settings by editor name; editors that sample also have the keys of `sampling`, and their own values win
     editors: Annotated[dict[str, Any], ByName("canvas_editor")] = incidental(default_factory=dict)
-    # whose result it is
-    editor: Annotated[Chosen, OneOf("canvas_editor", settings="editors")] = field(
-        default_factory=lambda: choose("canvas_editor", "csd_edit")
-    )
-    # others to run beside it; "NAME+word" is the editor NAME under a name of its own
-    compare: list[Annotated[Chosen, OneOf("canvas_editor", settings="editors")]] = field(
-        default_factory=list, metadata=INCIDENTAL
-    )
-    window: int | None = None  # latent pixels along a window's side; null: what the prior was trained at
-    overlap: float = 0.25  # of neighbouring windows, a share of their side
-    keep_detail: bool = True  # give back what the autoencoder loses where nothing was edited
-    tile_pixels: int | None = None  # most pixels in the autoencoder at once; null: what suits it
-    clip: str = path_key(identity=False)  # judges results: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
-    captions: list[str] = field(default_factory=list, metadata=INCIDENTAL)  # of the source and of its edit, for CLIP
-    save_seconds: float = incidental(30.0)  # between checkpoints, and previews
+    # the editor that makes result.png or result.mp4
+    editor: Editor = field(default_factory=lambda: choose("canvas_editor", "csd_edit"))
+    # other editors to run for comparison; "NAME+word" runs NAME once more, with other settings
+    compare: list[Editor] = incidental(default_factory=list)
+    window: int | None = None  # side of a window in latent pixels; null: the size that the prior was trained at
+    overlap: float = 0.25  # overlap of neighbouring windows, as a share of their side
+    keep_detail: bool = True  # restore what the autoencoder lost, where nothing was edited
+    tile_pixels: int | None = None  # most pixels that the autoencoder takes at once; null: chosen by the autoencoder
+    clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
+    captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints, and between previews
 
     MOVED: ClassVar[dict[str, str]] = MOVED
     KIND: ClassVar[str] = "picture"
@@ -80,13 +77,11 @@ class EditCanvasConfig:
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
         if len(self.captions) not in (0, 2):
             raise ValueError(f"captions are {self.captions}: give two, of the source and of its edit")
-        for chosen in self.compare:
-            if chosen.thing != self.methods[chosen.name]:
-                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
-        for key, chosen in [("editor", self.editor), *(("compare", chosen) for chosen in self.compare)]:
-            kinds = getattr(chosen.thing, "edits", ("picture", "video"))
+        for name, editor in self.methods.items():
+            kinds = getattr(editor, "edits", ("picture", "video"))
             if self.KIND not in kinds:
-                raise ValueError(f"{key} names {chosen.name!r}, which, as it is set, edits {kinds[0]}s; leave it out")
+                key = "editor" if name == self.editor.name else "compare"
+                raise ValueError(f"{key} names {name!r}, which, as set, edits {kinds[0]}s; leave it out")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}: give at least 1 latent pixel, or null for the prior's own")
         if not 0 <= self.overlap <= 0.9:
@@ -96,25 +91,22 @@ class EditCanvasConfig:
 
     @property
     def instructions(self) -> list[str]:
-        """The instructions, one or one for each region."""
+        """The instruction, or one for each region."""
         return [self.prompt] if self.prompt.strip() else []
 
     @property
     def told(self) -> str:
-        """What is asked for, in words."""
+        """The instructions as one line."""
         return "; ".join(self.instructions)
 
     @property
     def methods(self) -> dict[str, CanvasEditor]:
         """The editors by name, the main one first."""
-        found = {}
-        for chosen in (self.editor, *self.compare):
-            found.setdefault(chosen.name, chosen.thing)
-        return found
+        return {name: chosen.thing for name, chosen in by_name((self.editor, *self.compare)).items()}
 
     @property
     def phases(self) -> list[str]:
-        """What a run goes through, in order."""
+        """The phases of a run, in order."""
         return ["encode", *self.methods, "results"]
 
 
@@ -123,8 +115,8 @@ class EditCanvasConfig:
 class EditImageConfig(EditCanvasConfig):
     """The job of `configs/csd-edit-image.yaml` and `configs/csd-edit-regions.yaml`."""
 
-    image: str = path_key()  # a PNG, JPEG or WebP; "": one of the procedural world's
-    regions: list[Region] = field(default_factory=list)  # each with a prompt of its own, in place of `prompt`
+    image: str = path_key()  # a PNG, JPEG or WebP file; "": a picture of the procedural world
+    regions: list[Region] = field(default_factory=list)  # regions with a prompt each, instead of `prompt`
 
     def __post_init__(self) -> None:
         check_regions(self.regions)
@@ -132,9 +124,10 @@ class EditImageConfig(EditCanvasConfig):
             raise ValueError(
                 "prompt and regions are both given: each region has a prompt of its own; empty one of them"
             )
-        for key, chosen in [("editor", self.editor), *(("compare", chosen) for chosen in self.compare)]:
-            if self.regions and not getattr(chosen.thing, "regions", False):
-                raise ValueError(f"{key} names {chosen.name!r}, which knows no regions; leave it out")
+        for name, editor in self.methods.items():
+            if self.regions and not getattr(editor, "regions", False):
+                key = "editor" if name == self.editor.name else "compare"
+                raise ValueError(f"{key} names {name!r}, which cannot edit regions; leave it out")
         super().__post_init__()
 
     @property
@@ -142,9 +135,10 @@ class EditImageConfig(EditCanvasConfig):
         return [r.prompt for r in self.regions if r.prompt.strip()] if self.regions else super().instructions
 
     def open(self, device: torch.device, wrap: bool = False) -> "CanvasJob":
-        """Opens everything that can be wrong before any work is done: the picture, the masks and the prior."""
+        """Open the picture, the masks and the prior; what is wrong with them raises InputError before any work."""
         if self.image:
-            clip = open_picture(self.image)
+            with at_key("image"):
+                clip = open_picture(self.image)
         else:
             strips = all(not region.mask and region.box is None for region in self.regions)
             each = [region.prompt.strip() or None for region in self.regions] if strips else []
@@ -161,10 +155,10 @@ class EditImageConfig(EditCanvasConfig):
 class EditPanoramaConfig(EditImageConfig):
     """The job of `configs/csd-edit-panorama.yaml`."""
 
-    wrap: bool = False  # it is a 360° panorama: its right border continues at the left
+    wrap: bool = False  # true for a 360° panorama, whose right border continues at the left
 
     def open(self, device: torch.device) -> "CanvasJob":
-        """As for a picture."""
+        """Open the panorama and the prior, as for a picture."""
         return super().open(device, self.wrap)
 
 
@@ -173,13 +167,17 @@ class EditPanoramaConfig(EditImageConfig):
 class EditVideoConfig(EditCanvasConfig):
     """The job of `configs/csd-edit-video.yaml`."""
 
-    video: str = path_key()  # a file or a folder of frames; "": an orbit in the procedural world
+    video: str = path_key()  # a video file or a folder of frames; "": an orbit in the procedural world
 
     KIND: ClassVar[str] = "video"
 
     def open(self, device: torch.device) -> "CanvasJob":
-        """Opens everything that can be wrong before any work is done: the video and the prior."""
-        clip = open_clip(self.video) if self.video else registry.get("demo", "orbit").thing(self.world, self.prompt)
+        """Open the video and the prior; what is wrong with them raises InputError before any work."""
+        if self.video:
+            with at_key("video"):
+                clip = open_clip(self.video)
+        else:
+            clip = registry.get("demo", "orbit").thing(self.world, self.prompt)
         return open_job(self, device, clip)
 
 
@@ -188,20 +186,16 @@ class EditVideoConfig(EditCanvasConfig):
 
 @dataclass(kw_only=True)
 class CanvasJob(Job):
-    """A run of one of these tasks: its clip, and the size that it is worked on at.
-
-    masks [K, H, W] of its regions, if any, those with an instruction first.  wrap: its right border continues at the
-    left.
-    """
+    """A run of one of these tasks."""
 
     prior: Prior
     clip: Clip
-    size: tuple[int, int]
-    masks: Tensor | None = None
-    wrap: bool = False
+    size: tuple[int, int]  # (H, W) at which the clip is edited
+    masks: Tensor | None = None  # [K, H, W] of the regions, those with an instruction first
+    wrap: bool = False  # the right border continues at the left
 
     def identity_of(self, name: str) -> dict:
-        """As of any job, with the keys of the editor whose phase it is: `compare` is no part of a job's identity."""
+        """The job's identity and the keys of this phase's editor, as `compare` is no part of the job's identity."""
         own = defining_values(self.config.methods[name])
         return self.identity | {f"{name}.{key}": value for key, value in own.items()}
 
@@ -214,7 +208,7 @@ class CanvasJob(Job):
         return self.config.editor.name
 
     def run_phases(self) -> dict[str, Phase]:
-        """Encodes the clip, then edits it by each editor."""
+        """Encode the clip, then edit it by each editor."""
         for warning in self.clip.warnings:
             logger.warning("%s", warning)
         started = time.monotonic()
@@ -230,7 +224,7 @@ class CanvasJob(Job):
         return done
 
     def make_canvas(self) -> Canvas:
-        """The clip's latents and what is to be done to them; masks of regions are brought to the latents."""
+        """Return the clip's latents with instructions and windows; masks of regions are scaled to the latents."""
         config, count = self.config, len(self.config.instructions)
         latents = encode_clip(self.prior, self.clip, self.size, self.wrap, config.tile_pixels)
         latents.keep_detail, shares = config.keep_detail, None
@@ -242,19 +236,17 @@ class CanvasJob(Job):
         return Canvas(self.prior, latents, config.instructions, cover, config.sampling, shares, self.generator)
 
     def edit(self, name: str, editor: CanvasEditor, canvas: Canvas) -> CanvasPhase:
-        """Edits the canvas by one editor, from wherever its checkpoint stands."""
+        """Edit the canvas by one editor, starting from its checkpoint if there is one."""
         z = canvas.latents.z.clone()
         phase = CanvasPhase(self.generator(name), z=z, moved=torch.zeros_like(z))
         steps, report = editor.count_steps(canvas), {}
         show = previewer(self.folder, canvas.latents, self.config.save_seconds)
 
         def advance(step: int, curves: Curves) -> dict[str, float]:
-            before = self.prior.unet_evaluations
             report.update(editor.take_step(canvas, phase, step))
-            phase.unet_evaluations += self.prior.unet_evaluations - before
             if steps > 1:
                 show(name, phase.z)
-            if step % 10 and steps < 500:  # every tenth is added for us
+            if step % 10 and steps < 500:  # run_steps adds every tenth
                 curves.add(step, report)
             return report
 
@@ -262,7 +254,7 @@ class CanvasJob(Job):
         return phase
 
     def measure(self, done: dict[str, Phase]) -> dict:
-        """What is known before the finished frames are gone through, which `save` does and measures."""
+        """Return seconds and evaluations; `save` adds the figures, since it reads the finished frames once."""
         self.judge = load_judge(self.config.clip, self.device)
         others = sum(phase.seconds for name, phase in done.items() if name != self.main)
         seconds = {"encode": self.encode_seconds, "edit": done[self.main].seconds, "compare": others}
@@ -270,7 +262,7 @@ class CanvasJob(Job):
         return {"seconds": seconds, "results": results, "judge": self.judge and self.judge.name}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
-        """Pictures or videos, their figures, and the report."""
+        """Write pictures or videos and the report; add the figures to `metrics`."""
         self.announce("results")
         given = self.config.captions
         captions = Captions(given[:1], [given[1:]]) if given else None
@@ -284,12 +276,13 @@ class CanvasJob(Job):
 def open_job(
     config: EditCanvasConfig, device: torch.device, clip: Clip, *, masks: Tensor | None = None, wrap: bool = False
 ) -> CanvasJob:
-    """Opens the prior, and checks that it can work on the clip; embeds the prompts while there is a text encoder."""
+    """Open the prior, check that it can edit the clip, and embed the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
     size = working_size(clip, window_side(prior, config.window), prior.codec.downscale, wrap)
     for editor in config.methods.values():
         if hasattr(editor, "check"):
             editor.check(prior)
     prior.condition(["", *config.instructions])
-    check_judge(config.clip)
+    with at_key("clip"):
+        check_judge(config.clip)
     return CanvasJob(config=config, device=device, prior=prior, clip=clip, size=size, masks=masks, wrap=wrap)

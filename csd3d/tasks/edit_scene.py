@@ -1,7 +1,7 @@
 """Edit a captured scene by an instruction: reconstruct it, edit it by each editor, measure, export.
 
-Each phase (reconstruct, then one an editor) is a fit of a scene to pictures and checkpoints itself under its own name;
-a resumed run finds finished phases finished and goes on in the one it was killed in.
+Each phase (reconstruct, then one for each editor) fits a scene to pictures and has checkpoints under its own name. A
+resumed run skips finished phases and continues the one it was killed in.
 """
 
 import copy
@@ -40,10 +40,10 @@ from csd3d.report.scene import (
 )
 from csd3d.representations.base import SceneModel
 from csd3d.representations.fit import FitConfig, check_patches
-from csd3d.schema import ByName, Chosen, OneOf, choose, incidental
+from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
 EDITOR = OneOf("scene_editor", settings="editors")
-EDITOR_KEYS = ("editor", "editors", "compare")  # which only the phase of an editor depends on, and on its own alone
+EDITOR_KEYS = ("editor", "editors", "compare")  # of these, a phase depends on the settings of its own editor alone
 
 
 def _edit_fit() -> FitConfig:
@@ -57,23 +57,26 @@ class EditSceneConfig:
     """The job of `configs/csd-edit-scene.yaml`."""
 
     task: str = "edit_scene"
-    name: str = incidental("edit-scene")  # of the run's folder
+    name: str = incidental("edit-scene")  # name of the run's folder in outputs/
     prompt: str = ""  # the instruction, such as "paint it blue"
-    seed: int = 0  # of all that is random
-    plugins: list[str] = incidental(default_factory=list)  # modules or files that register things
-    scene: SceneConfig = field(default_factory=SceneConfig)  # the capture
-    prior: PriorConfig = field(default_factory=PriorConfig)  # an editing model
-    representation: Annotated[Chosen, OneOf("representation")] = field(  # what the scene is made of
+    seed: int = 0  # seed of everything random
+    plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    representation: Annotated[Chosen, OneOf("representation")] = field(  # how the scene is represented
         default_factory=lambda: choose("representation", "hashgrid")
     )
-    reconstruct: FitConfig = field(default_factory=FitConfig)  # the fit to the capture
-    fit: FitConfig = field(default_factory=_edit_fit)  # the fit to the pictures that are being edited
-    keep_detail: bool = True  # give edited views back what the VAE lost of their photos, where nothing was changed
-    editors: Annotated[dict[str, Any], ByName("scene_editor")] = incidental(default_factory=dict)  # settings by name
-    editor: Annotated[Chosen, EDITOR] = field(default_factory=lambda: choose("scene_editor", "csd_edit"))  # the main
-    compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)  # others; NAME+WORD: one once more
-    export: ExportConfig = incidental(default_factory=ExportConfig)  # mesh and video
-    save_seconds: float = incidental(30.0)  # between checkpoints
+    reconstruct: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=_edit_fit)
+    keep_detail: bool = True  # restore in edited views what the VAE lost of their photos, where nothing was changed
+    # settings by editor name
+    editors: Annotated[dict[str, Any], ByName("scene_editor")] = incidental(default_factory=dict)
+    # the main editor, whose scene is exported as a mesh
+    editor: Annotated[Chosen, EDITOR] = field(default_factory=lambda: choose("scene_editor", "csd_edit"))
+    # other editors to run for comparison; "NAME+word" runs NAME once more, with other settings
+    compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)
+    export: ExportConfig = incidental(default_factory=ExportConfig)
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints
 
     MOVED: ClassVar[dict[str, str]] = {
         "field": "representation.field",
@@ -93,33 +96,30 @@ class EditSceneConfig:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError('prompt is empty: say what to change, such as "paint it blue"')
-        for chosen in self.compare:
-            if chosen != self.chosen[chosen.name]:
-                raise ValueError(f"{chosen.name} is named twice, with other settings: call one {chosen.name}+other")
+        self.chosen  # noqa: B018 (raises where one is named twice)
 
     @property
     def chosen(self) -> dict[str, Chosen]:
-        """The editors to run by their names, the main one first."""
-        named = [self.editor, *self.compare]
-        return {chosen.name: chosen for chosen in reversed(named)} | {self.editor.name: self.editor}
+        """The editors to run by name, the main one first."""
+        return by_name((self.editor, *self.compare))
 
     @property
     def methods(self) -> list[str]:
         """The names of the editors, the main one first."""
-        return list(dict.fromkeys([self.editor.name, *(chosen.name for chosen in self.compare)]))
+        return list(self.chosen)
 
     @property
     def told(self) -> str:
-        """What is asked for, in words."""
+        """The instruction."""
         return self.prompt
 
     @property
     def phases(self) -> list[str]:
-        """What a run goes through, in order."""
+        """The phases of a run, in order."""
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
     def open(self, device: torch.device) -> "EditJob":
-        """Opens everything that can be wrong before any work is done: the capture and the prior."""
+        """Open the capture and the prior; what is wrong with them raises InputError before any work."""
         capture = load_capture(self.scene)
         for key in ("reconstruct", "fit"):
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
@@ -142,24 +142,24 @@ class EditJob(Job):
         return ["reconstruct", *self.config.methods]
 
     def identity_of(self, name: str) -> dict[str, Any]:
-        """Of the settings of editors a phase depends on those of its own."""
+        """The job's identity with the settings of this phase's editor, and of no other editor."""
         values = {key: value for key, value in self.identity.items() if key.partition(".")[0] not in EDITOR_KEYS}
         own = defining_values(self.config.chosen[name]) if name in self.config.chosen else {}
         return values | {f"editor.{key}": value for key, value in own.items()}
 
     def run_phases(self) -> dict[str, Phase]:
-        """Reconstructs the scene, then edits it by each editor."""
+        """Reconstruct the scene, then edit it by each editor."""
         source = reconstruct(self)
         done = {"reconstruct": source}
         photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
-        # An edit starts from the finished reconstruction, or a resumed run could not start it from the same.
+        # an edit must start from the finished reconstruction, so that a resumed run starts it from the same
         for name in self.config.methods if source.finished else ():
             if self.may_run(name):
                 done[name] = edit(self, photos, source.model, name)
         return done
 
     def measure(self, done: dict[str, Phase]) -> dict:
-        """Reconstruction against the held-out photos; each edit against the truth, and its views against each other."""
+        """Measure the reconstruction on held-out photos, edits against the truth and for agreement between views."""
         source, edited = split(done)
         main, results = self.config.editor.name, {}
         for name, phase in edited.items():
@@ -174,7 +174,7 @@ class EditJob(Job):
         return {"seconds": seconds, "reconstruction": reconstruction, "results": results}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
-        """Pictures, videos, mesh and report."""
+        """Write pictures, videos, the mesh and the report."""
         config, folder, capture = self.config, self.folder, self.capture
         source, phases = split(done)
         edited = {name: Edited(title(name), phase.model, phase.images) for name, phase in phases.items()}
@@ -210,18 +210,18 @@ class EditJob(Job):
 
 
 def split(done: dict[str, Phase]) -> tuple[FitPhase, dict[str, FitPhase]]:
-    """The reconstruction, and the edits by editor."""
+    """Return the reconstruction, and the edits by editor."""
     return done["reconstruct"], {name: phase for name, phase in done.items() if name != "reconstruct"}
 
 
 def title(name: str) -> str:
-    """What reports call the editor NAME, or NAME+WORD."""
+    """Return the title of the editor "NAME" or "NAME+word"."""
     base, plus, word = name.partition("+")
     return registry.title("scene_editor", base) + (f" ({word})" if plus else "")
 
 
 def reconstruct(job: EditJob) -> FitPhase:
-    """Fits the scene to the capture as it is."""
+    """Fit the scene to the capture."""
     config, capture, generator = job.config, job.capture, job.generator("reconstruct")
     model = config.representation.thing.open(capture.aabb, generator, capture.unbounded).to(job.device)
     phase = new_phase(generator, model, capture.images, config.reconstruct)
@@ -230,16 +230,15 @@ def reconstruct(job: EditJob) -> FitPhase:
 
 
 def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> FitPhase:
-    """Edits the scene by one editor, starting from the reconstruction `start`."""
+    """Edit the scene by one editor, starting from the reconstruction `start`."""
     config, editor = job.config, job.config.chosen[name].thing
     phase = new_phase(job.generator(name), copy.deepcopy(start), job.capture.images, config.fit)
     state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed)
 
     def update(step: int, curves: Curves) -> None:
-        before, inner = job.prior.unet_evaluations, []
-        state.images = phase.images  # a resumed phase has brought its own
+        inner: list[dict[str, float]] = []
+        state.images = phase.images  # a resumed phase has loaded others
         editor.update(state, step, inner.append)
-        phase.unet_evaluations += job.prior.unet_evaluations - before
         if inner:
             keys = inner[0].keys()
             curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})

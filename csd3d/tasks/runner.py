@@ -1,12 +1,12 @@
-"""A job from what was opened to what it leaves behind: its phases, what is measured of them, files, metrics.json.
+"""Runs an opened job: phases, metrics, files.
 
-A task is a config that is registered as one. It opens everything once, before any work is done:
+A task is a registered config. Its `open` opens everything before any work is done:
 
     @register("task", "edit_scene")
     @dataclass
     class EditSceneConfig:
-        phases: list[str]                       # what a run goes through, in order, for its banner
-        def open(self, device) -> TaskJob: ...  # raises InputError for whatever is wrong with the input
+        phases: list[str]                       # in order, for the banner
+        def open(self, device) -> TaskJob: ...  # raises InputError for anything wrong with the input
 """
 
 import json
@@ -26,17 +26,17 @@ class TaskJob(Protocol):
     wanted: list[str]  # the names of its phases
 
     def run_phases(self) -> dict[str, Phase]:
-        """Does the phases, each from wherever its checkpoint stands; when stopped, those that there is something of."""
+        """Run the phases, each from its checkpoint; after a stop request return those that have something to show."""
 
     def measure(self, done: dict[str, Phase]) -> dict:
-        """The task's own part of metrics.json: "results", "seconds" of its phases, and more."""
+        """Return the task's part of metrics.json: "results", "seconds" of its phases, and more."""
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
-        """Writes pictures, videos, meshes and the report; may add to `metrics`."""
+        """Write pictures, videos, meshes and the report; may add to `metrics`."""
 
 
 def run(job: TaskJob | Job) -> None:
-    """Does the whole job in its folder; when stopped, with what there is."""
+    """Do the whole job in its folder; after a stop request, finish with what there is."""
     done = job.run_phases()
     worked = time.monotonic()
     job.announce("evaluate")

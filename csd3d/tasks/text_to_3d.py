@@ -1,22 +1,21 @@
 """Text to 3D: radiance fields distilled from a text-to-image prior, through renders at random cameras.
 
-Particles of a step are the V views of one asset, or the N assets at the same cameras, or both (`share`). Each method is
-a phase of its own, from the same start, with checkpoints under its name.
+The particles of a step are the V views of one asset, the N assets at one camera, or all views of all assets (`share`).
+Each method is a phase with its own checkpoints; all start alike.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
+from csd3d.errors import at_key
 from csd3d.evaluation.text import EvaluateConfig, check_judge, evaluate, held_out, held_out_views
 from csd3d.guidance.methods import (
     ALIASES,
@@ -25,15 +24,12 @@ from csd3d.guidance.methods import (
     Guide,
     MethodRun,
     Networks,
-    check_features,
-    check_switch,
-    embed_prompts,
     method_runs,
-    open_networks,
-    settle_svgd,
+    open_prior,
+    settle_distill,
 )
 from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
-from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
@@ -44,14 +40,14 @@ from csd3d.representations.batch import (
     AssetViews,
     LossConfig,
     ShadingConfig,
-    averaged,
     check_memory,
     draw_shading,
     milestone,
     regularisers,
     scheduled,
 )
-from csd3d.representations.descent import Descent, OptimConfig
+from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
+from csd3d.representations.fit import descend
 from csd3d.schema import ByName, Chosen, OneOf, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -64,17 +60,17 @@ class TextTo3DConfig:
     """The job of `configs/csd-text-to-3d.yaml`."""
 
     task: str = "text_to_3d"
-    name: str = incidental("text-to-3d")  # of the folder in outputs/
-    prompt: str = ""  # what to make
-    seed: int = 0
+    name: str = incidental("text-to-3d")  # name of the run's folder in outputs/
+    prompt: str = ""  # what to make, such as "a blue duck"
+    seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
-    methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
-    method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main one: csd, NAME or NAME+csd
-    compare: list[OneMethod] = incidental(default_factory=list)  # others, run beside it from the same start
-    particles: int = 1  # assets
-    views_per_step: int = 4  # of each asset
-    share: str = "auto"  # who share scores: "views" of an asset, "assets" at a camera, "all"; auto: views if alone
-    guidance_size: int = 128  # pixels of what the prior is shown
+    methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings by method name
+    method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main method: csd, NAME or NAME+csd
+    compare: list[OneMethod] = incidental(default_factory=list)  # other methods to run, from the same start
+    particles: int = 1  # number of assets
+    views_per_step: int = 4  # views of each asset in a step
+    share: str = "auto"  # what shares scores: views of an asset, assets at a camera, all; auto: views if one asset
+    guidance_size: int = 128  # pixels along a side of the views that the prior sees
     prior: PriorConfig = field(default_factory=PriorConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -85,9 +81,11 @@ class TextTo3DConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = incidental(default_factory=EvaluateConfig)
     export: ExportConfig = incidental(default_factory=ExportConfig)
-    save_seconds: float = incidental(30.0)  # between checkpoints
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints
 
-    MOVED: ClassVar[dict[str, str]] = MOVED
+    MOVED: ClassVar[dict[str, str]] = MOVED | {
+        f"asset.{key}": f"asset.representation.{key}" for key in ("field", "render")
+    }
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -98,9 +96,8 @@ class TextTo3DConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if self.prompts.backdrops and self.asset.random_background:
-            raise ValueError("asset.random_background draws what prompts.backdrops draw too: set it to 0")
-        self.distill = settle_svgd(self.distill, [one.name for one in (self.method, *self.compare)])
-        check_switch(self.distill)
+            raise ValueError("asset.random_background must be 0, as prompts.backdrops draws backgrounds too")
+        self.distill = settle_distill(self.distill, [one.name for one in (self.method, *self.compare)])
         self.runs  # noqa: B018 (raises where a method does not go with the rest)
         for key, last in self._last_steps().items():
             if last >= self.distill.steps:
@@ -108,7 +105,8 @@ class TextTo3DConfig:
 
     def _last_steps(self) -> dict[str, int]:
         """The last step that each schedule names, by its key."""
-        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in ("resolution", "levels")}
+        keys = ("resolution", "levels") if self.asset.max_levels else ("resolution",)
+        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in keys}
         ramps = {f"losses.{key}": value for key, value in vars(self.losses).items() if isinstance(value, tuple)}
         found |= {key: int(ramp[2]) - 1 for key, ramp in ramps.items()}  # it may end with the run
         if self.shading.lambertian or self.shading.textureless:
@@ -122,25 +120,24 @@ class TextTo3DConfig:
 
     @property
     def told(self) -> str:
-        """What is asked for, in words."""
+        """The prompt."""
         return self.prompt
 
     def open(self, device: torch.device) -> "AssetJob":
-        """Opens everything that can be wrong before any work is done: memory, the prior, what the methods need."""
-        check_memory(self.particles, self.views_per_step, max(side for _, side in self.asset.resolution))
-        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
-        check_features(prior, self.runs)
-        check_judge(self.evaluate.clip)
-        embed_prompts(prior, self.runs, self.prompts.texts(self.prompt))
-        return AssetJob(config=self, device=device, prior=prior, networks=open_networks(prior, self.runs))
+        """Open the prior and the networks; what is wrong with them raises InputError before any work."""
+        check_memory(self.asset, self.particles, self.views_per_step)
+        with at_key("evaluate.clip"):
+            check_judge(self.evaluate.clip)
+        prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        return AssetJob(config=self, device=device, prior=prior, networks=networks)
 
     @property
     def phases(self) -> list[str]:
-        """What a run goes through, in order."""
+        """The phases of a run, in order."""
         return [*self.runs, "evaluate", "video", "mesh", "report"]
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
-        """The prompt as said of a view."""
+        """Return the prompt with the words for a view."""
         return self.prompts.text(prompt, view_of(azimuth_deg, elevation_deg, self.prompts))
 
 
@@ -149,9 +146,8 @@ class AssetPhase(Phase):
     """The assets as one method makes them."""
 
     model: Assets
-    descent: Descent
     optimiser: torch.optim.Adam
-    average: AveragedModel | None = None
+    average: Average | None = None
     networks: Networks | None = None
 
     PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
@@ -159,21 +155,21 @@ class AssetPhase(Phase):
 
 @dataclass(kw_only=True)
 class AssetJob(Job):
-    """A run of this task; `networks` by the name of the method that has them."""
+    """A run of this task."""
 
     prior: Prior
-    networks: dict[str, Networks]
+    networks: dict[str, Networks]  # by the name of the method that has them
 
     @property
     def wanted(self) -> list[str]:
         return list(self.config.runs)
 
     def identity_of(self, name: str) -> dict:
-        """A phase depends on its own method's settings, which `compare` may name."""
+        """The job's identity and the settings of this phase's method."""
         return self.identity | without_root(self.config.runs[name].identity)
 
     def run_phases(self) -> dict[str, Phase]:
-        """Makes the assets by each method, the first in any case: there must be something to show."""
+        """Make the assets by each method; the first even after a stop, so that there is something to show."""
         made: dict[str, Phase] = {}
         for name, run in self.config.runs.items():
             if not made or self.may_run(name):
@@ -181,7 +177,7 @@ class AssetJob(Job):
         return made
 
     def measure(self, done: dict[str, Phase]) -> dict:
-        """How well held-out views of each method's assets fit the prompt."""
+        """Measure how well held-out views of each method's assets fit the prompt."""
         self.assets = {name: averaged(phase.model, phase.average) for name, phase in done.items()}
         self.views = held_out_views(self.config, self.assets)
         figures, judge = evaluate(self, self.views)
@@ -192,13 +188,13 @@ class AssetJob(Job):
         return {"judge": judge, "seconds": seconds, "results": figures}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
-        """Pictures, videos, meshes and report."""
+        """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
         metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
 
 
 def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
-    """Makes the assets by one method."""
+    """Make the assets by one method."""
     name, prior = run.name, job.prior
     guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
     phase = new_phase(job, name, guide.networks)
@@ -206,9 +202,7 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        before = prior.unet_evaluations
         report.update(asset_step(job.config, phase, guide, step, noise_map))
-        phase.unet_evaluations += prior.unet_evaluations - before
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -219,22 +213,21 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
 
 
 def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPhase:
-    """A phase at its first step; the start depends on the seed alone, so that methods begin alike."""
+    """Return a phase at its first step; its assets depend on the seed alone, so that methods start alike."""
     config = job.config
     finished = next(iter(config.prompts.backdrops.values()), None)
     model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
-    descent = Descent.of(model, config.optim)
-    parts = {"optimiser": descent.optimiser, "average": descent.average, "networks": networks}
-    return AssetPhase(job.generator(name), model=model, descent=descent, **parts)
+    optimiser = asset_optimiser(model, config.optim)
+    average = Average(model, config.optim.ema) if config.optim.ema else None
+    return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
 
 
 def asset_step(
     config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
 ) -> dict[str, float]:
-    """One step: render, ask for directions, push them back; a step that is not finite changes nothing."""
+    """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
-    model.set_levels(milestone(config.asset.levels, step))
-    model.update_grids(step, generator)
+    model.prepare(step, milestone(config.asset.levels, step), generator)
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
@@ -243,17 +236,19 @@ def asset_step(
     context = step_context(config, views, backdrop)
     if noise_map is not None:
         noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
-        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the camera's own for every asset
+        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the same for every asset
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
     share = config.optim.share(step, config.distill.steps)
-    finite = phase.descent.step(guidance / len(z) + penalty, share)
+    finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
+    if finite and phase.average is not None:
+        phase.average.update()
     opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 
 
 def draw_backdrop(config: TextTo3DConfig, generator: torch.Generator) -> str | None:
-    """The name of the step's backdrop, None where there are none."""
+    """Draw the name of the step's backdrop; None if the config has no backdrops."""
     names = list(config.prompts.backdrops)
     return names[int(torch.randint(len(names), (), generator=generator))] if names else None
 
@@ -261,7 +256,7 @@ def draw_backdrop(config: TextTo3DConfig, generator: torch.Generator) -> str | N
 def render_step(
     config: TextTo3DConfig, model: Assets, views: Views, step: int, generator: torch.Generator, backdrop: str | None
 ) -> AssetViews:
-    """The step's renders before its backdrop; how they are lit, and before what without one, is drawn here."""
+    """Render the step's views before its backdrop, or a random background, with random shading."""
     pixels = len(views.cameras) * views.cameras.height * views.cameras.width
     jitter = torch.rand(config.particles, pixels, generator=generator)
     shading = draw_shading(config.shading, config.losses, step, generator)
@@ -272,9 +267,9 @@ def render_step(
 
 
 def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, Any]:
-    """What a method is told of the particles [N·V], asset-major: what each shows and does not, its camera, its group.
+    """Return the fields of `Step` for the particles [N·V], asset-major: prompts, groups that share scores, cameras.
 
-    away: the prompts of the two views that Perp-Neg holds each one away from, with their weights.
+    away: the prompts of the two views that Perp-Neg pushes each particle away from, with their weights.
     """
     count, repeat = len(views.places), config.particles
 
@@ -295,7 +290,7 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
 
 
 def camera_noise_map(job: Job, prior: Prior) -> Tensor:
-    """FSD's sphere of noise, the same for a whole run."""
+    """Draw FSD's sphere of noise, which stays the same for the whole run."""
     config = job.config
     channels, *size = prior.latent_shape(config.guidance_size, config.guidance_size)
     fov = sum(config.views.fov_deg) / 2
@@ -304,7 +299,7 @@ def camera_noise_map(job: Job, prior: Prior) -> Tensor:
 
 @torch.no_grad()
 def preview(job: Job, model: Assets, name: str) -> None:
-    """images/preview-METHOD.png: every asset from the front, half right, the side and behind."""
+    """Write images/preview-METHOD.png: every asset from four sides."""
     cameras = held_out(job.config, 4, 96)
     strip = [m.render_views(cameras, torch.arange(4)).rgb.clamp(0, 1) for m in model.models]
     save_strip(job.folder / "images" / f"preview-{slug(name)}.png", torch.cat(strip))

@@ -1,9 +1,8 @@
-"""Pictures of a text by score distillation: N particles a prompt, latents or pixels, by one method or by all.
+"""Text to image by score distillation: N particles for each prompt, latents or pixels, by one or more methods.
 
-They start from noise, or from a source picture, which the prompts then edit.
+Particles start from noise, or from a source picture, which the prompts then edit.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,7 +15,7 @@ from csd3d.distillation.noise import draw_noise
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps, without_root
-from csd3d.errors import InputError
+from csd3d.errors import at_key
 from csd3d.evaluation.text import check_judge, judge_of
 from csd3d.guidance.methods import (
     ALIASES,
@@ -25,14 +24,11 @@ from csd3d.guidance.methods import (
     Guide,
     MethodRun,
     Networks,
-    check_features,
-    check_switch,
-    embed_prompts,
     method_runs,
-    open_networks,
-    settle_svgd,
+    open_prior,
+    settle_distill,
 )
-from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
 from csd3d.representations.pictures import PictureParticles
@@ -45,12 +41,12 @@ OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=(*ALIASES
 class SourceConfig:
     """A picture to edit."""
 
-    image: str = path_key()  # its middle square is averaged down to `size` pixels; "": none
-    prompt: str = ""  # what it shows; "" is not said
+    image: str = path_key()  # the picture, of which the middle square is used; "": none, particles start from noise
+    prompt: str = ""  # what the picture shows; may stay empty
 
     def __post_init__(self) -> None:
         if self.prompt and not self.image:
-            raise ValueError(f"prompt is {self.prompt!r}, of no picture: give image too, or neither")
+            raise ValueError(f"prompt is {self.prompt!r}, but there is no image: give both, or neither")
 
 
 @register("task", "text_to_image", title="Text to image")
@@ -58,27 +54,27 @@ class SourceConfig:
 class TextToImageConfig:
     """The job of `configs/text-to-image.yaml`.
 
-    Every particle starts as `source`, if there is one; methods that edit need it and hold to it, others forget it.
-    Particles that start alike differ by their noise alone: noise "shared" keeps them alike.
+    Every particle starts as `source`, if there is one; only methods that edit keep to it and need it. Particles that
+    start alike differ by their noise alone, so with `distill.noise: shared` they stay alike.
     """
 
     task: str = "text_to_image"
-    name: str = incidental("text-to-image")  # of the folder in outputs/
-    prompts: list[str] = field(default_factory=list)  # what to draw
-    prompt: str = ""  # one prompt, in place of the list
-    methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings, by method
+    name: str = incidental("text-to-image")  # name of the run's folder in outputs/
+    prompts: list[str] = field(default_factory=list)  # what to draw, such as [a red chair, a blue duck]
+    prompt: str = ""  # a single prompt, instead of `prompts`
+    methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings by method name
     method: list[OneMethod] = incidental(default_factory=lambda: [Chosen("csd")])  # csd, NAME, NAME+csd, or all
-    seed: int = 0
+    seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     particles: int = 4  # pictures of each prompt
-    size: int = 128  # pixels along a side
-    space: str = "latent"  # what is distilled: latent, or pixel (through the encoder)
+    size: int = 128  # pixels along a side of a picture
+    space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
-    learning_rate: float = 0.03  # Adam's, in units of the latent or of the pixels; weight x0: none, descent is plain
+    learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=UNSAID))
-    clip: str = path_key(identity=False)  # judges the pictures; "": the shipped one, else as evaluate.clip
-    save_seconds: float = incidental(30.0)  # between checkpoints
+    clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints
 
     MOVED: ClassVar[dict[str, str]] = MOVED
 
@@ -91,20 +87,19 @@ class TextToImageConfig:
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
         if self.distill.perp_neg:
-            raise ValueError("distill.perp_neg tells views apart, and a picture has none: set it to false")
+            raise ValueError("distill.perp_neg is for views, and a picture has none: set it to false")
         if not self.method:
             raise ValueError("method is empty: name at least one")
-        self.distill = settle_svgd(self.distill, [one.name for one in self.method])
+        self.distill = settle_distill(self.distill, [one.name for one in self.method])
         if any(one.name == "all" for one in self.method):
             self.method = [Chosen(n, None if n in ALIASES else run.method) for n, run in self.runs.items()]
-        check_switch(self.distill)
         for name, run in self.runs.items():
             if self.space == "pixel" and hasattr(run.method, "after"):
                 raise ValueError(f"space is pixel and method {name}: its network is trained on latents; use latent")
 
     @property
     def texts(self) -> list[str]:
-        """The prompts; `prompt` alone wins over the list, so that a command line can give one."""
+        """The prompts; `prompt` wins over the list, so that the command line can give one."""
         return [self.prompt] if self.prompt.strip() else [text for text in self.prompts if text.strip()]
 
     @property
@@ -115,28 +110,26 @@ class TextToImageConfig:
 
     @property
     def told(self) -> str:
-        """What is asked for, in words."""
+        """The prompts as one line."""
         return "; ".join(self.texts)
 
     def open(self, device: torch.device) -> "ImageJob":
-        """Opens everything that can be wrong before any work is done: the source, the prior, what the methods need."""
+        """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""
         source = open_source(self)
-        prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="text")
-        check_features(prior, self.runs)
-        check_judge(self.clip)
-        embed_prompts(prior, self.runs, self.texts, [self.source.prompt] if self.source.prompt else None)
-        return ImageJob(
-            config=self, device=device, prior=prior, networks=open_networks(prior, self.runs), source=source
-        )
+        with at_key("clip"):
+            check_judge(self.clip)
+        source_prompts = [self.source.prompt] if self.source.prompt else None
+        prior, networks = open_prior(self.prior, device, self.runs, self.texts, source_prompts)
+        return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source)
 
     @property
     def parts(self) -> dict[str, tuple[str, int]]:
-        """The phases: the method and the number of the prompt of each."""
+        """(method, number of the prompt) of each phase, by the phase's name."""
         return {f"{name}-{k}": (name, k) for name in self.runs for k in range(len(self.texts))}
 
     @property
     def phases(self) -> list[str]:
-        """What a run goes through, in order: every prompt by every method."""
+        """The phases of a run, in order: every prompt by every method."""
         return [*self.parts, "evaluate"]
 
 
@@ -153,23 +146,23 @@ class ImagePhase(Phase):
 
 @dataclass(kw_only=True)
 class ImageJob(Job):
-    """A run of this task; `source` [1, 3, S, S] in [0, 1] is the picture that is edited, if any."""
+    """A run of this task."""
 
     prior: Prior
-    networks: dict[str, Networks]
-    source: Tensor | None
+    networks: dict[str, Networks]  # by the name of the method that has them
+    source: Tensor | None  # [1, 3, S, S] in [0, 1], the picture to edit
 
     @property
     def wanted(self) -> list[str]:
         return list(self.config.parts)
 
     def identity_of(self, name: str) -> dict:
-        """A phase depends on its own method's settings; other methods may come and go."""
+        """The job's identity and the settings of this phase's method; other methods may be added or removed."""
         method, _ = self.config.parts[name]
         return self.identity | without_root(self.config.runs[method].identity)
 
     def run_phases(self) -> dict[str, Phase]:
-        """Every prompt by every method, one in any case: there must be something to show."""
+        """Run every prompt by every method; the first even after a stop, so that there is something to show."""
         done: dict[str, Phase] = {}
         for part, (name, k) in self.config.parts.items():
             if not done or self.may_run(part):
@@ -178,7 +171,7 @@ class ImageJob(Job):
 
     @torch.no_grad()
     def measure(self, done: dict[str, Phase]) -> dict:
-        """How well each method's pictures fit their prompts."""
+        """Measure how well each method's pictures fit their prompts."""
         config = self.config
         judge = judge_of(config.texts, config.clip, self.device)
         self.pictures: dict[str, list[Tensor]] = {}
@@ -197,24 +190,25 @@ class ImageJob(Job):
         return judged | {"seconds": seconds, "results": results}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
-        """Pictures and report."""
+        """Write the pictures and the report."""
         titles = {name: self.config.runs[name].title for name in self.pictures}
         save_pictures(self, self.pictures, self.source, titles, metrics)
 
 
 def open_source(config: TextToImageConfig) -> Tensor | None:
-    """The source [1, 3, S, S] in [0, 1], if there is one; InputError where it cannot be read or is too small."""
+    """Return the source [1, 3, S, S] in [0, 1], if there is one: the middle square, averaged down to `size` pixels.
+
+    Raises InputError where it cannot be read or is too small.
+    """
     if not config.source.image:
         return None
-    try:
+    with at_key("source.image"):
         pixels = read_square(Path(config.source.image), config.size)
-    except InputError as error:
-        raise InputError(f"source.image: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
-    """The particles of one prompt by one method; `name` is the phase's."""
+    """Optimise the particles of one prompt by one method; `name` is the phase's."""
     config, prior = job.config, job.prior
     guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
     model = PictureParticles(prior, config.particles, config.size, config.space, job.generator("start"), job.source)
@@ -225,19 +219,17 @@ def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
     phase = ImagePhase(job.generator(name), model=model, optimiser=optimiser, networks=guide.networks)
     start = model.latents(prior).detach().clone()
     context: dict[str, Any] = {"prompts": text, "source": start, "source_prompts": config.source.prompt}
-    if run.distill.noise == "camera":  # FSD's ε of pictures, which have no cameras: one draw a particle for all steps
+    if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
         context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        before = prior.unet_evaluations
         loss, found = guide.loss(model.latents(prior), lambda: model.images(prior), step, phase.generator, **context)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         if finite:
             optimiser.step()
-        phase.unet_evaluations += prior.unet_evaluations - before
         report.update(found | {"skipped": float(not finite)})
         return report
 

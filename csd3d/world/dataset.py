@@ -1,4 +1,4 @@
-"""Scenes written as captures, and the truth about them read back: what an edit of such a capture should look like.
+"""Write scenes of the world as captures, and read their scene back, to know the right answers of an edit.
 
 `python -m csd3d.world.dataset FOLDER --scene '{"kind": "mug", "colour": "yellow"}'` writes a nerfstudio-style
 transforms.json with its pictures, and world.json, the scene in words.
@@ -27,7 +27,7 @@ DISTANCE = 4.0
 
 
 def capture_angles(count: int, seed: int) -> list[tuple[float, float]]:
-    """(azimuth, elevation) in degrees, evenly over the band 4..56° by a golden-angle spiral, randomly turned."""
+    """(azimuth, elevation) in degrees, evenly over elevations 4–56° by a golden-angle spiral, randomly turned."""
     turn = random.Random(seed).uniform(0, 360)
     low, high = math.sin(math.radians(4)), math.sin(math.radians(56))
     heights = [low + (high - low) * (i + 0.5) / count for i in range(count)]
@@ -35,7 +35,7 @@ def capture_angles(count: int, seed: int) -> list[tuple[float, float]]:
 
 
 def write_capture(folder: Path, scene: Scene, train: int = 36, test: int = 12, size: int = 128, seed: int = 0) -> None:
-    """Renders `train` + `test` views of `scene` and writes them as a capture with its own split and box."""
+    """Render `train` + `test` views of `scene` and write them as a capture with a split and a box."""
     angles = capture_angles(train + test, seed)
     held_out = {round((i + 0.5) * (train + test) / test) for i in range(test)}
     rows = np.stack([camera_row(azimuth, elevation, DISTANCE, FOV_DEG, size) for azimuth, elevation in angles])
@@ -55,9 +55,9 @@ def write_capture(folder: Path, scene: Scene, train: int = 36, test: int = 12, s
 
 
 def read_scene(folder: Path) -> Scene | None:
-    """The scene a capture was rendered from, or None for a capture of the real world.
+    """The scene that a capture was rendered from, or None for other captures.
 
-    Raises InputError naming the file where it is there and does not describe a scene.
+    Raises InputError if the file exists but does not describe a scene.
     """
     path = folder / WORLD_FILE
     if not path.exists():
@@ -71,13 +71,13 @@ def read_scene(folder: Path) -> Scene | None:
 
 
 def true_answers(scene: Scene, instruction: str) -> tuple[Scene, ...]:
-    """The edited scenes that fulfil `instruction`; empty where the world does not know these words."""
+    """The edited scenes that fulfil `instruction`; empty if the world does not know these words."""
     edit = find_edit(scene, instruction)
     return edit.answers if edit else ()
 
 
 def render_views(scene: Scene, poses: Tensor, intrinsics: Tensor, width: int, height: int) -> Pictures:
-    """The scene through cameras `poses` [B,3,4] (world frame) with `intrinsics` [B,4] = fx, fy, cx, cy."""
+    """Render the scene by cameras with `poses` [B,3,4] (world frame) and `intrinsics` [B,4] = fx, fy, cx, cy."""
     rows = np.concatenate([poses.reshape(-1, 12).cpu().numpy(), intrinsics.cpu().numpy()], axis=1)
     return render([scene] * len(rows), rows.astype(np.float32), width, height, samples=3)
 

@@ -1,14 +1,17 @@
-"""Words for scenes: captions with view words, and instructions with the scenes they lead to.
+"""Words for scenes: captions with view words, and instructions with the edited scenes that are right.
 
-An instruction's `answers` are the edited scenes it admits. Families in `AMBIGUOUS` admit several that differ plainly,
-and whose average is none of them; all others admit exactly one. No answer depends on what the picture cannot show:
-how far a ball is turned, for one.
+An instruction's `answers` are all edited scenes that fulfil it. The families in `AMBIGUOUS` have several, which differ
+clearly and whose average is wrong; all others have exactly one. No answer depends on what the picture cannot show, such
+as how far a ball is turned.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from csd3d.cameras import side_seen
 from csd3d.world.scene import BACKDROPS, COLOURS, PATTERNS, Scene
 from csd3d.world.shapes import KINDS, ROUND
 
@@ -16,6 +19,13 @@ PRIMARY = ("red", "green", "blue")
 SOLIDS = ("ball", "cylinder", "cone")
 DESIGNS = PATTERNS[1:]
 ON_PLATE = "on a plate"
+ANY = "any"  # the value of `hat` in "wearing a hat"
+VIEW_WORDS = {
+    "front": "front view",
+    "left": "side view, facing left",
+    "right": "side view, facing right",
+    "back": "back view",
+}
 LIGHT_COLOURS = ("white", "yellow", "cyan", "pink", "orange")
 
 
@@ -34,11 +44,11 @@ class Edit:
 
 
 def contrast(colour: str) -> str:
-    """The colour of a pattern that nobody chose: black on light colours, white on dark ones."""
+    """The default colour of a pattern: black on light colours, white on dark ones."""
     return "black" if colour in LIGHT_COLOURS else "white"
 
 
-Answers = Iterator[tuple[dict[str, str], tuple[Scene, ...]]]  # words to fill in, and where they lead
+Answers = Iterator[tuple[dict[str, str], tuple[Scene, ...]]]  # (words to fill in, the edited scenes)
 
 
 def _recolour(s: Scene) -> Answers:
@@ -48,7 +58,7 @@ def _recolour(s: Scene) -> Answers:
 
 
 def _designs(s: Scene) -> tuple[str, ...]:
-    """The patterns whose place on the object shows: on a round one only stripes, which run around it."""
+    """The patterns whose position is visible: on round objects only stripes, which run around them."""
     return ("stripes",) if KINDS[s.kind].symmetry == ROUND else DESIGNS
 
 
@@ -66,7 +76,7 @@ def _plain(s: Scene) -> Answers:
 
 def _replace(s: Scene) -> Answers:
     for kind in KINDS:
-        if kind != s.kind and KINDS[kind].symmetry % KINDS[s.kind].symmetry == 0:  # else how it is turned is a guess
+        if kind != s.kind and KINDS[kind].symmetry % KINDS[s.kind].symmetry == 0:  # else its turn is a guess
             yield {"kind": kind}, (replace(s, kind=kind),)
 
 
@@ -129,7 +139,7 @@ def _any_solid(s: Scene) -> Answers:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of instruction: its phrasings, every way to fill them in, and how often training draws it."""
+    """A kind of instruction: its phrases, all ways to fill them in, and its weight when training draws one."""
 
     phrases: tuple[str, ...]
     answers: Callable[[Scene], Answers]
@@ -157,7 +167,7 @@ AMBIGUOUS = ("any colour", "any pattern", "any backdrop", "any solid")
 
 
 def sample_edit(scene: Scene, rng: random.Random, family: str | None = None) -> Edit | None:
-    """A random instruction for `scene`, of `family` if given; None if that family has nothing to say of it."""
+    """A random instruction for `scene`, of `family` if given; None if the family does not apply to the scene."""
     if family is None:
         weights = [f.weight for f in FAMILIES.values()]
         family = rng.choices(list(FAMILIES), weights)[0]
@@ -169,7 +179,7 @@ def sample_edit(scene: Scene, rng: random.Random, family: str | None = None) -> 
 
 
 def find_edit(scene: Scene, instruction: str) -> Edit | None:
-    """The edit that `instruction` asks of `scene`, or None if these are not words the world knows."""
+    """The edit of `scene` by `instruction`, or None if the world does not know these words."""
     wanted = " ".join(instruction.lower().split()).rstrip(".!")
     for name, family in FAMILIES.items():
         for words, answers in family.answers(scene):
@@ -181,24 +191,40 @@ def find_edit(scene: Scene, instruction: str) -> Edit | None:
 def caption(
     scene: Scene, view_azimuth_deg: float | None = None, elevation_deg: float = 0.0, plate: bool = False
 ) -> str:
-    """What the scene shows, with a view word if a camera's azimuth is given and the object has a front.
+    """A caption of the scene, with a view word if a camera's azimuth is given and the object has a front.
 
-    `plate`: also say that it is on a plate, where it is. Captions usually leave that out.
+    `plate`: also mention the plate, if there is one; captions usually do not.
     """
-    words = [scene.colour, *([] if scene.material == "matte" else [scene.material]), scene.kind]
-    text = f"a {' '.join(words)}"
+    said = {
+        "scale": scene.scale < 0.9,
+        "colour": scene.colour,
+        "material": scene.material != "matte" and scene.material,
+        "kind": scene.kind,
+        "hat": scene.hat,
+        "snow": scene.snow,
+        "plate": plate and scene.plate,
+        "backdrop": scene.backdrop,
+        "time": scene.time != "day" and scene.time,
+        "view": view_word(scene, view_azimuth_deg, elevation_deg),
+    }
     if scene.pattern != "plain":
-        text += f" with {scene.pattern_colour} {scene.pattern}"
-    if scene.hat:
-        text += f", wearing a {scene.hat} hat"
-    if scene.scale < 0.9:
-        text = text.replace("a ", "a small ", 1)
-    text += ", covered with snow" if scene.snow else ""
-    text += f", {ON_PLATE}" if plate and scene.plate else ""
-    text += f", {scene.backdrop} background"
-    text += "" if scene.time == "day" else f", {scene.time}"
-    word = view_word(scene, view_azimuth_deg, elevation_deg)
-    return f"{text}, {word}" if word else text
+        said |= {"pattern": scene.pattern, "pattern_colour": scene.pattern_colour}
+    return write_prompt({key: value for key, value in said.items() if value})
+
+
+def write_prompt(said: dict[str, Any]) -> str:
+    """Write a prompt that says exactly this, in the order of captions; the inverse of `prompts.parse_prompt`."""
+    plain = "plain" if said.get("pattern") == "plain" else None
+    words = ["a", "small" if "scale" in said else None, plain, said.get("colour"), said.get("material")]
+    text = " ".join(word for word in (*words, said.get("kind", "object")) if word)
+    if said.get("pattern") in DESIGNS:
+        text += " with " + " ".join(said[key] for key in ("pattern_colour", "pattern") if key in said)
+    if "hat" in said:
+        text += ", wearing a hat" if said["hat"] == ANY else f", wearing a {said['hat']} hat"
+    text += ", covered with snow" if said.get("snow") else ""
+    text += f", {ON_PLATE}" if said.get("plate") else ""
+    text += f", {said['backdrop']} background" if "backdrop" in said else ""
+    return text + "".join(f", {said[key]}" for key in ("time", "view", "facing") if key in said)
 
 
 def view_word(scene: Scene, view_azimuth_deg: float | None, elevation_deg: float) -> str | None:
@@ -210,14 +236,11 @@ def view_word(scene: Scene, view_azimuth_deg: float | None, elevation_deg: float
         return "overhead view"
     if not KINDS[scene.kind].has_front:
         return None
-    turn = (view_azimuth_deg - scene.azimuth_deg + 180) % 360 - 180
-    if abs(turn) < 45 or abs(turn) > 135:
-        return "front view" if abs(turn) < 45 else "back view"
-    return "side view, facing left" if turn > 0 else "side view, facing right"
+    return VIEW_WORDS[side_seen(view_azimuth_deg - scene.azimuth_deg)]
 
 
 def vocabulary() -> list[str]:
-    """Every phrase of the world filled in every way: what a tokenizer is made from."""
+    """All phrases of the world, filled in all ways, to build a tokenizer from."""
     words = {
         "colour": list(COLOURS), "pattern": list(DESIGNS), "kind": list(KINDS), "backdrop": list(BACKDROPS),
     }  # fmt: skip
@@ -225,11 +248,9 @@ def vocabulary() -> list[str]:
     for family in FAMILIES.values():
         for phrase in family.phrases:
             keys = [key for key in words if "{" + key + "}" in phrase]
-            fills = [{}]
-            for key in keys:
-                fills = [{**fill, key: word} for fill in fills for word in words[key]]
-            texts += [phrase.format(**fill) for fill in fills]
-    views = ("front view", "side view, facing left", "side view, facing right", "back view", "overhead view")
+            fills = itertools.product(*(words[key] for key in keys))
+            texts += [phrase.format(**dict(zip(keys, fill, strict=True))) for fill in fills]
+    views = (*VIEW_WORDS.values(), "overhead view")
     scenes = [Scene(kind, colour) for kind in KINDS for colour in COLOURS]
     texts += [f"{caption(scene)}, {view}" for scene in scenes for view in views]
     materials = ("glossy", "metal", "small", "wearing a hat", "covered with snow", ON_PLATE, "sunset", "night")

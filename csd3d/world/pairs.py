@@ -1,8 +1,8 @@
-"""Training pairs: source picture, instruction, edited picture, written as raw memmaps that training reads.
+"""Write training pairs (source picture, instruction, edited picture) as raw files, which training maps into memory.
 
 `python -m csd3d.world.pairs FOLDER --count N --seed S` writes source.u8, target.u8 [N,S,S,3] uint8, mask.u8 [N,S,S]
-uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json; with --answers, for judging, also answers.u8
-[A,S,S,3], every right answer of the ambiguous pairs, whose lines then say "answers": [first, count].
+uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json. With --answers, for evaluation, also answers.u8
+[A,S,S,3] with all right answers of the ambiguous pairs, whose lines then have "answers": [first, count].
 """
 
 import argparse
@@ -21,12 +21,12 @@ from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, PATTERNS, SKIES, Sc
 from csd3d.world.shapes import KINDS
 
 CHUNK = 128
-FOV_DEG = 31.0  # the object fills the picture, and its parts are larger than the 8 pixels of a latent
+FOV_DEG = 31.0  # the object fills the picture, with parts larger than a latent's 8 pixels
 
 
 @dataclass(frozen=True)
 class View:
-    """Where a pair is seen from."""
+    """The camera of a pair."""
 
     azimuth_deg: float
     elevation_deg: float
@@ -35,12 +35,12 @@ class View:
     target: tuple[float, float, float]
 
     def row(self, size: int) -> np.ndarray:
-        """The camera as the renderer takes it, [16]."""
+        """The renderer's camera row, [16]."""
         return camera_row(self.azimuth_deg, self.elevation_deg, self.distance, self.fov_deg, size, self.target)
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """A random scene: mostly plain, matte, by day, so that there is something left to edit."""
+    """A random scene, mostly plain and matte, by day, so that most instructions apply."""
     colour = rng.choice(list(COLOURS))
     scene = Scene(
         kind=rng.choice(list(KINDS)),
@@ -63,13 +63,13 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def sample_view(rng: random.Random) -> View:
-    """A camera around the scene, as captures have them."""
+    """A random camera around the scene, as in captures."""
     target = tuple(rng.uniform(-0.06, 0.06) for _ in range(3))
     return View(rng.uniform(0, 360), rng.uniform(2, 58), rng.uniform(3.7, 4.3), FOV_DEG, target)
 
 
 def sample_pair(rng: random.Random) -> tuple[Scene, Edit, Scene, View]:
-    """A scene, an instruction for it, the answer chosen, and the view."""
+    """A random scene, an instruction for it, one of its answers, and the view."""
     while True:
         scene = sample_scene(rng)
         edit = sample_edit(scene, rng)
@@ -78,9 +78,9 @@ def sample_pair(rng: random.Random) -> tuple[Scene, Edit, Scene, View]:
 
 
 def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: float) -> dict:
-    """The pair's line in pairs.jsonl; `changes` is whether the pictures differ by more than 0.03 RMSE.
+    """The pair's line in pairs.jsonl; `changes`: whether the pictures differ by more than 0.03 RMSE.
 
-    `camera` is where both are seen from: azimuth from the target's front and elevation in degrees, and the distance.
+    `camera`: azimuth from the target's front and elevation, in degrees, and distance.
     """
     where = (view.azimuth_deg, view.elevation_deg)
     return {
@@ -97,7 +97,7 @@ def describe(scene: Scene, edit: Edit, target: Scene, view: View, difference: fl
 
 
 def _chunks(count: int, seed: int, size: int) -> Iterator[tuple]:
-    """Source, target, mask [C,S,S,...] uint8, lines and draws of CHUNK pairs at a time."""
+    """Yield source, target, mask [C,S,S,...] uint8, lines and draws of CHUNK pairs at a time."""
     for first in range(0, count, CHUNK):
         rng = random.Random(f"{seed}/{first}")
         drawn = [sample_pair(rng) for _ in range(min(CHUNK, count - first))]
@@ -117,7 +117,7 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
 def render_answers(
     drawn: list[tuple[Scene, Edit, Scene, View]], lines: list[dict], first: int, size: int
 ) -> np.ndarray:
-    """Every answer [A,S,S,3] uint8 of the ambiguous pairs; their lines are told which, counting from `first`."""
+    """Render all answers [A,S,S,3] uint8 of the ambiguous pairs; write their indices, from `first`, to the lines."""
     scenes, views = [], []
     for (_, edit, _, view), line in zip(drawn, lines, strict=True):
         if edit.ambiguous:
@@ -130,7 +130,7 @@ def render_answers(
 
 
 def write_pairs(folder: Path, count: int, seed: int, size: int = 128, answers: bool = False) -> None:
-    """Writes `count` pairs of `size`² pixels; pair i depends on `seed` and i alone."""
+    """Write `count` pairs of `size`² pixels; pair i depends only on `seed` and i."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ["source.u8", "target.u8", "mask.u8", *(["answers.u8"] if answers else [])]
     with ExitStack() as stack:

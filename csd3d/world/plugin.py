@@ -1,7 +1,7 @@
-"""The procedural world as csd3d sees it: two things to edit where no file is given, and the truth to judge results by.
+"""Register the procedural world: two demo inputs for jobs without a file, and the ground truth of edits and prompts.
 
-The core never imports `csd3d.world`. It asks the registry, and the registry imports this module. Any other source of
-demo data or of ground truth registers in the same way.
+The core never imports `csd3d.world`; the registry imports this module. Other sources of demo data or ground truth
+register in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ from csd3d.world.render import FAR
 from csd3d.world.scene import Scene
 from csd3d.world.scroll import clip_edits, orbit_clip, row_answers, strip_edits, true_flow, wide_strip
 
-if TYPE_CHECKING:  # the truth about captures is told without what the metrics need
+if TYPE_CHECKING:  # the truth about captures does not need the libraries of the metrics
     from csd3d.metrics.clip import ClipModel
 
 
 @register("demo", "strip", title="A row of objects of the procedural world")
 def world_strip(config: DemoConfig, instruction: str | Sequence[str | None]) -> Clip:
-    """A picture of a row of objects, with its true edits by an instruction, or by one for each object (None: as is)."""
+    """A picture of a row of objects, with its true edits by an instruction, or by one per object (None: unchanged)."""
     strip = wide_strip(config.seed, config.width, config.height)
     alike = isinstance(instruction, str) or len(instruction) == len(strip.scenes)
     rows = row_answers(strip.scenes, instruction) if alike else []
@@ -39,9 +39,9 @@ def world_strip(config: DemoConfig, instruction: str | Sequence[str | None]) -> 
     return found
 
 
-@register("demo", "orbit", title="A camera on its way around an object of the procedural world")
+@register("demo", "orbit", title="A camera path around an object of the procedural world")
 def world_orbit(config: DemoConfig, instruction: str) -> Clip:
-    """A square video, `config.height` a side, of one object from all sides, with its true edits and its true flow."""
+    """A square video, `config.height` pixels a side, of one object, with its true edits and its true flow."""
     orbit = orbit_clip(config.seed, config.frames, config.height)
     edit, answers = find_edit(orbit.scene, instruction), clip_edits(orbit, instruction)
     pixels = torch.from_numpy(orbit.frames).permute(0, 3, 1, 2)
@@ -70,14 +70,14 @@ def _frames_of(pixels: Tensor) -> Callable[[Sequence[int]], Tensor]:
 
 @dataclass
 class WorldSceneTruth:
-    """What the edit of a capture of the world should look like; see `csd3d.evaluation.ground_truth.Truth`."""
+    """The right answers to an edit of a capture of the world; see `csd3d.evaluation.ground_truth.Truth`."""
 
     capture: Capture
     source: Scene
     answers: tuple[Scene, ...]
 
     def views(self, scene: Scene, indices: Tensor) -> TrueViews:
-        """`scene` through the capture's cameras `indices`."""
+        """Render `scene` by the capture's cameras `indices`."""
         cameras = own_cameras(self.capture, self.capture.cameras[indices])
         intrinsics = torch.stack((cameras.fx, cameras.fy, cameras.cx, cameras.cy), 1)
         pictures = render_views(scene, cameras.camera_to_world, intrinsics, cameras.width, cameras.height)
@@ -88,7 +88,7 @@ class WorldSceneTruth:
 
 @register("ground_truth", "world", title="The procedural world")
 class WorldTruth:
-    """The truth about captures of the world and about prompts in its words; see `GroundTruth` for what each gives."""
+    """Ground truth for captures of the world and for prompts in its words; see `GroundTruth` for each method."""
 
     def scene_truth(self, capture: Capture, prompt: str) -> WorldSceneTruth | None:
         scene = read_scene(capture.folder)

@@ -1,9 +1,8 @@
-"""Prompts about the world, read: what a prompt says, what it leaves open, its scenes, and prompts that say otherwise.
+"""Parse prompts about the world; find their open attributes, matching scenes, and contradicting prompts.
 
-A prompt is a caption (`csd3d.world.language.caption`) of which any part may be missing, even the kind ("a red object").
-What it says is a dict with the names and values of `Scene`'s fields, `view` and `facing`. What it says nothing of is
-*open* (`OPEN`), or as captions that say nothing of it have it: matte and plain, by day, no snow, no hat, full size,
-front towards azimuth 0.
+A prompt is a caption (`csd3d.world.language.caption`) in which any part may be missing, even the kind ("a red object").
+It is parsed to a dict with the names and values of `Scene`'s fields, `view` and `facing`. Fields that it does not
+mention are *open* (`OPEN`), or have their usual value (`USUAL`).
 Symbols: N particles, V views.
 """
 
@@ -20,23 +19,22 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.world.dataset import DISTANCE
-from csd3d.world.language import DESIGNS, ON_PLATE, caption, contrast
+from csd3d.world.language import ANY, DESIGNS, ON_PLATE, caption, contrast, write_prompt
 from csd3d.world.pairs import FOV_DEG, sample_scene
 from csd3d.world.render import camera_row, render
 from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, TIMES, Scene
 from csd3d.world.shapes import KINDS
 
-if TYPE_CHECKING:  # prompts are read without the libraries that the metrics need
+if TYPE_CHECKING:  # parsing prompts does not need the libraries of the metrics
     from csd3d.metrics.clip import ClipModel
 
-ANY = "any"  # the value of `hat` in "wearing a hat"
-SMALL = 0.62  # the scale of what is said to be small
+SMALL = 0.62  # the scale of "a small ..."
 USUAL = {
     "material": "matte", "pattern": "plain", "time": "day", "snow": False, "hat": None, "scale": 1.0,
     "azimuth_deg": 0.0,
 }  # fmt: skip
 OPEN = {"kind": KINDS, "colour": COLOURS, "backdrop": BACKDROPS}
-OTHERS = {  # what could be said instead
+OTHERS = {  # alternatives of each word
     "kind": KINDS,
     "colour": COLOURS,
     "material": MATERIALS[1:],
@@ -46,12 +44,12 @@ OTHERS = {  # what could be said instead
     "backdrop": BACKDROPS,
     "time": TIMES[1:],
 }
-COMPLETIONS = 12  # sentences a value is read by, each with other words for the rest that is open
+COMPLETIONS = 12  # captions per value in zero-shot classification, with the other open attributes drawn at random
 VIEWS = ("front", "side", "back", "overhead")
 
 
 def parse_prompt(text: str) -> dict[str, Any] | None:
-    """What a prompt says, by the names of `Scene`'s fields and `view`; None where it is no prompt of the world."""
+    """Parse a prompt to {field of `Scene`, "view" or "facing": value}; None if it is no prompt of the world."""
     words = re.sub(r",? (?=wearing |covered with |on a plate)", ", ", " ".join(text.lower().split()).rstrip(" .!"))
     head, *clauses = re.split(r" ?, ?", words)
     said = _parse_head(head)
@@ -64,7 +62,7 @@ def parse_prompt(text: str) -> dict[str, Any] | None:
 
 
 def _parse_head(head: str) -> dict[str, Any] | None:
-    """What "a small red metal chair with yellow stripes" says: adjectives in any order, no two of a kind."""
+    """Parse "a small red metal chair with yellow stripes": adjectives in any order, no two of one kind."""
     match = re.fullmatch(r"(?:an? |the )?((?:\w+ )*?)(\w+)(?: with (?:(\w+) )?(\w+))?", head)
     if match is None or match[2] not in (*KINDS, "object"):
         return None
@@ -104,25 +102,10 @@ def _parse_clause(clause: str) -> dict[str, Any] | None:
     return None
 
 
-def write_prompt(said: dict[str, Any]) -> str:
-    """The prompt that says this much and no more, in the order of captions; `parse_prompt` reads it back."""
-    plain = "plain" if said.get("pattern") == "plain" else None
-    words = ["a", "small" if "scale" in said else None, plain, said.get("colour"), said.get("material")]
-    text = " ".join(word for word in (*words, said.get("kind", "object")) if word)
-    if said.get("pattern") in DESIGNS:
-        text += " with " + " ".join(said[key] for key in ("pattern_colour", "pattern") if key in said)
-    if "hat" in said:
-        text += ", wearing a hat" if said["hat"] == ANY else f", wearing a {said['hat']} hat"
-    text += ", covered with snow" if said.get("snow") else ""
-    text += f", {ON_PLATE}" if said.get("plate") else ""
-    text += f", {said['backdrop']} background" if "backdrop" in said else ""
-    return text + "".join(f", {said[key]}" for key in ("time", "view", "facing") if key in said)
-
-
 def loosen(text: str, keys: Sequence[str], rng: random.Random) -> str:
-    """The prompt without some of `keys`: at least one of those that it says is dropped, any number may be.
+    """The prompt without a random, non-empty subset of `keys`, of those that it mentions.
 
-    What is no prompt of the world stays as it is.
+    A text that is no prompt of the world is returned unchanged.
     """
     said = parse_prompt(text)
     if said is None:
@@ -133,18 +116,18 @@ def loosen(text: str, keys: Sequence[str], rng: random.Random) -> str:
 
 
 def read_prompt(text: str) -> dict[str, Any]:
-    """`parse_prompt`, or InputError where it is no prompt of the world."""
+    """`parse_prompt`; raises InputError if it is no prompt of the world."""
     said = parse_prompt(text)
     if said is None:
         raise InputError(
-            f"prompt {text!r}: not in the world's words; such as 'a blue metal duck with red stripes, wearing a yellow "
-            "hat, grey background, front view' would be, or less of it"
+            f"prompt {text!r}: not in the world's words; write for example 'a blue metal duck with red stripes, "
+            "wearing a yellow hat, grey background, front view', or part of it"
         )
     return said
 
 
 def open_attributes(said: dict[str, Any]) -> list[str]:
-    """The fields that a prompt leaves open; the colour of a pattern or a hat only where it speaks of one."""
+    """The fields that a prompt leaves open; the colour of a pattern or hat only if the prompt mentions one."""
     names = [key for key in OPEN if key not in said]
     if said.get("pattern") in DESIGNS and "pattern_colour" not in said:
         names.append("pattern_colour")
@@ -152,17 +135,17 @@ def open_attributes(said: dict[str, Any]) -> list[str]:
 
 
 def scenes_of_prompt(text: str, count: int, seed: int) -> list[Scene]:
-    """Random scenes that the prompt describes; what it leaves open is drawn as `sample_scene` draws it.
+    """Random scenes that fit the prompt; open attributes are drawn as in `sample_scene`.
 
-    The object's front looks to azimuth 0, as view words count from there; a view word changes nothing. Raises
-    InputError for what is no prompt of the world.
+    The object's front faces azimuth 0, from which view words count; a view word in the prompt has no effect. Raises
+    InputError if it is no prompt of the world.
     """
     said, rng = read_prompt(text), random.Random(seed)
     return [_draw(said, rng) for _ in range(count)]
 
 
 def _draw(said: dict[str, Any], rng: random.Random) -> Scene:
-    """A scene as said; its two colours differ unless both are said, whether or not it has a pattern."""
+    """A random scene with the given fields; its two colours differ, unless both are given."""
     fields = {key: value for key, value in said.items() if key not in ("view", "facing")}
     if fields.get("hat") == ANY:
         fields["hat"] = rng.choice(list(COLOURS))
@@ -181,10 +164,10 @@ def _without(colour: str) -> list[str]:
 
 
 def distractors(text: str, count: int, seed: int) -> list[str]:
-    """Other prompts that say the same kinds of things, at least one of them differently: no picture fits both.
+    """Prompts that mention the same attributes with at least one other value, so that no picture fits both.
 
-    The nearest first: all that differ in one word, then in two, …, within these in random order; fewer than `count`
-    where there are no more. Raises InputError for what is no prompt of the world.
+    Prompts that differ in one word come first, then in two, …, each group in random order; fewer than `count` if there
+    are no more. Raises InputError if it is no prompt of the world.
     """
     said, rng = read_prompt(text), random.Random(seed)
     others = {key: _others(key, said) for key in OTHERS if key in said and said[key] not in (ANY, "plain", "day")}
@@ -199,29 +182,29 @@ def distractors(text: str, count: int, seed: int) -> list[str]:
 
 
 def _others(key: str, said: dict[str, Any]) -> list[str]:
-    """What could stand in place of a word; under a view word only objects that have a front."""
+    """The alternatives of a word; with a view word, only objects that have a front."""
     turned = said.get("view") not in (None, "overhead view")
     values = [value for value in OTHERS[key] if value != said[key]]
     return [value for value in values if not (key == "kind" and turned) or KINDS[value].has_front]
 
 
 def _changes(others: dict[str, list[str]], count: int) -> Iterator[dict[str, str]]:
-    """Every way to say `count` things otherwise."""
+    """All ways to change `count` attributes."""
     for keys in itertools.combinations(others, count):
         for values in itertools.product(*(others[key] for key in keys)):
             yield dict(zip(keys, values, strict=True))
 
 
 def _differ(said: dict[str, Any]) -> bool:
-    """Whether a pattern, if any, is of another colour than its ground."""
+    """Whether the pattern, if any, has another colour than the object."""
     return "colour" not in said or said["colour"] != said.get("pattern_colour")
 
 
 def zero_shot_texts(said: dict[str, Any], attribute: str, seed: int = 0) -> dict[str, list[str]]:
-    """Captions to read an open attribute by: for each of its values the same `COMPLETIONS` of the rest.
+    """Captions for zero-shot classification of an open attribute: for each of its values, the same `COMPLETIONS`.
 
-    A CLIP taught by whole captions is asked in whole captions, of views from all around where the kind has a front. No
-    pattern is given the colour of its ground.
+    Whole captions, because the CLIP was trained on those, with view words all around if the kind has a front. A pattern
+    never has the colour of the object.
     """
     rng, values = random.Random(seed), list(OPEN.get(attribute, COLOURS))
     rest = [_draw(said, rng) for _ in range(COMPLETIONS)]
@@ -233,7 +216,7 @@ def zero_shot_texts(said: dict[str, Any], attribute: str, seed: int = 0) -> dict
 
 
 def _with(scene: Scene, attribute: str, value: str, said: dict[str, Any]) -> Scene:
-    """The scene with this value, and its other colour moved out of the way where that is not said."""
+    """The scene with this value; if its two colours are then equal, the one not in the prompt is changed."""
     scene = replace(scene, **{attribute: value})
     if scene.colour != scene.pattern_colour:
         return scene
@@ -243,10 +226,10 @@ def _with(scene: Scene, attribute: str, value: str, said: dict[str, Any]) -> Sce
 
 
 def open_attribute_values(clip: "ClipModel", images: Tensor, prompt: str) -> dict[str, list[str]]:
-    """What each of N particles shows of every attribute that the prompt leaves open, read from its renders by a CLIP.
+    """Classify the renders of N particles by a CLIP, for every attribute that the prompt leaves open.
 
-    The value v of particle n is argmax_v of the mean over views and completions of cos(E_I, E_T). images
-    `[N, V, 3, H, W]` in [0, 1] → attribute → N values. Raises InputError for what is no prompt of the world.
+    The value of a particle maximises the mean of cos(E_I, E_T) over views and completions. images [N, V, 3, H, W] in
+    [0, 1]; returns {attribute: N values}. Raises InputError if it is no prompt of the world.
     """
     if images.ndim != 5:
         raise ValueError(f"expected images [N, V, 3, H, W], got {tuple(images.shape)}")
@@ -263,16 +246,16 @@ def open_attribute_values(clip: "ClipModel", images: Tensor, prompt: str) -> dic
 
 
 def distinct_values(values: dict[str, list[str]]) -> dict[str, int]:
-    """How many different values were found of each attribute."""
+    """The number of different values of each attribute."""
     return {attribute: len(set(found)) for attribute, found in values.items()}
 
 
 def true_renders(
     text: str, cameras_azimuth_deg: Sequence[float], elevation_deg: float, count: int, size: int, seed: int
 ) -> Tensor:
-    """Random scenes that the prompt describes, each seen from all azimuths, `[count, V, 3, size, size]` in [0, 1].
+    """Render random scenes that fit the prompt from all azimuths: [count, V, 3, size, size] in [0, 1].
 
-    Azimuths count from the object's front. Raises InputError for what is no prompt of the world.
+    Azimuths count from the object's front. Raises InputError if it is no prompt of the world.
     """
     scenes, views = scenes_of_prompt(text, count, seed), len(cameras_azimuth_deg)
     rows = np.stack([camera_row(a, elevation_deg, DISTANCE, FOV_DEG, size) for a in cameras_azimuth_deg])

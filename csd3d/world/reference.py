@@ -1,4 +1,4 @@
-"""The world's renderer in torch: the same numbers as `custom_kernels/cpu/world.cpp`, slower and anywhere.
+"""The world's renderer in torch: the same results as `custom_kernels/cpu/world.cpp`, slower, without a compiler.
 
 Symbols: R rays, P primitives, points [R,3] world units. Layouts of the arrays: `csd3d.world.scene`.
 """
@@ -58,7 +58,7 @@ def scene_distance(arrays: Arrays, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trace(arrays: Arrays, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances [R] along unit rays [R,3] from `origin` [3], and whether they end on a surface [R]."""
+    """Sphere tracing: distances [R] along unit rays [R,3] from `origin` [3], and whether they hit a surface [R]."""
     b = directions @ origin
     discriminant = b * b - (origin @ origin - BOUND**2)
     root = discriminant.clamp_min(0).sqrt()
@@ -81,7 +81,7 @@ def normals(arrays: Arrays, points: Tensor) -> Tensor:
 
 
 def shadow(arrays: Arrays, points: Tensor, normal: Tensor, sun: Tensor) -> Tensor:
-    """Share [R] of the sun that reaches the points: soft shadow by the nearest relative miss on the way."""
+    """Share [R] of the sun at the points: a soft shadow by the smallest distance / t along the ray to the sun."""
     t, share = torch.full((len(points),), 0.02), torch.ones(len(points))
     for _ in range(24):
         distance, _ = scene_distance(arrays, points + 0.01 * normal + t[:, None] * sun)
@@ -91,7 +91,7 @@ def shadow(arrays: Arrays, points: Tensor, normal: Tensor, sun: Tensor) -> Tenso
 
 
 def occlusion(arrays: Arrays, points: Tensor, normal: Tensor) -> Tensor:
-    """Ambient light [R] left by what is near, from three steps along the normal."""
+    """Ambient occlusion [R], from the distance field at three steps along the normal."""
     left = torch.ones(len(points))
     for k in (1, 2, 3):
         h = 0.08 * k
@@ -101,10 +101,10 @@ def occlusion(arrays: Arrays, points: Tensor, normal: Tensor) -> Tensor:
 
 
 def pattern_weight(pattern: int, p: Tensor, n: Tensor) -> Tensor:
-    """Share [R] of the pattern's second colour at object-frame points and normals [R,3]."""
+    """Weight [R] of the pattern's colour at points and normals [R,3] of the object's frame."""
     name = PATTERNS[pattern]
     if name == "stripes":
-        u = (p[:, 2] + 0.5 * p[:, :2].norm(dim=1)) / 0.56  # the same from all around
+        u = (p[:, 2] + 0.5 * p[:, :2].norm(dim=1)) / 0.56  # the same from every azimuth
         return (u - u.floor() < 0.5).float()
     if name == "checks":
         total = (p / 0.48 + torch.tensor([0.5, 0.5, 0.25])).floor().sum(1)
@@ -128,7 +128,7 @@ def background(world: Tensor, directions: Tensor) -> Tensor:
 
 
 def albedo(material: Tensor, world: Tensor, points: Tensor, normal: Tensor) -> Tensor:
-    """Base colour [R,3] of points that carry `material` rows [R,11]."""
+    """Base colour [R,3] of points with `material` rows [R,11]."""
     turn = torch.stack((torch.stack((world[16], world[17])), torch.stack((-world[17], world[16]))))
     local = torch.cat((points[:, :2] @ turn.T, points[:, 2:] - world[19]), 1) * world[18]
     turned = torch.cat((normal[:, :2] @ turn.T, normal[:, 2:]), 1)
@@ -141,7 +141,7 @@ def albedo(material: Tensor, world: Tensor, points: Tensor, normal: Tensor) -> T
 
 
 def shade(material: Tensor, world: Tensor, colour: Tensor, light: dict[str, Tensor]) -> Tensor:
-    """Radiance [R,3] of surfaces: a sun, an ambient term, a glint, and for metal a mirror of an invented room."""
+    """Radiance [R,3] of surfaces: sun, ambient light, highlight, and for metal the reflection of a fixed room."""
     n, d, lit = light["normal"], light["direction"], light["shadow"]
     facing = (n @ world[:3]).clamp_min(0) * lit
     r = d - 2 * (d * n).sum(1, keepdim=True) * n
@@ -162,7 +162,7 @@ def _smoothstep(low: float, high: float, x: Tensor) -> Tensor:
 
 
 def render_rays(arrays: Arrays, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rgb, albedo [R,3], depth (`FAR` where nothing is), object [R] (0 or 1) of unit rays [R,3] from `origin` [3]."""
+    """rgb, albedo [R,3], depth (`FAR`: background), object [R] (0 or 1) of unit rays [R,3] from `origin` [3]."""
     world, materials = torch.from_numpy(arrays.globals), torch.from_numpy(arrays.materials)
     rgb = background(world, directions).clone()
     base, depth, on_object = rgb.clone(), torch.full((len(rgb),), FAR), torch.zeros(len(rgb))
@@ -186,7 +186,7 @@ def render_rays(arrays: Arrays, origin: Tensor, directions: Tensor) -> tuple[Ten
 
 
 def render_reference(arrays: list[Arrays], cameras: np.ndarray, width: int, height: int, samples: int = 2) -> Pictures:
-    """As `csd3d.world.render.render`, of compiled scenes."""
+    """`csd3d.world.render.render` for compiled scenes."""
     results = [
         _render_one(a, torch.from_numpy(c).float(), width, height, samples)
         for a, c in zip(arrays, cameras, strict=True)

@@ -1,6 +1,6 @@
-"""Pictures of scenes: one call renders a batch, each image with its own scene and camera.
+"""Render batches of scenes, each image with its own scene and camera.
 
-The compiled kernel (`custom_kernels/cpu/world.cpp`) does it on all cores; `csd3d.world.reference` is the same in torch.
+The compiled kernel (`custom_kernels/cpu/world.cpp`) uses all cores; `csd3d.world.reference` does the same in torch.
 Cameras here are rows of 16 numbers: camera-to-world 3x4 (OpenGL axes), fx, fy, cx, cy in pixels.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 from csd3d.world.scene import Arrays, Scene, compile_scene
 from custom_kernels.native import library, num_threads
 
-FAR = 100.0  # depth where a ray meets nothing
+FAR = 100.0  # depth of rays that hit nothing
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of renders, float32: `rgb`, `albedo` [B,H,W,3] in [0,1], `depth` [B,H,W] world units along the ray (`FAR`
-    where nothing is hit; nearest of a pixel's samples), `mask` [B,H,W] share of the pixel that the object covers."""
+    """A batch of renders, float32: `rgb`, `albedo` [B,H,W,3] in [0,1]; `depth` [B,H,W] in world units along the ray,
+    least of a pixel's samples (`FAR`: background); `mask` [B,H,W], the share of each pixel that the object covers."""
 
     rgb: np.ndarray
     albedo: np.ndarray
@@ -29,12 +29,12 @@ class Pictures:
 
 
 def render(scenes: Sequence[Scene], cameras: np.ndarray, width: int, height: int, samples: int = 2) -> Pictures:
-    """Renders scene i through camera i (`cameras` [B,16]) with `samples`² rays a pixel."""
+    """Render scene i by camera i (`cameras` [B,16]) with `samples`² rays a pixel."""
     return render_arrays([compile_scene(scene) for scene in scenes], cameras, width, height, samples)
 
 
 def render_arrays(arrays: Sequence[Arrays], cameras: np.ndarray, width: int, height: int, samples: int = 2) -> Pictures:
-    """As `render`, of compiled scenes."""
+    """`render` for compiled scenes."""
     if len(arrays) != len(cameras) or cameras.shape[1:] != (16,):
         raise ValueError(f"need one camera row of 16 a scene, got {len(arrays)} scenes and cameras {cameras.shape}")
     lib = library()
@@ -70,7 +70,7 @@ def _render_native(
 def camera_row(
     azimuth_deg: float, elevation_deg: float, distance: float, fov_deg: float, size: int, target=(0.0, 0.0, 0.0)
 ) -> np.ndarray:
-    """A camera [16] on a sphere about `target`, looking at it, square picture of `size` pixels."""
+    """A camera [16] on a sphere around `target` that looks at it; square pictures of `size` pixels."""
     a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
     back = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
     right = np.array([-math.sin(a), math.cos(a), 0.0])

@@ -1,4 +1,4 @@
-"""A scene of the world, as words (`Scene`), and the primitives, materials and lights that those words stand for.
+"""A scene of the world: its description (`Scene`), compiled to primitives, materials and lights (`Arrays`).
 
 World frame: z up, the floor disc at `FLOOR`; an object's own front looks along +x before it is turned by `azimuth_deg`.
 A primitive is a row of 18 numbers: shape, material, position 3, rotation 9 (world to local, row-major), size 4.
@@ -54,7 +54,7 @@ TIMES = ("day", "sunset", "night")
 
 @dataclass(frozen=True)
 class Scene:
-    """One object, on a disc or without, in words and a few numbers; every edit is a `dataclasses.replace` of it."""
+    """One object, with or without a disc, described by words and numbers; an edit is a `dataclasses.replace` of it."""
 
     kind: str
     colour: str
@@ -70,7 +70,7 @@ class Scene:
     azimuth_deg: float = 0.0
     sun_azimuth_deg: float = 40.0
     sun_elevation_deg: float = 50.0
-    plate: bool = True  # the disc that the object stands on; without it the object floats before its backdrop
+    plate: bool = True  # the disc below the object; without it the object floats
 
     def __post_init__(self) -> None:
         _check("kind", self.kind, KINDS)

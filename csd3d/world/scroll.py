@@ -1,8 +1,8 @@
-"""What panoramas and videos are edited on where no file is given: a wide strip of objects, an orbit, and the truth.
+"""Demo inputs of panoramas and videos: a wide strip of objects and an orbit around one, with their true edits.
 
-The strip is one world: objects on discs in a row, under one sun, each in the shadows of its neighbours. A camera that
-travels along the row takes it column by column (a pushbroom: parallel rays across, perspective down), so there is
-nothing to stitch. The row closes on itself: the last object stands beside the first.
+The strip shows objects on discs in a row, under one sun, with shadows on their neighbours. A camera travels along the
+row and takes one column at a time (a pushbroom camera: parallel rays across, perspective down), so the picture has no
+seams. The row is closed: the last object stands beside the first.
 """
 
 import math
@@ -19,19 +19,12 @@ from csd3d.world.render import FAR, camera_row, render, render_arrays
 from csd3d.world.scene import BACKDROPS, Arrays, Scene, compile_scene
 from csd3d.world.shapes import KINDS, ROUND
 
-ELEVATION_DEG, DISTANCE, TARGET_Z = 16.0, 4.25, -0.1  # of the travelling camera, which looks along -x
-COLOURS = ("yellow", "orange", "cyan", "purple", "pink")  # vivid, and none of the answers to "a bright colour"
-ORBITED = (
-    "snowman",
-    "chair",
-    "mug",
-    "robot",
-    "duck",
-    "car",
-)  # have a front, and are mostly of the colour they're given
-CLASHES = {"sky blue": "cyan", "mint": "cyan", "beige": "yellow", "lavender": "purple"}  # by day
+ELEVATION_DEG, DISTANCE, TARGET_Z = 16.0, 4.25, -0.1  # of the travelling camera; it looks along -x
+COLOURS = ("yellow", "orange", "cyan", "purple", "pink")  # vivid, but no answers to "a bright colour"
+ORBITED = ("snowman", "chair", "mug", "robot", "duck", "car")  # kinds with a front, mostly of their own colour
+CLASHES = {"sky blue": "cyan", "mint": "cyan", "beige": "yellow", "lavender": "purple"}  # backdrop: colour to avoid
 CHUNK = 24  # frames rendered at a time
-TOLERANCE, EDGE = 0.05, 0.3  # world units: within the one, depths are the same; beyond the other, a surface ends
+TOLERANCE, EDGE = 0.05, 0.3  # world units: depths closer than the first are equal; a larger step than EDGE is an edge
 
 
 # --------------------------------------------------------------------------------------------------------------- strip
@@ -39,8 +32,8 @@ TOLERANCE, EDGE = 0.05, 0.3  # world units: within the one, depths are the same;
 
 @dataclass(frozen=True)
 class Strip:
-    """Objects `scenes`, left to right, each in its own n-th of the width: `rgb` [H, W, 3] float32 in [0, 1], `mask`
-    [H, W] share of a pixel that objects cover."""
+    """n objects `scenes` from left to right, each in an n-th of the width; `rgb` [H, W, 3] float32 in [0, 1], and
+    `mask` [H, W], the share of each pixel that objects cover."""
 
     scenes: tuple[Scene, ...]
     rgb: np.ndarray
@@ -54,14 +47,14 @@ class Strip:
 
 
 def wide_strip(seed: int, width: int = 512, height: int = 128) -> Strip:
-    """A strip of round(width / height) different objects, at least one: plain, matte, by day, so that every ambiguous
-    instruction of the world has the same answers for all of them."""
+    """A strip of round(width / height) different objects, at least one. They are plain and matte, by day, so that each
+    ambiguous instruction has the same answers for all of them."""
     scenes = _sample_row(random.Random(f"strip/{seed}"), max(1, round(width / height)))
     return Strip(scenes, *render_strip(scenes, width, height))
 
 
 def _sample_row(rng: random.Random, count: int) -> tuple[Scene, ...]:
-    """`count` scenes that share light and backdrop; neighbours differ in kind and colour."""
+    """`count` scenes with one light and backdrop; neighbours differ in kind and colour."""
     backdrop = rng.choice([name for name in BACKDROPS if name not in PRIMARY])
     side = rng.choice((-1, 1))
     shared = {
@@ -79,13 +72,13 @@ def _sample_row(rng: random.Random, count: int) -> tuple[Scene, ...]:
 
 
 def render_strip(scenes: Sequence[Scene], width: int, height: int, samples: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """The row of `scenes` as a picture: rgb [H, W, 3] and mask [H, W], float32 in [0, 1].
+    """Render the row of `scenes`: rgb [H, W, 3] and mask [H, W], float32 in [0, 1].
 
-    Every column is a picture of its own, through a camera turned by a quarter, so that its pixels lie in a row.
+    Each column is rendered as a picture of one row, by a camera turned by 90°.
     """
     owner, offset = _cells(width, len(scenes))
     focal = height / 2 / math.tan(math.radians(FOV_DEG) / 2)
-    spacing = width / len(scenes) * DISTANCE / focal  # a pixel is as wide as high, at the objects
+    spacing = width / len(scenes) * DISTANCE / focal  # pixels are square at the objects' distance
     row = [_with_neighbours(scenes, i, spacing) for i in range(len(scenes))]
     cameras = np.stack([_column_camera(x * spacing, focal, height) for x in offset])
     pictures = render_arrays([row[i] for i in owner], cameras, height, 1, samples)
@@ -93,14 +86,14 @@ def render_strip(scenes: Sequence[Scene], width: int, height: int, samples: int 
 
 
 def _cells(width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every column: the object whose cell it lies in [W], and its distance from that cell's middle, in cells [W]."""
+    """For every column: its object [W], and the distance to the middle of the object's cell, in cells [W]."""
     position = (np.arange(width) + 0.5) * count / width
     owner = np.minimum(position.astype(int), count - 1)
     return owner, position - owner - 0.5
 
 
 def _column_camera(y: float, focal: float, height: int) -> np.ndarray:
-    """A camera row [16] whose picture, [1, height], is the column at world `y`, from the top down."""
+    """A camera row [16] whose picture [1, height] is the column at world `y`, from top to bottom."""
     upright = camera_row(0, ELEVATION_DEG, DISTANCE, FOV_DEG, height, (0, y, TARGET_Z))
     right, up, back, origin = upright[:12].reshape(3, 4).T
     pose = np.stack([-up, right, back, origin], axis=1)
@@ -108,7 +101,7 @@ def _column_camera(y: float, focal: float, height: int) -> np.ndarray:
 
 
 def _with_neighbours(scenes: Sequence[Scene], index: int, spacing: float) -> Arrays:
-    """Object `index` at the origin, with the objects beside it, `spacing` apart along y, for their shadows' sake."""
+    """Object `index` at the origin and its two neighbours, `spacing` apart along y, which cast shadows on it."""
     own = compile_scene(scenes[index])
     primitives, materials = [own.primitives], [own.materials]
     for step in (-1, 1) if len(scenes) > 1 else ():
@@ -122,10 +115,10 @@ def _with_neighbours(scenes: Sequence[Scene], index: int, spacing: float) -> Arr
 
 
 def strip_edits(strip: Strip, instruction: str | Sequence[str | None]) -> np.ndarray:
-    """The right answers to an instruction, [K, H, W, 3] float32; K = 0 where the world does not know these words.
+    """Render the right answers to an instruction, [K, H, W, 3] float32; K = 0 if the world does not know the words.
 
-    In an answer all objects change alike, all to red or all to stripes. A sequence gives every object its own
-    instruction (None: left as it is); objects with the same words change alike.
+    In an answer all objects change in the same way, e.g. all to red. A sequence gives each object its own instruction
+    (None: unchanged); objects with the same instruction change in the same way.
     """
     height, width = strip.mask.shape
     rows = row_answers(strip.scenes, instruction)
@@ -134,7 +127,7 @@ def strip_edits(strip: Strip, instruction: str | Sequence[str | None]) -> np.nda
 
 
 def row_answers(scenes: Sequence[Scene], instruction: str | Sequence[str | None]) -> list[tuple[Scene, ...]]:
-    """The edited rows that fulfil an instruction, or one for each object, as `strip_edits` has it."""
+    """The edited rows that are right by an instruction, or by one for each object, as in `strip_edits`."""
     words = [instruction] * len(scenes) if isinstance(instruction, str) else list(instruction)
     if len(words) != len(scenes):
         raise ValueError(f"{len(words)} instructions for {len(scenes)} objects")
@@ -152,7 +145,7 @@ def row_answers(scenes: Sequence[Scene], instruction: str | Sequence[str | None]
 
 
 def _alike(scenes: list[Scene], instruction: str) -> list[tuple[Scene, ...]]:
-    """The answers that change all `scenes` alike; none where one of them has no known answer."""
+    """The answers that change all `scenes` in the same way; none if a scene has no known answer."""
     edits = [find_edit(scene, instruction) for scene in scenes]
     example = next(((scene, edit) for scene, edit in zip(scenes, edits, strict=True) if edit), None)
     if example is None:
@@ -163,7 +156,7 @@ def _alike(scenes: list[Scene], instruction: str) -> list[tuple[Scene, ...]]:
 
 
 def _already(scene: Scene, other: Scene, edit: Edit) -> tuple[Scene, ...]:
-    """The scene itself, if it is as the one answer to `other` became; a yellow mug fulfils "make it yellow"."""
+    """The scene itself if the edit of `other` would not change it: a yellow mug fulfils "make it yellow"."""
     wanted = {f.name: getattr(edit.answers[0], f.name) for f in fields(Scene)}
     changes = {name: value for name, value in wanted.items() if value != getattr(other, name)}
     return (scene,) if replace(scene, **changes) == scene and not edit.ambiguous else ()
@@ -174,9 +167,8 @@ def _already(scene: Scene, other: Scene, edit: Edit) -> tuple[Scene, ...]:
 
 @dataclass(frozen=True)
 class Clip:
-    """An orbit of `scene`: `frames` [F, H, W, 3] uint8, `masks` [F, H, W] share of a pixel that the object covers,
-    `depth` [F, H, W] world units along the ray through a pixel's middle (`FAR`: nothing there), `cameras` [F, 16] as
-    the renderer takes them, `fps`."""
+    """An orbit around `scene`: `frames` [F, H, W, 3] uint8; `masks` [F, H, W], the share of each pixel that the object
+    covers; `depth` [F, H, W] in world units along the ray (`FAR`: background); `cameras` [F, 16] of the renderer."""
 
     scene: Scene
     frames: np.ndarray
@@ -187,8 +179,8 @@ class Clip:
 
 
 def orbit_clip(seed: int, frames: int = 24, size: int = 128, arc_deg: float = 120.0) -> Clip:
-    """A camera on its way around a still scene, `arc_deg` in all: plain and matte, so that a surface keeps its colour
-    from wherever it is seen, and the ambiguous instructions have all their answers."""
+    """Render a camera path of `arc_deg` around a still object. It is plain and matte, so that a surface has the same
+    colour in all frames and ambiguous instructions have all their answers."""
     if frames < 1:
         raise ValueError(f"a clip of {frames} frames; at least one")
     rng = random.Random(f"orbit/{seed}")
@@ -214,7 +206,7 @@ def _film(scene: Scene, cameras: np.ndarray, size: int) -> tuple[np.ndarray, np.
 
 
 def clip_edits(clip: Clip, instruction: str) -> np.ndarray:
-    """The right answers to an instruction, [K, F, H, W, 3] uint8; K = 0 where the world does not know these words."""
+    """Render the right answers to an instruction, [K, F, H, W, 3] uint8; K = 0 if the world does not know the words."""
     edit = find_edit(clip.scene, instruction)
     size = clip.frames.shape[1]
     films = [_film(answer, clip.cameras, size)[0] for answer in edit.answers] if edit else []
@@ -222,9 +214,8 @@ def clip_edits(clip: Clip, instruction: str) -> np.ndarray:
 
 
 def true_flow(clip: Clip, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of frame i are in frame j: flow [H, W, 2] in pixels (right, down), and whether they are to be
-    seen there, [H, W] bool: inside the picture, nothing in front, no edge within a pixel. The backdrop is infinitely
-    far."""
+    """The flow [H, W, 2] from frame i to frame j in pixels (right, down), and whether j shows the pixel, [H, W] bool:
+    inside the picture, nothing in front, no edge within a pixel. The backdrop is infinitely far."""
     size = clip.depth.shape[1]
     v, u = np.mgrid[:size, :size] + 0.5
     ahead = clip.depth[i] < FAR
@@ -240,7 +231,7 @@ def true_flow(clip: Clip, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pose(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A camera's axes as columns [3, 3] (right, up, back) and its place [3]."""
+    """A camera's axes as columns [3, 3] (right, up, back) and its position [3]."""
     pose = camera[:12].reshape(3, 4).astype(np.float64)
     return pose[:, :3], pose[:, 3]
 
@@ -254,7 +245,7 @@ def _directions(camera: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _unhidden(depth: np.ndarray, to: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Whether the four pixels of `depth` [H, W] around each point of `to` [H, W, 2] show one surface, at `distance`."""
+    """Whether the four pixels of `depth` [H, W] around each point `to` [H, W, 2] show one surface at `distance`."""
     size = len(depth)
     inside = ((to >= 0) & (to <= size)).all(axis=-1)
     u, v = (np.floor(np.where(inside, to[..., k], 0) - 0.5).astype(int) for k in (0, 1))

@@ -1,5 +1,5 @@
-// Shared by every kernel: exported symbols have C linkage and take plain pointers, so that one build serves every torch.
-// Each source is compiled once per instruction set (see setup.py); custom_kernels/native.py loads the best one the machine runs.
+// Shared by all kernels: exported symbols have C linkage and take plain pointers, so that one build works with every torch.
+// Each source is compiled once per instruction set (see setup.py); custom_kernels/native.py loads the best one for the machine.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // Multiresolution hash encoding (Müller et al. 2022, arXiv 2201.05989, section 3): forward and both backward passes.
 //
 // Layout and indexing are tiny-cuda-nn's: see custom_kernels/hashgrid.py, whose torch reference this must match.
-// Sixteen points at a time share the arithmetic of a level (cells, fractions, table indices), which compilers turn into
-// vectors; table entries are then loaded and stored point by point: gather instructions were tried and no faster.
+// The arithmetic of a level (cells, fractions, table indices) is done for sixteen points at a time, which compilers turn
+// into vector instructions. Table entries are loaded and stored point by point: gather instructions were no faster.
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -23,7 +23,7 @@ struct Level {
     bool hashed;
 };
 
-// Where sixteen points lie in a level: table indices of their cells' corners (corner bits are x, y, z from the lowest),
+// Sixteen points in a level: table indices of their cells' corners (corner bits are x, y, z from the lowest),
 // cells and fractions.
 struct alignas(64) Cells {
     uint32_t index[CORNERS][LANES];
@@ -49,7 +49,7 @@ Level level_of(const HashGrid& grid, int l) {
     return {scale, resolution, static_cast<uint32_t>(size), grid.offsets[l], hashed};
 }
 
-// a * b + c rounded once: position times scale, rounded by itself, has lost the low bits of the fraction on fine levels.
+// a * b + c rounded once: rounding position * scale by itself loses the low bits of the fraction on fine levels.
 inline float fused(float a, float b, float c) {
 #if defined(__FMA__)
     return __builtin_fmaf(a, b, c);
@@ -94,7 +94,7 @@ inline void find_cells(const Level& level, const float* const axes[3], int64_t a
     else find_corners<false>(level, counting, cells);
 }
 
-// Points a task takes where points are independent: many, since it brings each level's table into the cache once.
+// Points per task where points are independent: many, because each task loads every level's table into the cache once.
 // Results do not depend on it.
 int64_t grain_for(int64_t count, int threads) {
     const int64_t share = count / std::max(threads, 1) + LANES;
@@ -136,7 +136,7 @@ struct Pair {
     }
 };
 
-// As above, with an entry of two floats handled as one double: compilers then join and split in registers.
+// As above, with an entry of two floats handled as one double, which compilers join and split in registers.
 template <>
 struct Pair<2> {
     typedef float One __attribute__((vector_size(8)));
@@ -194,7 +194,7 @@ void forward(const float* positions, int64_t count, const float* table, const Ha
     parallel_for(count, grain_for(count, threads), threads, [=, &grid](int64_t first, int64_t last) {
         const Axes axes(positions, first, last);
         const int64_t padded = axes.axis[1] - axes.axis[0];
-        // A level's features one after the other: stored straight to `out` they would move all of it once a level.
+        // Features of a level are buffered: writing them straight to `out` would move all of it once a level.
         const int64_t row = (padded + LANES) * F;
         const std::unique_ptr<float[]> features(new float[levels * row]);
         Cells cells;
@@ -231,7 +231,7 @@ inline void scatter(const Cells& cells, const float* grad, int count, float* tab
     }
 }
 
-// Counts indices from `low`; those outside [low, low + span) become `span`, an entry that is thrown away.
+// Makes indices relative to `low`; those outside [low, low + span) become `span`, an entry that is ignored.
 inline void redirect(Cells& cells, uint32_t low, uint32_t span) {
     for (int c = 0; c < CORNERS; ++c)
         for (int i = 0; i < LANES; ++i) cells.index[c][i] = std::min(cells.index[c][i] - low, span);
@@ -249,8 +249,8 @@ std::vector<float> group_by_level(const float* grad, int64_t count, int levels, 
     return grouped;
 }
 
-// A task owns one level, or a range of its entries where there are more threads than levels, and walks all points in
-// order: an entry's sum never depends on the threads.
+// A task owns one level, or a range of its entries if there are more threads than levels, and visits all points in
+// order, so that the sum of an entry does not depend on the threads.
 template <int F>
 void backward_table(const float* grad, const float* positions, int64_t count, const HashGrid& grid, float* grad_table,
                     int threads) {
@@ -342,7 +342,7 @@ EXPORT void hash_encode_forward(const float* positions, int64_t count, const flo
     with_features(grid->features, [&](auto f) { forward<f()>(positions, count, table, *grid, out, threads); });
 }
 
-// grad_table must come zeroed.
+// grad_table must be zero on entry.
 EXPORT void hash_encode_backward_table(const float* grad, const float* positions, int64_t count, const HashGrid* grid,
                                        float* grad_table, int threads) {
     with_features(grid->features,

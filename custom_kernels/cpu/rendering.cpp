@@ -6,18 +6,18 @@
 
 namespace {
 
-// Walls are taken this part of a step early: rounding may cost a second look at a cell, but no step is attributed to the wrong one.
+// Cell walls are moved early by this part of a step: rounding may check a cell twice, but never assigns a step to the wrong cell.
 constexpr double kEarly = 1e-6;
 
-// A ray in the coordinates of the grid: level l covers [-2^l, 2^l]^3. All of the walk is in double, so that the side of a cell wall on which
-// a midpoint falls depends on no instruction set, thread or fused multiply-add (but for ties within 1e-16).
+// A ray in the coordinates of the grid: level l covers [-2^l, 2^l]^3. All is computed in double, so that the cell of a midpoint does not
+// depend on the instruction set, the thread or fused multiply-add (except for ties within 1e-16).
 struct Ray {
     double o[3], d[3], inverse[3];
 };
 
 struct Grid {
     const uint8_t* occupied;  // [levels, resolution, resolution, resolution]
-    const uint8_t* blocks;    // whether any of 4^3 cells is: [levels, b, b, b], b = ceil(resolution / 4)
+    const uint8_t* blocks;    // whether any of 4^3 cells is occupied: [levels, b, b, b], b = ceil(resolution / 4)
     int levels, resolution;
     double centre[3], half[3], cell;  // cell: edge of a cell of level 0
 };
@@ -29,7 +29,7 @@ struct Steps {
 
 struct Cell {
     bool inside, occupied;
-    double scale;  // half extent of its level
+    double scale;  // half extent of the level
     int index[3], width;  // first cell, and edge in cells: 1, or 4 for an empty block
 };
 
@@ -112,7 +112,7 @@ template <typename Emit>
 void walk(const Grid& grid, const Ray& ray, const Steps& steps, double t, double t_max, const Emit& emit) {
     double enter = -std::numeric_limits<double>::infinity();
     clip(grid, ray, &enter, &t_max);
-    while (t + 0.5 * steps.at(t) < t_max) {  // so written, NaN ends it
+    while (t + 0.5 * steps.at(t) < t_max) {  // written so that NaN ends the loop
         const Cell cell = find_cell(grid, ray, t + 0.5 * steps.at(t));
         const double leave = (cell.inside ? leave_cell(grid, ray, cell) : enter) - kEarly * steps.size;
         if (!cell.occupied) {
@@ -130,7 +130,7 @@ void walk(const Grid& grid, const Ray& ray, const Steps& steps, double t, double
 
 }  // namespace
 
-// First pass: how many samples each ray has, and where its first one starts (the second pass begins there).
+// First pass: the number of samples of each ray, and where its first one starts (the second pass begins there).
 EXPORT void march_count(const float* rays_o, const float* rays_d, const float* t_min, const float* t_max, const float* jitter, int64_t rays,
                         const uint8_t* occupied, const uint8_t* blocks, int levels, int resolution, const float* aabb,
                         double step, double cone, int64_t max_samples, int64_t* counts, double* first, int threads) {
@@ -170,7 +170,7 @@ EXPORT void march_fill(const float* rays_o, const float* rays_d, const float* t_
     });
 }
 
-// transmittance[k] is what is left behind sample k; the backward pass takes it.
+// transmittance[k] is the light left behind sample k; the backward pass needs it.
 EXPORT void composite_forward(const float* sigmas, const float* rgbs, const float* t_starts, const float* t_ends, const int64_t* packed,
                               int64_t rays, float* rgb, float* depth, float* opacity, float* weights, float* transmittance, int threads) {
     parallel_for(rays, 128, threads, [&](int64_t begin, int64_t end) {
@@ -193,7 +193,7 @@ EXPORT void composite_forward(const float* sigmas, const float* rgbs, const floa
     });
 }
 
-// With g_k = dL/dw_k:  dL/dsigma_k = dt_k (T_{k+1} g_k - sum_{j>k} w_j g_j),  dL/drgb_k = w_k dL/drgb.  Back to front, the sum is running.
+// With g_k = dL/dw_k:  dL/dsigma_k = dt_k (T_{k+1} g_k - sum_{j>k} w_j g_j),  dL/drgb_k = w_k dL/drgb.  The sum runs from back to front.
 EXPORT void composite_backward(const float* rgbs, const float* t_starts, const float* t_ends, const int64_t* packed, int64_t rays,
                                const float* weights, const float* transmittance, const float* g_rgb, const float* g_depth,
                                const float* g_opacity, const float* g_weights, float* g_sigmas, float* g_rgbs, int threads) {

@@ -11,7 +11,6 @@ from PIL import Image
 from tiny_models import save_tiny_pipeline
 
 from benchmarks import edit_2d
-from benchmarks.curves import COLOURS, draw_curves
 from csd3d.evaluation.text import Judge
 from csd3d.metrics import ClipModel
 from csd3d.tasks import edit_canvas
@@ -68,14 +67,6 @@ def test_a_sweep_is_a_curve_a_method_and_finished_runs_are_not_run_again(run, tm
     curves = found["sweep"]["panorama"]
     assert set(curves) == {"CSD-Edit, edited together", "InstructPix2Pix, one by one"}
     assert all([point[2] for point in points] == ["3", "5", "7.5", "10"] for points in curves.values())
-    assert (tmp_path / "b-panorama-sweep.png").stat().st_size > 1000
+    assert (tmp_path / "b-panorama-sweep.html").read_text().count("<polyline") == 2
     monkeypatch.setattr("csd3d.run.start", None)
     assert run(*options)[1]["runs"] == found["runs"]
-
-
-def test_curves_go_through_their_points(tmp_path):
-    draw_curves(tmp_path / "c.png", {"a": [(0.0, 0.0, "1"), (1.0, 1.0, "2")], "b": [(0.0, 1.0, "1")]}, ("x", "y"))
-    page = Image.open(tmp_path / "c.png")
-    colours = {page.getpixel((int(80 + 530 * (0.08 + x) / 1.16), int(500 - 480 * (0.08 + y) / 1.16))) for x, y in (
-        (0, 0), (0.5, 0.5), (1, 1))}  # fmt: skip
-    assert colours == {tuple(bytes.fromhex(COLOURS[0][1:]))}

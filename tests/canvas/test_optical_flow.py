@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from correspondences import bring
 from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.canvas import optical_flow as flow_module
+from csd3d.canvas.latents import to_latent
 from csd3d.canvas.optical_flow import ClipFlow, consistent, flow_size, follow, resize_flow
-from csd3d.distillation.correspondence import to_latent
-from csd3d.editors.depth_sharing import view_correspondence
+from csd3d.canvas.windows import Windows
+from csd3d.editors.correspondence import Correspondence, flow_correspondence, view_correspondence
 from csd3d.world.render import FAR
 from csd3d.world.scroll import Clip, orbit_clip, true_flow
 
@@ -169,9 +171,9 @@ class Film:
         return self.frames[list(indices)].permute(0, 3, 1, 2)
 
 
-def whole_frames(flow: ClipFlow, frames: list[int]):
+def whole_frames(flow: ClipFlow, frames: list[int]) -> Correspondence:
     zero = torch.zeros(len(frames), dtype=torch.long)
-    return flow.correspondence(torch.tensor(frames), zero, zero, flow.size)
+    return flow_correspondence(flow.latents, flow.size, Windows(torch.tensor(frames), zero, zero, flow.size))
 
 
 def latents(film: Film) -> Tensor:
@@ -188,7 +190,7 @@ def test_a_clips_latents_correspond_along_its_motion():
         shared = slice(0, -gap) if gap > 0 else slice(-gap, None)
         assert seen[:, shared].double().mean() > 0.95
         assert seen.sum() == seen[:, shared].sum()
-        brought = maps.bring(z, j, i)
+        brought = bring(maps, z, j, i)
         assert (brought - z[i])[:, seen].abs().mean() < 0.01
         assert (z[j] - z[i])[:, seen].abs().mean() > 0.05
 
@@ -200,7 +202,7 @@ def test_frames_beyond_reach_share_nothing_and_a_frame_is_itself():
     assert (maps.validity[0, 2] == 0).all()
     assert (maps.validity[0, 1] > 0).any()
     assert (maps.validity[1, 2] > 0).any()
-    assert torch.equal(maps.bring(latents(film)[[0, 2, 3, 0]], j=3, i=0), latents(film)[0])
+    assert torch.equal(bring(maps, latents(film)[[0, 2, 3, 0]], j=3, i=0), latents(film)[0])
 
 
 def test_windows_are_cut_from_their_frames():
@@ -209,12 +211,12 @@ def test_windows_are_cut_from_their_frames():
     flow, z = ClipFlow(film, (16, 16), unit=4), latents(film)
     frame, top, left = [0, 2, 2], [3, 3, 5], [4, 6, 3]
     windows = torch.stack([z[f, :, y : y + 6, x : x + 6] for f, y, x in zip(frame, top, left, strict=True)])
-    maps = flow.correspondence(torch.tensor(frame), torch.tensor(top), torch.tensor(left), (6, 6))
+    maps = flow_correspondence(flow.latents, flow.size, Windows(*torch.tensor([frame, top, left]), (6, 6)))
     x, y = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="xy")
     address = torch.stack([x, y], -1)
     assert maps.validity[0, 1].min() > 0.9
     torch.testing.assert_close(maps.positions[0, 1], address, rtol=0.0, atol=0.05)
-    assert torch.equal(maps.bring(windows, j=2, i=1)[:, 2:, :3], windows[1][:, 2:, :3])  # of one frame: their overlap
+    assert torch.equal(bring(maps, windows, j=2, i=1)[:, 2:, :3], windows[1][:, 2:, :3])  # of one frame: their overlap
     assert (maps.validity[1, 2, :2] == 0).all()
     assert (maps.validity[1, 2, :, 3:] == 0).all()
 

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+import os
 import struct
 import tempfile
 import zlib
@@ -57,15 +58,16 @@ def test_malformed_json(tmp_path, content):
     refusal(tmp_path / "transforms.json")
 
 
-def test_json_files_that_are_missing_or_are_no_files(tmp_path, monkeypatch):
+def test_json_files_that_are_missing_too_large_or_no_files(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "transforms.json" in refusal(tmp_path)
     for path in ("", " ", "x" * 5000, "~nobody_of_this_name/x"):
         assert "scene.path" in refusal(path)
     (tmp_path / "transforms.json").mkdir()
     assert "not a file" in refusal(tmp_path)
-    monkeypatch.setattr("csd3d.datasets.reading.MAX_JSON_BYTES", 100)
-    assert "100" in refusal(write_capture(tmp_path / "large", transforms()))
+    large = write_capture(tmp_path / "large", transforms())
+    os.truncate(large / "transforms.json", 2**25 + 1)
+    assert "33554433 bytes" in refusal(large)
 
 
 # --- keys ---

@@ -280,14 +280,3 @@ def test_package_imports_torch_only():
             names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
             if isinstance(node, ast.Import | ast.ImportFrom) and names != ["csd3d"]:
                 assert all(n.startswith(known) or n.split(".")[0] in allowed for n in names), file
-
-
-def test_the_combiner_knows_no_correspondence():
-    """It is one way to share among others: svgd, kernel and step read like the equation."""
-    from pathlib import Path
-
-    import csd3d.distillation
-
-    for name in ("svgd", "kernel", "step", "method"):
-        text = (Path(csd3d.distillation.__file__).parent / f"{name}.py").read_text()
-        assert "distillation.correspondence" not in text, name

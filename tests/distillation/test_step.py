@@ -291,7 +291,7 @@ def test_a_step_knows_its_own_latents_once():
     z = particles()
     told = replace(new_step(z, 300, 0, DistillConfig(), PRIOR.alphas_cumprod, seeded(), prompts="a", source=z), eps=z)
     z_t, rows = told.z_t, torch.tensor([0, 2])
-    other = told.told(("b",) * 6, rows)
+    other = told.with_prompts(("b",) * 6, rows)
     assert other.z_t is z_t
     assert other.query().rows is rows
     assert other.query("").rows is None

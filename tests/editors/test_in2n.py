@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from asking import edit_branches
 from balls import Ball
 
 from csd3d.datasets import SceneConfig, load_capture
 from csd3d.editors import in2n
 from csd3d.editors.in2n import InstructNeRF2NeRF, leading_timesteps
 from csd3d.editors.scene import SceneEdit, SceneSource
-from csd3d.priors import Defaults, PriorConfig, edit_branches, load_prior
+from csd3d.priors import Defaults, PriorConfig, load_prior
 
 
 @pytest.fixture(scope="module")

@@ -41,9 +41,9 @@ JOBS: dict[str, tuple[str, list[str]]] = {
     ]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [
-        *MESH, *DISTILL, "asset.render.backend=reference", "asset.field.backend=reference", "method=vsd+csd",
-        "asset.render.steps=16", "asset.render.finer=1", "asset.render.resolution=16", "asset.resolution=[[0,16]]",
-        "asset.field.levels=2", "asset.levels=[[0,2]]", "views_per_step=2", "export.mesh.threshold=1",
+        *MESH, *DISTILL, "method=vsd+csd", "views_per_step=2", "export.mesh.threshold=1", "asset.resolution=[[0,16]]",
+        "asset.representation.render={backend: reference, steps: 16, finer: 1, resolution: 16}",
+        "asset.representation.field={backend: reference, levels: 2, max_resolution: 40}", "asset.levels=[[0,2]]",
         "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
         "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "export.video_frames=2",
     ]),

@@ -22,7 +22,7 @@ from csd3d.guidance.methods import (
     embed_prompts,
     method_runs,
     open_networks,
-    settle_svgd,
+    settle_distill,
 )
 from csd3d.priors import PriorConfig, load_prior, perceptual_distance, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction
@@ -86,13 +86,13 @@ def test_all_is_every_method_of_a_text_and_with_a_source_those_that_edit():
 )
 def test_svgd_is_never_overwritten_without_a_word(svgd, names, said):
     with pytest.raises(ValueError, match=said):
-        settle_svgd(DistillConfig(svgd=svgd), names)
+        settle_distill(DistillConfig(svgd=svgd), names)
 
 
 def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():
-    assert settle_svgd(DistillConfig(svgd=UNSAID), ["sds", "vsd"]).svgd is None
-    assert settle_svgd(DistillConfig(svgd=UNSAID), ["sds", "csd"]).svgd is UNSAID
-    assert settle_svgd(DistillConfig(svgd=None), ["sds"]).svgd is None
+    assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "vsd"]).svgd is None
+    assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "csd"]).svgd is UNSAID
+    assert settle_distill(DistillConfig(svgd=None), ["sds"]).svgd is None
 
 
 class Embedding:

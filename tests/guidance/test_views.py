@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from csd3d.guidance.views import PromptConfig, ViewsConfig, away_views, sample_views, tilt, unit_vector, view_of, wrap
+from csd3d.cameras import on_sphere, wrap_deg
+from csd3d.guidance.views import PromptConfig, ViewsConfig, away_views, sample_views, tilt, view_of
 
 
 def draw(count=64, size=20, seed=0, **settings):
@@ -15,7 +16,7 @@ def test_cameras_stand_at_their_angles_and_look_at_the_middle():
     distance = views.cameras.positions.norm(dim=1)
     assert 2 <= distance.min() < 2.1
     assert 2.9 < distance.max() <= 3
-    expected = distance[:, None] * unit_vector(views.azimuth_deg, views.elevation_deg)
+    expected = distance[:, None] * on_sphere(torch.deg2rad(views.azimuth_deg), torch.deg2rad(views.elevation_deg))
     torch.testing.assert_close(views.cameras.positions, expected, rtol=1e-5, atol=1e-5)
     pixel, depth = views.cameras.project(torch.zeros(1, 3), 5)
     torch.testing.assert_close(pixel, torch.full((1, 2), 10.0), rtol=0, atol=1e-4)
@@ -79,7 +80,7 @@ def test_view_words_by_azimuth_and_elevation():
     assert found == ["front", "front", "right", "left", "back", "back", "back", "front", "front", "front"]
     assert view_of(180, 61, config) == "overhead"
     assert config.text("a {view} chair", "back") == "a {view} chair, back view"
-    assert wrap(torch.tensor([180.0, -180, 540, 10])).tolist() == [-180, -180, -180, 10]
+    assert wrap_deg(torch.tensor([180.0, -180, 540, 10])).tolist() == [-180, -180, -180, 10]
 
 
 def test_perp_neg_holds_a_view_away_from_what_it_is_not():

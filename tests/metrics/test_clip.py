@@ -176,8 +176,8 @@ def change_preparation(**keys):
     [
         (spoil_config, "holds a clip_text_model"),
         (spoil_weights, "could not be opened"),
-        (pickle_weights, "pickles"),
-        (lose_tokenizer, "tokenizer missing"),
+        (pickle_weights, "a pickle"),
+        (lose_tokenizer, r"needs tokenizer\.json"),
         (lose_tensor, "lack 1 of the tensors, visual_projection.weight"),
         (change_preparation(resample=0), "resample 0"),
         (change_preparation(do_normalize=False), "do_normalize must be true"),

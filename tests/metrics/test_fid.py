@@ -4,8 +4,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from csd3d.metrics.clip import ClipModel
-from csd3d.metrics.fid import frechet_distance, named_fid
+from csd3d.metrics.fid import frechet_distance
 
 
 def samples(count, width, seed=0):
@@ -75,10 +74,3 @@ def test_what_has_no_distance_is_refused():
             frechet_distance(a, b)
     with pytest.raises(ValueError, match="finite"):
         frechet_distance(samples(5, 3) / 0, samples(5, 3))
-
-
-def test_it_goes_by_the_networks_name():
-    clip = ClipModel("CLIP (world)", lambda images: images.mean((2, 3)), lambda texts: torch.zeros(len(texts), 3))
-    images = torch.rand(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5
-    named = named_fid(clip, images, images.flatten(0, 1) + 0.25)
-    assert named == {"FID (CLIP (world))": pytest.approx(3 * 0.25**2, rel=1e-5)}

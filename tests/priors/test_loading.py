@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -201,3 +203,12 @@ def test_shared_parts_stay_in_the_shipped_folder(folder, tmp_path, monkeypatch, 
     (folder / "csd3d.json").write_text(json.dumps({"parts": {"vae": "twin"}}))
     (folder / "vae").rename(folder / "twin")
     assert load_prior(PriorConfig(str(folder), device="cpu")).edits
+
+
+def test_what_a_config_can_name_is_listed_without_the_heavy_libraries():
+    code = (
+        "import csd3d.metrics, csd3d.priors, csd3d.run, sys; from csd3d import registry\n"
+        "for kind in registry.PACKAGES: registry.entries(kind)\n"
+        "assert not {'diffusers', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from asking import edit_branches
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from csd3d.priors import Condition, GaussianMixturePrior, edit_branches
+from csd3d.priors import Condition, GaussianMixturePrior
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.0, -3.0]], dtype=torch.float64)
 STDS = torch.tensor([0.3, 0.7, 0.1], dtype=torch.float64)

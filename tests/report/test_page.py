@@ -89,7 +89,7 @@ def test_everything_given_is_on_the_page(page, tmp_path):
     assert parsed.open == []
     assert len(parsed.all("img")) == 2 + 3
     assert len(parsed.all("video")) == len(parsed.all("canvas")) == len(parsed.all("svg")) == 1
-    for heading in ("The views", "The measures", "In the round", "The course of it", "Config", "Environment"):
+    for heading in ("The views", "Metrics", "Videos and mesh", "Curves", "Config", "Environment"):
         assert heading in parsed.text
     assert base64.b64encode(b"not really a video").decode() in page
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["report.html"]

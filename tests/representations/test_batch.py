@@ -1,10 +1,13 @@
 """Assets and what a step does to them, in closed form."""
 
+import dataclasses
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_parts import Blobs, BlobScene
 
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
@@ -22,8 +25,8 @@ from csd3d.representations.batch import (
     regularisers,
     scheduled,
 )
-from csd3d.representations.descent import OptimConfig
-from csd3d.schema import Chosen
+from csd3d.representations.descent import Average, OptimConfig, averaged
+from csd3d.schema import Chosen, choose
 from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, new_phase, step_context
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
@@ -31,9 +34,8 @@ RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}
 
 
 def settings(**changes):
-    asset = AssetConfig(
-        field=FieldConfig(**FIELD), render=RenderConfig(**RENDER), resolution=[(0, 12)], levels=[(0, 4)]
-    )
+    grid = choose("representation", "hashgrid", field=FieldConfig(**FIELD), render=RenderConfig(**RENDER))
+    asset = AssetConfig(representation=grid, resolution=[(0, 12)], levels=[(0, 4)])
     return TextTo3DConfig(**{"prompt": "a red chair", "asset": asset, "guidance_size": 16} | changes)
 
 
@@ -98,7 +100,7 @@ def test_a_step_stands_before_a_backdrop_and_its_prompts_say_which():
             return super().loss(z, *others, prompts=prompts, away=away, **context)
 
     config = settings(prompts=PromptConfig(template="{prompt} on {backdrop}, {view}", backdrops=BACKDROPS))
-    config.asset.field.blob_radius = 1e-4  # all is empty
+    config.asset.representation.thing.field.blob_radius = 1e-4  # all is empty
     phase = new_phase(Job(config), "sds")
     for step in range(12):
         asset_step(config, phase, Look([0.5, 0.5, 0.5]), step, None)
@@ -205,8 +207,8 @@ def test_renders_of_several_assets_are_each_their_own():
 
 def test_too_much_for_memory_is_refused_before_it_is_allocated():
     with pytest.raises(InputError, match=r"lower views.*resolution"):
-        check_memory(8, 64, 1024)
-    check_memory(1, 4, 64)
+        check_memory(AssetConfig(resolution=[(0, 64), (9, 1024)]), 8, 64)
+    check_memory(AssetConfig(), 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,84 @@ def test_schedules_past_the_last_step_are_refused(key, changes):
     TextTo3DConfig(prompt="a chair", losses=LossConfig(opacity=(0, 0.0, 600, 1.0)), shading=ShadingConfig(start=600))
     with pytest.raises(ValueError, match="rising"):
         AssetConfig(resolution=[(5, 32)])
+
+
+# ------------------------------------------------------------------------------- a representation from outside csd3d
+
+
+@dataclass(frozen=True)
+class Growing(Blobs):
+    """Blobs that are doubled before step 2; they have no levels of detail and report no losses of their own."""
+
+    def open(self, aabb, generator, unbounded=False, background="learned"):
+        return GrowingScene(self, aabb, generator)
+
+
+class GrowingScene(BlobScene):
+    def keep_up(self, step, generator):
+        if step == 2:
+            self.double()
+
+
+def growing_phase():
+    asset = AssetConfig(representation=Chosen("growing", Growing()), resolution=[(0, 12)], levels=[(0, 3), (900, 99)])
+    losses = LossConfig(orientation=0.1, distortion=0.1)
+    config = settings(asset=asset, losses=losses, particles=2, optim=OptimConfig(ema=0.5, learning_rate=0.1))
+    return config, new_phase(Job(config), "sds")
+
+
+def grow(config, phase, steps):
+    for step in steps:
+        assert asset_step(config, phase, Pull([0.9, 0.1, 0.2]), step, None)["skipped"] == 0
+        phase.step = step + 1
+    return phase
+
+
+def test_the_average_of_a_parameter_that_grew_starts_anew():
+    config, phase = growing_phase()
+    grow(config, phase, range(2))
+    behind = [mean.clone() for mean in phase.average.means]
+    grow(config, phase, [2])
+    for before, mean, p in zip(behind, phase.average.means, phase.model.parameters(), strict=True):
+        torch.testing.assert_close(mean, p.detach() if p.shape != before.shape else (before + p.detach()) / 2)
+    grown = phase.model.models[0].centres
+    assert len(grown) == 32
+    assert phase.optimiser.state[grown]["step"] == 1
+    assert phase.optimiser.state[phase.model.models[0].behind]["step"] == 3
+    grow(config, phase, [3])
+    shown = averaged(phase.model, phase.average)
+    for own, mean in zip(shown.parameters(), phase.average.means, strict=True):
+        assert torch.equal(own, mean)
+    assert not torch.equal(shown.models[0].centres, phase.model.models[0].centres)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_representation_that_grows_resumes_exactly(stop, tmp_path):
+    unbroken = grow(*growing_phase(), range(5))
+    config, broken = growing_phase()
+    grow(config, broken, range(stop)).save(tmp_path, "sds", {})
+    config, resumed = growing_phase()
+    resumed.load(tmp_path, "sds", {})
+    grow(config, resumed, range(stop, 5))
+    for parts in (
+        (list(phase.model.parameters()) + phase.average.means for phase in (unbroken, resumed)),
+        ([state["exp_avg"] for state in phase.optimiser.state.values()] for phase in (unbroken, resumed)),
+    ):
+        assert all(torch.equal(*pair) for pair in zip(*parts, strict=True))
+
+
+def test_averages_are_exponential():
+    model = torch.nn.Linear(2, 1, bias=False)
+    average, values = Average(model, 0.75), torch.tensor([[1.0, 2.0]])
+    for value in (values, 3 * values, 5 * values):
+        model.weight.data = value.clone()
+        average.update()
+    torch.testing.assert_close(average.means[0], 0.75 * (0.75 * values + 0.25 * 3 * values) + 0.25 * 5 * values)
+
+
+def test_levels_are_those_of_the_representation():
+    with pytest.raises(ValueError, match="more than the 4 of the hashgrid"):
+        dataclasses.replace(settings().asset, levels=[(0, 5)])
 
 
 def test_the_learning_rate_warms_up_and_decays():

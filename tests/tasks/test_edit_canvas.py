@@ -13,7 +13,7 @@ from csd3d import run as jobs
 from csd3d.editors.csd_edit_canvas import CSDEditCanvas
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
-from csd3d.media import open_video, read_image, write_frames, write_image
+from csd3d.media import encode, open_video, read_image, write_image
 from launch import main
 
 
@@ -118,7 +118,7 @@ def test_strips_of_the_world_know_their_truth(config_of, tmp_path):
 
 def test_a_video_keeps_its_size_count_and_rate(config_of, tmp_path):
     frames = (np.random.default_rng(0).random((7, 34, 50, 3)) * 255).astype(np.uint8)
-    write_frames(tmp_path / "in.mp4", frames, fps=12.5)
+    encode(tmp_path / "in.mp4", frames, fps=12.5)
     folder = start(
         config_of("edit_video"), tmp_path / "run", f"video={tmp_path}/in.mp4", "prompt=red", "compare=[ip2p]"
     )
@@ -193,15 +193,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
     ("task", "override", "said"),
     [
         ("edit_image", "prompt=", "prompt is empty"),
-        ("edit_image", "image=/nowhere.png", "/nowhere.png: no such file"),
-        ("edit_image", "editor.correspondence=flow", "which, as it is set, edits videos"),
+        ("edit_image", "image=/nowhere.png", "image: /nowhere.png: no such file"),
+        ("edit_image", "editor.correspondence=flow", "which, as set, edits videos"),
         ("edit_image", "editor.correspondence=depth", "choose one of none, overlap, flow"),
         ("edit_image", "compare=[pix2video]", "edits videos"),
         ("edit_image", "editor={type: ip2p, steps: 3} & compare=[{type: ip2p, steps: 4}]", "ip2p is named twice"),
         ("edit_image", "editor={type: ip2p, stepz: 3}", "editor.stepz: unknown key; did you mean editor.steps?"),
         ("edit_image", "editor=3", "editor: expected the name of one of"),
         ("edit_image", "editor=", "editor: expected the name of one of"),
-        ("edit_image", "clip=/nowhere", "'/nowhere' is no folder"),
+        ("edit_image", "clip=/nowhere", "clip: CLIP: '/nowhere' is no folder"),
         ("edit_image", "plugins=3", "plugins: expected a list"),
         ("edit_image", "compare=[magic]", "unknown canvas_editor 'magic'"),
         ("edit_image", "sampling.start=1.5", "start is 1.5"),
@@ -217,7 +217,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
         ("edit_image", "tile_pixels=10", "tile_pixels"),
         ("edit_image", "captions=[duck]", "give two, of the source and of its edit"),
         ("edit_panorama", "overlap=1.5", "overlap is 1.5"),
-        ("edit_video", "video=/nowhere.mp4", "/nowhere.mp4: no such file"),
+        ("edit_video", "video=/nowhere.mp4", "video: /nowhere.mp4: no such file"),
         ("edit_video", "image=a.png", "did you mean"),
         ("edit_video", "prior.model=/nowhere", "prior.model"),
     ],
@@ -287,7 +287,7 @@ def test_an_editor_from_outside_runs_by_its_name_with_keys_and_a_title_of_its_ow
     page = (folder / "report.html").read_text()
     assert "Brighter latents" in page
     assert "by: 0.5" in (folder / "config.yaml").read_text()
-    with pytest.raises(InputError, match="compare names 'brighten', which, as it is set, edits pictures"):
+    with pytest.raises(InputError, match="compare names 'brighten', which, as set, edits pictures"):
         start(config_of("edit_video", SMALL + "prompt: red\ncompare: [brighten]"), tmp_path / "video")
 
 

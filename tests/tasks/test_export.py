@@ -35,8 +35,9 @@ compare: [sds]
 views_per_step: 2
 guidance_size: 32
 asset:
-  field: {levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16, blob_scale: 60}
-  render: {steps: 48, resolution: 16, warmup: 8, update_every: 4}
+  representation:
+    field: {levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16, blob_scale: 60}
+    render: {steps: 48, resolution: 16, warmup: 8, update_every: 4}
   resolution: [[0, 8]]
   levels: [[0, 4]]
 distill: {steps: 3}

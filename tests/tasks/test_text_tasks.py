@@ -75,8 +75,9 @@ views_per_step: 2
 guidance_size: 32
 prior: {{model: {tiny_text_prior}}}
 asset:
-  field: {{levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16, blob_scale: 60}}
-  render: {{steps: 48, resolution: 16, warmup: 8, update_every: 4}}
+  representation:
+    field: {{levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16, blob_scale: 60}}
+    render: {{steps: 48, resolution: 16, warmup: 8, update_every: 4}}
   resolution: [[0, 8], [2, 12]]
   levels: [[0, 2], [2, 4]]
 shading: {{start: 0, lambertian: 0.5}}
@@ -198,7 +199,7 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
     ("keys", "said"),
     [
         (["source.image=", "source.prompt=", "method=[sds, dds]"], r"method 'dds' edits a source.* source\.image"),
-        (["source.image="], r"source: prompt is 'a blue ball', of no picture"),
+        (["source.image="], r"source: prompt is 'a blue ball', but there is no image"),
         (["source.image=nowhere.png"], r"source\.image: nowhere\.png: no such picture"),
         (["size=40"], r"source\.image: .*source\.png: 48x32 pixels; give a picture of at least 40 a side"),
         (["distill.noise=inverted"], "choose one of independent, shared, camera"),
@@ -207,7 +208,7 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
         (["distill.svgd=null"], r"distill\.svgd is null, but pds\+csd collaborates"),
         (["method=[sds+vsd]"], "after the \\+ stands csd"),
         (["distill.switch=0.8"], "methods.bridge.switch=0.8"),
-        (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg tells views apart"),
+        (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg is for views"),
         (["method=[csd_edit]"], "use task edit_scene"),
         (["method=[{type: csd, weight: 3}]"], r"method\[0\]\.weight: unknown key; csd has none"),
         (["method=[nfsd, {type: nfsd, negative_prompt: b}]"], "nfsd twice, with other settings"),
@@ -277,6 +278,14 @@ def test_what_a_method_lacks_is_said_before_a_folder_is_made(image_config, tmp_p
 def test_keys_that_moved_are_told_with_their_new_name(image_config, tmp_path, key, said):
     with pytest.raises(InputError, match=said):
         start(image_config, tmp_path / "run", key)
+
+
+def test_settings_of_the_hash_grid_have_moved_for_assets(asset_config, tmp_path):
+    with pytest.raises(InputError) as caught:
+        start(asset_config, tmp_path / "run", "asset.field.levels=2", "asset.render={steps: 9}")
+    first, second = str(caught.value).split("\n")
+    assert first.endswith("asset.field.levels=2: asset.field is now asset.representation.field")
+    assert second.endswith("asset.render is now asset.representation.render")
 
 
 def test_methods_may_be_added_to_a_run_but_not_changed_in_it(image_config, tmp_path):

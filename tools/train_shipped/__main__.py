@@ -7,7 +7,7 @@ STARTED = time.monotonic()  # before torch is imported: a budget in minutes coun
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one part. Each is imported when asked for: a machine that trains needs nothing of what judges."""
+    """Run one part, importing only that part: training needs none of the libraries of the evaluation."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["gpu"]:
         from tools.train_shipped import gpu

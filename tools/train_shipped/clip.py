@@ -1,4 +1,4 @@
-"""Training of the small CLIP (Radford et al. 2021, arXiv 2103.00020) by which the world's pictures are judged.
+"""Training of the small CLIP (Radford et al. 2021, arXiv 2103.00020) that evaluates pictures of the world.
 
 What a view word tells is the hard part (see `conv_clip`). So most pictures drawn have such a word; all are mirrored or
 not, as their captions then say, and moved a little; and a linear layer, not exported, names kind and view from the
@@ -31,8 +31,8 @@ from tools.train_shipped.loop import FitConfig, Trainer, autocast, fit
 from tools.train_shipped.vae import save_whole
 
 MAX_SCALE = 100.0
-JITTER = 8  # pixels that a picture is moved either way
-VIEWED = 0.75  # share of the pairs drawn whose captions have a view word, at least
+JITTER = 8  # largest random shift of a picture in pixels
+VIEWED = 0.75  # least share of drawn pairs whose captions have a view word
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sentences:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
-    """Both towers, small: a convolutional one of 128² pixels, and a CLIP's of texts, 128 wide."""
+    """Build both small towers: a convolutional one for 128² pixels, and a CLIP text encoder of width 128."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -72,13 +72,13 @@ def build_clip(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
 
 
 def view_variants(caption: str) -> list[str]:
-    """The caption with each of the other view words in place of its own; empty where it has none."""
+    """The caption with each of the other view words instead of its own; empty if it has none."""
     own = said_view(caption)
     return [caption.removesuffix(own) + other for other in VIEWS if other != own] if own else []
 
 
 def mirror_caption(caption: str) -> str:
-    """What the mirrored picture shows. Objects are their own mirror images but the mug, whose handle is at its left: a
+    """The caption of the mirrored picture. Only the mug is not its own mirror image: its handle is at the left, so a
     mirrored front is a back."""
     one, other = (VIEWS[0], VIEWS[3]) if " mug" in caption else (VIEWS[1], VIEWS[2])
     own = said_view(caption)
@@ -86,14 +86,14 @@ def mirror_caption(caption: str) -> str:
 
 
 def view_label(caption: str) -> int:
-    """Number of the kind and view that a caption says, −1 where it has no view."""
+    """An index of the caption's kind and view, −1 without a view word."""
     view = said_view(caption)
     said = parse_prompt(caption) if view else None
     return len(VIEWS) * list(KINDS).index(said["kind"]) + VIEWS.index(view) if said else -1
 
 
 def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
-    """Tokenise every caption of both sides, and its view variants, its mirror's among them."""
+    """Tokenise all captions of both sides, with their view variants and mirrored captions."""
     captions = [[record[key] for record in pairs.records] for key in ("caption", "target_caption")]
     texts = dict.fromkeys(caption for side in captions for caption in side)
     texts |= dict.fromkeys(variant for caption in list(texts) for variant in view_variants(caption))
@@ -110,8 +110,7 @@ def load_sentences(pairs: Pairs, tokenizer: CLIPTokenizer) -> Sentences:
 
 
 def draw(pairs: Pairs, sentences: Sentences, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both sides of random pairs, which differ in little [B,3,S,S], mirrored or not and moved a little; and the rows of
-    what they then show [B]."""
+    """Draw both sides of random pairs [B,3,S,S], randomly mirrored and shifted, and the rows of their captions [B]."""
     pick = torch.randint(len(pairs), (batch // 2,), generator=generator)
     viewed = (sentences.variants[sentences.caption[0], 0] >= 0).nonzero()[:, 0]
     if len(viewed):

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     t2i.add_argument("--base", type=Path, required=True, help="InstructPix2Pix pipeline: VAE, text encoder, first UNet")
     t2i.add_argument("--init", type=Path, help="text-to-image pipeline folder to go on from")
     clip.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder of the shipped pipelines")
-    lmc.add_argument("--base", type=Path, required=True, help="text-to-image pipeline that b_psi is to accompany")
+    lmc.add_argument("--base", type=Path, required=True, help="text-to-image pipeline that b_psi is trained for")
     for part in (ip2p, t2i, clip, lmc):
         part.add_argument("--out", type=Path, required=True, help="where the finished folder is written")
     tokenizer = parts.add_parser("tokenizer")
@@ -78,7 +78,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def fit_config(options: argparse.Namespace) -> FitConfig:
-    """The FitConfig that the options spell."""
+    """The FitConfig of the options."""
     return FitConfig(**{field.name: getattr(options, field.name) for field in fields(FitConfig)})
 
 
@@ -108,9 +108,9 @@ def run_lmc(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run one part; a user's mistake ends in one line and exit code 2."""
+    """Parse and run one part; user errors end in one line and exit code 2."""
     options = parser().parse_args(arguments)
-    # Weights start from the global generator (torch.nn has no other), so it is seeded here, where the program starts.
+    # torch.nn initialises weights from the global generator, so it is seeded here, at the program's start
     torch.manual_seed(getattr(options, "seed", 0))
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""The pair data set that `csd3d.world.pairs.write_pairs` leaves on disk, read through memory maps.
+"""Read the pair data set written by `csd3d.world.pairs.write_pairs` through memory maps.
 
 Symbols: P pairs, S image size in pixels. Files: source.u8 and target.u8 [P,S,S,3], mask.u8 [P,S,S], pairs.jsonl,
 meta.json; optionally answers.u8 [A,S,S,3], the valid answers of ambiguous pairs, whose records then have
@@ -35,7 +35,7 @@ class Pairs:
         return self.source.shape[1]
 
     def truths(self, index: int) -> Tensor:
-        """Valid edited images of pair `index`, [K,S,S,3] uint8: all its answers where listed, else its target alone."""
+        """The right edits of pair `index`, [K,S,S,3] uint8: all its answers if listed, else only its target."""
         if self.answers is None or not self.records[index].get("answers"):
             return self.target[index : index + 1]
         first, count = self.records[index]["answers"]
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def open_pairs(folder: Path | str) -> Pairs:
-    """Open a data set without reading its images; InputError where a file is missing or has the wrong length."""
+    """Open a data set without reading its images; raises InputError for missing files or wrong lengths."""
     folder = Path(folder)
     meta = read_json(folder / "meta.json", "what csd3d.world.pairs writes beside the pairs")
     count, size = int(meta["count"]), int(meta["size"])
@@ -73,7 +73,7 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 
 def move(images: Tensor, right: Tensor, down: Tensor | None = None) -> Tensor:
-    """Images or latents [B,C,h,w] moved by whole pixels `right` and `down` [B], the border repeated."""
+    """Shift images or latents [B,C,h,w] by whole pixels `right` and `down` [B], repeating the border."""
     if down is not None:
         images = move(images.mT, down).mT
     size = images.shape[-1]
@@ -90,5 +90,5 @@ def texts(pairs: Pairs) -> list[str]:
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
     if not path.exists() or path.stat().st_size != int(np.prod(shape)):
         raise InputError(f"{path}: missing or not {'x'.join(map(str, shape))} bytes; write the pairs again")
-    # Copy on write: torch refuses read-only memory, and nothing written here may reach the file.
+    # copy on write: torch refuses read-only memory, and writes must not reach the file
     return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))

@@ -1,4 +1,4 @@
-"""What the shipped diffusion models share: the noise schedule, the loss, latents kept on disk.
+"""Shared by the shipped diffusion models: noise schedule, loss, and latents cached on disk.
 
 Symbols: z scaled latents [B,4,h,w], t timesteps [B], ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity.
 """
@@ -22,14 +22,14 @@ from tools.train_shipped.data import Pairs, gather
 from tools.train_shipped.loop import FitConfig, autocast
 from tools.train_shipped.vae import save_whole
 
-if TYPE_CHECKING:  # training alone does without the pipelines and all that they import
+if TYPE_CHECKING:  # training does not need the pipelines and their imports
     from diffusers import DiffusionPipeline
 
 HIGH = 0.5  # see `high_share`
 
 
 class Denoiser(nn.Module):
-    """The two networks that learn together, in one module so that one optimiser and one checkpoint hold both."""
+    """UNet and text encoder in one module, so that one optimiser and one checkpoint hold both."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
     def forward(
         self, noisy: Tensor, condition: Tensor | None, t: Tensor, tokens: Tensor, camera: Tensor | None = None
     ) -> Tensor:
-        """`camera` [B,K] goes to the UNets that take one (`csd3d.priors.camera_embedding`), and only to those."""
+        """`camera` [B,K] goes to the UNets that take one (`csd3d.priors.camera_embedding`), only."""
         y = self.text_encoder(tokens).last_hidden_state
         seen = noisy if condition is None else torch.cat([noisy, condition], 1)
         if camera is None and self.unet.class_embedding is not None:
@@ -47,19 +47,19 @@ class Denoiser(nn.Module):
 
 
 def load_denoiser(folder: Path) -> Denoiser:
-    """The networks of a pipeline folder, to go on training."""
+    """Load the networks of a pipeline folder for further training."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     return Denoiser(unet, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32))
 
 
 def for_training(denoiser: Denoiser) -> Denoiser:
-    """The same networks set up for speed on a CPU, where fused attention has a slow backward, in place.
+    """Set up the networks for speed on a CPU, where fused attention has a slow backward pass; in place.
 
     Images a second on a Zen 4 core: 41 with diffusers' defaults, channels-last; 58 so. The text encoder: 574 to 900.
     """
     denoiser.unet.set_attn_processor(AttnProcessor())
     denoiser.text_encoder.set_attn_implementation("eager")
-    return denoiser.eval()  # nothing in it has a train mode, but diffusers copies every shortcut's input there
+    return denoiser.eval()  # no layer has a train mode, but in it diffusers copies every shortcut's input
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -107,7 +107,7 @@ class Noised:
 
 
 def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, high: float = 0.0) -> Noised:
-    """z noised to t uniform, ε normal; a share `high` of the batch has t in the upper half, where shapes are chosen.
+    """Noise z at uniform t with normal ε; a share `high` of the batch has t in the upper half, where shapes form.
 
     Everything is drawn on the generator's device: one of the CPU draws the same wherever z is, one of a GPU's costs the
     host nothing.
@@ -126,12 +126,12 @@ def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, h
 
 
 def high_share(progress: float) -> float:
-    """Share of a batch at high noise, where shapes are chosen: `HIGH` until 60 % of the time, then linearly to 0."""
+    """Share of a batch at high noise, where shapes form: `HIGH` until 60 % of the time, then linearly to 0."""
     return HIGH * min(1.0, 2.5 * (1 - progress))
 
 
 def blur(modes: Tensor) -> Tensor:
-    """Latents [B,4,h,w] at half their resolution: what they decode to is blurred."""
+    """Latents [B,4,h,w] at half resolution, which decode to blurred pictures."""
     return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
 
 
@@ -145,7 +145,7 @@ def velocity_loss(
 
 @torch.no_grad()
 def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfig) -> Tensor:
-    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` so that a kill loses little."""
+    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` as they are made."""
     size = images.shape[1] // 8
     record = 4 * size * size * 2
     done = path.stat().st_size // record if path.exists() else 0

@@ -1,4 +1,4 @@
-"""`python -m tools.train_shipped gpu`: train a shipped model further on one GPU within minutes, on rows made meanwhile.
+"""`python -m tools.train_shipped gpu`: train a shipped model further on one GPU in minutes, on rows rendered meanwhile.
 
 Worker processes render scenes (`tools.train_shipped.stream`); this one encodes the pictures, keeps their latents on the
 device and trains on draws of all that are there. Into --out go the averaged networks in fp16 (renewed every minute),
@@ -39,13 +39,13 @@ from tools.train_shipped.stream import CHUNK, Rows, Stream
 
 ASSETS = Path(__file__).parents[2] / "csd3d" / "assets"
 DROP_TEXT, DROP_CAMERA, BLURRED = 0.1, 0.15, 0.05  # shares of a batch of captions
-DROP_EDIT = 0.05  # of each of: the instruction, the source, both
+DROP_EDIT = 0.05  # probability of dropping the instruction, the source, or both, each
 
 Batch = dict[str, Tensor]
 
 
 def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same UNet with a camera embedding whose last layer is zero: it predicts what `unet` does, at any camera."""
+    """Add a camera embedding whose last layer is zero: the predictions equal those of `unet` for any camera."""
     if unet.config.class_embed_type == "projection":
         return unet
     extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
@@ -59,7 +59,7 @@ def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 class Store:
-    """Rows on the device, newest over oldest once `capacity` is reached; draws are uniform over what is there."""
+    """A ring buffer of at most `capacity` rows on the device; draws are uniform over its rows."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.written = capacity, 0
@@ -81,17 +81,17 @@ class Store:
         self.written += count
 
     def all(self) -> Batch:
-        """Every row that is there, in the order of storage."""
+        """All rows, in the order of storage."""
         return {name: values[: len(self)] for name, values in self.fields.items()}
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
-        """`batch` random rows, with repetition."""
+        """Draw `batch` random rows, with replacement."""
         pick = torch.randint(len(self), (batch,), generator=generator, device=generator.device)
         return {name: values[pick] for name, values in self.fields.items()}
 
 
 class Encoder:
-    """Turns rendered rows into what is stored of them: modes, tokens, camera vectors."""
+    """Encode rendered rows for the store: modes, tokens, camera vectors."""
 
     def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> None:
         self.vae = vae.to(config.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -113,7 +113,7 @@ class Encoder:
             return self.vae.encode(pixels).latent_dist.mean.half().contiguous()
 
     def _upload(self, values: Tensor) -> Tensor:
-        """To the device; through pinned memory, from where a copy does not wait for the steps already queued."""
+        """Copy to the device through pinned memory, so that the copy does not wait for queued steps."""
         pinned = values.pin_memory() if self.config.device.startswith("cuda") else values
         return pinned.to(self.config.device, non_blocking=True)
 
@@ -130,7 +130,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step needs beside its rows; `alphas_cumprod` and the `empty` prompt's tokens [L] are on the device."""
+    """Constants of a step; `alphas_cumprod` and the `empty` prompt's tokens [L] are on the device."""
 
     denoiser: Denoiser
     alphas_cumprod: Tensor
@@ -147,7 +147,7 @@ class Learner:
         return (noised.weight * noised.error(predicted)).mean()
 
     def text_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
-        """Pictures under one of their captions, blurred ones among them; texts and cameras dropped independently."""
+        """Loss of pictures under one of their captions, some blurred; texts and cameras are dropped independently."""
         chance, no_camera = _uniform(2, len(rows["modes"]), generator)
         modes, tokens = rows["modes"].float(), _choose(rows["tokens"][:, :-1], generator)
         blurred = chance >= 1 - BLURRED
@@ -159,7 +159,7 @@ class Learner:
         return self.loss(self.scaling * modes, generator, high_share(progress), **shown)
 
     def edit_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
-        """Edited pictures under source and instruction; one text in ten is the edited picture's caption instead."""
+        """Loss of edited pictures under source and instruction; one text in ten is the edited picture's caption."""
         drop, captioned = _uniform(2, len(rows["modes"]), generator)
         instruction, caption = rows["tokens"].long().unbind(1)
         tokens = torch.where((captioned < 0.1)[:, None], caption, instruction)
@@ -175,14 +175,14 @@ def _uniform(count: int, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def _choose(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """One of each row's sentences: [B,k,L] to [B,L]."""
+    """Choose one of each row's sentences: [B,k,L] to [B,L]."""
     batch, count, length = tokens.shape
     pick = torch.randint(count, (batch, 1, 1), generator=generator, device=generator.device)
     return tokens.long().gather(1, pick.expand(batch, 1, length))[:, 0]
 
 
 class ClockedTrainer(Trainer):
-    """A Trainer whose budget ends at a moment of the clock, that draws on the device and never makes the host wait."""
+    """A Trainer with a deadline, which draws random numbers on the device and never makes the host wait."""
 
     def __init__(self, model: nn.Module, config: FitConfig, ends: float) -> None:
         super().__init__(model, config)
@@ -192,7 +192,7 @@ class ClockedTrainer(Trainer):
 
     @property
     def progress(self) -> float:
-        """The part of the time between the first step and the end that is over."""
+        """The share of the time between the first step and the deadline that has passed."""
         return min(1.0, (time.monotonic() - self.began) / max(self.ends - self.began, 1e-6))
 
     def update(self, loss_fn: Callable[[torch.Generator, float], Tensor]) -> None:
@@ -204,7 +204,7 @@ class ClockedTrainer(Trainer):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         skipped = (~norm.isfinite()).float()
-        # The fused optimiser leaves a step out where this says so, as it does for a GradScaler: nothing is read back.
+        # the fused optimiser skips the step by this flag, as for a GradScaler, without reading it back
         self.optimiser.found_inf = skipped
         self.optimiser.step()
         self.step += 1
@@ -213,14 +213,14 @@ class ClockedTrainer(Trainer):
         self.sums += torch.stack([loss.detach(), norm, skipped]).nan_to_num(0, 0, 0)
 
     def means(self, steps: int) -> dict[str, float]:
-        """Means over the last `steps` steps, then forgotten; the host waits here."""
+        """Return means over the last `steps` steps and reset them; the host waits here."""
         loss, grad, skipped = self.sums.tolist()
         self.sums.zero_()
         return {"loss": loss / max(steps, 1), "grad": grad / max(steps, 1), "skipped": skipped}
 
 
 def compile_unet(trainer: ClockedTrainer, step: Callable[[], Tensor], mode: str) -> None:
-    """Compile the UNet by a first forward and backward pass; where that fails, say so in a line and go on without."""
+    """Compile the UNet by a first forward and backward pass; if that fails, print a line and go on without."""
     unet, started = trainer.model.unet, time.monotonic()
     try:
         unet.compile(mode=mode, dynamic=False)
@@ -228,7 +228,7 @@ def compile_unet(trainer: ClockedTrainer, step: Callable[[], Tensor], mode: str)
         if trainer.config.device.startswith("cuda"):
             torch.cuda.synchronize()
         print(f"compiled the UNet in {time.monotonic() - started:.0f} s", flush=True)
-    except Exception as error:  # whatever the compiler ran into, an eager model still trains
+    except Exception as error:  # an eager model still trains
         unet._compiled_call_impl = None
         print(f"going on without torch.compile: {type(error).__name__}: {str(error)[:300]}", flush=True)
     trainer.optimiser.zero_grad(set_to_none=True)
@@ -246,7 +246,7 @@ def like_stored(part: str, encoder: Encoder, batch: int) -> Batch:
 
 
 class Run:
-    """One training run: the stream, the stores, the trainer, and what is written of them."""
+    """One training run: the stream, the stores, the trainer, and the output."""
 
     def __init__(self, options: argparse.Namespace, started: float, stream: Stream) -> None:
         self.options, self.started, self.stream = options, started, stream
@@ -274,12 +274,12 @@ class Run:
         self.logged_at, self.logged = time.monotonic(), (0, 0)
 
     def take(self, most: int, seconds: float = 0.0) -> None:
-        """Encode and store up to `most` chunks of those that wait."""
+        """Encode and store up to `most` waiting chunks."""
         for held_out, rows in self.stream.take(most, seconds):
             (self.held if held_out else self.store).add(self.encoder(rows))
 
     def train(self) -> None:
-        """Compile, wait for the first rows, and step until the time is over."""
+        """Compile, wait for the first rows, and train until the deadline."""
         options, trainer = self.options, self.trainer
         if options.compile != "none":
             fake, generator = like_stored(options.part, self.encoder, options.batch), trainer.generator
@@ -316,7 +316,7 @@ class Run:
         self.logged_at, self.logged = now, (trainer.step, self.store.written)
 
     def finish(self) -> None:
-        """The networks first, in case that time runs out; then held-out figures and the sheet."""
+        """Write the networks first, in case time runs out, then held-out figures and the sheet."""
         trained = self.trainer.ema_model()
         results.export(trained, self.options.out)
         shipped = load_denoiser(ASSETS / self.options.part).eval().to(self.options.device)
@@ -360,7 +360,7 @@ def main(arguments: list[str] | None, started: float) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)  # the camera embedding's first layer starts from the global generator
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True  # every shape comes again and again
+    torch.backends.cudnn.benchmark = True  # shapes do not change
     signal.signal(signal.SIGTERM, _interrupt)
     with Stream(options.part, options.workers, options.seed, -(-options.held_out // CHUNK)) as stream:
         run = Run(options, started, stream)

@@ -1,4 +1,4 @@
-"""What a GPU run leaves behind: networks in few files of a bounded size, held-out figures, a sheet of samples."""
+"""Output of a GPU run: networks in files of bounded size, held-out figures, a sheet of samples."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tools.train_shipped.gpu import Batch, Encoder, Learner, Store
 
 SHARD = "15MB"
-DRAWS = 4  # noise levels that each held-out row is judged at
+DRAWS = 4  # noise levels per held-out row
 STEPS, GUIDANCE = 20, 3.0
 PROMPTS = (
     "a red chair with yellow stripes",
@@ -42,7 +42,7 @@ def append_line(out: Path, line: dict) -> None:
 
 
 def export(model: Denoiser, out: Path) -> None:
-    """Both networks in fp16 as diffusers and transformers load them, no file over `SHARD`.
+    """Write both networks in fp16 for diffusers and transformers, no file over `SHARD`.
 
     Written elsewhere and moved in file by file, so that a run cut off here leaves the last whole ones.
     """
@@ -116,7 +116,7 @@ def sample(
 
 @torch.no_grad()
 def sheet(learner: "Learner", model: Denoiser, encoder: "Encoder", held: "Store", path: Path) -> None:
-    """A PNG of samples: a row a prompt with every camera (`CAMERAS`), or for the editor a source and its edit."""
+    """Write a PNG of samples: a row a prompt with all `CAMERAS`, or for the editor sources and edits."""
     if "sources" in held.fields:
         words, latents = _edits(learner, model, encoder, held.all())
     else:

@@ -28,7 +28,7 @@ from tools.train_shipped.tokenizer import build_tokenizer
 
 @dataclass(frozen=True)
 class Examples:
-    """What a training step reads: unscaled modes of source and target [P,4,h,w], tokens [U,L], rows of them [P]."""
+    """Training data: unscaled modes of source and target [P,4,h,w], tokens [U,L], and their rows [P]."""
 
     source: Tensor
     target: Tensor
@@ -127,7 +127,7 @@ def work_tokenizer(pairs: Pairs, work: Path, init: Path | None = None) -> CLIPTo
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the new layout (tokenizer.json) and the classic one (vocab.json, merges.txt) that older loaders want."""
+    """Write the new layout (tokenizer.json) and the classic one (vocab.json, merges.txt) for older loaders."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
@@ -139,7 +139,7 @@ def train_ip2p(
     averaged weights in fp16, to `out` at every checkpoint."""
     config.work.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_folder)
-    with first_process_first():  # it writes what the others read
+    with first_process_first():  # it writes what the other processes read
         tokenizer = work_tokenizer(pairs, config.work, init)
         examples = load_examples(pairs, vae, tokenizer, config)
     scaling, alphas_cumprod = vae.config.scaling_factor, noise_schedule().alphas_cumprod

@@ -1,4 +1,4 @@
-"""Held-out bars of the shipped priors: reconstruction, named colours, edits against the true edited image.
+"""Evaluate the shipped priors on held-out pairs: reconstruction, named colours, edits against the true edit.
 
 Models are opened, sampled and decoded by csd3d itself, so that what is judged is what a job gets.
 
@@ -39,7 +39,7 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 
 def add_common_options(part: argparse.ArgumentParser) -> None:
-    """What the judges of the editing and of the text models both take."""
+    """Options of both `judge` and `judge-text`."""
     part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
     part.add_argument("--json", type=Path, required=True, help="where the numbers go")
     part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
@@ -87,7 +87,7 @@ def judge(pairs: Pairs, prior: Prior, options: argparse.Namespace) -> tuple[dict
 
 
 def open_judged(options: argparse.Namespace, kind: str) -> Prior:
-    """The model as a job opens it; `kind` is what it must be good for, "edit" or "text"."""
+    """Open the model as a job does; `kind` is "edit" or "text"."""
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[options.precision]
     return load_prior(PriorConfig(model=str(options.model), device="cpu", dtype=dtype), require=kind)
 
@@ -174,7 +174,7 @@ def judge_edits(pairs: Pairs, indices: list[int], edits: Tensor) -> dict:
 
 
 def summary(rows: list[dict], chosen: Callable[[dict], bool]) -> dict:
-    """Counts, mean PSNRs and closer-than-source share of the rows that `chosen` accepts; null where there are none."""
+    """Counts, mean PSNRs and closer-than-source share of the rows that `chosen` accepts; null if there are none."""
     rows = [row for row in rows if chosen(row)]
     changed = [row["psnr"] > row["source_psnr"] for row in rows if row["changes"]]
     return {
@@ -190,7 +190,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def write_report(report: dict, options: argparse.Namespace) -> None:
-    """The report, with the curves of the trainings whose logs are named, to --json."""
+    """Write the report, with the learning curves of the given logs, to --json."""
     report["curves"] = {str(path): _curve(path) for path in options.log}
     write_text(options.json, json.dumps(report, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Held-out bars of the text models: the CLIP's retrieval and view words on true pictures, and the samples it judges.
+"""Evaluate the text models on held-out pairs: the CLIP on true pictures, and samples by the CLIP.
 
 Symbols: P pictures, each with its own caption; I [P,D] and T [P,D] their unit embeddings.
 """
@@ -21,7 +21,7 @@ from tools.train_shipped.data import Pairs, gather, open_pairs
 from tools.train_shipped.judge import add_common_options, open_judged, write_report
 from tools.train_shipped.sheet import save_sheet
 
-SHEET_ROWS = 24  # each a caption: the true picture, the sample, and the one with the camera told
+SHEET_ROWS = 24  # a row a caption: the true picture, the sample, and the sample with the camera given
 
 
 def add_options(part: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> None:
-    """Judge the CLIP and, where given, the text-to-image model; write the report and the contact sheet."""
+    """Evaluate the CLIP and, if given, the text-to-image model; write the report and the contact sheet."""
     pairs = open_pairs(options.pairs)
     model, tokenizer = open_towers(options.clip)
     model = model.eval().float()
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def told_views(prior: Prior, records: list[dict]) -> dict[str, Tensor | None]:
-    """What the model is told of the cameras, by the report's key: nothing, and [P,3] if it and the pairs know them."""
+    """Camera conditions by the report's key: none, and [P,3] if the model and the pairs have cameras."""
     told: dict[str, Tensor | None] = {"t2i": None}
     if prior.takes_camera and all("camera" in record for record in records):
         told["t2i, camera told"] = torch.tensor([record["camera"] for record in records])
@@ -124,7 +124,7 @@ def judge_pictures(
 
 
 def view_words_right(image: Tensor, text: Tensor, row: Tensor, sentences: Sentences) -> Tensor:
-    """Of each picture whose caption `row` [P] has a view word: whether it beats the caption's variants, [≤ P] bool."""
+    """For each picture whose caption `row` [P] has a view word: whether it beats the variants, [≤ P] bool."""
     variants = sentences.variants[row]
     seen = variants[:, 0] >= 0
     right = torch.einsum("nd,nd->n", image[seen], text[row[seen]])

@@ -1,4 +1,4 @@
-"""Training of b_ψ (`ExpectedReconstruction`) for LMC-SDS (arXiv 2401.05293) on the prior it is to accompany.
+"""Training of b_ψ (`ExpectedReconstruction`) for LMC-SDS (arXiv 2401.05293), for one prior.
 
 Symbols: z scaled latents of real pictures [B,4,h,w], y their captions, z_t = √ᾱ z + √(1−ᾱ) ε, and the prior's one-step
 reconstruction ẑ_0(z_t; y) = (z_t − √(1−ᾱ) ε̂(z_t; y))/√ᾱ, at guidance 1. Minimised is
@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from csd3d.distillation.schedule import timestep
 from csd3d.errors import InputError
-from csd3d.priors import Condition, DiffusersPrior, PriorConfig, load_prior
+from csd3d.priors import Condition, Prior, PriorConfig, load_prior
 from csd3d.priors.expected import ExpectedReconstruction
 from tools.train_shipped.data import Pairs
 from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
@@ -77,7 +77,7 @@ def train_lmc(pairs: Pairs, config: FitConfig, base: Path, out: Path, width: int
     checkpoint. InputError where `base` is no Stable Diffusion of text to image."""
     config.work.mkdir(parents=True, exist_ok=True)
     prior = open_base(base, config)
-    with first_process_first():  # it writes what the others read
+    with first_process_first():  # it writes what the other processes read
         data = load_captioned(pairs, prior.vae, prior.tokenizer, config)
     model = ExpectedReconstruction(prior.vae.config.latent_channels, width, blocks)
     trainer = Trainer(model.to(memory_format=torch.channels_last), config)
@@ -95,12 +95,12 @@ def train_lmc(pairs: Pairs, config: FitConfig, base: Path, out: Path, width: int
     fit(trainer, loss_fn, lambda: save_whole(out, trainer.ema_model()))
 
 
-def open_base(base: Path, config: FitConfig) -> DiffusersPrior:
+def open_base(base: Path, config: FitConfig) -> Prior:
     """The prior in config.precision; InputError where captions need more than one CLIP's tokens (SDXL, IF, SD3)."""
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
     opened = PriorConfig(model=str(base), device=config.device, dtype=dtype, micro_batch=config.batch)
     prior = load_prior(opened, require="text")
-    # to embed every caption beforehand would take gigabytes: tokens are kept, and they are those of one CLIP
+    # embeddings of all captions would take gigabytes, so tokens are kept, of one CLIP
     if type(prior.text_encoder) is not CLIPTextModel or prior.condition([""]).pooled is not None:
         raise InputError(f"{base}: train lmc needs a Stable Diffusion 1.x or 2.x, whose text encoder is one CLIP")
     return prior

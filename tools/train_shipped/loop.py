@@ -1,4 +1,4 @@
-"""The training loop both parts share: a budget in minutes or steps, atomic checkpoints, EMA, progress lines.
+"""The training loop: a budget in minutes or steps, atomic checkpoints, EMA, progress lines.
 
 Under torchrun every process takes a batch of its own and a step follows the mean gradient; the first one writes.
 
@@ -23,8 +23,8 @@ from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, save_
 from csd3d.errors import InputError
 
 LossFn = Callable[[torch.Generator, float], dict[str, Tensor]]
-CHECKPOINT = "checkpoint"  # the folder of it in the work folder
-WEIGHTS, COUNTS = ("parameters", "ema"), ("step", "seconds", "skipped")  # of a Trainer, kept in it
+CHECKPOINT = "checkpoint"  # folder in the work folder
+WEIGHTS, COUNTS = ("parameters", "ema"), ("step", "seconds", "skipped")  # attributes of a Trainer in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,24 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """The part p of the budget that is used."""
+        """The used share p of the budget."""
         config = self.config
         return self.step / config.steps if config.steps else self.seconds / (60 * config.minutes)
 
     def ema_model(self) -> nn.Module:
-        """A copy of the model that carries the averaged weights."""
+        """A copy of the model with the averaged weights."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.ema, strict=False)
         return model.eval()
 
     def save(self) -> None:
-        """Replace the checkpoint in the work folder by one of now, in one step."""
+        """Replace the checkpoint in the work folder atomically."""
         tree = {name: getattr(self, name) for name in (*WEIGHTS, *COUNTS)}
         tree |= {"optimiser": self.optimiser.state_dict()["state"], "generator": self.generator.get_state()}
         save_checkpoint(self.config.work, CHECKPOINT, *pack(tree), identity=self._shapes)
 
     def load(self) -> bool:
-        """Continue from the work folder's checkpoint; False without one, InputError when it is of another model."""
+        """Continue from the work folder's checkpoint; False without one; InputError for another model's."""
         folder = self.config.work / CHECKPOINT
         if not has_checkpoint(folder):
             return False
@@ -103,7 +103,7 @@ class Trainer:
             for name in WEIGHTS:
                 for key, value in getattr(self, name).items():
                     value.copy_(tree[name][key])
-        # of the optimiser its moments alone: weight decay and the rest are the command's, which may have changed them
+        # only the optimiser's moments: weight decay etc. come from the command line, which may have changed
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": tree["optimiser"]})
         self.generator.set_state(tree["generator"])
         if process():  # the checkpoint has the first one's state only
@@ -114,7 +114,7 @@ class Trainer:
 
     @property
     def _shapes(self) -> dict[str, list[int]]:
-        """What a checkpoint must have in common with this model."""
+        """Values that must be equal in a checkpoint and this model."""
         return {name: list(parameter.shape) for name, parameter in self.parameters.items()}
 
     def update(self, loss_fn: LossFn) -> dict[str, float]:
@@ -137,7 +137,7 @@ class Trainer:
         return {name: value.item() for name, value in losses.items()} | {"grad": norm.item()}
 
     def _average(self) -> None:
-        """Mean of the gradients over the processes, and of their seconds, so that they stop at the same step."""
+        """Average gradients over the processes, and seconds, so that they stop at the same step."""
         gradients = [p.grad for p in self.parameters.values()]
         flat = torch.cat([g.flatten() for g in gradients] + [gradients[0].new_tensor([self.seconds])])
         dist.all_reduce(flat)
@@ -148,13 +148,13 @@ class Trainer:
 
 
 def process() -> int:
-    """Which process of a distributed run this is; 0 where there is one."""
+    """The rank of this process; 0 if there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process goes through the block alone, then the others do."""
+    """Run the block in the first process, then in the others."""
     if process():
         dist.barrier()
     yield

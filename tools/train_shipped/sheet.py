@@ -1,4 +1,4 @@
-"""Contact sheets of what the shipped models make, as the reports of runs have them: a row of pictures, its words."""
+"""Contact sheets of the shipped models' results, in the style of the reports: rows of pictures with captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def save_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
 
 
 def edit_rows(pairs: Pairs, edits: dict[int, Tensor], count: int = 24) -> list[tuple[str, list[Tensor]]]:
-    """The rows of up to `count` edits {pair index: [3,S,S]}, the families in turn: source, edit, the truth nearest."""
+    """The rows of up to `count` edits {pair index: [3,S,S]}, the families in turn: source, edit, nearest answer."""
     chosen = by_turns([(pairs.records[i]["family"], i) for i in edits])[:count]
     rows = []
     for i in chosen:
@@ -27,7 +27,7 @@ def edit_rows(pairs: Pairs, edits: dict[int, Tensor], count: int = 24) -> list[t
 
 
 def by_turns(items: list[tuple[str, int]]) -> list[int]:
-    """One index of each family, then a second of each, and so on."""
+    """Order the indices: one of each family, then a second of each, and so on."""
     seen: dict[str, int] = {}
     ranked = []
     for family, index in items:

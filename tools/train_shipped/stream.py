@@ -1,4 +1,4 @@
-"""Training rows made while the model trains: worker processes render random scenes and put them into a queue.
+"""Make training rows during training: worker processes render random scenes and put them into a queue.
 
 Rows are a dict: `pictures` [n,S,S,3] uint8, for edits also `sources`; `texts`, the same number of sentences for each;
 `camera` [n,3] float32: azimuth from the object's front, elevation in degrees, distance; `patterned` [n] bool.
@@ -25,14 +25,14 @@ from custom_kernels.native import require_library
 
 Rows = dict[str, np.ndarray | list[list[str]]]
 
-CHUNK = 64  # rows that travel together
-WAITING = 2000  # chunks that may wait, while a model compiles for example: 6 GB of pictures
-CAPTIONS = 4  # of a picture; a fifth says that it is blurred
+CHUNK = 64  # rows per item of the queue
+WAITING = 2000  # largest number of waiting chunks: 6 GB of pictures
+CAPTIONS = 4  # per picture; a fifth one says that it is blurred
 LOOSENED = ("colour", "pattern_colour", "backdrop", "facing")
 BLURRY = "blurry"
 PATTERNED, PLATED = 0.6, 0.5  # shares of the scenes
 SAID_PLATE, SAID_VIEW, LOOSE = 0.8, 0.6, 0.25  # shares of the captions
-BOOST = {"pattern": 2.5, "any pattern": 2.5}  # families that are learned last, drawn more often
+BOOST = {"pattern": 2.5, "any pattern": 2.5}  # families that are learned last are drawn more often
 
 
 def training_scene(rng: random.Random, patterned: float = PATTERNED) -> Scene:
@@ -46,20 +46,20 @@ def training_scene(rng: random.Random, patterned: float = PATTERNED) -> Scene:
 
 
 def training_view(rng: random.Random) -> View:
-    """A camera that covers those of text to 3D (`csd3d.guidance.views`)."""
+    """A random camera from a range that covers text to 3D (`csd3d.guidance.views`)."""
     target = tuple(rng.uniform(-0.06, 0.06) for _ in range(3))
     return View(rng.uniform(0, 360), rng.uniform(0, 70), rng.uniform(3.6, 4.4), FOV_DEG, target)
 
 
 def some_caption(scene: Scene, view: View, rng: random.Random) -> str:
-    """A caption that says the view, the plate and the rest as often as the shares above have it."""
+    """A caption that mentions view, plate and other attributes with the probabilities above."""
     azimuth = view.azimuth_deg if rng.random() < SAID_VIEW else None
     text = caption(scene, azimuth, view.elevation_deg, plate=rng.random() < SAID_PLATE)
     return loosen(text, LOOSENED, rng) if rng.random() < LOOSE else text
 
 
 def captions_of(scene: Scene, view: View, rng: random.Random) -> list[str]:
-    """`CAPTIONS` captions of one picture, and one of it blurred."""
+    """`CAPTIONS` captions of one picture, and one for its blurred version."""
     texts = [some_caption(scene, view, rng) for _ in range(CAPTIONS)]
     return [*texts, BLURRY if rng.random() < 0.25 else f"{rng.choice(texts)}, {BLURRY}"]
 
@@ -73,7 +73,7 @@ def text_rows(rng: random.Random, size: int) -> Rows:
 
 
 def training_edit(rng: random.Random) -> tuple[Scene, Edit]:
-    """A scene and an instruction for it, the families of `BOOST` more often than elsewhere."""
+    """A random scene and an instruction for it, with the families of `BOOST` drawn more often."""
     weights = [family.weight * BOOST.get(name, 1.0) for name, family in FAMILIES.items()]
     while True:
         scene = training_scene(rng, patterned=0.3)
@@ -83,7 +83,7 @@ def training_edit(rng: random.Random) -> tuple[Scene, Edit]:
 
 
 def edit_rows(rng: random.Random, size: int) -> Rows:
-    """CHUNK pairs: source, edited picture, and as texts the instruction and the edited picture's caption."""
+    """CHUNK pairs: source, edited picture, and the texts: instruction and caption of the edited picture."""
     drawn = [(*training_edit(rng), training_view(rng)) for _ in range(CHUNK)]
     sources, edits, views = zip(*drawn, strict=True)
     targets = [rng.choice(edit.answers) for edit in edits]
@@ -107,7 +107,7 @@ MAKERS = {"t2i": text_rows, "ip2p": edit_rows}
 
 
 class Stream:
-    """Worker processes and the queue they fill; a context manager, so that they end with the block.
+    """Worker processes and the queue they fill; a context manager that ends them.
 
     Each renders its share of `held_out` chunks first, then others without end. Raises RuntimeError where the compiled
     kernels are missing: without them a picture takes seconds.
@@ -138,7 +138,7 @@ class Stream:
 
     @property
     def alive(self) -> int:
-        """How many workers still run."""
+        """The number of running workers."""
         return sum(worker.is_alive() for worker in self._workers)
 
     def __enter__(self) -> "Stream":
@@ -150,9 +150,9 @@ class Stream:
 
 
 def _work(part: str, worker: int, workers: int, seed: int, held_out: int, size: int, out) -> None:
-    """One worker: its share of the chunks, numbered over all workers, whose seeds those numbers are."""
-    os.nice(5)  # the process that trains comes first
-    torch.set_num_threads(1)  # also what the compiled kernels go by
+    """One worker, which makes its share of the chunks; a chunk's number over all workers is its seed."""
+    os.nice(5)  # training has priority
+    torch.set_num_threads(1)  # the compiled kernels follow this too
     for chunk in range(worker, held_out, workers):
         out.put((True, MAKERS[part](random.Random(f"held out/{chunk}"), size)))
     for chunk in itertools.count(worker, workers):

@@ -39,10 +39,10 @@ from tools.train_shipped.diffusion import (
 from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
 from tools.train_shipped.stream import BLURRY
 
-VIEW_WEIGHT = 0.15  # of `view_loss`, fading as `high_share` does: pictures first take sides, then get sharp
+VIEW_WEIGHT = 0.15  # weight of `view_loss`; it falls like `high_share`, so that views are learned before detail
 OPPOSITE = dict(zip(VIEWS, reversed(VIEWS), strict=True))
-LEAN = 4  # latent pixels that sides are moved to where they face, until 35 % of the time, 0 from 40 % on
-VIEW_STEEPNESS = 60.0  # of `view_loss`: how much more than another's a right view's error falls, at best, is about 1/60
+LEAN = 4  # latent pixels that side views are shifted towards their front, until 35 % of the time; 0 from 40 % on
+VIEW_STEEPNESS = 60.0  # of `view_loss`: a right view word lowers the error by about 1/60 at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Captioned:
     tokens: Tensor
     loose: Tensor
     blurry: Tensor
-    facing: Tensor  # [2P]: −1 where a picture shows a side facing left, 1 right, else 0
+    facing: Tensor  # [2P]: −1 for a side view facing left, 1 facing right, else 0
     empty: Tensor  # the tokens of the empty prompt [L]
 
 
@@ -105,7 +105,7 @@ def draw_captioned(
 
 
 def other_view(caption: str, rng: random.Random) -> str:
-    """The caption with another of `VIEWS` in the place of its own; as it is where it has none.
+    """The caption with another of `VIEWS` instead of its own; unchanged if it has none.
 
     Four times out of five with its opposite: front and back have one outline, left and right are mirrored, and a model
     that knows a side from a front need not tell either pair apart.
@@ -119,7 +119,7 @@ def other_view(caption: str, rng: random.Random) -> str:
 
 
 def view_loss(right: Tensor, other: Tensor) -> Tensor:
-    """−log of the chance that the right view word is chosen over another, by the errors [n] under them; a scalar.
+    """−log of the probability of the right view word against another, from the errors [n] under both; a scalar.
 
     Each word's pictures are another word's wrong ones, and all have the same noise under both words: what does not
     depend on the word cancels. Where nothing was to be asked it is 0.
@@ -128,7 +128,7 @@ def view_loss(right: Tensor, other: Tensor) -> Tensor:
 
 
 def text_unet(edit_unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The editing UNet without its image channels: it has seen captions with no source picture, so it can draw."""
+    """The editing UNet without its image channels; it was also trained on captions without a source picture."""
     unet = UNet2DConditionModel.from_config({**edit_unet.config, "in_channels": 4})
     state = edit_unet.state_dict()
     state["conv_in.weight"] = state["conv_in.weight"][:, :4]
@@ -142,7 +142,7 @@ def train_t2i(pairs: Pairs, config: FitConfig, base: Path, out: Path, init: Path
     config.work.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(ModelFolder(base).part("vae"), torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    with first_process_first():  # it writes what the others read
+    with first_process_first():  # it writes what the other processes read
         data = load_captioned(pairs, vae, tokenizer, config)
     denoiser = load_denoiser(init or base)
     if not init:

@@ -1,4 +1,4 @@
-"""Training of the shipped AutoencoderKL: 128² pixels to 4×16×16 latents, judged by colours as much as by PSNR.
+"""Training of the shipped AutoencoderKL: 128² pixels to 4×16×16 latents, evaluated by colours and PSNR.
 
 Symbols: x images [B,3,S,S] in [-1, 1], x̂ reconstructions, d = x̂ − x, z latents [B,4,S/8,S/8].
 """
@@ -53,7 +53,7 @@ def colour_anchor(mean: Tensor, images: Tensor) -> Tensor:
 
 
 def anchor_weight(progress: float) -> float:
-    """1 at the start, falling linearly to 0.02 at 40 % of the budget, and that from there on."""
+    """Linear from 1 at the start to 0.02 at 40 % of the budget, then constant."""
     return max(1 - progress / 0.4, 0.02)
 
 
@@ -78,7 +78,7 @@ def vae_loss(
 
 
 def freeze_encoder(vae: AutoencoderKL) -> None:
-    """Only the decoder learns from here on, so that latents cached from this VAE stay valid."""
+    """Train only the decoder from here on, so that latents cached from this VAE stay valid."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
@@ -100,7 +100,7 @@ def train_vae(
 
     `anchored`: latents start as colours (`anchor_weight`); else, for a VAE that has learned, the last weight holds.
     """
-    # eval: neither dropout nor running statistics are in it, and diffusers copies every shortcut's input in train mode.
+    # eval mode: there is no dropout, and in train mode diffusers copies every shortcut's input
     vae = vae.to(memory_format=torch.channels_last).eval()
     trainer = Trainer(vae, config)
 
@@ -136,7 +136,7 @@ def scaling_factor(vae: AutoencoderKL, pairs: Pairs, config: FitConfig, count: i
 
 
 def save_whole(folder: Path, *parts: Any) -> None:
-    """save_pretrained of every part into a temporary folder, then swapped in: a reader never sees half a model."""
+    """Save every part into a temporary folder, then swap it in, so that a reader never sees half a model."""
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)

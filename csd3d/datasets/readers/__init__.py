@@ -1,1 +1,1 @@
-"""Formats of captures, one a file: `registry.names("reader")` lists them."""
+"""Readers of capture formats, one a file; `registry.names("reader")` lists them."""

@@ -11,16 +11,16 @@ from csd3d.datasets.readers.nerfstudio import listing_of
 from csd3d.registry import register
 
 TRAIN = "transforms_train.json"
-HALF_SIDE = 1.5  # of the box that holds the set's objects, as in nerfstudio
+HALF_SIDE = 1.5  # half the side of the box that holds the objects, as in nerfstudio
 
 
 @register("reader", "blender", title="Blender synthetic")
 @dataclass(frozen=True)
 class Blender:
-    """Objects rendered for NeRF (Mildenhall et al. 2020, arXiv 2003.08934): a focal length as an angle, two files.
+    """The synthetic objects of NeRF (Mildenhall et al. 2020, arXiv 2003.08934).
 
-    The frames of transforms_test.json, or else of transforms_val.json, are held out. The scene is bounded: where no
-    file gives another box it is [-1.5, 1.5]^3, and the poses keep their frame.
+    The frames of transforms_test.json, or else of transforms_val.json, are held out. The scene is bounded by the box
+    in the file, by default [-1.5, 1.5]^3, and the poses keep their frame.
 
         scene: {path: nerf_synthetic/lego}
     """

@@ -1,9 +1,11 @@
-"""transforms.json, as nerfstudio and instant-ngp write it.
+"""transforms.json of nerfstudio and instant-ngp.
 
-A value given by a frame goes before the same value given once for all. Lens and pose conventions: csd3d.cameras.
+A value in a frame overrides the same value given for the whole file. Lens and pose conventions: csd3d.cameras.
 """
 
 import math
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +15,9 @@ import numpy as np
 from csd3d.datasets.listing import Frame, Listing, Points, sorted_by_name
 from csd3d.datasets.panoramas import cut_frame
 from csd3d.datasets.points import read_ply
-from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, read_json, rigid, shown, text
+from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, rigid, shown, text
 from csd3d.errors import InputError
+from csd3d.files import read_json
 from csd3d.registry import register
 
 LENS_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -22,16 +25,16 @@ RATIONAL_KEYS = ("k1", "k2", "k3", None, "p1", "p2", "k4", "k5", "k6")  # of FUL
 FULL, PANORAMA = "FULL_OPENCV", "EQUIRECTANGULAR"
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", FULL, PANORAMA)
 FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
-NGP_SCALE = 0.33  # instant-ngp puts its unit cube at 0.33 x + 0.5 (docs/nerf_dataset_tips.md)
+NGP_SCALE = 0.33  # instant-ngp maps positions to its unit cube by 0.33 x + 0.5 (docs/nerf_dataset_tips.md)
 
 
 @register("reader", "nerfstudio", title="nerfstudio and instant-ngp")
 @dataclass(frozen=True)
 class Nerfstudio:
-    """A folder with transforms.json, or any JSON file of that kind.
+    """A folder with transforms.json, or a JSON file of that format.
 
-    Keys beyond nerfstudio's: `split` of a frame, "train" or "test"; `aabb`, the scene's box [[x, y, z], [x, y, z]].
-    The scene is bounded where it has an `aabb`, or an `aabb_scale` (instant-ngp's) up to 1.
+    Additional keys: `split` of a frame, "train" or "test"; `aabb`, the scene's box [[x, y, z], [x, y, z]].
+    The scene is bounded if the file has `aabb`, or an `aabb_scale` (of instant-ngp) up to 1.
 
         scene: {path: captures/kitchen, downscale: 2}
     """
@@ -47,11 +50,11 @@ class Nerfstudio:
 
 
 def listing_of(files: dict[Path, str | None]) -> Listing:
-    """The frames of JSON files, each with the split that it stands for (None: it says so itself, or nothing does).
+    """Read JSON files, each with the split of its frames (None: the file may give splits itself).
 
-    What holds for all frames is read from the first file. Raises InputError.
+    Values for the whole capture are read from the first file. Raises InputError.
     """
-    metas = {file: read_json(file) for file in files}
+    metas = {file: read_json(file, "a capture's JSON") for file in files}
     frames: list[Frame] = []
     for file, split in files.items():
         frames += sorted_by_name(_frames(metas[file], file, split))
@@ -97,14 +100,14 @@ def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
     for key in ("file_path", "transform_matrix"):
         if key not in entry:
             raise InputError(f"{where}: has no {key}")
-    merged = {**meta, **entry}
+    merged = ChainMap(entry, meta)
     model = _model(merged, where)
     keys = RATIONAL_KEYS if model == FULL else () if model == PANORAMA else LENS_KEYS
     image = listed_file(file.parent, entry["file_path"], f"{where}.file_path")
     mask = None
     if entry.get("mask_path") is not None:
         mask = listed_file(file.parent, entry["mask_path"], f"{where}.mask_path")
-        image = None if mask is None else image  # unmasked, it would teach what the mask hides
+        image = None if mask is None else image  # without its mask, the picture would show what the mask hides
     return Frame(
         where=where,
         name=entry["file_path"].removeprefix("./"),
@@ -120,19 +123,19 @@ def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
 
 
 def _intrinsics(entry: dict[str, Any], meta: dict[str, Any], where: str) -> dict[str, tuple]:
-    """focal, angle, centre, size: the frame's own if it has any; its camera_angle hides a focal length of `meta`."""
+    """focal, angle, centre and size, the frame's own if given; a frame's angle overrides a focal length of `meta`."""
     focal, angle = [], []
     for axis in "xy":
         source = entry if f"fl_{axis}" in entry or f"camera_angle_{axis}" in entry else meta
         focal.append(_optional(positive, source, f"fl_{axis}", where))
         angle.append(_optional(_field_of_view, source, f"camera_angle_{axis}", where))
-    merged = {**meta, **entry}
+    merged = ChainMap(entry, meta)
     centre = tuple(_optional(number, merged, key, where) for key in ("cx", "cy"))
     size = tuple(_optional(pixel_count, merged, key, where) for key in ("w", "h"))
     return {"focal": tuple(focal), "angle": tuple(angle), "centre": centre, "size": size}
 
 
-def _optional(check, source: dict[str, Any], key: str, where: str):
+def _optional(check, source: Mapping[str, Any], key: str, where: str):
     return None if source.get(key) is None else check(source[key], f"{where}.{key}")
 
 
@@ -150,7 +153,7 @@ def _field_of_view(value: Any, where: str) -> float:
     return angle
 
 
-def _model(merged: dict[str, Any], where: str) -> str:
+def _model(merged: Mapping[str, Any], where: str) -> str:
     if merged.get("camera_model") is None:
         return FISHEYE[0] if merged.get("is_fisheye") is True else PERSPECTIVE[0]  # instant-ngp
     model = text(merged["camera_model"], f"{where}.camera_model")
@@ -167,7 +170,7 @@ def _frame_split(entry: dict[str, Any], where: str) -> str | None:
 
 
 def _split_by_filenames(frames: list[Frame], meta: dict[str, Any], file: Path) -> list[Frame]:
-    """nerfstudio's train_filenames and test_filenames (or val_filenames), if there; frames in neither are left out."""
+    """Apply nerfstudio's train_filenames and test_filenames (or val_filenames); frames in neither are dropped."""
     lists = {split: meta.get(f"{split}_filenames") for split in ("train", "test", "val")}
     if all(names is None for names in lists.values()):
         return frames

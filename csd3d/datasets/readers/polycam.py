@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from csd3d.datasets.listing import Frame, Listing, sorted_by_name
-from csd3d.datasets.reading import listed_file, number, pixel_count, positive, read_json, rigid
+from csd3d.datasets.reading import listed_file, number, pixel_count, positive, rigid
 from csd3d.errors import InputError
+from csd3d.files import read_json
 from csd3d.registry import register
 
 MAX_FRAMES = 30_000
@@ -39,7 +40,7 @@ class Polycam:
         return Listing(sorted_by_name(frames), folder=path, file=cameras)
 
     def _frame(self, path: Path, file: Path, picture: str) -> Frame:
-        said = read_json(file)
+        said = read_json(file, "a camera of Polycam")
 
         def value(key: str, check):
             if key not in said:

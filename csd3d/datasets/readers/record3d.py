@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from csd3d.datasets.listing import Frame, Listing
 from csd3d.datasets.readers.colmap import pose_of
-from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, read_json
+from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive
 from csd3d.errors import InputError
+from csd3d.files import read_json
 from csd3d.registry import register
 
 METADATA = ("metadata", "metadata.json")
@@ -38,7 +39,7 @@ class Record3D:
 
     def read(self, path: Path) -> Listing:
         file = next((path / name for name in METADATA if (path / name).is_file()), path / METADATA[0])
-        said = read_json(file)
+        said = read_json(file, "the metadata of Record3D")
         poses, k = said.get("poses"), said.get("K")
         if not isinstance(poses, list) or not 1 <= len(poses) <= MAX_FRAMES:
             raise InputError(f"{file}: poses; expected a list of 1 to {MAX_FRAMES} poses")

@@ -1,1 +1,1 @@
-"""The methods of score distillation, one a file: `registry.names("method")` lists them."""
+"""The methods of score distillation, one per file: `registry.names("method")` lists them."""

@@ -1,4 +1,4 @@
-"""SDS-Bridge: from what the picture is, in words, to what it should be."""
+"""SDS-Bridge: from a description of the picture's flaws to one of the picture it should be."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ class Bridge:
         stage 1   Δ = ε^ω(z_t; y) − ε
         stage 2   Δ = ω (ε(z_t; y + good) − ε(z_t; y + bad)),   both at the same z_t
 
-    Stage 2 is a bridge from the pictures that SDS makes, described in words, to what they should be. It begins at the
-    first step of at least `switch` of the run, so a resumed run keeps its stage.
+    `bad` describes the pictures that SDS makes, `good` what they should be. Stage 2 begins after the share `switch` of
+    the steps.
 
         config = DistillConfig(guidance_scale=40)     # the authors' in 2D; 100 and switch 0.8 in 3D
         G, report = distill_step(predict, Bridge(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
         z = z - learning_rate * G
     """
 
-    switch: float = 0.5  # share of the steps that stage 1 has
-    good: str = ", detailed high resolution, high quality, sharp"  # added to the prompt: what the picture should be
-    bad: str = (  # added to the prompt: what it is
+    switch: float = 0.5  # fraction of the steps after which stage 2 begins
+    good: str = ", detailed high resolution, high quality, sharp"  # appended to the prompt: the wanted qualities
+    bad: str = (  # appended to the prompt: the flaws of SDS's pictures
         ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
     )
 
@@ -38,8 +38,8 @@ class Bridge:
     def queries(self, step: Step) -> dict[str, Query]:
         if step.number < self.switch * step.steps:
             return guided_queries(step)
-        told = {"good": self.good, "bad": self.bad}
-        return {name: step.query(tuple(text + words for text in step.prompts)) for name, words in told.items()}
+        suffixes = {"good": self.good, "bad": self.bad}
+        return {name: step.query(tuple(text + suffix for text in step.prompts)) for name, suffix in suffixes.items()}
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         if "good" in eps:

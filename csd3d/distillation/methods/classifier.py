@@ -1,4 +1,4 @@
-"""Classifier score distillation: guidance alone."""
+"""Classifier score distillation: only the guidance term of SDS."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from csd3d.registry import register
 @register("method", "classifier", title="Classifier score distillation")
 @dataclass(frozen=True)
 class Classifier:
-    """Classifier score distillation (Yu et al. 2023, arXiv 2310.19415): what guidance adds in SDS, and nothing else.
+    """Classifier score distillation (Yu et al. 2023, arXiv 2310.19415): only the guidance term of SDS.
 
         Δ = ω (ε(y) − ε(∅)),   minus σ_t times ω ∇_{z_t} log p(y | z_t)
 
-    Called so and not CSD, which here is collaborative score distillation. Set `null_prompt` to what the picture should
-    not be, and it is the paper's form with a negative prompt (their schedule of its weight is not here).
+    In csd3d, CSD means collaborative score distillation. With `null_prompt` set it is the paper's form with a negative
+    prompt, without their schedule of its weight.
 
         config = DistillConfig(guidance_scale=40)
         G, report = distill_step(predict, Classifier(), z, number, config, alphas_cumprod, generator, prompts="a chair")

@@ -1,4 +1,4 @@
-"""CSD-Edit: an instruction moves several views at once, by the noise that an editing model predicts."""
+"""CSD-Edit: an instruction edits several views together, with the noise predictions of an editing model."""
 
 import math
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ class CSDEdit:
 
         Δ = ε^{ω_y,ω_s}(z_t; x̃, y) − ε(z̃_t; x̃, ∅)
 
-    The first is predicted at the noised *target*, the second at the *source* noised with the same ε and t (not at the
-    target's z_t, as some pseudo-code has it). At z = z̃ with ω_s = 1 it is exactly 0 when the instruction has no effect;
-    with another ω_s it is then (ω_s − 1)(ε(x̃, ∅) − ε(∅, ∅)), unless the baseline is guided by ω_s too.
+    The first term is predicted at the noised *target*, the second at the *source* noised with the same ε and t. At
+    z = z̃, if the instruction has no effect, Δ is 0 with ω_s = 1 and (ω_s − 1)(ε(x̃, ∅) − ε(∅, ∅)) with another ω_s,
+    unless the baseline is guided by ω_s too.
 
         method = CSDEdit(text_scale=7.5, image_scale=1.5)
         config, image = CollaborativeEditConfig(), prior.encode_condition(images)    # the paper's settings for images
         z = collaborative_edit(predict, method, z, image, config, alphas_cumprod, generator, prompts="make it snow")
     """
 
-    text_scale: float = 7.5  # ω_y, how strongly the instruction acts
-    image_scale: float = 1.5  # ω_s, how strongly the source picture holds; at 1 the null branch is not asked for
-    baseline: str = "image"  # image: the paper's; guided: by ω_s too, as in the authors' code; noise: ε, which is SDS
+    text_scale: float = 7.5  # ω_y, guidance scale of the instruction
+    image_scale: float = 1.5  # ω_s, guidance scale of the source picture; 1 saves the null branch
+    baseline: str = "image"  # image (the paper's), guided (by ω_s too, as in the authors' code) or noise (ε, as in SDS)
 
     needs: ClassVar[tuple[str, ...]] = ("source", "image")
 
@@ -42,14 +42,14 @@ class CSDEdit:
 
     def queries(self, step: Step) -> dict[str, Query]:
         nothing = step.null_prompt
-        asked = {"image": step.query(nothing, image=True), "full": step.query(image=True)}
+        queries = {"image": step.query(nothing, image=True), "full": step.query(image=True)}
         if self.image_scale != 1:
-            asked["null"] = step.query(nothing)
+            queries["null"] = step.query(nothing)
         if self.baseline != "noise":
-            asked["source_image"] = step.query(nothing, of="source", image=True)
+            queries["source_image"] = step.query(nothing, of="source", image=True)
         if self.baseline == "guided" and self.image_scale != 1:
-            asked["source_null"] = step.query(nothing, of="source")
-        return asked
+            queries["source_null"] = step.query(nothing, of="source")
+        return queries
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         image = eps["image"]

@@ -1,4 +1,4 @@
-"""Delta denoising score: what two prompts differ in, seen by the prior."""
+"""Delta denoising score: the difference of the predictions for two prompts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ class DDS:
 
         Δ = ε^ω(z_t; y_target) − ε^ω(z̃_t; y_source),   the same ε and t for both
 
-    Exactly 0 at z = z̃ with equal prompts: the prior's bias, which makes SDS blur, is the same in both and cancels.
+    Exactly 0 at z = z̃ with equal prompts: the prior's bias, which blurs in SDS, is the same in both terms and cancels.
 
         config = DistillConfig(steps=200, t_min=0.05, t_max=0.95)      # the authors' t and ω = 7.5
         about = {"prompts": "a tiger", "source": z_source, "source_prompts": "a cat"}

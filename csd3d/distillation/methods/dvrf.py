@@ -1,4 +1,4 @@
-"""Delta velocity rectified flow: an edit by the difference of two velocities."""
+"""Delta velocity rectified flow: editing by the difference of two velocities."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,19 +18,19 @@ class DVRF:
         x_s = (1 − s) z + s ε + η s (z − z̃),   x̃_s = (1 − s) z̃ + s ε
         Δ = v^ω(x_s; y_target) − v^ω̃(x̃_s; y_source) + (1 − η)(z − z̃)
 
-    With v = (ε − x_s)/(1 − s), which also holds for predictions, it is (1 + σ/√ᾱ)(ε^ω − ε^ω̃ − η (z − z̃)), predicted at
-    z_t + η σ_t (z − z̃): it runs on any prior. η rises linearly from 0 to `eta` over the run. η = 0 is DDS in velocity
-    form; η = 1 throughout, with s falling and steps of Δs, is FlowEdit (arXiv 2412.08629). The authors let t fall
-    (schedule "annealed"), with ω 16.5 and ω̃ 6 on Stable Diffusion 3.
+    v = (ε − x_s)/(1 − s) also holds for predictions, so Δ = (1 + σ/√ᾱ)(ε^ω − ε^ω̃ − η (z − z̃)) with ε^ω predicted at
+    z_t + η σ_t (z − z̃), and the method works with any prior. η changes linearly from `eta_start` to `eta`. η = 0 is DDS
+    in velocity form; a constant η = 1, with falling s and steps of Δs, is FlowEdit (arXiv 2412.08629). The authors use
+    schedule "annealed" and, on Stable Diffusion 3, ω 16.5 and ω̃ 6.
 
         config = DistillConfig(steps=50, guidance_scale=16.5, schedule="annealed", t_max=1.0, t_min=0.0)
         about = {"prompts": "a tiger", "source": z_source, "source_prompts": "a cat"}
         G, report = distill_step(predict, DVRF(), z, number, config, alphas_cumprod, generator, **about)
     """
 
-    eta: float = 1.0  # η at the end of the run
-    eta_start: float = 0.0  # η at its beginning; 1 is FlowEdit
-    source_scale: float | None = None  # ω̃, the source's guidance scale; null: the target's
+    eta: float = 1.0  # η at the last step
+    eta_start: float = 0.0  # η at the first step; 1 is FlowEdit
+    source_scale: float | None = None  # ω̃, guidance scale of the source; null: that of the target
 
     needs: ClassVar[tuple[str, ...]] = ("source",)
     fixed: ClassVar[dict[str, object]] = {"weight": "one"}

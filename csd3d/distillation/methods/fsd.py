@@ -1,4 +1,4 @@
-"""Flow score distillation: SDS whose noise belongs to the camera."""
+"""Flow score distillation: SDS with noise that depends on the camera."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,12 +10,12 @@ from csd3d.registry import register
 @register("method", "fsd", title="FSD")
 @dataclass(frozen=True)
 class FSD(SDS):
-    """Flow score distillation (Yan et al. 2024, arXiv 2405.10988): Δ of SDS, with ε a function of the camera alone.
+    """Flow score distillation (Yan et al. 2024, arXiv 2405.10988): SDS with ε a function of the camera only.
 
         Δ = ε^ω(z_t; y) − ε(camera),   t falling
 
-    ε is cut from a map of noise around the object that is fixed for a run (`noise.world_noise`), and given to the step
-    as `camera_noise`. With t falling, every view then follows one trajectory of the prior's flow.
+    ε is cut from a noise map around the object, fixed for a run (`noise.world_noise`), and passed to the step as
+    `camera_noise`. With falling t, every view follows one trajectory of the prior's flow.
 
         noise = world_noise(noise_map, azimuth_deg, elevation_deg, (16, 16))
         G, report = distill_step(

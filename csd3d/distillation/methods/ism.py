@@ -20,18 +20,18 @@ class ISM:
 
         Δ = ε^ω(x_t; y) − ε(x_s; ∅),   s = t − δ,   x_s and x_t from z by DDIM inversion under ∅
 
-    SDS compares the prediction with noise that another pass would not give again, which blurs; here both ends lie on
-    one trajectory. The inversion starts at the least noise of the schedule, in steps of `stride`, and its last step,
-    from x_s to x_t, uses the ε(x_s; ∅) that is subtracted. As in the authors' code; they weigh by σ_t/√ᾱ_t (weight x0)
-    and begin with a wider t and δ (warm-up), which is not here.
+    SDS compares the prediction with fresh random noise, which blurs; here both terms lie on one trajectory. As in the
+    authors' code, the inversion starts at the least noise of the schedule in steps of `stride`, and its last step, from
+    x_s to x_t, uses the subtracted ε(x_s; ∅). The authors weigh by σ_t/√ᾱ_t (weight x0) and begin with a wider t and δ
+    (warm-up), which we omit.
 
         config = DistillConfig(guidance_scale=7.5, t_min=0.02, t_max=0.5, weight="x0")
         G, report = distill_step(predict, ISM(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
         z = z - 0.1 * G
     """
 
-    interval: float = 0.08  # δ, a share of the schedule
-    stride: float = 0.2  # the inversion's steps from the clean picture to x_s, a share of the schedule
+    interval: float = 0.08  # δ = t − s, a fraction of the schedule
+    stride: float = 0.2  # step of the inversion to x_s, a fraction of the schedule
 
     perp_neg: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""LMC-SDS: against the reconstruction that a picture as good as the render would get."""
+"""LMC-SDS: SDS against the expected reconstruction of a picture as good as the render."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ class LMC:
 
         Δ = ε^ω(z_t; y) − (z_t − √ᾱ_t b_ψ(z, t))/σ_t,   that is √(ᾱ_t)/σ_t (b_ψ(z, t) − ẑ_0(z_t))
 
-    b_ψ(z, t) is the prior's one-step reconstruction that a picture as good as z is expected to get; against it the blur
-    of the step cancels, which in SDS stands against z itself. With b_ψ(z, t) = z it is SDS. The formula is from the
-    abstract and from secondary sources: no code is public.
+    b_ψ(z, t) is the prior's expected one-step reconstruction of a picture as good as z. One-step reconstructions are
+    blurred; in b_ψ − ẑ_0 the blur cancels, in SDS's z − ẑ_0 it does not. With b_ψ(z, t) = z it is SDS. The formula is
+    from the abstract and secondary sources: no code is public.
 
         networks = LMC().open(prior)
-        config = DistillConfig(guidance_scale=2)      # low guidance is the point of it
+        config = DistillConfig(guidance_scale=2)      # it is meant for low guidance
         G, report = distill_step(predict, LMC(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
     """
 
-    folder: str = path_key("csd3d/assets/lmc")  # the trained b_ψ
+    folder: str = path_key("csd3d/assets/lmc")  # folder of the trained network b_ψ
 
     perp_neg: ClassVar[bool] = True
 
@@ -49,7 +49,7 @@ class LMC:
 
 
 class ExpectedNetwork:
-    """b_ψ(z, t) as a `Network`: its query holds the clean z where others hold z_t. Nothing is trained."""
+    """b_ψ(z, t) as a `Network`; its queries have the clean z as z_t. Nothing is trained."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model

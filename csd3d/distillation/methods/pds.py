@@ -1,4 +1,4 @@
-"""Posterior distillation sampling: DDS, and a pull that keeps the source's identity."""
+"""Posterior distillation sampling: DDS plus a term that keeps the source's identity."""
 
 import math
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class PDS:
 
         Δ = ψ (z − z̃) + χ (ε^ω(z_t; y_target) − ε^ω(z̃_t; y_source))
 
-    The difference of the stochastic latents s = (x_t' − μ(x_t, x̂_0))/σ of target and source, noised alike. With a
-    consistent posterior ψ is 0 and PDS is χ times DDS. The identity term of the authors' code exists because they take
-    t' = t − 2 and yet β and α of a single step; it is the default here. At t < 2 the coefficients are those of t = 2.
+    It is the difference of the stochastic latents s = (x_t' − μ(x_t, x̂_0))/σ of target and source with the same noise.
+    With a consistent posterior ψ is 0 and PDS is χ times DDS. The authors' code has ψ > 0 because it combines
+    t' = t − 2 with β and α of a single step; we do the same by default. For t < 2 we use the coefficients of t = 2.
 
         about = {"prompts": "a tiger", "source": z_source, "source_prompts": "a cat"}
         G, report = distill_step(predict, PDS(), z, number, config, alphas_cumprod, generator, **about)
         z = z - learning_rate * G
     """
 
-    psi: float | None = None  # ψ, how strongly z is held to z̃; null: the authors', which grows as t falls
+    psi: float | None = None  # ψ, strength of the pull to the source; null: the authors', which grows as t falls
 
     needs: ClassVar[tuple[str, ...]] = ("source",)
     fixed: ClassVar[dict[str, object]] = {"weight": "one"}
@@ -50,12 +50,12 @@ class PDS:
 def posterior_coefficients(
     alpha_bar: float, alpha_bar_previous: float, alpha_step: float | None = None
 ) -> tuple[float, float]:
-    """(ψ, χ), between a level t and the cleaner one t' that it is compared at.
+    """(ψ, χ) for a level t and the cleaner level t'.
 
         μ = A x̂_0 + B x_t,  A = √ᾱ' β/(1−ᾱ),  B = √α (1−ᾱ')/(1−ᾱ),  σ² = (1−ᾱ')/(1−ᾱ) β,  β = 1 − α
         ψ = (√ᾱ' − A − B √ᾱ)/σ,  χ = A √((1−ᾱ)/ᾱ)/σ
 
-    With α = ᾱ/ᾱ' (`alpha_step` None), the DDPM posterior that t and t' really have, ψ is 0 up to rounding.
+    With α = ᾱ/ᾱ' (`alpha_step` None), the true DDPM posterior of t and t', ψ is 0 up to rounding.
     """
     alpha = alpha_bar / alpha_bar_previous if alpha_step is None else alpha_step
     beta = 1 - alpha

@@ -17,10 +17,10 @@ class RFDS:
 
         Δ = v^ω(x_s; y) − (ε − z),   x_s = (1 − s) z + s ε
 
-    In our terms x_s = z_t/(√ᾱ + σ), s = σ/(√ᾱ + σ), and v = (ε − x_s)/(1 − s) for predictions as for noise, so that
-    Δ = (ε^ω − ε)/(1 − s) = (1 + σ/√ᾱ)(ε^ω(z_t; y) − ε) with no further weight: it runs on any prior. The authors draw t
-    uniformly; "logit_normal" is how the models were trained. Their random factor on the loss is left out: it only
-    changes the step size.
+    In our notation x_s = z_t/(√ᾱ + σ), s = σ/(√ᾱ + σ), and v = (ε − x_s)/(1 − s) also holds for predictions, so
+    Δ = (ε^ω − ε)/(1 − s) = (1 + σ/√ᾱ)(ε^ω(z_t; y) − ε) without another weight, and the method works with any prior. The
+    authors draw t uniformly; the models were trained with "logit_normal". We omit their random factor on the loss,
+    which only changes the step size.
 
         config = DistillConfig(guidance_scale=50, schedule="logit_normal")
         G, report = distill_step(predict, RFDS(), z, number, config, alphas_cumprod, generator, prompts="a red chair")

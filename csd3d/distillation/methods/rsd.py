@@ -1,4 +1,4 @@
-"""Repulsive score distillation: particles keep their own scores and repel one another."""
+"""Repulsive score distillation: particles repel one another and share no scores."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ from csd3d.registry import register
 @register("method", "rsd", title="RSD")
 @dataclass(frozen=True)
 class RSD(SDS):
-    """Repulsive score distillation (Zilberstein et al. 2024, arXiv 2406.16683): CSD's rival for diversity.
+    """Repulsive score distillation (Zilberstein et al. 2024, arXiv 2406.16683), for diverse results.
 
         G_i = w(t) [ε^ω(z_{t,i}; y) − ε_i − λ σ_t/N Σ_j ∇ k(φ_j, φ_i)],   k = exp(−γ ‖φ_j − φ_i‖²), γ by the median
 
-    SVGD's repulsion without its sharing: no particle sees another's score. φ are the features of the pictures; the
-    authors have DINO's, ours are those of the prior's encoder (`svgd.space` "features"). They sum over j where we take
-    the mean, with γ = ln(N−1)/median, and λ = 1000 in 3D.
+    It is SVGD's repulsion without sharing of scores. φ are features of the pictures: DINO's in the paper, those of the
+    prior's encoder here (`svgd.space` "features"). The authors sum over j where we take the mean, and use
+    γ = ln(N−1)/median, and λ = 1000 in 3D.
 
         config = DistillConfig(guidance_scale=7.5)
         G, report = distill_step(predict, RSD(), z, number, config, alphas, generator, prompts=texts, features=phi)
         force = feature_gradient(phi, int(report["t"]), configured(RSD(), config), alphas)    # descended by phi
     """
 
-    repulsion: float = 100.0  # λ
-    space: str = "features"  # what particles differ in: features, coarse, clean or noisy latents
+    repulsion: float = 100.0  # λ, strength of the repulsion
+    space: str = "features"  # what distances compare: features, or coarse, clean or noisy latents
 
     @property
     def fixed(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Score distillation via inversion: SDS whose noise is the render's own."""
+"""Score distillation via inversion: SDS with noise from DDIM inversion of the render."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,20 +22,20 @@ class SDI:
 
         G = z − ẑ_0(z_t),   z_t from z by DDIM inversion under the prompt;   t falls from 0.98 to 0.25 of T
 
-    As the authors do it: the inversion goes through a grid of T/`grid` up to a level drawn from t + [0, T/`grid`), adds
-    η times DDIM's standard deviation of noise at every step, and the ε found there is used at t. Their scales ±7.5 are
-    ε_y + s (ε_y − ε_∅): here 8.5 and −6.5. The first step predicts at the first level of the grid; theirs tells the
-    network a negative time.
+    As in the authors' code, the inversion takes levels T/`grid` apart up to a level drawn from t + [0, T/`grid`),
+    adds η times DDIM's standard deviation of noise at every step, and its final ε is used at t. Their scales ±7.5 in
+    ε_y + s (ε_y − ε_∅) are 8.5 and −6.5 here. Our first step predicts at the first level of the grid; theirs passes a
+    negative time to the network.
 
         config = DistillConfig(steps=10000)           # t, its schedule and the weight are the method's
         G, report = distill_step(predict, SDI(), z, number, config, alphas_cumprod, generator, prompts="a red chair")
         z = z - learning_rate * G
     """
 
-    scale: float = 8.5  # ω of the prediction at z_t, constant
-    inversion_scale: float = -6.5  # ω in the inversion: away from the prompt, as the way back leads towards it
-    inversion_noise: float = 0.3  # η, the share of fresh noise in an inversion step; 0: z_t is a function of z
-    grid: int = 10  # levels of the inversion over the whole schedule
+    scale: float = 8.5  # ω, guidance scale of the prediction at z_t
+    inversion_scale: float = -6.5  # ω in the inversion; negative, because denoising then moves towards the prompt
+    inversion_noise: float = 0.3  # η, share of fresh noise in an inversion step; 0: deterministic
+    grid: int = 10  # number of levels of the inversion over the whole schedule
 
     perp_neg: ClassVar[bool] = True
     fixed: ClassVar[dict[str, object]] = {"schedule": "annealed", "t_max": 0.98, "t_min": 0.25, "weight": "x0"}
@@ -49,8 +49,8 @@ class SDI:
         alpha_bars = [1.0] + [step.alphas_cumprod[t].item() for t in levels]
         z_t = step.z
         for at, (alpha_bar, alpha_bar_next) in zip([levels[0], *levels], pairwise(alpha_bars), strict=False):
-            asked = {"null": step.query(step.null_prompt, z_t=z_t, t=at), "text": step.query(z_t=z_t, t=at)}
-            eps = guided(predict(asked), replace(step, away=()), scale=self.inversion_scale)
+            queries = {"null": step.query(step.null_prompt, z_t=z_t, t=at), "text": step.query(z_t=z_t, t=at)}
+            eps = guided(predict(queries), replace(step, away=()), scale=self.inversion_scale)
             z_t = ddim_step(z_t, eps, alpha_bar, alpha_bar_next)
             if self.inversion_noise and alpha_bar < 1:
                 # DDIM's variance between the two levels (arXiv 2010.02502, Eq. 16)
@@ -60,7 +60,7 @@ class SDI:
         return replace(step, eps=implied_noise(z_t, step.z, alpha_bars[-1]))
 
     def levels(self, step: Step) -> list[int]:
-        """The rising timesteps of an inversion: the grid's below t, and the level drawn above t."""
+        """The rising timesteps of an inversion: the grid's levels below t, then a random level from t on."""
         total, generator = len(step.alphas_cumprod), step.generator
         spacing = max(total // self.grid, 1)
         above = int(torch.rand((), generator=generator, device=generator.device).item() * spacing)

@@ -1,4 +1,4 @@
-"""Score distillation sampling, the baseline of all."""
+"""Score distillation sampling, the baseline."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ class SDS:
 
         Δ = ε^ω(z_t; y) − ε
 
-    With `svgd` in the config it is CSD (arXiv 2307.04787), which configs call "csd".
+    With `svgd` it is CSD (arXiv 2307.04787), called "csd" in configs.
 
         config = DistillConfig(guidance_scale=100)    # the paper's scale in latent space
         G, report = distill_step(predict, SDS(), z, number, config, alphas_cumprod, generator, prompts="a red chair")

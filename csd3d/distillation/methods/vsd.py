@@ -1,4 +1,4 @@
-"""Variational score distillation: against a network that learns the score of the renders themselves."""
+"""Variational score distillation: the prior's score against that of a network trained on the renders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class VSD:
 
         Δ = ε^ω(z_t; y) − ε_φ(z_t; y, camera)
 
-    ε_φ, LoRA in the prior's own UNet, is trained on the particles after every step with the ordinary denoising loss
-    (Eq. 8): it is the score of the renders, and where they are the prior's own samples Δ vanishes. The paper trains
-    with lr 1e-4 over 25 000 steps and tells its LoRA the prompt without the view; ours is told the particles' prompt.
+    ε_φ, LoRA in the prior's own UNet, is trained on the particles after every step with the denoising loss (Eq. 8). It
+    is the score of the renders, so Δ vanishes where they are samples of the prior. The paper trains with lr 1e-4 over
+    25 000 steps and gives its LoRA the prompt without the view; ours gets the particles' prompts.
 
         networks = VSD().open(prior)
         networks["lora"].reset(generator)
@@ -29,8 +29,8 @@ class VSD:
                                  pose=camera_to_world)
     """
 
-    rank: int = 4  # of the LoRA
-    learning_rate: float = 1e-3  # of AdamW, one step after every step of the particles
+    rank: int = 4  # rank of the LoRA
+    learning_rate: float = 1e-3  # learning rate of the LoRA (AdamW, one step after each step of the particles)
 
     perp_neg: ClassVar[bool] = True
 
@@ -52,7 +52,7 @@ class VSD:
 
 
 class RenderNetwork:
-    """ε_φ and its optimiser, as a `Network`. InputError where the prior cannot carry it, or peft is missing."""
+    """ε_φ and its optimiser, as a `Network`. InputError where the prior does not support it, or peft is missing."""
 
     def __init__(self, prior: Host, rank: int, learning_rate: float) -> None:
         self.prior, self.learning_rate = prior, learning_rate
@@ -63,7 +63,7 @@ class RenderNetwork:
         return self.score.answer(query)
 
     def train(self, step: Step) -> float:
-        """One step on the particles, whose predictions count as evaluations of the prior; the loss before it."""
+        """One training step on the particles, counted as evaluations of the prior; returns the loss before it."""
         with torch.enable_grad():
             loss = self.score.loss(step.z, step.prompts, step.pose, step.generator)
             self.optimiser.zero_grad(set_to_none=True)

@@ -1,11 +1,12 @@
-"""The kinds of diffusion model, one a file: how each is recognised, opened, told a prompt and asked for the noise.
+"""The kinds of diffusion model, one per file: how to recognise it, open it, embed a prompt and predict the noise.
 
 A family is registered by `@register("family", name, title=...)` and has
 
-    parts                       the class of every network and tokenizer by its folder: what is downloaded and opened
-    matches(folder) -> bool     whether a folder is of its kind, by configs alone: the weights may not be there yet
-    check(folder)               may be left out: InputError in one line where the configs say that it cannot be opened
+    parts                       the class of each network and tokenizer by folder, to download and open: the class, or
+                                its name ("diffusers.AutoencoderKL"), so that listing families imports no library
+    matches(folder) -> bool     whether a folder holds such a model, by its configs: weights may not be downloaded yet
+    check(folder)               optional: InputError in one line where the configs show that it cannot be opened
     load(folder, options)       the `Prior`; InputError in one line where parts are missing, broken or do not fit
 
-Nothing else in csd3d knows a family by its name. A family from outside is registered in the same way, by a plugin.
+No other module of csd3d names a family. A plugin registers its own in the same way.
 """

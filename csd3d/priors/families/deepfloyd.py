@@ -1,6 +1,6 @@
-"""DeepFloyd IF, first stage: a UNet on small pictures, told the prompt by T5; no VAE.
+"""DeepFloyd IF, first stage: a UNet on small pictures, with T5 as its text encoder and no VAE.
 
-It predicts its variance too, which is left off. Pictures are resized to the model's own size and back.
+The variance that it also predicts is dropped. Pictures are resized to the model's own size and back.
 
     prior:
       model: DeepFloyd/IF-I-M-v1.0
@@ -8,9 +8,6 @@ It predicts its variance too, which is left off. Pictures are resized to the mod
 
 from collections.abc import Mapping
 from typing import Any
-
-from diffusers import UNet2DConditionModel
-from transformers import T5EncoderModel, T5TokenizerFast
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import PixelCodec
@@ -22,25 +19,22 @@ from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, tokenized
 from csd3d.registry import register
 
-TOKENS = 77  # T5 takes more, but the model was trained with so many
+TOKENS = 77  # T5 takes more, but the model was trained with this many
 
 
 @register("family", "deepfloyd", title="DeepFloyd IF, stage I")
 class DeepFloyd:
     parts = {  # noqa: RUF012 (never changed)
-        "unet": UNet2DConditionModel,
-        "text_encoder": T5EncoderModel,
-        "tokenizer": T5TokenizerFast,
+        "unet": "diffusers.UNet2DConditionModel",
+        "text_encoder": "transformers.T5EncoderModel",
+        "tokenizer": "transformers.T5TokenizerFast",
     }
+    check = staticmethod(check_embeddings)  # refuses stages II and III, which take a noise level as a class
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
         unet = folder.config("unet")
         return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") == "text"
-
-    @staticmethod
-    def check(folder: ModelFolder) -> None:
-        check_embeddings(folder)  # the later stages are told how noisy the smaller picture is, as a class
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
@@ -64,7 +58,7 @@ class DeepFloyd:
 
 
 def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
-    """T5 of the lower-cased prompt, its padding masked."""
+    """T5's last hidden state of the lower-cased prompt, with its padding masked."""
     tokens = tokenized(parts["text_encoder"], parts["tokenizer"], prompt.lower().strip(), TOKENS)
     return {"text": parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0][0].float()}
 

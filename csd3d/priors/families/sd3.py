@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a transformer that predicts the velocity of flow matching.
 
-Told the prompt by two CLIPs and, if it is there, T5. How its velocity gives ε: `flow`.
+Its text encoders are two CLIPs and T5, which may be left out. `flow` derives ε from its velocity.
 
     prior:
       model: stabilityai/stable-diffusion-3.5-medium
@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import VaeCodec
@@ -24,7 +22,7 @@ from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_flow_schedule, load_parts
 from csd3d.priors.prior import Defaults, Options, Prior
-from csd3d.priors.text import TextEncoder, penultimate, tokenized
+from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text, tokenized
 from csd3d.registry import register
 
 logger = logging.getLogger("csd3d")
@@ -35,14 +33,14 @@ T5 = ("text_encoder_3", "tokenizer_3")
 @register("family", "sd3", title="Stable Diffusion 3 and 3.5")
 class StableDiffusion3:
     parts = {  # noqa: RUF012 (never changed)
-        "vae": AutoencoderKL,
-        "transformer": SD3Transformer2DModel,
-        "text_encoder": CLIPTextModelWithProjection,
-        "tokenizer": CLIPTokenizer,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "tokenizer_2": CLIPTokenizer,
-        "text_encoder_3": T5EncoderModel,
-        "tokenizer_3": T5TokenizerFast,
+        "vae": "diffusers.AutoencoderKL",
+        "transformer": "diffusers.SD3Transformer2DModel",
+        "text_encoder": "transformers.CLIPTextModelWithProjection",
+        "tokenizer": "transformers.CLIPTokenizer",
+        "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+        "tokenizer_2": "transformers.CLIPTokenizer",
+        "text_encoder_3": "transformers.T5EncoderModel",
+        "tokenizer_3": "transformers.T5TokenizerFast",
     }
 
     @staticmethod
@@ -81,19 +79,18 @@ class StableDiffusion3:
 
 
 def embed(parts: Mapping[str, Any], prompt: str, width: int) -> Embedding:
-    """SDXL's two CLIPs, padded with zeros to `width` features, then T5's tokens, padding unmasked.
+    """The tokens of two CLIPs, padded with zeros to `width` features, then T5's tokens, padding unmasked.
 
-    Without a third text encoder, T5's tokens are zeros. The pooled text is both CLIPs' projections.
+    Without T5 its tokens are zeros. The pooled text is both CLIPs' projections.
     """
-    (first, pooled), (second, pooled_2) = (penultimate(parts, number, prompt) for number in ("", "_2"))
-    clip = torch.cat([first, second], dim=-1)
+    clip, pooled = embed_two_clips(parts, prompt)
     clip = F.pad(clip, (0, width - clip.shape[-1]))
     if T5[0] in parts:
         tokens = tokenized(parts["text_encoder_3"], parts["tokenizer_3"], prompt, T5_TOKENS)
         t5 = parts["text_encoder_3"](tokens.input_ids)[0][0].float()
     else:
         t5 = clip.new_zeros(T5_TOKENS, width)
-    return {"text": torch.cat([clip, t5]), "pooled": torch.cat([pooled, pooled_2])}
+    return {"text": torch.cat([clip, t5]), "pooled": torch.cat(pooled)}
 
 
 def forward(
@@ -104,27 +101,25 @@ def forward(
     condition: Condition,
     timesteps: int,
 ) -> Tensor:
-    """The velocity v [B, C, h, w] at x_s, the network being told the time as s · `timesteps`.
+    """The velocity v [B, C, h, w] at x_s; the network's time is s · `timesteps`.
 
     Raises ValueError for a condition without pooled text.
     """
-    if condition.pooled is None:
-        raise ValueError("this model takes pooled text too: build conditions with prior.condition(prompts)")
     x_s, s = flow_input(z_t, alpha_bar)
     return network(
         hidden_states=x_s,
         timestep=s * timesteps,
         encoder_hidden_states=condition.text,
-        pooled_projections=condition.pooled,
+        pooled_projections=pooled_text(condition),
     )
 
 
-def _present(folder: ModelFolder) -> dict[str, type]:
-    """The classes of the parts; T5, which is three quarters of all weights, may have been left out."""
+def _present(folder: ModelFolder) -> dict[str, str]:
+    """The classes of the parts; T5, three quarters of all weights, may have been left out."""
     if folder.has(T5[0]):
         return StableDiffusion3.parts
-    logger.warning("%s has no text_encoder_3: its two CLIPs alone read the prompts", folder)
-    return {part: wanted for part, wanted in StableDiffusion3.parts.items() if part not in T5}
+    logger.warning("%s has no text_encoder_3: only its two CLIPs embed the prompts", folder)
+    return {part: cls for part, cls in StableDiffusion3.parts.items() if part not in T5}
 
 
 def _check_text(folder: ModelFolder, config: Any, parts: Mapping[str, Any]) -> None:
@@ -132,7 +127,7 @@ def _check_text(folder: ModelFolder, config: Any, parts: Mapping[str, Any]) -> N
     takes = config.joint_attention_dim
     if T5[0] in parts:
         check_width(folder, "transformer", takes, parts[T5[0]].config.d_model)
-    # what the CLIPs give may be narrower, and is padded
+    # the CLIPs' features may be narrower; they are padded
     check_width(folder, "transformer", takes, max(takes, sum(clip.hidden_size for clip in clips)))
     pooled = sum(clip.projection_dim for clip in clips)
     check_width(folder, "transformer", config.pooled_projection_dim, pooled, "pooled text")

@@ -1,7 +1,7 @@
-"""Stable Diffusion XL (arXiv 2307.01952), and editing models of it, which are to it as InstructPix2Pix is to SD.
+"""Stable Diffusion XL (arXiv 2307.01952), and editing models made from it as InstructPix2Pix was from SD.
 
-A UNet told the prompt by two CLIPs, their last but one hidden states side by side, and besides the pooled text of the
-second and the picture's sizes (sections 2.2 and 2.3).
+The UNet takes the last but one hidden states of two CLIPs side by side, the pooled text of the second, and the
+picture's sizes (sections 2.2 and 2.3).
 
     prior:
       model: stabilityai/stable-diffusion-xl-base-1.0
@@ -12,9 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
@@ -25,29 +23,26 @@ from csd3d.priors.families.stable_diffusion import check_embeddings, working_siz
 from csd3d.priors.memory import set_attention
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
 from csd3d.priors.prior import Defaults, Options, Prior
-from csd3d.priors.text import TextEncoder, penultimate
+from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text
 from csd3d.registry import register
 
 
 @register("family", "sdxl", title="Stable Diffusion XL, and editing models of it")
 class StableDiffusionXL:
     parts = {  # noqa: RUF012 (never changed)
-        "vae": AutoencoderKL,
-        "unet": UNet2DConditionModel,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "tokenizer_2": CLIPTokenizer,
+        "vae": "diffusers.AutoencoderKL",
+        "unet": "diffusers.UNet2DConditionModel",
+        "text_encoder": "transformers.CLIPTextModel",
+        "tokenizer": "transformers.CLIPTokenizer",
+        "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+        "tokenizer_2": "transformers.CLIPTokenizer",
     }
+    check = staticmethod(check_embeddings)
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
         unet = folder.config("unet")
         return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") == "text_time"
-
-    @staticmethod
-    def check(folder: ModelFolder) -> None:
-        check_embeddings(folder)
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
@@ -79,12 +74,12 @@ class StableDiffusionXL:
 
 
 def embed(parts: Mapping[str, Any], prompt: str, zero_null: bool) -> Embedding:
-    """Last but one hidden states of two CLIPs side by side, the second's projection as the pooled text.
+    """The tokens of two CLIPs, and the second's projection as pooled text.
 
-    With `zero_null`, the pipeline's `force_zeros_for_empty_prompt`, "" (guidance's null branch) is all zeros.
+    With `zero_null`, the pipeline's `force_zeros_for_empty_prompt`, the embedding of "" is all zeros.
     """
-    (first, _), (second, pooled) = (penultimate(parts, number, prompt) for number in ("", "_2"))
-    embedding = {"text": torch.cat([first, second], dim=-1), "pooled": pooled}
+    text, (_, pooled) = embed_two_clips(parts, prompt)
+    embedding = {"text": text, "pooled": pooled}
     return {name: torch.zeros_like(x) for name, x in embedding.items()} if zero_null and not prompt else embedding
 
 
@@ -96,18 +91,16 @@ def forward(
     condition: Condition,
     downscale: int,
 ) -> Tensor:
-    """Stable Diffusion's, told the pooled text and the sizes in pixels, `downscale` of them to a latent pixel.
+    """`stable_diffusion.forward` with pooled text and sizes; a latent pixel is `downscale` pixels wide.
 
     Raises ValueError for a condition without pooled text.
     """
-    if condition.pooled is None:
-        raise ValueError("this model takes pooled text too: build conditions with prior.condition(prompts)")
     time_ids = condition.time_ids
     if time_ids is None:
         height, width = (side * downscale for side in z_t.shape[-2:])
         time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32).expand(len(z_t), -1)
-    told = {"text_embeds": condition.pooled, "time_ids": time_ids.to(z_t.device, torch.float32)}
-    return stable_diffusion.forward(network, z_t, t, alpha_bar, condition, added_cond_kwargs=told)
+    added = {"text_embeds": pooled_text(condition), "time_ids": time_ids.to(z_t.device, torch.float32)}
+    return stable_diffusion.forward(network, z_t, t, alpha_bar, condition, added_cond_kwargs=added)
 
 
 def _check_fit(folder: ModelFolder, config: Any, latent: int, parts: Mapping[str, Any]) -> None:
@@ -119,7 +112,7 @@ def _check_fit(folder: ModelFolder, config: Any, latent: int, parts: Mapping[str
 
 
 def _zeros_for_empty_prompt(folder: ModelFolder) -> bool:
-    """`force_zeros_for_empty_prompt` of model_index.json; true where it does not say."""
+    """`force_zeros_for_empty_prompt` of model_index.json; true by default."""
     value = folder.index().get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         raise InputError(f"{folder}/model_index.json: force_zeros_for_empty_prompt must be true or false, is {value!r}")

@@ -1,8 +1,8 @@
 """Stable Diffusion 1.x and 2.x (arXiv 2112.10752), and InstructPix2Pix (arXiv 2211.09800), which edits.
 
-A UNet on the latents of a VAE, told the prompt by the last hidden state of one CLIP. InstructPix2Pix has twice the
-input channels: the source picture's latent, unscaled, behind z_t. Those that csd3d ships may have been trained with
-cameras too: then the UNet has `class_embed_type` "projection", of the width of `camera_embedding`.
+A UNet on the latents of a VAE, with the last hidden state of one CLIP as its text. InstructPix2Pix has twice the input
+channels: z_t, then the unscaled latent of the source picture. Models shipped with csd3d may take cameras too; their
+UNet has `class_embed_type` "projection" and the width of `camera_embedding`.
 
     prior:
       model: timbrooks/instruct-pix2pix
@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
@@ -31,10 +29,10 @@ from csd3d.registry import register
 @register("family", "stable_diffusion", title="Stable Diffusion 1.x and 2.x, InstructPix2Pix")
 class StableDiffusion:
     parts = {  # noqa: RUF012 (never changed)
-        "vae": AutoencoderKL,
-        "unet": UNet2DConditionModel,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
+        "vae": "diffusers.AutoencoderKL",
+        "unet": "diffusers.UNet2DConditionModel",
+        "text_encoder": "transformers.CLIPTextModel",
+        "tokenizer": "transformers.CLIPTokenizer",
     }
 
     @staticmethod
@@ -47,7 +45,7 @@ class StableDiffusion:
         check_embeddings(folder, class_embed_types=(None, "projection"))
         unet = folder.config("unet")
         width = unet.get("projection_class_embeddings_input_dim")
-        # of other models the vector that is projected is something else: unCLIP's is a picture
+        # other models project something else, such as unCLIP's picture embedding
         if unet.get("class_embed_type") == "projection" and width != CAMERA_WIDTH:
             raise InputError(
                 f"{folder}/unet/config.json: class_embed_type = 'projection' with "
@@ -81,27 +79,27 @@ def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
     """The last hidden state of one CLIP."""
     encoder = parts["text_encoder"]
     tokens = clip_tokens(encoder, parts["tokenizer"], prompt)
-    # diffusers masks the padding for the few text encoders that were trained so, and for no other
+    # like diffusers, mask the padding only for the few text encoders that were trained with a mask
     mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return {"text": encoder(tokens.input_ids, attention_mask=mask)[0][0].float()}
 
 
 def forward(
-    network: Callable[..., Tensor], z_t: Tensor, t: Tensor, alpha_bar: Tensor, condition: Condition, **told: Any
+    network: Callable[..., Tensor], z_t: Tensor, t: Tensor, alpha_bar: Tensor, condition: Condition, **options: Any
 ) -> Tensor:
-    """What a UNet says of z_t [B, C, h, w] at t [B], told `told` besides; see `prior.Prior.forward`.
+    """The output of a UNet called with `options` too, for z_t [B, C, h, w] at t [B]; see `prior.Prior.forward`.
 
-    A UNet with learned variance (arXiv 2102.09672) gives 2C channels, the variance last: it is left off.
+    A UNet with learned variance (arXiv 2102.09672) gives 2C channels; the last C, the variance, are dropped.
     """
     sample = z_t if condition.image is None else torch.cat([z_t, condition.image], dim=1)
     if condition.camera is not None:
-        told["class_labels"] = condition.camera
+        options["class_labels"] = condition.camera
     sample = sample.to(memory_format=torch.channels_last)
-    return network(sample, t, encoder_hidden_states=condition.text, **told)[:, : z_t.shape[1]]
+    return network(sample, t, encoder_hidden_states=condition.text, **options)[:, : z_t.shape[1]]
 
 
 def check_embeddings(folder: ModelFolder, class_embed_types: tuple[str | None, ...] = (None,)) -> None:
-    """InputError for a UNet that is told what no family here tells it: a guidance scale (LCM), classes."""
+    """Raise InputError for a UNet with inputs that no family here supports: a guidance scale (LCM), classes."""
     unet = folder.config("unet")
     for key, known in {"time_cond_proj_dim": (None,), "class_embed_type": class_embed_types}.items():
         if unet.get(key) not in known:
@@ -109,6 +107,6 @@ def check_embeddings(folder: ModelFolder, class_embed_types: tuple[str | None, .
 
 
 def working_size(config: Any, downscale: int) -> int:
-    """Pixels along the shorter side of the pictures that a predictor was trained on."""
+    """Shorter side, in pixels, of the pictures that a predictor was trained on."""
     size = config.sample_size or 64
     return (min(size) if isinstance(size, (list, tuple)) else size) * downscale

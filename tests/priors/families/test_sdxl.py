@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from asking import edit_branches
 from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline, StableDiffusionXLPipeline
 from family_checks import LOOP, PROMPT, SCALE, TOLERANCE, guided, images, noise, opened, quiet_pipeline
 from tiny_models import MAX_TOKENS, save_tiny_sdxl
 
-from csd3d.priors import Condition, edit_branches
+from csd3d.priors import Condition
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from asking import edit_branches
 from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from tiny_models import MAX_TOKENS, save_tiny_pipeline
 from transformers import CLIPTokenizer
 
-from csd3d.priors import Condition, PriorConfig, edit_branches, load_prior, scaled_linear_alphas
+from csd3d.priors import Condition, PriorConfig, load_prior, scaled_linear_alphas
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 networks whose convolutions may be summed in another order
 PROMPTS = ["make it red", "turn it blue"]

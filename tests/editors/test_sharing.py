@@ -5,24 +5,33 @@ from dataclasses import replace
 
 import pytest
 import torch
-from correspondences import C, H, N, W, canvas_windows, dense, identity, pairs, random, random_correspondence, unrelated
+from correspondences import (
+    C,
+    H,
+    N,
+    W,
+    along_flow,
+    bring,
+    canvas_windows,
+    dense,
+    identity,
+    pairs,
+    random,
+    random_correspondence,
+    unrelated,
+    windows_at,
+)
 from torch import Tensor
 
-from csd3d.distillation import (
-    Correspondence,
-    SVGDConfig,
-    flow_correspondence,
-    svgd_combine,
-    svgd_diagnostics,
-    window_correspondence,
-)
-from csd3d.distillation.correspondence import pixel_grid
+from csd3d.canvas.latents import pixel_grid
+from csd3d.distillation import SVGDConfig, svgd_combine, svgd_diagnostics
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, edit_step
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.methods.sds import SDS
 from csd3d.distillation.noise import add_noise
 from csd3d.distillation.step import DistillConfig, distill_step
 from csd3d.distillation.svgd import combine
+from csd3d.editors.correspondence import Correspondence
 
 D = C * H * W  # coordinates of a particle, which distances are means over
 
@@ -96,7 +105,8 @@ def test_the_force_is_the_kernels_gradient_before_the_adjoint_spreads_it_over_js
     (grad,) = torch.autograd.grad(k, z_j)
     torch.testing.assert_close(k.detach(), K[0, 1], rtol=1e-12, atol=0.0)
     force = 2 * slope[0, 1] * (z[0] - y_j.detach())
-    torch.testing.assert_close(maps.adjoint(force, j=1, i=0), grad, rtol=1e-10, atol=1e-12)
+    spread = (force.flatten(1) @ dense(maps, j=1, i=0)).view_as(grad)
+    torch.testing.assert_close(spread, grad, rtol=1e-10, atol=1e-12)
 
 
 def test_distances_are_means_over_the_common_part():
@@ -104,7 +114,7 @@ def test_distances_are_means_over_the_common_part():
     z[1] = 2.0
     validity = torch.zeros(2, 2, H, W)
     validity[:, :, 1, 1:4] = 1.0  # three pixels
-    maps = flow_correspondence(torch.zeros(2, 2, H, W, 2), validity)
+    maps = along_flow(torch.zeros(2, 2, H, W, 2), validity)
     K, _ = maps.kernel(z, SVGDConfig(bandwidth=0.1))
     assert K[0, 1].item() == pytest.approx(math.exp(-0.1 * 4), rel=1e-5)
 
@@ -153,7 +163,7 @@ def test_repulsion_drives_apart_and_does_not_grow_as_the_overlap_shrinks():
     for shown in (W, 1):
         validity = torch.zeros(2, 2, H, W)
         validity[:, :, :, :shown] = 1.0
-        maps = flow_correspondence(torch.zeros(2, 2, H, W, 2), validity)
+        maps = along_flow(torch.zeros(2, 2, H, W, 2), validity)
         G = svgd_combine(torch.zeros_like(z), z, sigma=1.0, bandwidth=1e-3 * D, normalize="row", correspondence=maps)
         k = math.exp(-1e-3 * D)
         expected = -2e-3 * k / (1 + k)  # descended: the upper one goes up
@@ -192,7 +202,7 @@ def test_half_precision_directions_come_back_as_such():
 def moving(frames: int = 5, speed: int = 2, side: int = 8, seed: int = 23) -> tuple[Tensor, Correspondence]:
     """Windows that slide over a random canvas: frames of a moving picture."""
     canvas, left = random(2, side, side + speed * frames, seed=seed), [speed * f for f in range(frames)]
-    maps = window_correspondence(torch.zeros(frames), torch.tensor(left), (side, side))
+    maps = windows_at([0] * frames, left, (side, side))
     return canvas_windows(canvas, [0] * frames, left, side, side), maps
 
 
@@ -326,7 +336,7 @@ def test_what_moves_makes_one_choice_along_a_correspondence(along):
         options = {"bandwidth": 0.128, "normalize": "row", "repulsion": 0.0}
         z = z - 0.3 * svgd_combine(directions, z, sigma=1.0, **options, correspondence=maps if along else None)
     differ = [
-        (z[i].sign() - maps.bring(z.sign(), j, i)).abs()[:, maps.validity[i, j] > 0] > 0 for i, j in pairs(5) if i != j
+        (z[i].sign() - bring(maps, z.sign(), j, i)).abs()[:, maps.validity[i, j] > 0] > 0 for i, j in pairs(5) if i != j
     ]
     share = torch.cat([d.flatten() for d in differ]).double().mean().item()
     assert share < 0.01 if along else share > 0.25
@@ -340,7 +350,7 @@ def wave(frames: int, speed: float, seed: int) -> tuple[Tensor, Correspondence]:
     parts = [torch.sin(1.7 * (x - shift) + turn[:, k] * y + phase[:, k]) for k in range(3)]  # [C, frames, H, W]
     gap = torch.arange(frames)[None, :] - torch.arange(frames)[:, None]
     flow = (speed * gap)[:, :, None, None, None] * torch.tensor([1.0, 0.0])
-    return sum(parts).transpose(0, 1), flow_correspondence(flow.expand(-1, -1, H, 2 * W, -1), torch.ones(1).expand(
+    return sum(parts).transpose(0, 1), along_flow(flow.expand(-1, -1, H, 2 * W, -1), torch.ones(1).expand(
         frames, frames, H, 2 * W))  # fmt: skip
 
 
@@ -348,11 +358,11 @@ def test_directions_that_agree_come_out_as_sharp_as_they_are():
     """What interpolation makes of one frame's directions is what the next one's are: nothing is left to bring."""
     directions, maps = wave(3, 0.4, seed=40)
     z, inner = torch.zeros_like(directions), slice(3, -3)
-    agreeing = torch.stack([directions[0], maps.bring(directions, j=0, i=1)])
+    agreeing = torch.stack([directions[0], bring(maps, directions, j=0, i=1)])
     maps = maps.select(torch.tensor([0, 1]))
     found = svgd_combine(agreeing, z[:2], sigma=1.0, bandwidth=0.0, normalize="row", correspondence=maps)
     torch.testing.assert_close(found[0, ..., inner], agreeing[0, ..., inner], rtol=1e-12, atol=1e-12)
-    blurred = maps.bring(agreeing, j=1, i=0)
+    blurred = bring(maps, agreeing, j=1, i=0)
     assert (blurred - agreeing[0])[..., inner].square().mean().sqrt() > 0.1
 
 
