@@ -101,13 +101,15 @@ class RenderScore:
         cameras: Tensor | None,
         generator: torch.Generator,
         drop: float = 0.1,
+        view: Tensor | None = None,
     ) -> Tensor:
         """The denoising loss of the renders z [B, C, h, w], arXiv 2305.16213 Eq. 8: a scalar.
 
             mean of |f(√ᾱ z + σ ε, t, text + e(c)) − target|²,  target ε, v or z by the network's parameterisation
 
-        Draws one uniform t and one ε for each element; a share `drop` of the cameras is left out (e = 0). Computed in
-        float32, because float16 gradients would underflow. Gradients reach `parameters()` only, not z.
+        Draws one uniform t and one ε for each element; a share `drop` of the cameras is left out (e = 0).  view [B, 3]:
+        the cameras as a prior that takes them is told them (`Query.view`), left out where e is.  Computed in float32,
+        because float16 gradients would underflow. Gradients reach `parameters()` only, not z.
         """
         z, draws = z.detach().to(self.prior.device, torch.float32), {"generator": generator, "device": generator.device}
         if len(text) != len(z):
@@ -118,15 +120,19 @@ class RenderScore:
         alpha_bar = self.prior.alphas_cumprod[t]
         a, sigma = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
         with self._shown():
-            output = self.prior.output(a * z + sigma * noise, t, self._conditioned(text, cameras, kept))
+            output = self.prior.output(a * z + sigma * noise, t, self._conditioned(text, cameras, kept, view))
         return F.mse_loss(output, network_target(z, noise, alpha_bar, self.prior.prediction_type))
 
-    def _conditioned(self, text: Words, cameras: Tensor | None, kept: Tensor | None = None) -> Condition:
-        """The condition with text + e(c); without e(c) where `kept` [B] is false."""
+    def _conditioned(
+        self, text: Words, cameras: Tensor | None, kept: Tensor | None = None, view: Tensor | None = None
+    ) -> Condition:
+        """The condition with text + e(c); no e(c), and none of the prior's own cameras, where `kept` [B] is false."""
         if isinstance(text, Condition):
             condition = text
         else:
-            condition = Condition(text) if isinstance(text, Tensor) else self.prior.condition(text)
+            condition = Condition(text) if isinstance(text, Tensor) else self.prior.condition(text, view=view)
+        if kept is not None and condition.camera is not None:
+            condition = replace(condition, camera=condition.camera * kept[:, None])
         if cameras is None:
             return condition
         if cameras.shape != (len(condition), 12):

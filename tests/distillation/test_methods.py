@@ -157,14 +157,16 @@ def test_rfds_is_sds_on_velocities(t):
 @pytest.mark.parametrize("t", TIMES)
 def test_vsd_and_esd_are_against_their_network_with_and_without_the_camera(t):
     pose, other = torch.ones(6, 12), normal(7)
-    lora = Says(lambda query: (2.0 if query.pose is None else 3.0) * query.z_t + other)
+    view = torch.ones(6, 3)
+    lora = Says(lambda query: (3.0 - (query.pose is None) / 2 - (query.view is None) / 2) * query.z_t + other)
     with_camera, without = (k * noised(Z, t) + other for k in (3, 2))
-    found = [direction(method, t, networks={"lora": lora}, pose=pose) for method in (VSD(), ESD(entropy=0.3), ESD())]
+    context = {"networks": {"lora": lora}, "pose": pose, "view": view}
+    found = [direction(method, t, **context) for method in (VSD(), ESD(entropy=0.3), ESD())]
     target = guided(Z, t, "a duck")
     close(found[0], target - with_camera)
     close(found[1], target - (0.7 * with_camera + 0.3 * without))
     close(found[2], target - 0.5 * (with_camera + without))
-    close(direction(ESD(entropy=0.0), t, networks={"lora": lora}, pose=pose), found[0])
+    close(direction(ESD(entropy=0.0), t, **context), found[0])
 
 
 def test_vsd_vanishes_where_the_renders_are_the_priors_own_samples():

@@ -214,3 +214,20 @@ def test_a_unet_without_cameras_passes_over_the_view(prior):
     assert not prior.takes_camera
     found = prior.predict({"told": Query(z, 300, RED, view=view), "not": Query(z, 300, RED)})
     torch.testing.assert_close(found["told"], found["not"], **TOLERANCE)
+
+
+def test_the_network_of_the_renders_is_trained_at_the_views_it_is_asked_at(tmp_path):
+    """At first it is the prior, so its loss is the prior's own error at each view, or at none where that is dropped."""
+    prior, z = opened(save_with_cameras(tmp_path / "camera")), noise(2, 4, 4, 4)
+    view = torch.tensor([[90.0, 30.0, 4.0], [180.0, 0.0, 3.6]])
+    network = prior.lora(2, torch.Generator().manual_seed(0))
+    text, cameras = prior.embed(RED), torch.zeros(2, 12)
+    for drop, labels in ((0.0, camera_embedding(*view.unbind(1))), (1.0, no_camera(2))):
+        generator = torch.Generator().manual_seed(5)
+        found = network.loss(z, RED, cameras, generator, drop=drop, view=view)
+        generator.manual_seed(5)
+        t = torch.randint(1000, (2,), generator=generator)
+        eps = torch.randn(z.shape, generator=generator)
+        a, sigma = (part.sqrt()[:, None, None, None] for part in (prior.alphas_cumprod[t], 1 - prior.alphas_cumprod[t]))
+        raw = prior.unet(a * z + sigma * eps, t, encoder_hidden_states=text, class_labels=labels).sample
+        torch.testing.assert_close(found, (raw - eps).square().mean(), **TOLERANCE)

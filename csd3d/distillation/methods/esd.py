@@ -30,7 +30,7 @@ class ESD(VSD):
 
     def queries(self, step: Step) -> dict[str, Query]:
         queries = super().queries(step)
-        return {**queries, "lora_any": replace(queries["lora"], pose=None)}
+        return {**queries, "lora_any": replace(queries["lora"], pose=None, view=None)}
 
     def direction(self, eps: dict[str, Tensor], step: Step) -> Tensor:
         return guided(eps, step) - cfg(eps["lora"], eps["lora_any"], self.entropy)

@@ -65,7 +65,7 @@ class RenderNetwork:
     def train(self, step: Step) -> float:
         """One training step on the particles, counted as evaluations of the prior; returns the loss before it."""
         with torch.enable_grad():
-            loss = self.score.loss(step.z, step.prompts, step.pose, step.generator)
+            loss = self.score.loss(step.z, step.prompts, step.pose, step.generator, view=step.view)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         self.optimiser.step()
