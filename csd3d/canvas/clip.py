@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd3d.errors import InputError, one_line
 from csd3d.media import MAX_PIXELS, open_video, read_image
 from csd3d.metrics.motion import Flow
 
@@ -67,7 +66,7 @@ class Clip:
     fps: float | None = None
     sample_aspect: Fraction = Fraction(1)
     sound_from: Path | None = None
-    begin: Fraction = Fraction(0)
+    begin: Fraction | None = None
     times: Sequence[Fraction] | None = None
     answers: np.ndarray | None = None
     captions: Captions | None = None
@@ -96,7 +95,7 @@ class Clip:
 
 def open_picture(path: str, max_pixels: int = MAX_PIXELS) -> Clip:
     """Open a picture file as a clip of one frame; raises InputError if it cannot be read."""
-    picture = read_image(settled(path), max_pixels)
+    picture = read_image(Path(path).expanduser(), max_pixels)
     pixels = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
     read = lambda indices: pixels[list(indices)]  # noqa: E731
     notes = [f"{path}: {note}" for note in picture.notes]
@@ -109,7 +108,7 @@ def open_clip(path: str, **options: float | None) -> Clip:
 
     options: `fps` and the limits of `open_video`.
     """
-    video = open_video(settled(path), **options)
+    video = open_video(Path(path).expanduser(), **options)
 
     def read(indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(video.frames(indices)).permute(0, 3, 1, 2).float() / 255
@@ -127,13 +126,3 @@ def open_clip(path: str, **options: float | None) -> Clip:
         times=video.times,
         warnings=video.warnings,
     )
-
-
-def settled(path: str) -> Path:
-    """The path with `~` replaced; InputError if it can name no file."""
-    try:
-        expanded = Path(path).expanduser()
-        expanded.exists()
-    except (RuntimeError, OSError, ValueError) as error:  # no such user; too long a name; a zero byte
-        raise InputError(f"{path[:200]}: names no file ({one_line(error, 80)})") from None
-    return expanded

@@ -46,13 +46,14 @@ def frame_writer(
     sound_from: str | Path | None = None,
     sample_aspect: Fraction = Fraction(1),
     crf: int = 18,
-    begin: Fraction = Fraction(0),
+    begin: Fraction | None = None,
     times: Sequence[Fraction] | None = None,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield a function that appends a frame [H, W, 3] uint8 to an MP4, which is complete once the block ends.
 
     sound_from: a file whose sound is copied (as AAC if MP4 cannot hold it) and cut to the length of the frames.
-    sample_aspect: width / height of a pixel.  begin: seconds from the beginning of the sound to the first frame.
+    sample_aspect: width / height of a pixel.  begin: where the first frame is on the clock of `sound_from`, in seconds;
+    None for a file of sound alone, with which the frames begin.
     times: when each frame begins after the first, and when the last one ends, in seconds, one more than there are
     frames; None: evenly, at `fps`.
 
@@ -190,16 +191,17 @@ def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return frame
 
 
-def _finish(video: Path, whole: Path, sound_from: str | Path | None, begin: Fraction, seconds: Fraction) -> None:
+def _finish(video: Path, whole: Path, sound_from: str | Path | None, begin: Fraction | None, seconds: Fraction) -> None:
     """Copy `video` to `whole` with its index in front, and the sound of `sound_from`, of which `video` begins at
     `begin`, cut where `video` ends after `seconds`."""
     plain = [*source(video), "-map", "0:v:0", "-c", "copy", *INDEX_FIRST, location(whole)]
     attempts = [plain]
     if sound_from is not None and not Path(sound_from).is_dir():
+        # of a transport stream, the clock begins at the first packet of what is read: read the pictures as well
+        clock = [] if begin is None else ["-map", "1:V:0", "-c", "copy", "-f", "null", "-"]
+        begin = begin or Fraction(0)
         both = ["-itsoffset", f"{float(begin):.6f}", *source(video), *source(sound_from, f"{CONTAINERS},{AUDIO}")]
         both += ["-map", "0:v:0", "-map", "1:a?", "-t", f"{float(begin + seconds):.6f}", *INDEX_FIRST]
-        # of a transport stream, the clock begins at the first packet of what is read: read the pictures as well
-        clock = ["-map", "1:V:0", "-c", "copy", "-f", "null", "-"] if begin else []
         attempts = [[*both, "-c", "copy"], [*both, "-c:v", "copy", "-c:a", "aac"]]
         attempts = [[*attempt, location(whole), *clock] for attempt in attempts] + [plain]
     for attempt in attempts:

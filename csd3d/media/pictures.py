@@ -86,26 +86,26 @@ def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Im
     except InputError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        reason = one_line(error, 160)
-        expected = _modern_format(path) or f"expected a whole {', '.join(FORMATS)} file"
-        raise InputError(f"{path}: cannot be decoded ({reason}); {expected}") from error
+        expected = f"expected a whole {', '.join(FORMATS)} file"
+        reason = f"cannot be decoded ({one_line(error, 160)}); {expected}"
+        raise InputError(f"{path}: {_modern_format(path) or reason}") from error
 
 
 def _modern_format(path: str | Path) -> str | None:
-    """What to do with a HEIC or AVIF file; None for other files.
+    """What to do with a HEIC or AVIF file that cannot be decoded; None for other files, and damaged AVIF.
 
     HEIC is not read, since the libraries that do come with GPL code.
     """
     with open(path, "rb") as file:
         start = file.read(64)
-    kind, brands = start[4:8], start[8 : max(16, min(64, int.from_bytes(start[:4], "big")))]
-    if kind != b"ftyp":
+    brands = start[8 : max(16, min(64, int.from_bytes(start[:4], "big")))]
+    if start[4:8] != b"ftyp":
         return None
     if b"avif" in brands or b"avis" in brands:
         return None if HAS_AVIF else "AVIF is read with Pillow 11.3 or newer: pip install -U pillow"
     if any(brand in brands for brand in HEIC_BRANDS):
-        how = "heif-convert IN.heic OUT.png, or sips -s format png IN.heic --out OUT.png on a Mac"
-        return f"this is HEIC, which is not read: convert it to PNG or JPEG ({how})"
+        how = "heif-convert IN.heic OUT.png, or on a Mac sips -s format png IN.heic --out OUT.png"
+        return f"HEIC pictures are not read; convert it to PNG or JPEG ({how})"
     return None
 
 
@@ -166,7 +166,9 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...]]:
             return _with_colour_key(deep, image.info.get("transparency"), how), 16, notes
         if image.mode == "PA" or "transparency" in image.info:
             image = image.convert("RGBA")
-        elif image.mode not in ("L", "LA", "RGB", "RGBA") and not (image.mode == "CMYK" and how):
+        elif image.mode not in ("L", "LA", "RGB", "RGBA") and not (
+            image.mode == "CMYK" and isinstance(how, Conversion)
+        ):
             image = image.convert("RGB")
         else:
             image.load()

@@ -54,6 +54,8 @@ def read_timing(packets: str, stamps: str, count: int, damaged: bool) -> Timing:
         return Timing(rate, has_sound=sound)
     shown = [Fraction(int(text), 10**6) for text in found]
     start = max(shown[0], Fraction(0))
+    if any(after < before for before, after in itertools.pairwise(shown)):  # no clock that can be kept
+        return Timing(rate, start, None, sound)
     times = _increasing([time - shown[0] for time in shown])
     times.append(times[-1] + (last or 1 / rate))
     tick = header(packets, "tb") or Fraction(0)
