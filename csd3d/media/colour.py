@@ -53,18 +53,23 @@ def _conversion(data: bytes, mode: str) -> Conversion | str | None:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         space = profile.profile.xcolor_space
         if space != SPACES[mode]:
-            return f"its colour profile is for {space.strip()}, not for {mode}; it is left out"
+            return f"its colour profile is for {_printable(space)}, not for {mode}; it is left out"
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)
-        name = " ".join(ImageCms.getProfileDescription(profile).split())[:60] or "an unnamed profile"
+        name = _printable(ImageCms.getProfileDescription(profile)) or "an unnamed profile"
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        return f"its colour profile cannot be used ({' '.join(str(error).split())[:80]}); it is left out"
+        return f"its colour profile cannot be used ({_printable(str(error))}); it is left out"
     eight = lambda image: ImageCms.applyTransform(image, transform)  # noqa: E731
     if mode != "CMYK":
         grid = _colour_grid(mode)
         if np.abs(np.asarray(eight(grid), int) - np.asarray(grid.convert("RGB"), int)).max() <= SAME:
             return None
     return Conversion(name, eight, _deep(data, mode))
+
+
+def _printable(text: str) -> str:
+    """One short line of a text from a file."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:80]
 
 
 def _colour_grid(mode: str) -> Image.Image:

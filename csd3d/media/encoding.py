@@ -127,6 +127,8 @@ class Encoder:
         if self.times and self.count + 1 >= len(self.times):
             raise ValueError(f"more frames than the {len(self.times) - 1} that have a time")
         try:
+            if self.times and self.count == 0:
+                self.process.stdin.write(raw_frames.header(self.shape[1], self.shape[0]))
             if self.times:
                 self.process.stdin.write(raw_frames.before_frame(*self.times[self.count :][:2], data.nbytes))
             self.process.stdin.write(data)
@@ -162,8 +164,6 @@ class Encoder:
         options += ["-preset", "medium", "-pix_fmt", "yuv444p" if width % 2 or height % 2 else "yuv420p", *self.layout]
         arguments = command(*raw, *options, location(self.path))
         self.process = start(arguments, stdin=subprocess.PIPE, stderr=self.errors)
-        if self.times:
-            self.process.stdin.write(raw_frames.header(width, height))
 
     def _end(self) -> None:
         if self.process is None:

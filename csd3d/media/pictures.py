@@ -74,10 +74,11 @@ def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Im
     check_file(path, "a picture")
     bytes_ = os.path.getsize(path)
     if max_pixels is not None and bytes_ > 16 * max_pixels + 2**20:  # some decoders read a whole file at once
-        raise InputError(f"{path}: {bytes_} bytes; too many for a picture of at most {max_pixels} pixels")
+        raise InputError(f"{path}: {bytes_} bytes; too many for a picture of at most {max_pixels} pixels (max_pixels)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is `max_pixels`
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage, which one line tells if it matters
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if max_pixels is not None and width * height > max_pixels:

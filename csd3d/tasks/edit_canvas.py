@@ -90,8 +90,9 @@ class EditCanvasConfig:
             raise ValueError(f"overlap is {self.overlap}: give a share of a window in [0, 0.9]")
         if self.tile_pixels is not None and self.tile_pixels < 2**16:
             raise ValueError(f"tile_pixels is {self.tile_pixels}: give at least 65536, or null")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels is {self.max_pixels}: give at least 1")
+        for key in ("max_pixels", "max_frames", "max_decoded_gib", "fps"):
+            if getattr(self, key, None) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a number above 0")
 
     @property
     def instructions(self) -> list[str]:
@@ -178,18 +179,6 @@ class EditVideoConfig(EditCanvasConfig):
 
     KIND: ClassVar[str] = "video"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fps is not None and not 0.01 <= self.fps <= 1000:
-            raise ValueError(f"fps is {self.fps}: give frames a second, 0.01 to 1000, or null")
-        for key in ("max_frames", "max_decoded_gib"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} is {getattr(self, key)}: give a number above 0")
-        if self.fps is not None and not self.video:
-            raise ValueError(
-                "fps is given without a video: the demo has its own; give video= as well, or leave fps out"
-            )
-
     def open(self, device: torch.device) -> "CanvasJob":
         """Open the video and the prior; what is wrong with them raises InputError before any work."""
         if self.video:
@@ -198,6 +187,7 @@ class EditVideoConfig(EditCanvasConfig):
                 clip = open_clip(self.video, **limits)
         else:
             clip = registry.get("demo", "orbit").thing(self.world, self.prompt)
+            clip = dataclasses.replace(clip, fps=self.fps or clip.fps)
         return open_job(self, device, clip)
 
 

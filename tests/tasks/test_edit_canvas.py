@@ -350,7 +350,6 @@ def test_limits_that_messages_name_are_keys(config_of, tmp_path, capsys):
         "max_frames=2": ("edit_video", f"video={tmp_path}/frames"),
         "max_decoded_gib=0.000001": ("edit_video", f"video={tmp_path}/in.mp4"),
         "fps=0": ("edit_video", f"video={tmp_path}/frames"),
-        "fps=30": ("edit_video", "video="),
     }
     for number, (limit, (task, given)) in enumerate(limits.items()):
         arguments = ["--config", str(config_of(task)), "--output", str(tmp_path / f"run{number}"), "prompt=red", given]
