@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from csd3d.errors import InputError
 from csd3d.files import natural_key
 from csd3d.media import Picture, frame_writer, open_video, read_image, write_image
-from csd3d.media.videos import frame_rate
+from csd3d.media.timing import frame_rate
 
 
 def ffmpeg(*arguments, data=None):
@@ -280,7 +280,7 @@ def test_frames_come_in_the_order_asked_for(tmp_path):
         for index in (9, -1):
             with pytest.raises(IndexError, match="it has 9"):
                 video.frames([0, index])
-        cache = video.cache.name
+        cache = video.cache.path
         assert os.path.isdir(cache)
     assert not os.path.exists(cache)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd3d.media import open_video, read_image
+from csd3d.media import MAX_PIXELS, open_video, read_image
 from csd3d.metrics.motion import Flow
 
 FRAMES_AT_ONCE = 16
@@ -51,7 +51,7 @@ class Clip:
     read(indices): the frames [n, 3, H, W], float32 in [0, 1].
     alpha [H, W] and bits (a channel) of a picture are kept in the result.
     fps: frames a second, None for a picture.  sample_aspect: width / height of a video's pixels.  sound_from: the file
-    whose sound the result gets.
+    whose sound the result gets.  begin, times: when its frames are shown, as in `frame_writer`.
     answers [K, F, H, W, 3], float in [0, 1] or uint8: the true edits, if known.  captions: of clip and answers.
     flow(a, b): a video's true optical flow (`Flow`), if known.
     """
@@ -66,6 +66,8 @@ class Clip:
     fps: float | None = None
     sample_aspect: Fraction = Fraction(1)
     sound_from: Path | None = None
+    begin: Fraction | None = None
+    times: Sequence[Fraction] | None = None
     answers: np.ndarray | None = None
     captions: Captions | None = None
     flow: Flow | None = None
@@ -91,17 +93,22 @@ class Clip:
         return (list(range(i, min(i + count, self.count))) for i in range(0, self.count, count))
 
 
-def open_picture(path: str) -> Clip:
+def open_picture(path: str, max_pixels: int = MAX_PIXELS) -> Clip:
     """Open a picture file as a clip of one frame; raises InputError if it cannot be read."""
-    picture = read_image(Path(path).expanduser())
+    picture = read_image(Path(path).expanduser(), max_pixels)
     pixels = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
     read = lambda indices: pixels[list(indices)]  # noqa: E731
-    return Clip(Path(path).name, 1, *picture.rgb.shape[:2], read, alpha=picture.alpha, bits=picture.bits)
+    notes = [f"{path}: {note}" for note in picture.notes]
+    size = picture.rgb.shape[:2]
+    return Clip(Path(path).name, 1, *size, read, alpha=picture.alpha, bits=picture.bits, warnings=notes)
 
 
-def open_clip(path: str) -> Clip:
-    """Open a video file or a folder of frames; raises InputError if it cannot be read. The file stays open."""
-    video = open_video(Path(path).expanduser())
+def open_clip(path: str, **options: float | None) -> Clip:
+    """Open a video file or a folder of frames; raises InputError if it cannot be read. The file stays open.
+
+    options: `fps` and the limits of `open_video`.
+    """
+    video = open_video(Path(path).expanduser(), **options)
 
     def read(indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(video.frames(indices)).permute(0, 3, 1, 2).float() / 255
@@ -114,6 +121,8 @@ def open_clip(path: str) -> Clip:
         read,
         fps=video.fps,
         sample_aspect=video.sample_aspect,
-        sound_from=video.path,
+        sound_from=video.sound_from,
+        begin=video.start,
+        times=video.times,
         warnings=video.warnings,
     )

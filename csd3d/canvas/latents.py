@@ -109,13 +109,13 @@ def working_size(clip: Clip, window: int, unit: int, wrap: bool) -> tuple[int, i
 
     A clip that fits into one window is enlarged until its longer side fills the window; a narrower one until its
     shorter side does, so that objects have the size that the prior was trained on. With `wrap`, W' is a multiple of
-    `unit`. Raises InputError above `MAX_PIXELS`.
+    `unit`. Raises InputError if enlarging gives more than `MAX_PIXELS`.
     """
     own, (short, long) = window * unit, sorted(clip.size)
     scale = own / long if long <= own else max(1, own / short)
     height, width = (max(unit, round(side * scale)) for side in clip.size)
     width = max(1, round(width / unit)) * unit if wrap else width
-    if height * width > MAX_PIXELS:
+    if scale > 1 and height * width > MAX_PIXELS:
         raise InputError(
             f"{clip.name}: {clip.width}x{clip.height} is too narrow: enlarged for a prior of {own} pixels it "
             f"would be {width}x{height}; crop it"

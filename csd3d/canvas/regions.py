@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.media import read_image
+from csd3d.media import MAX_PIXELS, read_image
 from csd3d.schema import path_key
 
 logger = logging.getLogger("csd3d")
@@ -46,15 +46,15 @@ def check_regions(regions: list[Region]) -> None:
         raise ValueError("regions: none has a prompt: say what to change in at least one")
 
 
-def region_masks(regions: list[Region], height: int, width: int) -> Tensor:
-    """Masks [K, H, W] in [0, 1] of the regions of a picture of `height` x `width`.
+def region_masks(regions: list[Region], height: int, width: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Masks [K, H, W] in [0, 1] of the regions of a picture of `height` x `width`; the files have at most `max_pixels`.
 
     Raises InputError for masks that are empty, unreadable or of another shape, and for boxes outside the picture.
     """
     if not any(region.mask or region.box is not None for region in regions):
         return strips(len(regions), height, width)
     masks = [
-        read_mask(region.mask, height, width) if region.mask else box_mask(region.box, height, width)
+        read_mask(region.mask, height, width, max_pixels) if region.mask else box_mask(region.box, height, width)
         for region in regions
     ]
     for i in range(len(masks)):
@@ -82,10 +82,10 @@ def box_mask(box: list[float], height: int, width: int) -> Tensor:
     return _covered(y0, y1, height)[:, None] * _covered(x0, x1, width)
 
 
-def read_mask(path: str, height: int, width: int) -> Tensor:
+def read_mask(path: str, height: int, width: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The mask [H, W] of a file: brightness, times alpha if it has one, resized to the picture's size."""
     try:
-        picture = read_image(Path(path).expanduser())
+        picture = read_image(Path(path).expanduser(), max_pixels)
     except InputError as error:
         raise InputError(f"regions: mask {error}") from None
     mask = torch.tensor(picture.rgb).mean(-1)

@@ -140,8 +140,8 @@ def _git_commit(folder: Path) -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
         return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True, start_new_session=True
+        ).stdout.strip()  # a session of its own: Ctrl+C is for this process alone
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,10 +1,12 @@
 """Reading and writing pictures and videos; memory use does not depend on the length of a video."""
 
 from csd3d.media.encoding import encode, frame_writer
-from csd3d.media.pictures import MAX_PIXELS, Picture, read_image, write_image
-from csd3d.media.videos import MAX_FRAMES, VideoReader, open_video
+from csd3d.media.image_writing import write_image
+from csd3d.media.pictures import MAX_PIXELS, Picture, read_image
+from csd3d.media.videos import MAX_DECODED_GIB, MAX_FRAMES, VideoReader, open_video
 
 __all__ = [
+    "MAX_DECODED_GIB",
     "MAX_FRAMES",
     "MAX_PIXELS",
     "Picture",

@@ -16,12 +16,26 @@ from pathlib import Path
 import numpy as np
 
 from csd3d.errors import InputError
-from csd3d.media.ffmpeg import AUDIO, CONTAINERS, command, complaint, exact_rate, location, source
+from csd3d.media import raw_frames
+from csd3d.media.ffmpeg import (
+    AUDIO,
+    CONTAINERS,
+    command,
+    complaint,
+    exact_rate,
+    killed,
+    location,
+    run,
+    source,
+    start,
+)
 
 log = logging.getLogger("csd3d")
 
 # fragments of one second: the file is a valid video whenever writing stops
 FRAGMENTED = ("-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-frag_duration", "1000000")
+# each frame at its own time, on the clock of most cameras, rather than at multiples of a guessed rate
+KEEP_TIMES = ("-fps_mode", "passthrough", "-enc_time_base", "1/90000", "-video_track_timescale", "90000")
 INDEX_FIRST = ("-movflags", "+faststart")
 
 
@@ -32,11 +46,16 @@ def frame_writer(
     sound_from: str | Path | None = None,
     sample_aspect: Fraction = Fraction(1),
     crf: int = 18,
+    begin: Fraction | None = None,
+    times: Sequence[Fraction] | None = None,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield a function that appends a frame [H, W, 3] uint8 to an MP4, which is complete once the block ends.
 
     sound_from: a file whose sound is copied (as AAC if MP4 cannot hold it) and cut to the length of the frames.
-    sample_aspect: width / height of a pixel.
+    sample_aspect: width / height of a pixel.  begin: where the first frame is on the clock of `sound_from`, in seconds;
+    None for a file of sound alone, with which the frames begin.
+    times: when each frame begins after the first, and when the last one ends, in seconds, one more than there are
+    frames; None: evenly, at `fps`.
 
     The file appears complete or not at all. If writing stops (disk full, unreadable frame), the finished part stays
     beside it, playable, as NAME.partial.mp4. Raises InputError then, and for no frames or another suffix; ValueError
@@ -49,9 +68,10 @@ def frame_writer(
     with contextlib.suppress(OSError):
         partial.unlink()  # left by an earlier run
     try:
-        with Encoder(partial, fps, crf, FRAGMENTED, sample_aspect) as encoder:
+        with Encoder(partial, fps, crf, FRAGMENTED, sample_aspect, times) as encoder:
             yield encoder.add
-        _finish(partial, whole, sound_from, encoder.count / exact_rate(fps))
+        seconds = times[encoder.count] if times else encoder.count / exact_rate(fps)
+        _finish(partial, whole, sound_from, begin, seconds)
         os.replace(whole, path)
     except InputError as error:
         kept = f"; the finished part is {partial}" if _keep_whole_boxes(partial) else ""
@@ -76,6 +96,8 @@ def encode(path: Path, frames: Iterable[np.ndarray], fps: float | Fraction, crf:
 class Encoder:
     """Sends frames [H, W, 3] uint8, all of one size, to ffmpeg's libx264, converted to and tagged as BT.709.
 
+    times: as in `frame_writer`; they are kept to 1/90000 s.
+
     A context manager: at its end, also after an error, the frames sent so far are written. Raises InputError, without
     the file's name, if ffmpeg fails or there was no frame; ValueError for frames that differ in size.
     """
@@ -87,8 +109,10 @@ class Encoder:
         crf: int = 18,
         layout: Sequence[str] = INDEX_FIRST,
         sample_aspect: Fraction = Fraction(1),
+        times: Sequence[Fraction] | None = None,
     ) -> None:
         self.path, self.fps, self.crf, self.layout, self.sample_aspect = path, fps, crf, layout, sample_aspect
+        self.times = times
         self.count, self.shape, self.process = 0, (), None
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, closed by __exit__
 
@@ -99,8 +123,15 @@ class Encoder:
         """Append the next frame."""
         if self.process is None:
             self._start(frame)
+        data = np.ascontiguousarray(_checked(frame, self.shape)).data
+        if self.times and self.count + 1 >= len(self.times):
+            raise ValueError(f"more frames than the {len(self.times) - 1} that have a time")
         try:
-            self.process.stdin.write(np.ascontiguousarray(_checked(frame, self.shape)).data)
+            if self.times and self.count == 0:
+                self.process.stdin.write(raw_frames.header(self.shape[1], self.shape[0]))
+            if self.times:
+                self.process.stdin.write(raw_frames.before_frame(*self.times[self.count :][:2], data.nbytes))
+            self.process.stdin.write(data)
         except BrokenPipeError:
             self._end()  # raises with the reason from ffmpeg's log
             raise InputError(f"ffmpeg ended after {self.count} frames, before the last") from None
@@ -126,11 +157,13 @@ class Encoder:
         tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
         filters = f"scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,{tags}"
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"]
+        raw += ["-framerate", str(exact_rate(self.fps)), "-i", "pipe:0"]
+        if self.times:
+            raw = ["-f", "matroska", "-i", "pipe:0", *KEEP_TIMES]
         options = ["-vf", f"{filters},setsar={self.sample_aspect}", "-c:v", "libx264", "-crf", str(self.crf)]
         options += ["-preset", "medium", "-pix_fmt", "yuv444p" if width % 2 or height % 2 else "yuv420p", *self.layout]
-        rate = ["-framerate", str(exact_rate(self.fps)), "-i", "pipe:0"]
-        arguments = command(*raw, *rate, *options, location(self.path))
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=self.errors)
+        arguments = command(*raw, *options, location(self.path))
+        self.process = start(arguments, stdin=subprocess.PIPE, stderr=self.errors)
 
     def _end(self) -> None:
         if self.process is None:
@@ -138,7 +171,8 @@ class Encoder:
         _hang_up(self.process)
         if self.process.returncode != 0:
             self.errors.seek(0)
-            reason = complaint(self.errors.read()) or f"ffmpeg ended with {self.process.returncode}"
+            code = self.process.returncode
+            reason = killed(code) or complaint(self.errors.read()) or f"ffmpeg ended with {code}"
             raise InputError(f"writing stopped after about {self.count} frames ({reason})")
 
 
@@ -157,20 +191,26 @@ def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return frame
 
 
-def _finish(video: Path, whole: Path, sound_from: str | Path | None, seconds: Fraction) -> None:
-    """Copy `video` to `whole` with its index in front, and the sound of `sound_from` cut to `seconds`."""
+def _finish(video: Path, whole: Path, sound_from: str | Path | None, begin: Fraction | None, seconds: Fraction) -> None:
+    """Copy `video` to `whole` with its index in front, and the sound of `sound_from`, of which `video` begins at
+    `begin`, cut where `video` ends after `seconds`."""
     plain = [*source(video), "-map", "0:v:0", "-c", "copy", *INDEX_FIRST, location(whole)]
     attempts = [plain]
     if sound_from is not None and not Path(sound_from).is_dir():
-        both = [*source(video), *source(sound_from, f"{CONTAINERS},{AUDIO}"), "-map", "0:v:0", "-map", "1:a?"]
-        both += ["-t", f"{float(seconds):.6f}", *INDEX_FIRST]
+        # of a transport stream, the clock begins at the first packet of what is read: read the pictures as well
+        clock = [] if begin is None else ["-map", "1:V:0", "-c", "copy", "-f", "null", "-"]
+        begin = begin or Fraction(0)
+        both = ["-itsoffset", f"{float(begin):.6f}", *source(video), *source(sound_from, f"{CONTAINERS},{AUDIO}")]
+        both += ["-map", "0:v:0", "-map", "1:a?", "-t", f"{float(begin + seconds):.6f}", *INDEX_FIRST]
         attempts = [[*both, "-c", "copy"], [*both, "-c:v", "copy", "-c:a", "aac"]]
-        attempts = [[*attempt, location(whole)] for attempt in attempts] + [plain]
+        attempts = [[*attempt, location(whole), *clock] for attempt in attempts] + [plain]
     for attempt in attempts:
-        done = subprocess.run(command(*attempt), stdin=subprocess.DEVNULL, capture_output=True, errors="replace")
+        done = run(command(*attempt))
         if done.returncode == 0:
             break
-        reason = complaint(done.stderr) or f"ffmpeg ended with {done.returncode}"
+        reason = killed(done.returncode) or complaint(done.stderr) or f"ffmpeg ended with {done.returncode}"
+        if killed(done.returncode):
+            raise InputError(f"the video cannot be finished ({reason})")
     else:
         raise InputError(f"the video cannot be finished ({reason})")
     if attempt is plain and len(attempts) > 1:

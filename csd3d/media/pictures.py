@@ -1,30 +1,37 @@
-"""Reading and writing pictures: PNG (8 and 16 bits a channel, exactly), JPEG, WebP, TIFF, BMP.
+"""Reading pictures: PNG (8 and 16 bits a channel, exactly), JPEG, WebP, TIFF, BMP, AVIF.
 
-Values are in [0, 1]: v / 255 for 8-bit files, v / 65535 for 16-bit files. Sizes are checked in the header, before any
+Values are sRGB in [0, 1]: v / 255 for 8-bit files, v / 65535 for 16-bit files; those with another colour profile are
+converted. Sizes are checked in the header, before any
 pixel is decoded; every error of a decoder becomes one InputError that names the file.
 """
 
-import io
+import logging
 import os
-import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from csd3d.errors import InputError, one_line
-from csd3d.files import write_whole
+from csd3d.media.colour import Conversion, colour_note, conversion, to_srgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # some others, such as EPS, run external programs
+log = logging.getLogger("csd3d")
+
+HAS_AVIF = "avif" in features.modules and features.check("avif")  # Pillow 11.3 and newer
+# some other formats, such as EPS, run external programs
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", *(("AVIF",) if HAS_AVIF else ()))
 MAX_PIXELS = 100_000_000  # 1.2 GB as float32
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+OVERSHOOT = (
+    1.5  # floats up to here are in [0, 1], with the overshoot of a sharp filter; larger ones are 0..255, 0..65535
+)
 EXIF_ORIENTATION = 0x0112
-_ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_logged: set[str] = set()  # the notes that `channels` has logged
 # Pillow keeps only the high byte of 16-bit colours. Unpacking in the other byte order keeps the low byte.
 _NATIVE_LOW = "B" if sys.byteorder == "little" else "L"
 _LOW_BYTE = {
@@ -37,11 +44,12 @@ _LOW_BYTE = {
 @dataclass(frozen=True)
 class Picture:
     """A decoded upright picture: `rgb` [H, W, 3] and `alpha` [H, W] or None, float32 in [0, 1], and the file's `bits`
-    a channel, 8 or 16."""
+    a channel, 8 or 16; `notes` say what was converted."""
 
     rgb: np.ndarray
     alpha: np.ndarray | None = None
     bits: int = 8
+    notes: tuple[str, ...] = ()
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -51,12 +59,13 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     the file if it is missing, a folder, damaged, of another format, or has more than `max_pixels`.
     """
     with opened(path, max_pixels) as image:
-        values, bits = channels(image, turned=True)
+        values, bits, notes = _decode(image)
+        values = upright(values, orientation(image))
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds pixels that are not finite")
     alpha = np.ascontiguousarray(values[:, :, -1]) if values.shape[2] in (2, 4) else None
     rgb = values if alpha is None else values[:, :, :-1]
-    return Picture(np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3))), alpha, bits)
+    return Picture(np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3))), alpha, bits, notes)
 
 
 @contextmanager
@@ -65,20 +74,40 @@ def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Im
     check_file(path, "a picture")
     bytes_ = os.path.getsize(path)
     if max_pixels is not None and bytes_ > 16 * max_pixels + 2**20:  # some decoders read a whole file at once
-        raise InputError(f"{path}: {bytes_} bytes; too many for a picture of at most {max_pixels} pixels")
+        raise InputError(f"{path}: {bytes_} bytes; too many for a picture of at most {max_pixels} pixels (max_pixels)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is `max_pixels`
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage, which one line tells if it matters
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if max_pixels is not None and width * height > max_pixels:
-                    raise InputError(f"{path}: {width}x{height} pixels; at most {max_pixels} are read")
+                    raise InputError(f"{path}: {width}x{height} pixels; at most {max_pixels} are read (max_pixels)")
                 yield image
     except InputError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        reason = one_line(error, 160)
-        raise InputError(f"{path}: cannot be decoded ({reason}); expected a whole {', '.join(FORMATS)} file") from error
+        expected = f"expected a whole {', '.join(FORMATS)} file"
+        reason = f"cannot be decoded ({one_line(error, 160)}); {expected}"
+        raise InputError(f"{path}: {_modern_format(path) or reason}") from error
+
+
+def _modern_format(path: str | Path) -> str | None:
+    """What to do with a HEIC or AVIF file that cannot be decoded; None for other files, and damaged AVIF.
+
+    HEIC is not read, since the libraries that do come with GPL code.
+    """
+    with open(path, "rb") as file:
+        start = file.read(64)
+    brands = start[8 : max(16, min(64, int.from_bytes(start[:4], "big")))]
+    if start[4:8] != b"ftyp":
+        return None
+    if b"avif" in brands or b"avis" in brands:
+        return None if HAS_AVIF else "AVIF is read with Pillow 11.3 or newer: pip install -U pillow"
+    if any(brand in brands for brand in HEIC_BRANDS):
+        how = "heif-convert IN.heic OUT.png, or on a Mac sips -s format png IN.heic --out OUT.png"
+        return f"HEIC pictures are not read; convert it to PNG or JPEG ({how})"
+    return None
 
 
 def check_file(path: str | Path, what: str) -> None:
@@ -113,23 +142,65 @@ def upright(values: np.ndarray, how: int) -> np.ndarray:
 
 def channels(image: Image.Image, turned: bool) -> tuple[np.ndarray, int]:
     """Decode an opened picture to [H, W, 1 | 2 | 3 | 4] float32 in [0, 1] (grey, grey + alpha, RGB, RGBA), and its bits
-    a channel; `turned` applies the EXIF orientation."""
-    values, bits = _decode(image)
+    a channel; `turned` applies the EXIF orientation. What is converted is logged, once for pictures that are alike."""
+    values, bits, notes = _decode(image)
+    for note in notes:
+        _log_once(note, image.filename)
     return upright(values, orientation(image)) if turned else values, bits
 
 
-def _decode(image: Image.Image) -> tuple[np.ndarray, int]:
-    if image.mode == "F":
-        return np.asarray(image)[:, :, None].clip(0, 1), 16
-    deep = _sixteen_bits(image)
-    if deep is not None:
-        return _with_colour_key(deep, image.info.get("transparency")), 16
-    if image.mode == "PA" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
+def _log_once(note: str, path: str) -> None:
+    if note not in _logged:
+        _logged.add(note)
+        log.warning("%s, and any others alike: %s", path, note)
+
+
+def _decode(image: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Return the values as in `channels`, the bits a channel, and what was converted."""
+    how, note = conversion(image), colour_note(image)
+    notes = (note,) if note else ()
+    with _quiet_tiff(image):
+        if image.mode == "F":
+            return _floats(np.asarray(image)[:, :, None])
+        deep = _sixteen_bits(image)
+        if deep is not None and (not isinstance(how, Conversion) or how.deep):
+            return _with_colour_key(deep, image.info.get("transparency"), how), 16, notes
+        if image.mode == "PA" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        elif image.mode not in ("L", "LA", "RGB", "RGBA") and not (
+            image.mode == "CMYK" and isinstance(how, Conversion)
+        ):
+            image = image.convert("RGB")
+        else:
+            image.load()
+    if isinstance(how, Conversion):
+        image = to_srgb(image, how)
     values = np.asarray(image, np.float32) / 255
-    return values if values.ndim == 3 else values[:, :, None], 8
+    return values if values.ndim == 3 else values[:, :, None], 8, notes
+
+
+@contextmanager
+def _quiet_tiff(image: Image.Image) -> Iterator[None]:
+    """Keep libtiff from writing its complaints to stderr; what is wrong Pillow raises as well."""
+    with ExitStack() as undo:
+        if image.format == "TIFF":
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            undo.callback(os.close, kept)
+            undo.callback(os.close, nowhere)
+            undo.callback(os.dup2, kept, 2)
+            os.dup2(nowhere, 2)
+        yield
+
+
+def _floats(values: np.ndarray) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """As `_decode`, of floats in [0, 1], [0, 255] or [0, 65535]; what the range is, their largest value tells."""
+    most = float(np.max(values, initial=0))
+    if most <= OVERSHOOT or not np.isfinite(most):  # the latter is refused later
+        return values.clip(0, 1), 16, ()
+    top = 255 if most <= 255 else 65535
+    if most > top:
+        raise ValueError(f"floats up to {most:g}, but 0..1, 0..255 or 0..65535 are expected")
+    return (values / top).clip(0, 1).astype(np.float32), 16, (f"its floats go beyond 1: taken as 0..{top}",)
 
 
 def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
@@ -161,67 +232,13 @@ def _unpack_as(image: Image.Image, mapping: dict[str, str]) -> None:
     image.load()  # not left to numpy, which hides some errors
 
 
-def _with_colour_key(values: np.ndarray, key: int | tuple | None) -> np.ndarray:
-    """Convert uint16 to float32 in [0, 1]; pixels of colour `key` (tRNS of a PNG) become transparent."""
+def _with_colour_key(values: np.ndarray, key: int | tuple | None, how: Conversion | str | None) -> np.ndarray:
+    """Convert uint16 to float32 in [0, 1], sRGB; pixels of colour `key` (tRNS of a PNG) become transparent."""
     scaled = values.astype(np.float32) / 65535
+    if isinstance(how, Conversion):
+        colours = 1 if values.shape[2] <= 2 else 3
+        scaled = np.concatenate([how.deep(scaled[:, :, :colours]), scaled[:, :, colours:]], axis=2)
     if key is None or values.shape[2] not in (1, 3):
         return scaled
     shown = (values != np.asarray(key)).any(axis=2, keepdims=True)
     return np.concatenate([scaled, shown.astype(np.float32)], axis=2)
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def write_image(path: str | Path, rgb: np.ndarray, alpha: np.ndarray | None = None, bits: int = 8) -> None:
-    """Write `rgb` [H, W, 3] and `alpha` [H, W], floats in [0, 1], as PNG (`bits` 8 or 16), JPEG or WebP by the suffix;
-    the file appears complete or not at all. PNG and WebP are lossless.
-
-    Raises InputError for another suffix, transparency in a JPEG, 16 bits outside PNG, or a full disk; ValueError for
-    another shape.
-    """
-    path = Path(path)
-    kind = _ENCODERS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: pictures are written as {', '.join(_ENCODERS)}")
-    if kind == "JPEG" and alpha is not None:
-        raise InputError(f"{path}: JPEG holds no transparency; write a .png or .webp")
-    if bits not in (8, 16) or (bits == 16 and kind != "PNG"):
-        raise InputError(f"{path}: {bits} bits a channel; 8, or 16 in a .png")
-    data = _encoded(_levels(rgb, alpha, bits), kind)
-    try:
-        write_whole(path, lambda partial: partial.write_bytes(data))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def _levels(rgb: np.ndarray, alpha: np.ndarray | None, bits: int) -> np.ndarray:
-    """[H, W, 3 | 4] uint8 or uint16, rounded; NaN becomes 0."""
-    rgb = np.asarray(rgb, np.float32)
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or (alpha is not None and np.shape(alpha) != rgb.shape[:2]):
-        raise ValueError(f"expected rgb [H, W, 3] and alpha [H, W], got {rgb.shape} and {np.shape(alpha)}")
-    if alpha is not None:
-        rgb = np.concatenate([rgb, np.asarray(alpha, np.float32)[:, :, None]], axis=2)
-    top = 2**bits - 1
-    return np.round(np.nan_to_num(rgb).clip(0, 1) * top).astype(np.uint16 if bits == 16 else np.uint8)
-
-
-def _encoded(levels: np.ndarray, kind: str) -> bytes:
-    if levels.dtype == np.uint16:
-        return _png16(levels)
-    buffer = io.BytesIO()
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}
-    Image.fromarray(levels).save(buffer, kind, **options.get(kind, {}))
-    return buffer.getvalue()
-
-
-def _png16(levels: np.ndarray) -> bytes:
-    """A PNG of [H, W, 3 | 4] uint16, which Pillow cannot write; each row stores its difference from the one above."""
-    height, width, count = levels.shape
-    rows = levels.astype(">u2").view(np.uint8).reshape(height, -1)
-    rows = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-    data = np.concatenate([np.full((height, 1), 2, np.uint8), rows], axis=1).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[count], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
-    chunks = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -95,13 +95,14 @@ def write_results(
 def result_writer(path: Path, clip: Clip) -> Iterator[Callable[[Tensor], None]]:
     """Yield a function that writes the next frame [3, H, W] in [0, 1].
 
-    The file has the clip's size, and its frame rate and sound, or its alpha and bit depth.
+    The file has the clip's size, and its frames' times and sound, or its alpha and bit depth.
     """
     if not clip.is_video:
         yield lambda picture: write_picture(path, picture, clip.alpha, clip.bits)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with frame_writer(path, clip.fps, clip.sound_from, clip.sample_aspect) as add:
+    shown = {"begin": clip.begin, "times": clip.times}
+    with frame_writer(path, clip.fps, clip.sound_from, clip.sample_aspect, **shown) as add:
         yield lambda picture: add(to_uint8(picture.permute(1, 2, 0)))
 
 

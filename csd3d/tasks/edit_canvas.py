@@ -23,6 +23,7 @@ from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge
+from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.canvas import CanvasReport, previewer, write_results
@@ -68,6 +69,7 @@ class EditCanvasConfig:
     clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, and between previews
+    max_pixels: int = incidental(MAX_PIXELS)  # most pixels of a picture, a mask or a frame of a video
 
     MOVED: ClassVar[dict[str, str]] = MOVED
     KIND: ClassVar[str] = "picture"
@@ -88,6 +90,9 @@ class EditCanvasConfig:
             raise ValueError(f"overlap is {self.overlap}: give a share of a window in [0, 0.9]")
         if self.tile_pixels is not None and self.tile_pixels < 2**16:
             raise ValueError(f"tile_pixels is {self.tile_pixels}: give at least 65536, or null")
+        for key in ("max_pixels", "max_frames", "max_decoded_gib", "fps"):
+            if getattr(self, key, None) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a number above 0")
 
     @property
     def instructions(self) -> list[str]:
@@ -138,7 +143,7 @@ class EditImageConfig(EditCanvasConfig):
         """Open the picture, the masks and the prior; what is wrong with them raises InputError before any work."""
         if self.image:
             with at_key("image"):
-                clip = open_picture(self.image)
+                clip = open_picture(self.image, self.max_pixels)
         else:
             strips = all(not region.mask and region.box is None for region in self.regions)
             each = [region.prompt.strip() or None for region in self.regions] if strips else []
@@ -146,7 +151,7 @@ class EditImageConfig(EditCanvasConfig):
         masks = None
         if self.regions:
             edited = sorted(range(len(self.regions)), key=lambda i: not self.regions[i].prompt.strip())
-            masks = region_masks(self.regions, *clip.size)[edited]  # those with an instruction first
+            masks = region_masks(self.regions, *clip.size, self.max_pixels)[edited]  # those with an instruction first
         return open_job(self, device, clip, masks=masks, wrap=wrap)
 
 
@@ -168,6 +173,9 @@ class EditVideoConfig(EditCanvasConfig):
     """The job of `configs/csd-edit-video.yaml`."""
 
     video: str = path_key()  # a video file or a folder of frames; "": an orbit in the procedural world
+    fps: float | None = incidental(None)  # frames a second; null: the video's own times, 24 for a folder of frames
+    max_frames: int = incidental(MAX_FRAMES)  # most frames of a video
+    max_decoded_gib: float = incidental(MAX_DECODED_GIB)  # most room for the decoded video in TMPDIR, in GiB
 
     KIND: ClassVar[str] = "video"
 
@@ -175,9 +183,11 @@ class EditVideoConfig(EditCanvasConfig):
         """Open the video and the prior; what is wrong with them raises InputError before any work."""
         if self.video:
             with at_key("video"):
-                clip = open_clip(self.video)
+                limits = {key: getattr(self, key) for key in ("fps", "max_frames", "max_pixels", "max_decoded_gib")}
+                clip = open_clip(self.video, **limits)
         else:
             clip = registry.get("demo", "orbit").thing(self.world, self.prompt)
+            clip = dataclasses.replace(clip, fps=self.fps or clip.fps)
         return open_job(self, device, clip)
 
 

@@ -334,3 +334,36 @@ def test_a_wide_picture_is_shown_whole_and_its_full_size_linked(config_of, tmp_p
         assert f'<a href="{file}"><img' in page
     whole = page[page.index("The whole picture") :]
     assert whole.count('width="96" height="32"') == 3
+
+
+def test_limits_that_messages_name_are_keys(config_of, tmp_path, capsys):
+    """Each limit refuses in one line that names a key, and that key lifts it."""
+    noise_picture(tmp_path / "in.png", 40, 64)
+    (tmp_path / "frames").mkdir()
+    for i in range(4):
+        noise_picture(tmp_path / "frames" / f"{i}.png", 32, 32)
+    encode(tmp_path / "in.mp4", (np.zeros((32, 32, 3), np.uint8) for _ in range(4)), fps=12)
+    limits = {
+        "max_pixels=2000": ("edit_image", f"image={tmp_path}/in.png"),
+        "max_pixels=1000": ("edit_video", f"video={tmp_path}/frames"),
+        "max_frames=3": ("edit_video", f"video={tmp_path}/in.mp4"),
+        "max_frames=2": ("edit_video", f"video={tmp_path}/frames"),
+        "max_decoded_gib=0.000001": ("edit_video", f"video={tmp_path}/in.mp4"),
+        "fps=0": ("edit_video", f"video={tmp_path}/frames"),
+    }
+    for number, (limit, (task, given)) in enumerate(limits.items()):
+        arguments = ["--config", str(config_of(task)), "--output", str(tmp_path / f"run{number}"), "prompt=red", given]
+        assert main([*arguments, limit]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert limit.partition("=")[0] in error
+        assert not (tmp_path / f"run{number}").exists()
+
+
+def test_a_folder_of_frames_is_told_its_rate(config_of, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for i in range(2):
+        noise_picture(tmp_path / "frames" / f"{i}.png", 32, 32)
+    folder = start(config_of("edit_video"), tmp_path / "run", f"video={tmp_path}/frames", "prompt=red", "fps=10")
+    with open_video(folder / "result.mp4") as video:
+        assert (video.count, video.fps) == (2, 10)
