@@ -19,7 +19,8 @@ def call_forward(forward: Callable[..., Tensor], family: str, *inputs: Any) -> T
         raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        file = getattr(inspect.unwrap(forward), "__code__", call_forward.__code__).co_filename
+        own = getattr(forward, "func", inspect.unwrap(forward))  # of a partial
+        file = getattr(own, "__code__", call_forward.__code__).co_filename
         frame = [frame for frame in frames if frame.filename == file][-1]
         lines = str(error).strip().splitlines() or [""]
         # a TypeError may begin with the text of the whole network, whose last line is the reason

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -210,8 +211,9 @@ def test_a_model_that_two_families_know_needs_a_choice(text_folder, own_families
     assert load_prior(PriorConfig(str(text_folder), device="cpu", family="theirs"), "text").family == "Their family"
 
 
-def test_a_mistake_in_a_forward_is_a_line_that_names_the_family(text_folder, own_families):
-    plugin_family(twice)
+@pytest.mark.parametrize("forward", [twice, partial(twice)])
+def test_a_mistake_in_a_forward_is_a_line_that_names_the_family(text_folder, own_families, forward):
+    plugin_family(forward)
     prior = load_prior(PriorConfig(str(text_folder), device="cpu", family="theirs"), "text")
     with pytest.raises(InputError) as error:
         prior.predict({"x": Query(torch.zeros(1, 4, 8, 8), 500, ("red",))})
