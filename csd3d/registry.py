@@ -48,7 +48,7 @@ PARTS = {  # the attributes that a thing of each kind must have
     "scene_editor": ("update",),
     "family": ("matches", "load"),
     "representation": ("open",),
-    "reader": ("matches", "read"),
+    "reader": ("matches", "read", "wants"),
     "task": ("open",),
     "correspondence": ("edits", "open"),
     "ground_truth": ("scene_truth", "knows"),
@@ -113,6 +113,9 @@ def _check(entry: Entry) -> None:
         return
     if "__dataclass_fields__" not in vars(thing):
         raise InputError(f"{at} is no dataclass: write @dataclass(frozen=True) between @register and the class")
+    unset = [f.name for f in dataclasses.fields(thing) if f.init and f.default is f.default_factory]  # both MISSING
+    if unset:
+        raise InputError(f"{at}: its field {unset[0]} has no default; every key of a config has one")
     if kind != "task" and "type" in {field.name for field in dataclasses.fields(thing)}:
         raise InputError(f"{at} has a key `type`, by which configs choose what it is; call it otherwise")
 
@@ -205,9 +208,17 @@ def _guarded(plugin: str, load: Callable[[], Any]) -> None:
     except (Exception, SystemExit) as error:  # other people's code can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{plugin}.".startswith(f"{error.name}."):
             raise InputError(f"plugin {plugin}: no such module; a file is named with its .py") from None
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = frame.filename, frame.lineno
+        place = _own_line(error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if isinstance(error, SyntaxError) and error.filename:
             place, reason = (error.filename, error.lineno), f"{type(error).__name__}: {error.msg}"
         raise InputError(f"plugin {plugin}: cannot be imported ({reason}, at {place[0]}:{place[1]})") from None
+
+
+def _own_line(error: BaseException) -> tuple[str, int | None]:
+    """File and line where a plugin failed: its own deepest line, not that of a library that it called."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    ours = (__file__, importlib.__file__, importlib.metadata.__file__)
+    own = next((frame.filename for frame in frames if frame.filename not in ours), frames[-1].filename)
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(own).parent)]
+    return inside[-1].filename, inside[-1].lineno

@@ -12,6 +12,7 @@ from csd3d.config import load_config, parse_value, read_config, task_name, to_ya
 from csd3d.engine.logs import create_run_folder, logger, logging_to
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.report.used import used
 from csd3d.schema import with_paths
 
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
@@ -63,7 +64,7 @@ def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()
     with logging_to(folder):
         for line in banner(job):
             logger.info("%s", line)
-        for line in warnings:
+        for line in (*warnings, *getattr(job.config, "ignored", ())):
             logger.warning("%s", line)
         runner.run(job)
         logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
@@ -78,6 +79,7 @@ def banner(job: Any) -> list[str]:
     return [
         f"csd3d {__version__}, {config.task}: {config.told}",
         f"device {device} ({where}), model {config.prior.model}",
+        used(job),
         f"run folder {job.folder}, previews in its images/",
         f"{len(config.phases)} phases: {', '.join(config.phases)}",
     ]

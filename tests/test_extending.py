@@ -16,6 +16,9 @@ from csd3d.cameras import orbit
 from csd3d.datasets import SceneConfig, load_capture
 from csd3d.distillation.method import Query
 from csd3d.priors import PriorConfig, load_prior
+from csd3d.representations.base import open_scene
+from csd3d.representations.fit import FitConfig, Pictures
+from csd3d.run import read
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 HEADER, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -45,6 +48,37 @@ def test_examples_register_what_they_show(block, tmp_path):
     kind, name = re.search(r'@register\("(\w+)", "(\w+)"', block).groups()
     example(tmp_path, name)
     assert registry.get(kind, name).thing.__doc__
+
+
+def test_the_config_is_read_as_it_stands(tmp_path):
+    (config,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "try.yaml").write_text(config, encoding="utf-8")
+    example(tmp_path, "my_nfsd")
+    (tmp_path / "my_nfsd.py").rename(tmp_path / "my_method.py")
+    registry._entries["method"].pop("my_nfsd")
+    assert list(read(tmp_path / "try.yaml", []).runs) == ["my_nfsd", "sds"]
+
+
+def test_the_representation_finds_what_its_pictures_show(tmp_path):
+    example(tmp_path, "my_voxels")
+    voxels, generator = registry.get("representation", "my_voxels").thing(side=8), torch.Generator().manual_seed(0)
+    true, found = (open_scene(voxels, torch.tensor([-1.0, -1, -1, 1, 1, 1]), generator) for _ in range(2))
+    with torch.no_grad():
+        true.grid[:, 0] = -5.0
+        true.grid[0, :, 3:5, 3:5, 4:6] = torch.tensor([4.0, 4.0, -4.0, -4.0]).view(4, 1, 1, 1)  # a red block, x from 0
+    cameras, views = orbit(6, 3.0, 30.0, 45.0, 24, 16), torch.arange(6)
+    pictures = Pictures(true.render_views(cameras, views).rgb, cameras, None, views)
+    config = FitConfig(steps=120, learning_rate=0.2, final_learning_rate=0.02)
+    optimiser = found.start_fit(config)
+    reports = [found.fit_step(optimiser, pictures, config, step, generator) for step in range(120)]
+    assert reports[-1]["psnr"] > 25 > reports[0]["psnr"] + 5
+    red, _ = found.radiance(torch.tensor([[0.4, 0.0, 0.0]]))
+    assert red[0, 0] - red[0, 1:].max() > 0.4
+    assert found.density(torch.tensor([[0.2, 0.0, 0.0], [-0.7, 0.0, 0.0], [2.0, 0.0, 0.0]])).argmax() == 0
+    seen = true.render(cameras[0], background=torch.zeros_like)
+    assert 2.4 < seen.depth[0, 8, 12] < 3.2  # the camera stands 3 from the middle
+    assert seen.rgb[0, 0, 0].max() < 0.05  # nothing but the background
+    assert seen.opacity[0, 8, 12] > 0.8
 
 
 def test_the_reader_reads(tmp_path):

@@ -162,6 +162,9 @@ learning_rate: 0.1
     report = (folder / "report.html").read_text()
     assert "SDS, towards grey" in report
     assert "SDS, towards grey + CSD" in report
+    used = "Model: Pictures of one colour (one_colour_model)"
+    assert f'<p class="scene">{used}</p>' in report
+    assert used in (folder / "log.txt").read_text()
 
 
 def test_a_job_names_the_editor_with_its_own_keys(tmp_path, tiny_prior):
@@ -174,7 +177,9 @@ prior: {{model: {tiny_prior}}}
 editor: {{type: fade, amount: 0.75, steps: 3}}
 """
     folder = run(tmp_path, text)
-    assert "Fade to grey" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "Fade to grey" in report
+    assert f"<br>Model: Stable Diffusion 1.x and 2.x, InstructPix2Pix ({tiny_prior.name})</p>" in report
     assert "amount: 0.75" in (folder / "config.yaml").read_text()
     assert launch.main(["--resume", str(folder)]) == 0  # from its own config, which names the plugin
 
@@ -188,7 +193,7 @@ scene: {{path: {tiny_capture}}}
 prior: {{model: {tiny_prior}}}
 representation: {{type: ball, softness: 0.1}}
 reconstruct: {{steps: 30}}
-fit: {{steps: 6, patches: 0}}
+fit: {{steps: 6, patches: 0, distortion_weight: 0.1}}
 editor: {{type: fade, every: 2}}
 export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget: 200, threshold: 0.5}}}}
 """
@@ -196,7 +201,10 @@ export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["finished"]
     assert metrics["results"]["fade"]["psnr_truth"] > 5
-    assert "Fade to grey" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "Fade to grey" in report
+    assert " · Scene: A ball · Capture: nerfstudio and instant-ngp</p>" in report
+    assert "fit.distortion_weight is set, but has no effect: A ball has" in (folder / "log.txt").read_text()
     assert (folder / "mesh" / "mesh.glb").exists()
 
 
@@ -218,6 +226,10 @@ export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget
     folder = run(tmp_path, text, "--device", "cpu")
     assert json.loads((folder / "metrics.json").read_text())["finished"]
     assert (folder / "mesh" / "mesh.glb").exists()
+    assert "Model: Pictures of one colour (one_colour_model) · Scene: A ball" in (folder / "report.html").read_text()
+    told = (folder / "log.txt").read_text()
+    for key in ("losses.orientation", "losses.distortion", "asset.levels"):
+        assert told.count(f"{key} is set, but has no effect: A ball has no") == 1
     red, green, blue = np.asarray(Image.open(folder / "images" / "sds" / "0" / "000.png"))[16, 16] / 255
     assert red > 0.8
     assert max(green, blue) < 0.3

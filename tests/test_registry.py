@@ -193,6 +193,15 @@ class Mine:
     def direction(self, eps, step): return None
 """
 
+READER = """from dataclasses import dataclass
+from csd3d.registry import register
+@register("reader", "mine")
+@dataclass
+class Mine:
+    def matches(path): return True
+    def read(self, path): return None
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -205,6 +214,10 @@ class Mine:
         (METHOD.format(name="all", top="", key="x"), ["choose another name"]),
         (METHOD.format(name="mine", top="", key="x").replace("@dataclass", ""), ["no dataclass", "@register and"]),
         (METHOD.format(name="mine", top="", key="type"), ["has a key `type`"]),
+        (METHOD.format(name="mine", top="", key="x").replace("= 1.0", ""), ["its field x has no default"]),
+        (METHOD.format(name="mine", top="", key="x").replace("= 1.0", "= 1.0; y: int"), ["non-default", "bad.py:5"]),
+        (METHOD.format(name="mine", top="", key="x").replace("= 1.0", "= []"), ["mutable default", "bad.py:5"]),
+        (READER, ["reader 'mine' lacks wants"]),
         (PLUGIN.format(name="warm", heat=1.0), ["toy 'warm' is registered twice", "test_registry.py", "bad.py"]),
         ("from csd3d.registry import register\n@register('method', 'none')\nclass None_:\n    pass", ["lacks queries"]),
         ("from csd3d.registry import register\n@register('toyy', 'none')\nclass None_:\n    pass", ["no such kind"]),

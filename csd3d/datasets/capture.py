@@ -82,6 +82,7 @@ class Capture:
     folder: Path
     composited: bool = False  # pictures had alpha and show SceneConfig.background behind the scene
     points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
+    reader: str = ""  # title of the reader that read it
 
     def map_back(self, points: Tensor) -> Tensor:
         """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t)."""
@@ -121,6 +122,7 @@ def load_capture(config: SceneConfig) -> Capture:
         folder=listing.folder,
         composited=composited,
         points=listing.points and _moved(listing.points, transform, scale),
+        reader=listing.reader,
     )
 
 

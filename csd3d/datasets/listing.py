@@ -18,14 +18,14 @@ A reader is a registered dataclass, whose fields are keys of `scene.reader`:
 `csd3d.datasets.capture` does the rest for all formats: split, normalisation, picture sizes, decoding.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from csd3d import registry
-from csd3d.datasets.reading import shown
+from csd3d.datasets.reading import nearest_rigid, shown
 from csd3d.errors import InputError
 from csd3d.files import natural_key
 
@@ -71,6 +71,7 @@ class Listing:
     points: Points | None = None
     applied_transform: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4]: own frame -> frame of the poses
     applied_scale: float = 1.0  # applied after applied_transform
+    reader: str = ""  # title of the reader, set by `read_listing`
 
 
 class Reader(Protocol):
@@ -102,11 +103,13 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
         listing = reader.read(path)
     except InputError:
         raise
-    except (OSError, ValueError, LookupError) as error:  # readers need not catch these themselves
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # readers need not catch these
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"scene.path: {path}: {type(reader).__name__} cannot read it ({reason})") from error
+    _check_types(listing, f"scene.path: {path}: {type(reader).__name__}")
     _refuse_duplicates(listing.frames)
-    return listing
+    entry = registry.entry_of("reader", reader)
+    return replace(listing, frames=[_rigid(frame) for frame in listing.frames], reader=entry.title if entry else "")
 
 
 def find_reader(path: Path) -> Reader:
@@ -125,6 +128,43 @@ def find_reader(path: Path) -> Reader:
 def sorted_by_name(frames: list[Frame]) -> list[Frame]:
     """Sort by name, with numbers by value: r_2 before r_10."""
     return sorted(frames, key=lambda frame: natural_key(frame.name))
+
+
+def _check_types(listing: Any, at: str) -> None:
+    """Raise InputError, one line that begins with `at`, unless a reader returned what it should."""
+    if not isinstance(listing, Listing):
+        raise InputError(f"{at}: read returned {_kind(listing)}; expected a Listing")
+    for frame in listing.frames:
+        if not isinstance(frame, Frame):
+            raise InputError(f"{at}: frames holds {_kind(frame)}; expected Frame")
+        if _shape(frame.pose) != (4, 4):
+            raise InputError(f"{frame.where}: pose is {_kind(frame.pose)}; expected an array [4, 4]")
+    if listing.box is not None and _shape(listing.box) != (2, 3):
+        raise InputError(f"{at}: box is {_kind(listing.box)}; expected an array [2, 3]")
+    points = listing.points
+    if points is not None:
+        if not isinstance(points, Points):
+            raise InputError(f"{at}: points is {_kind(points)}; expected Points(xyz [P, 3], rgb [P, 3])")
+        shapes = _shape(points.xyz), _shape(points.rgb)
+        if shapes[0] != shapes[1] or shapes[0][1:] != (3,):
+            kinds = f"{_kind(points.xyz)} and {_kind(points.rgb)}"
+            raise InputError(f"{at}: points has {kinds}; expected arrays xyz [P, 3] and rgb [P, 3]")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """The shape of an array of numbers; () of anything else."""
+    return value.shape if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else ()
+
+
+def _kind(value: Any) -> str:
+    kind = type(value).__name__
+    return f"a {kind} {list(value.shape)} of {value.dtype}" if isinstance(value, np.ndarray) else f"a {kind}"
+
+
+def _rigid(frame: Frame) -> Frame:
+    """The frame with its pose made exactly rigid; InputError if that is no rigid motion, whoever read it."""
+    pose = nearest_rigid(frame.pose.astype(np.float64), f"{frame.where}: pose")
+    return frame if np.allclose(frame.pose, pose, rtol=0, atol=1e-9) else replace(frame, pose=pose)
 
 
 def _refuse_duplicates(frames: list[Frame]) -> None:

@@ -78,6 +78,13 @@ def rigid(value: Any, where: str, tolerance: float = 5e-3) -> np.ndarray:
     m = np.vstack((matrix(value, ((3, 4), (4, 4)), where)[:3], (0.0, 0.0, 0.0, 1.0)))
     if len(value) == 4 and not np.allclose(value[3], m[3], rtol=0, atol=1e-6):
         raise InputError(f"{where}: the last row is {shown(value[3])}; expected [0, 0, 0, 1]")
+    return nearest_rigid(m, where, tolerance)
+
+
+def nearest_rigid(m: np.ndarray, where: str, tolerance: float = 5e-3) -> np.ndarray:
+    """Return a copy of [4, 4] as `rigid` does, and refuse what it refuses."""
+    if not np.isfinite(m).all():
+        raise InputError(f"{where}: holds numbers that are not finite; expected a rigid pose")
     if np.abs(m).max() > 1e7:
         raise InputError(f"{where}: holds {np.abs(m).max():g}; expected coordinates within 1e7")
     rotation = m[:3, :3]
@@ -87,6 +94,7 @@ def rigid(value: Any, where: str, tolerance: float = 5e-3) -> np.ndarray:
     if np.linalg.det(rotation) < 0:
         raise InputError(f"{where}: its 3x3 part is mirrored (determinant -1); expected a rotation, right-handed")
     u, _, vt = np.linalg.svd(rotation)
+    m = m.copy()
     m[:3, :3] = u @ vt
     return m
 

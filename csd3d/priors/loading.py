@@ -57,21 +57,26 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     fetch_weights(folder, getattr(family, "parts", {}))
     with quiet():
         prior = family.load(folder, options)
+    entry = registry.entry_of("family", family)
+    prior.family = entry.title if entry else family.__name__
     _check_require(folder, prior, require)
     prior.defaults = replace(prior.defaults, **defaults)
     return prior
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:
-    """The family called `name`, or for "auto" the first whose `matches` accepts the folder.
+    """The family called `name`, or for "auto" the one whose `matches` accepts the folder.
 
-    Raises InputError naming the model's class and the families where none does.
+    Raises InputError naming the model's class and the families where none does, or those where several do.
     """
     if name != "auto":
         return registry.get("family", name).thing
-    for entry in registry.entries("family"):
-        if entry.thing.matches(folder):
-            return entry.thing
+    found = [entry for entry in registry.entries("family") if entry.thing.matches(folder)]
+    if len(found) == 1:
+        return found[0].thing
+    if found:
+        names = " and ".join(f"{entry.name} ({entry.title})" for entry in found)
+        raise InputError(f"prior.model: {folder}: several families know it, {names}; choose one with prior.family=NAME")
     known = "; ".join(f"{entry.name} ({entry.title})" for entry in registry.entries("family"))
     configs = {part: config for part in PREDICTORS if (config := folder.config(part))}
     if not configs:
@@ -110,12 +115,10 @@ def _options(config: PriorConfig) -> Options:
 def _check_require(folder: ModelFolder, prior: Prior, require: str | None) -> None:
     if require in (None, "edit" if prior.edits else "text"):
         return
-    needed = {
-        "edit": "an editing model, such as InstructPix2Pix (8 channels)",
-        "text": "a text-to-image model (4 channels)",
-    }[require]
-    channels = prior.unet.config.in_channels
-    raise InputError(f"prior.model: the predictor of {folder} takes {channels} channels; this job needs {needed}")
+    edit, text = "an editing model", "a text-to-image model"
+    found = f"{edit} (it has a `source`)" if prior.edits else f"{text} (it has no `source`)"
+    needed = {"edit": f"{edit}, such as InstructPix2Pix", "text": text}[require]
+    raise InputError(f"prior.model: {folder}, of the family {prior.family!r}, is {found}; this job needs {needed}")
 
 
 def _own_defaults(folder: ModelFolder) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.priors.calling import call_forward
 from csd3d.priors.camera_embedding import camera_embedding
 from csd3d.priors.condition import Condition
 from csd3d.priors.parameterisation import to_epsilon
@@ -83,6 +84,7 @@ class Prior:
     codec: VaeCodec | PixelCodec  # images to latents and back
     unet: nn.Module  # the noise predictor, a UNet or a transformer
     text: TextEncoder
+    family: str = field(default="", kw_only=True)  # title of its family, set by `load_prior`
     alphas_cumprod: Tensor  # ᾱ [T]
     forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> the network's output, of prediction_type
     prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow; see `parameterisation`
@@ -223,7 +225,8 @@ class Prior:
 
         For training: without micro-batches and autocast.
         """
-        return self.forward(partial(self._network, autocast=False), z_t, t, self.alphas_cumprod[t], condition)
+        network = partial(self._network, autocast=False)
+        return call_forward(self.forward, self.family, network, z_t, t, self.alphas_cumprod[t], condition)
 
     def lora(self, rank: int, generator: torch.Generator) -> "RenderScore":
         """VSD's network on this prior's weights: see `lora.RenderScore`.
@@ -245,7 +248,7 @@ class Prior:
 
     def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
-        output = self.forward(self._network, z_t, t, alpha_bar, condition)
+        output = call_forward(self.forward, self.family, self._network, z_t, t, alpha_bar, condition)
         return to_epsilon(output, z_t, alpha_bar, self.prediction_type)
 
     def _network(self, *args: Any, autocast: bool = True, **options: Any) -> Tensor:

@@ -163,6 +163,7 @@ class CanvasReport:
     main: str  # name of the main method
     metrics: dict  # as in metrics.json
     shown: dict[str, Shown]  # by method, and of the source
+    used: str = ""  # the model
 
     def write(self) -> None:
         """Write images/views.png, the small movies and report.html."""
@@ -173,6 +174,7 @@ class CanvasReport:
         data = ReportData(
             prompt=self.config.told,
             scene=f"{clip.name}, {size}",
+            used=self.used,
             before=self.shown[SOURCE].hero,
             after=self.shown[self.main].hero,
             facts=self.facts(),

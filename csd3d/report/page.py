@@ -81,6 +81,7 @@ class ReportData:
 
     prompt: str
     scene: str = ""
+    used: str = ""  # model, representation and reader, see `used`
     before: Picture | None = None
     after: Picture | None = None
     facts: dict[str, str] = field(default_factory=dict)  # headline numbers, formatted
@@ -104,7 +105,7 @@ def write_report(path: Path, data: ReportData) -> None:
     path = Path(path)
     parts = {
         "title": escape(data.prompt),
-        "scene": escape(data.scene),
+        "scene": "<br>".join(escape(line) for line in (data.scene, data.used) if line),
         "hero": _hero(data),
         "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
         "facts": _facts(data.facts),

@@ -20,6 +20,7 @@ from csd3d.report.charts import charts
 from csd3d.report.models import render_path, save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_each, save_grid
+from csd3d.report.used import used
 from csd3d.representations.batch import Assets
 
 Titles = Mapping[str, str]
@@ -36,6 +37,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
     """Return a text job's report: the common parts and the task's `sections` (fields of `ReportData`)."""
     return ReportData(
         prompt=job.config.told,
+        used=used(job),
         methods=dict(titles),
         results=metrics["results"],
         judge=metrics["judge"] or "",

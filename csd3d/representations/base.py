@@ -15,14 +15,17 @@ the `Parameter` objects must stay the same, because optimisers refer to them; on
 `load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose shape has changed start anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from csd3d import registry
 from csd3d.cameras import Cameras
+from csd3d.errors import InputError
 from csd3d.rendering import Rendered, Shading
+from csd3d.schema import Chosen
 
 if TYPE_CHECKING:
     from csd3d.representations.fit import Features, FitConfig, Pictures
@@ -36,8 +39,9 @@ BackgroundKind = str | tuple[float, float, float]  # "learned", "white", "black"
 class Representation(Protocol):
     """The settings of a representation: a frozen dataclass, registered as "representation".
 
-    It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`), and
-    `bytes_per_ray`, memory of a training render (text to 3D then checks that a step's renders fit).
+    It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`),
+    `bytes_per_ray`, memory of a training render (text to 3D then checks that a step's renders fit), and `supports`, a
+    tuple of "shading", "orientation" and "distortion": what renders do of this. Keys for the rest get a warning.
     """
 
     def open(
@@ -118,6 +122,32 @@ class SceneModel(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+# what an opened scene is checked for; torch's modules have the rest
+DUTIES = (
+    *("render", "render_views", "parameter_groups", "set_levels", "keep_up"),
+    *("start_fit", "fit_step", "density", "radiance"),
+)
+
+
+def open_scene(representation: Representation, *parts: Any, **options: Any) -> SceneModel:
+    """Call `representation.open`; InputError, one line, if what it returns lacks a method of `SceneModel`."""
+    model = representation.open(*parts, **options)
+    entry = registry.entry_of("representation", representation)
+    at = f"{entry.place}: representation {entry.name!r}" if entry else type(representation).__name__
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{at}: open returned a {type(model).__name__}, which is no nn.Module")
+    if lacking := [name for name in DUTIES if not callable(getattr(model, name, None))]:
+        raise InputError(f"{at}: the {type(model).__name__} that open returned lacks {', '.join(lacking)}")
+    return model
+
+
+def ignored_keys(chosen: Chosen, given: Mapping[str, str]) -> list[str]:
+    """Return a warning for each key of `given` whose feature, its value, the representation does not support."""
+    title, supported = registry.title("representation", chosen.name), getattr(chosen.thing, "supports", ())
+    lacking = {key: feature for key, feature in given.items() if feature not in supported}
+    return [f"{key} is set, but has no effect: {title} has no {feature}" for key, feature in lacking.items()]
 
 
 def surface_depth(views: Rendered) -> Tensor:

@@ -16,6 +16,7 @@ from csd3d.cameras import Cameras
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
 from csd3d.rendering import RenderConfig, Rendered, Shading
+from csd3d.representations.base import ignored_keys, open_scene
 from csd3d.representations.fit import opacity_entropy
 from csd3d.schema import Chosen, OneOf, choose
 
@@ -105,7 +106,7 @@ class Assets(nn.Module):
         self.register_buffer("aabb", torch.tensor([-e, -e, -e, e, e, e]))
         parts, background = (self.aabb.cpu(), generator), backdrop or config.background
         made_of = config.representation.thing
-        self.models = nn.ModuleList(made_of.open(*parts, background=background) for _ in range(count))
+        self.models = nn.ModuleList(open_scene(made_of, *parts, background=background) for _ in range(count))
 
     def render(
         self, cameras: Cameras, jitter: Tensor, shading: Shading, colour: Tensor | None, distortion: bool = False
@@ -183,6 +184,15 @@ def draw_shading(config: ShadingConfig, losses: LossConfig, step: int, generator
     if not lit and not orientation:
         return Shading()
     return Shading(mode, tuple(lamp.tolist()), config.ambient, config.normal_step, orientation)
+
+
+def ignored(asset: AssetConfig, losses: LossConfig, shading: ShadingConfig) -> list[str]:
+    """Return a warning for each key that is set and that the representation does not support."""
+    given = {f"losses.{key}": key for key in ("orientation", "distortion") if getattr(losses, key)}
+    given |= {f"shading.{key}": "shading" for key in ("lambertian", "textureless") if getattr(shading, key)}
+    if not asset.max_levels and asset.levels != AssetConfig().levels:
+        given["asset.levels"] = "levels of detail"
+    return ignored_keys(asset.representation, given)
 
 
 def check_memory(config: AssetConfig, particles: int, views: int) -> None:

@@ -35,6 +35,7 @@ class HashGrid:
 
     # about 40 samples a ray, whose activations in encoding and networks are kept for the backward pass
     bytes_per_ray: ClassVar[int] = 40 * 1700
+    supports: ClassVar[tuple[str, ...]] = ("shading", "orientation", "distortion")
 
     @property
     def levels(self) -> int:

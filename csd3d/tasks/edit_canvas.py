@@ -27,6 +27,7 @@ from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
 from csd3d.report.canvas import CanvasReport, previewer, write_results
+from csd3d.report.used import used
 from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental, path_key
 
 Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
@@ -280,7 +281,7 @@ class CanvasJob(Job):
         shown = write_results(self.folder, self.edits, self.main, measured)
         for name, known in metrics["results"].items():
             metrics["results"][name] = measured.figures(name) | known
-        CanvasReport(self.folder, self.config, self.clip, self.main, metrics, shown).write()
+        CanvasReport(self.folder, self.config, self.clip, self.main, metrics, shown, used(self)).write()
 
 
 def open_job(

@@ -38,7 +38,8 @@ from csd3d.report.scene import (
     save_videos,
     view_rows,
 )
-from csd3d.representations.base import SceneModel
+from csd3d.report.used import used
+from csd3d.representations.base import SceneModel, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches
 from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
@@ -118,6 +119,12 @@ class EditSceneConfig:
         """The phases of a run, in order."""
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
+    @property
+    def ignored(self) -> list[str]:
+        """A warning for each key that the representation does not support."""
+        fits = [name for name in ("reconstruct", "fit") if getattr(self, name).distortion_weight]
+        return ignored_keys(self.representation, {f"{name}.distortion_weight": "distortion" for name in fits})
+
     def open(self, device: torch.device) -> "EditJob":
         """Open the capture and the prior; what is wrong with them raises InputError before any work."""
         capture = load_capture(self.scene)
@@ -191,6 +198,7 @@ class EditJob(Job):
         report = ReportData(
             prompt=config.prompt,
             scene=str(capture.folder.name),
+            used=used(self),
             before=before,
             after=results.final.render_views(cameras, torch.tensor([0])).rgb[0].clamp(0, 1),
             facts=facts(metrics, results.main),
@@ -223,7 +231,8 @@ def title(name: str) -> str:
 def reconstruct(job: EditJob) -> FitPhase:
     """Fit the scene to the capture."""
     config, capture, generator = job.config, job.capture, job.generator("reconstruct")
-    model = config.representation.thing.open(capture.aabb, generator, capture.unbounded).to(job.device)
+    parts = (capture.aabb, generator, capture.unbounded)
+    model = open_scene(config.representation.thing, *parts).to(job.device)
     phase = new_phase(generator, model, capture.images, config.reconstruct)
     fit_phase(job, "reconstruct", phase, capture, config.reconstruct)
     return phase

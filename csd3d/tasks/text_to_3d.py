@@ -42,6 +42,7 @@ from csd3d.representations.batch import (
     ShadingConfig,
     check_memory,
     draw_shading,
+    ignored,
     milestone,
     regularisers,
     scheduled,
@@ -135,6 +136,11 @@ class TextTo3DConfig:
     def phases(self) -> list[str]:
         """The phases of a run, in order."""
         return [*self.runs, "evaluate", "video", "mesh", "report"]
+
+    @property
+    def ignored(self) -> list[str]:
+        """A warning for each key that the representation does not support."""
+        return ignored(self.asset, self.losses, self.shading)
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """Return the prompt with the words for a view."""

@@ -1,6 +1,6 @@
 """Readers: found by what a folder holds, chosen by name, brought by somebody else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from tiny_captures import FOCAL, HEIGHT, WIDTH, ring, transforms, write_capture
 from csd3d import registry
 from csd3d.config import load_config
 from csd3d.datasets import SceneConfig, load_capture
-from csd3d.datasets.listing import Frame, Listing, Points, find_reader
+from csd3d.datasets.listing import Frame, Listing, Points, find_reader, read_listing
 from csd3d.errors import InputError
 from csd3d.schema import Chosen, choose
 
@@ -73,6 +73,7 @@ def test_what_no_reader_knows_is_told_with_what_they_look_for(tmp_path):
 def test_another_reader_brings_the_same_capture(folder, poses_reader):
     reference = load_capture(SceneConfig(str(folder), choose("reader", "nerfstudio")))
     found = load_capture(SceneConfig(str(folder), choose("reader", "poses")))
+    assert (found.reader, reference.reader) == ("Poses in an array", "nerfstudio and instant-ngp")
     assert torch.equal(found.images, reference.images)
     assert torch.allclose(found.cameras.camera_to_world, reference.cameras.camera_to_world, atol=1e-6)
 
@@ -80,6 +81,55 @@ def test_another_reader_brings_the_same_capture(folder, poses_reader):
 def test_its_points_are_in_the_normalised_frame(folder, poses_reader):
     found = load_capture(SceneConfig(str(folder), choose("reader", "poses")))
     assert np.allclose(found.map_back(torch.from_numpy(found.points.xyz)), [[0, 0, 0], [1, 2, 3]])
+
+
+def spoilt(change):
+    """The reader above, with `change` made to what it lists."""
+
+    class Spoilt(Poses):
+        def read(self, path):
+            return change(super().read(path))
+
+    return Spoilt()
+
+
+def turned(listing, factor):
+    pose = listing.frames[1].pose.copy()
+    pose[:3, :3] *= factor
+    return replace(listing, frames=[listing.frames[0], replace(listing.frames[1], pose=pose), *listing.frames[2:]])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: Frame("here"), r"Spoilt cannot read it \(TypeError: .*Frame"),
+        (lambda x: x.frames, "read returned a list; expected a Listing"),
+        (lambda x: replace(x, frames=[None]), "frames holds a NoneType; expected Frame"),
+        (lambda x: replace(x, points=[[0, 0, 0]]), r"points is a list; expected Points\(xyz"),
+        (
+            lambda x: replace(x, points=Points([[0, 0, 0]], [[1, 1, 1]])),
+            "points has a list and a list; expected arrays",
+        ),
+        (lambda x: replace(x, box=np.zeros(6)), r"box is a ndarray \[6\] of float64; expected an array \[2, 3\]"),
+        (
+            lambda x: replace(x, frames=[replace(x.frames[0], pose=np.eye(3))]),
+            r"poses.npy\[0\]: pose is a ndarray \[3, 3\]",
+        ),
+        (lambda x: turned(x, 1.1), r"poses.npy\[1\]: pose: its 3x3 part is no rotation"),
+        (lambda x: turned(x, -1.0), r"poses.npy\[1\]: pose: its 3x3 part is mirrored"),
+        (lambda x: turned(x, np.nan), r"poses.npy\[1\]: pose: holds numbers that are not finite"),
+    ],
+)
+def test_what_a_reader_returns_is_checked(folder, change, said):
+    with pytest.raises(InputError, match=said) as error:
+        read_listing(folder, spoilt(change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_pose_of_three_digits_is_made_rigid_and_an_exact_one_left_alone(folder):
+    exact = Poses().read(folder).frames[1].pose
+    listing = read_listing(folder, spoilt(lambda x: turned(x, 1.001)))
+    assert np.allclose(listing.frames[1].pose, exact, rtol=0, atol=1e-6)
 
 
 def test_a_folder_that_several_know_needs_a_choice(folder, poses_reader):

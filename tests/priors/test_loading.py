@@ -4,6 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build_unet
 from transformers import CLIPTextModel
 
+from csd3d import registry
+from csd3d.distillation.method import Query
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior, opening
 from csd3d.priors.opening import SHIPPED
+from csd3d.registry import register
 
 
 @pytest.fixture
@@ -144,9 +150,78 @@ def test_components_of_another_class_are_refused(folder):
 
 
 def test_the_unet_must_suit_the_job(edit_folder, text_folder):
-    assert "8 channels" in refused(text_folder, "edit")
-    assert "text-to-image" in refused(edit_folder, "text")
+    assert "is a text-to-image model (it has no `source`); this job needs an editing" in refused(text_folder, "edit")
+    assert "is an editing model (it has a `source`); this job needs a text-to-image" in refused(edit_folder, "text")
     load_prior(PriorConfig(str(text_folder), device="cpu"), "text")
+
+
+class Network(torch.nn.Module):
+    """A noise predictor without a diffusers config."""
+
+    def __init__(self):
+        super().__init__()
+        self.many = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(50))
+
+    def forward(self, z_t, return_dict=False):
+        return (z_t,)
+
+
+def plugin_family(forward):
+    """A family as a plugin's: Stable Diffusion's with another network and `forward`."""
+
+    @register("family", "theirs", title="Their family")
+    class Theirs:
+        parts: ClassVar = {}
+        source: ClassVar = None
+
+        @staticmethod
+        def matches(folder):
+            return folder.has("unet")
+
+        @staticmethod
+        def load(folder, options):
+            known = registry.get("family", "stable_diffusion").thing.load(folder, options)
+            return replace(known, unet=Network(), forward=forward, source=Theirs.source)
+
+    return Theirs
+
+
+@pytest.fixture
+def own_families(monkeypatch):
+    registry.names("family")
+    monkeypatch.setitem(registry._entries, "family", dict(registry._entries["family"]))
+
+
+def twice(network, z_t, t, alpha_bar, condition):
+    return network(z_t, return_dict=False)
+
+
+def test_a_network_without_a_config_is_refused_by_its_family_alone(text_folder, own_families):
+    family = plugin_family(twice)
+    assert "'Their family', is a text-to-image model" in refused(text_folder, "edit", family="theirs")
+    family.source = object()
+    assert "'Their family', is an editing model" in refused(text_folder, "text", family="theirs")
+
+
+def test_a_model_that_two_families_know_needs_a_choice(text_folder, own_families):
+    plugin_family(twice)
+    told = refused(text_folder)
+    assert "stable_diffusion (Stable Diffusion 1.x" in told
+    assert "theirs (Their family); choose one with prior.family=NAME" in told
+    assert load_prior(PriorConfig(str(text_folder), device="cpu", family="theirs"), "text").family == "Their family"
+
+
+@pytest.mark.parametrize("forward", [twice, partial(twice)])
+def test_a_mistake_in_a_forward_is_a_line_that_names_the_family(text_folder, own_families, forward):
+    plugin_family(forward)
+    prior = load_prior(PriorConfig(str(text_folder), device="cpu", family="theirs"), "text")
+    with pytest.raises(InputError) as error:
+        prior.predict({"x": Query(torch.zeros(1, 4, 8, 8), 500, ("red",))})
+    told = str(error.value)
+    assert "Their family: forward failed at" in told
+    assert f"{__file__}:{twice.__code__.co_firstlineno + 1} (TypeError: got multiple values" in told
+    assert "Linear" not in told
+    assert "\n" not in told
 
 
 def test_a_unet_of_another_latent_space_is_refused(folder):

@@ -13,6 +13,7 @@ from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
 from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
+from csd3d.representations.base import open_scene
 from csd3d.representations.batch import (
     AssetConfig,
     Assets,
@@ -21,6 +22,7 @@ from csd3d.representations.batch import (
     ShadingConfig,
     check_memory,
     draw_shading,
+    ignored,
     milestone,
     regularisers,
     scheduled,
@@ -328,3 +330,53 @@ def test_the_learning_rate_warms_up_and_decays():
     assert OptimConfig(warmup=0).share(0, 1) == 1.0
     with pytest.raises(ValueError, match="final is 0"):
         OptimConfig(final=0.0)
+
+
+# ----------------------------------------------------------------------------------------- what a representation lacks
+
+
+class NoFit(BlobScene):
+    fit_step = None
+
+
+@dataclass(frozen=True)
+class Lacking:
+    model: type
+
+    def open(self, aabb, generator, unbounded=False, background="learned"):
+        return self.model(Blobs(), aabb, generator)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (NoFit, "Lacking: the NoFit that open returned lacks fit_step"),
+        (lambda *parts: parts[0], "Lacking: open returned a Blobs, which is no nn.Module"),
+    ],
+)
+def test_a_scene_that_lacks_a_method_is_refused_when_it_is_opened(model, said):
+    box = torch.tensor([-1.0, -1, -1, 1, 1, 1])
+    with pytest.raises(InputError, match=said):
+        open_scene(Lacking(model), box, generator())
+    with pytest.raises(InputError, match=said):
+        Assets(AssetConfig(representation=Chosen("lacking", Lacking(model))), 1, generator())
+    assert isinstance(open_scene(Lacking(BlobScene), box, generator()), BlobScene)
+
+
+def test_keys_that_a_representation_does_not_support_are_named_once():
+    losses = LossConfig(orientation=0.1, distortion=(0, 0.0, 10, 0.1), sparsity=1.0)
+    shading = ShadingConfig(textureless=0.5)
+    told = ignored(AssetConfig(representation=Chosen("blobs", Blobs()), levels=[(0, 3)]), losses, shading)
+    assert told == [
+        f"{key} is set, but has no effect: Blobs that multiply has no {feature}"
+        for key, feature in {
+            "losses.orientation": "orientation",
+            "losses.distortion": "distortion",
+            "shading.textureless": "shading",
+            "asset.levels": "levels of detail",
+        }.items()
+    ]
+    assert (
+        ignored(AssetConfig(representation=Chosen("blobs", Blobs())), LossConfig(sparsity=1.0), ShadingConfig()) == []
+    )
+    assert ignored(AssetConfig(levels=[(0, 3)]), losses, shading) == []  # the hash grid supports all
