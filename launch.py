@@ -2,6 +2,7 @@
 
 python launch.py --config FILE [key.sub=value ...]      a job
 python launch.py methods                                what a config can name; also editors, families, …
+python launch.py process FILM --output DIR              a film or photos to a dataset with camera poses
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
 """
 
@@ -121,6 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns at import of parts that are not used here
     try:
+        if argv and argv[0] == "process":
+            from csd3d.datasets import process
+
+            return process.main(argv[1:])
         if argv and not argv[0].startswith("-"):  # a job begins with an option
             from csd3d import catalogue
 

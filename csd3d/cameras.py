@@ -5,10 +5,11 @@ Symbols and frames, once for the module:
     camera   OpenGL: x right, y up, looking along -z. `camera_to_world` [B, 3, 4] = [R | o], R a rotation.
     pixels   (u, v), u right, v down; the first pixel's centre is (0.5, 0.5), the picture spans [0, W] x [0, H].
     (x, y)   normalised picture coordinates with y DOWN, as in OpenCV: x = (u - cx) / fx, y = (v - cy) / fy.
-    k        lens coefficients [..., 6] = (k1, k2, k3, k4, p1, p2).
+    k        lens coefficients [..., 6] = (k1, k2, k3, k4, p1, p2), or [..., 9] with (q1, q2, q3) behind them.
              OPENCV           d = 1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8, r^2 = x^2 + y^2 of the undistorted point,
                               x_d = x d + 2 p1 x y + p2 (r^2 + 2 x^2),  y_d = y d + p1 (r^2 + 2 y^2) + 2 p2 x y
              OPENCV_FISHEYE   a_d = a (1 + k1 a^2 + k2 a^4 + k3 a^6 + k4 a^8), a the angle off the viewing axis
+             FULL_OPENCV      as OPENCV with d / (1 + q1 r^2 + q2 r^4 + q3 r^6); OpenCV calls q1..q3 k4..k6
              (OpenCV's calibration manual; k4 of OPENCV is nerfstudio's polynomial one, not OpenCV's rational one.)
 """
 
@@ -37,15 +38,15 @@ class Cameras:
     cy: Tensor
     width: int
     height: int
-    distortion: Tensor | None = None  # [B, 6] (k1, k2, k3, k4, p1, p2)
+    distortion: Tensor | None = None  # [B, 6] (k1, k2, k3, k4, p1, p2), or [B, 9] with (q1, q2, q3)
     fisheye: bool = False
 
     def __post_init__(self):
         count = len(self.fx)
         if self.camera_to_world.shape != (count, 3, 4):
             raise ValueError(f"camera_to_world is {tuple(self.camera_to_world.shape)}; expected ({count}, 3, 4)")
-        if self.distortion is not None and self.distortion.shape != (count, 6):
-            raise ValueError(f"distortion is {tuple(self.distortion.shape)}; expected ({count}, 6)")
+        if self.distortion is not None and self.distortion.shape not in ((count, 6), (count, 9)):
+            raise ValueError(f"distortion is {tuple(self.distortion.shape)}; expected ({count}, 6) or ({count}, 9)")
 
     def __len__(self) -> int:
         return len(self.fx)
@@ -149,15 +150,25 @@ def _fisheye_coordinates(local: Tensor, k: Tensor | None) -> Tensor:
 
 
 def _radial(u: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The radial factor d(u) = 1 + k1 u + k2 u^2 + k3 u^3 + k4 u^4 and its derivative in u = r^2."""
+    """The radial factor d(u) = 1 + k1 u + k2 u^2 + k3 u^3 + k4 u^4 and its derivative in u = r^2.
+
+    With nine coefficients d(u) is divided by 1 + q1 u + q2 u^2 + q3 u^3.
+    """
     k1, k2, k3, k4 = k[:4]
-    return 1 + u * (k1 + u * (k2 + u * (k3 + u * k4))), k1 + u * (2 * k2 + u * (3 * k3 + u * 4 * k4))
+    d, d_u = 1 + u * (k1 + u * (k2 + u * (k3 + u * k4))), k1 + u * (2 * k2 + u * (3 * k3 + u * 4 * k4))
+    if len(k) == 6:
+        return d, d_u
+    q1, q2, q3 = k[6:]
+    below, below_u = 1 + u * (q1 + u * (q2 + u * q3)), q1 + u * (2 * q2 + u * 3 * q3)
+    return d / below, (d_u - d * below_u / below) / below
 
 
 def fold_radius(k: Tensor) -> float:
-    """Radius (or fisheye angle) up to which r d(r^2) grows, so that lens k [6] is invertible; inf if it always is."""
-    k1, k2, k3, k4 = k[:4].tolist()
-    roots = np.roots([9 * k4, 7 * k3, 5 * k2, 3 * k1, 1.0])  # d/dr [r d(r^2)] in u = r^2
+    """Radius (or fisheye angle) up to which r d(r^2) grows, so that lens k [6|9] is invertible; inf if it always is."""
+    above, below = np.poly1d([*k[:4].flip(0).tolist(), 1.0]), np.poly1d([*k[6:].flip(0).tolist(), 1.0])
+    u = np.poly1d([1.0, 0.0])  # r^2; with d = above / below, the numerator of d/dr [r d(r^2)] is
+    slope = (above + 2 * u * above.deriv()) * below - 2 * u * above * below.deriv()
+    roots = np.concatenate((slope.roots, below.roots))
     positive = roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real > 0)]
     return math.sqrt(positive.min()) if len(positive) else math.inf
 
@@ -173,7 +184,7 @@ def distort(xy: Tensor, k: Tensor) -> Tensor:
 
 
 def _distort(x: Tensor, y: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    p1, p2 = k[4:]
+    p1, p2 = k[4:6]
     xx, yy, xy2 = x * x, y * y, 2 * x * y
     u = xx + yy
     d, _ = _radial(u, k)
@@ -182,7 +193,7 @@ def _distort(x: Tensor, y: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tenso
 
 def _newton_step(x: Tensor, y: Tensor, residual: tuple[Tensor, Tensor], k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """J^-1 residual, J = ((a, b), (b, c)) the Jacobian of `distort` at (x, y); where J is singular, the residual."""
-    p1, p2 = k[4:]
+    p1, p2 = k[4:6]
     d, d_u = _radial(x * x + y * y, k)
     a = d + 2 * x * x * d_u + 2 * p1 * y + 6 * p2 * x
     b = 2 * (x * y * d_u + p1 * x + p2 * y)

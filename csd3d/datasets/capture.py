@@ -5,6 +5,7 @@ Frames of reference:
     normalised   z up, centred, cameras within [-1, 1]^3: x = scale (R x_own + t), [R | t] = Capture.transform
 """
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.datasets.framing import Raster, common_raster, frame_cameras
-from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, read_image, read_mask
+from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, decode, face, read_mask
 from csd3d.datasets.listing import Frame, Listing, Points, read_listing
 from csd3d.datasets.normalise import camera_scale, looks_inward, move_box, move_poses, normalising_transform
 from csd3d.datasets.reading import shown
@@ -150,8 +151,9 @@ def _split(frames: list[Frame], holdout_every: int, file: Path) -> tuple[Tensor,
     if any(frame.split is not None for frame in frames):
         held_out = torch.tensor([frame.split == "test" for frame in frames])
     else:
-        every = holdout_every if len(frames) > 1 else 0
-        held_out = torch.tensor([every > 0 and i % every == 0 for i in range(len(frames))])
+        every = holdout_every if len({frame.file for frame in frames}) > 1 else 0
+        numbers = {file: i for i, file in enumerate(dict.fromkeys(frame.file for frame in frames))}
+        held_out = torch.tensor([every > 0 and numbers[frame.file] % every == 0 for frame in frames])
     train, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     if len(train) == 0:
         raise InputError(f"{file}: no frame is left to train on; expected some outside the held-out split")
@@ -176,12 +178,16 @@ def _pixels(
     images = torch.empty(*shape, 3)
     masks = torch.ones(shape, dtype=torch.bool) if with_masks else None
     composited = False
-    for i, (frame, raster) in enumerate(zip(frames, rasters, strict=True)):
-        values, has_alpha = read_image(frame.file, (width, height), config.background, raster.turned)
-        images[i] = torch.from_numpy(values)
-        composited |= has_alpha
-        if frame.mask is not None:
-            masks[i] = torch.from_numpy(read_mask(frame.mask, (width, height)))
+    rows = enumerate(zip(frames, rasters, strict=True))
+    for file, shown_by in itertools.groupby(rows, key=lambda row: row[1][0].file):  # a panorama is decoded once
+        decoded = None
+        for i, (frame, raster) in shown_by:
+            decoded = decoded or decode(file, config.background, raster.turned)
+            full = (raster.width, raster.height)
+            images[i] = torch.from_numpy(face(decoded[0], frame.cut, full, (width, height)))
+            composited |= decoded[1]
+            if frame.mask is not None:
+                masks[i] = torch.from_numpy(read_mask(frame.mask, (width, height), frame.cut, full))
     return images, masks, composited
 
 

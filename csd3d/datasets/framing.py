@@ -10,6 +10,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.datasets.images import image_size, turned_size
 from csd3d.datasets.listing import Frame
+from csd3d.datasets.panoramas import face_side
 from csd3d.errors import InputError
 
 log = logging.getLogger("csd3d")
@@ -46,6 +47,9 @@ def _raster(frame: Frame, max_pixels: int) -> Raster:
     raster = Raster(width, height, turned=turned is not None)
     if frame.mask is not None and image_size(frame.mask, max_pixels) != (raster.width, raster.height):
         raise InputError(f"{frame.where}.mask_path: {frame.mask} is not {raster.width}x{raster.height} as its picture")
+    if frame.cut is not None:
+        side = face_side(raster.width, raster.height, f"{frame.where}: {frame.file}")
+        return Raster(side, side, raster.turned)
     return raster
 
 
@@ -58,7 +62,8 @@ def frame_cameras(frames: list[Frame], width: int, height: int, camera_to_world:
     if len({frame.fisheye for frame in frames}) > 1:
         raise InputError(f"{frames[0].where}.camera_model: fisheye and other lenses in one capture; expected one kind")
     values = torch.tensor([_pinhole(frame, width, height) for frame in frames], dtype=torch.float32)
-    lenses = torch.tensor([frame.lens for frame in frames], dtype=torch.float32)
+    longest = max(len(frame.lens) for frame in frames)
+    lenses = torch.tensor([frame.lens + (0.0,) * (longest - len(frame.lens)) for frame in frames], dtype=torch.float32)
     cameras = Cameras(
         camera_to_world,
         *values.unbind(dim=1),
@@ -98,9 +103,7 @@ def _check_lenses(cameras: Cameras, frames: list[Frame]) -> None:
         found, _ = cameras.project(rays_o + rays_d, i)
         lost = 1 - ((found - grid).norm(dim=-1) < 0.5).float().mean().item()  # NaN counts as lost
         if lost > 0.5:
-            raise InputError(
-                f"{frame.where}: its lens k1..k4, p1, p2 = {frame.lens} can't be undone over most of the picture"
-            )
+            raise InputError(f"{frame.where}: its lens {frame.lens} can't be undone over most of the picture")
         worst = max(worst, lost)
     if worst > 0:
         log.warning(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csd3d.datasets.panoramas import cut_pixels
 from csd3d.errors import InputError
 from csd3d.media.pictures import channels, opened, upright_size
 
@@ -32,6 +33,12 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
 
     It is area-averaged to `size` (width, height), at most the size of the file. `turned` applies the EXIF orientation.
     """
+    values, has_alpha = decode(path, background, turned)
+    return area_resize(values, *size), has_alpha
+
+
+def decode(path: Path, background: str, turned: bool) -> tuple[np.ndarray, bool]:
+    """As `read_image`, in the file's own size."""
     with opened(path) as image:
         values, _ = channels(image, turned)
     if not np.isfinite(values).all():
@@ -41,8 +48,12 @@ def read_image(path: Path, size: tuple[int, int], background: str, turned: bool)
         alpha = values[:, :, -1:]
         has_alpha = bool(alpha.min() < 1)
         values = values[:, :, :-1] * alpha + (1 - alpha) * BACKGROUNDS[background]
-    values = area_resize(values, *size)
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, has_alpha
+
+
+def face(values: np.ndarray, cut: int | None, full: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """A decoded picture, or the face `cut` of a panorama at its `full` size (width, height), averaged to `size`."""
+    return area_resize(values if cut is None else cut_pixels(values, cut, full[0]), *size)
 
 
 def read_square(path: Path, side: int) -> np.ndarray:
@@ -62,13 +73,15 @@ def read_square(path: Path, side: int) -> np.ndarray:
     return np.ascontiguousarray(values[top : top + side, left : left + side])
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_mask(
+    path: Path, size: tuple[int, int], cut: int | None = None, full: tuple[int, int] | None = None
+) -> np.ndarray:
     """Decode a mask to [H, W] bool: True (usable) if all file pixels under the new pixel are non-zero."""
     with opened(path) as image:
         values, _ = channels(image, turned=False)
     colour = values if values.shape[2] in (1, 3) else values[:, :, :-1]
     usable = (colour.max(axis=2, keepdims=True) > 0).astype(np.float32)
-    return area_resize(usable, *size)[:, :, 0] > 1 - 1e-6
+    return face(usable, cut, full or size, size)[:, :, 0] > 1 - 1e-6
 
 
 def area_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -45,9 +45,10 @@ class Frame:
     angle: Pair = (None, None)  # field of view in radians, if no focal length is given
     centre: Pair = (None, None)  # principal point in pixels; default: the middle
     size: tuple[int | None, int | None] = (None, None)  # width, height that the intrinsics refer to
-    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, as in OpenCV
+    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, of FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
     fisheye: bool = False
     split: str | None = None  # "train" | "test"; if no frame has one, every n-th is held out
+    cut: int | None = None  # the file is a panorama, and this is the face to cut out of it (csd3d.datasets.panoramas)
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ def sorted_by_name(frames: list[Frame]) -> list[Frame]:
 
 
 def _refuse_duplicates(frames: list[Frame]) -> None:
-    seen: dict[Path | str, Frame] = {}
+    seen: dict[tuple[Path | str, int | None], Frame] = {}
     for frame in frames:
-        first = seen.setdefault(frame.file or frame.name, frame)
+        first = seen.setdefault((frame.file or frame.name, frame.cut), frame)
         if first is not frame:
             raise InputError(f"{frame.where}.file_path: {shown(frame.name)} is listed already, by {first.where}")

@@ -12,15 +12,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from csd3d.datasets.listing import Frame, Listing, sorted_by_name
+from csd3d.datasets.listing import Frame, Listing, Points, sorted_by_name
+from csd3d.datasets.panoramas import cut_frame
+from csd3d.datasets.points import read_ply
 from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, rigid, shown, text
 from csd3d.errors import InputError
 from csd3d.files import read_json
 from csd3d.registry import register
 
 LENS_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
-MODELS = {"OPENCV": False, "PINHOLE": False, "SIMPLE_PINHOLE": False, "SIMPLE_RADIAL": False, "RADIAL": False}
-MODELS |= {"OPENCV_FISHEYE": True}  # camera model -> whether it is a fisheye
+RATIONAL_KEYS = ("k1", "k2", "k3", None, "p1", "p2", "k4", "k5", "k6")  # of FULL_OPENCV, in the order of csd3d.cameras
+FULL, PANORAMA = "FULL_OPENCV", "EQUIRECTANGULAR"
+PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", FULL, PANORAMA)
+FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 NGP_SCALE = 0.33  # instant-ngp maps positions to its unit cube by 0.33 x + 0.5 (docs/nerf_dataset_tips.md)
 
 
@@ -64,10 +68,18 @@ def listing_of(files: dict[Path, str | None]) -> Listing:
         folder=first.parent,
         file=first,
         bounded=box is not None or (scale is not None and scale <= 1),
+        points=_points(meta, first),
         box=box if box is not None or scale is None else 0.5 * scale / NGP_SCALE * np.array([[-1.0] * 3, [1.0] * 3]),
         applied_transform=np.eye(4) if applied is None else rigid(applied, f"{first}: applied_transform"),
         applied_scale=positive(meta.get("applied_scale", 1.0), f"{first}: applied_scale"),
     )
+
+
+def _points(meta: dict[str, Any], file: Path) -> Points | None:
+    """The sparse points of nerfstudio's `ply_file_path`, where the file is there."""
+    where = f"{file}: ply_file_path"
+    path = None if meta.get("ply_file_path") is None else listed_file(file.parent, meta["ply_file_path"], where)
+    return None if path is None else read_ply(path, where)
 
 
 def _frames(meta: dict[str, Any], file: Path, split: str | None) -> list[Frame]:
@@ -76,8 +88,10 @@ def _frames(meta: dict[str, Any], file: Path, split: str | None) -> list[Frame]:
         raise InputError(f"{file}: frames: {shown(entries)}; expected a non-empty list of frames")
     frames = [_frame(entry, meta, file, f"{file}: frames[{i}]") for i, entry in enumerate(entries)]
     if split is not None:
-        return [replace(frame, split=split) for frame in frames]
-    return _split_by_filenames(frames, meta, file)
+        frames = [replace(frame, split=split) for frame in frames]
+    else:
+        frames = _split_by_filenames(frames, meta, file)
+    return [part for frame in frames for part in (cut_frame(frame) if frame.cut is not None else [frame])]
 
 
 def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
@@ -87,6 +101,8 @@ def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
         if key not in entry:
             raise InputError(f"{where}: has no {key}")
     merged = ChainMap(entry, meta)
+    model = _model(merged, where)
+    keys = RATIONAL_KEYS if model == FULL else () if model == PANORAMA else LENS_KEYS
     image = listed_file(file.parent, entry["file_path"], f"{where}.file_path")
     mask = None
     if entry.get("mask_path") is not None:
@@ -99,8 +115,9 @@ def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
         mask=mask,
         pose=rigid(entry["transform_matrix"], f"{where}.transform_matrix"),
         **_intrinsics(entry, meta, where),
-        lens=tuple(_coefficient(merged.get(key, 0.0), f"{where}.{key}") for key in LENS_KEYS),
-        fisheye=_is_fisheye(merged, where),
+        lens=tuple(_coefficient(merged.get(key, 0.0), f"{where}.{key}") if key else 0.0 for key in keys) or (0.0,) * 6,
+        fisheye=model in FISHEYE,
+        cut=0 if model == PANORAMA else None,
         split=_frame_split(entry, where),
     )
 
@@ -136,13 +153,13 @@ def _field_of_view(value: Any, where: str) -> float:
     return angle
 
 
-def _is_fisheye(merged: Mapping[str, Any], where: str) -> bool:
+def _model(merged: Mapping[str, Any], where: str) -> str:
     if merged.get("camera_model") is None:
-        return merged.get("is_fisheye") is True  # instant-ngp
+        return FISHEYE[0] if merged.get("is_fisheye") is True else PERSPECTIVE[0]  # instant-ngp
     model = text(merged["camera_model"], f"{where}.camera_model")
-    if model not in MODELS:
-        raise InputError(f"{where}.camera_model: {shown(model)}; expected one of {', '.join(MODELS)}")
-    return MODELS[model]
+    if model not in PERSPECTIVE + FISHEYE:
+        raise InputError(f"{where}.camera_model: {shown(model)}; expected one of {', '.join(PERSPECTIVE + FISHEYE)}")
+    return model
 
 
 def _frame_split(entry: dict[str, Any], where: str) -> str | None:

@@ -1,0 +1,217 @@
+"""Poses of pictures by structure from motion: COLMAP through pycolmap (Schönberger and Frahm 2016).
+
+Every random choice has its seed, and the mapping runs on one thread, so that the result depends on nothing else.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csd3d.datasets.listing import Listing
+from csd3d.datasets.readers.colmap import Colmap
+from csd3d.errors import InputError
+
+MAX_FEATURES = 4096  # of a picture
+LENS = "SIMPLE_RADIAL"  # what a telephone's or a camera's own correction leaves; one for all pictures of a size
+EXHAUSTIVE = 80  # "auto" matches all pairs of this many frames of a film, else neighbours in time
+NEIGHBOURS = 10
+BATCH = 200  # pairs matched between two words on progress
+LEAST_POSED = 5
+LEAST_ANGLE_DEG = 1.5  # median angle at which a point is seen; less is no parallax
+MATCHINGS = ("auto", "sequential", "exhaustive")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Posed:
+    """The largest reconstruction, undistorted: `listing` has its frames (by file) and sparse points."""
+
+    listing: Listing
+    images: Path
+    error_px: float
+    angle_deg: float
+    components: list[int]  # pictures in each, the largest first
+    pairs: int  # that show the same things
+
+
+def import_pycolmap() -> Any:
+    """pycolmap, silenced; InputError that says how to install it."""
+    try:
+        import pycolmap
+    except ImportError as error:
+        hint = 'pip install "csd3d[process]"'
+        raise InputError(f"csd3d process needs pycolmap, which is not installed ({error}): {hint}") from None
+    pycolmap.logging.minloglevel = 3
+    return pycolmap
+
+
+def threads() -> int:
+    """As many as OMP_NUM_THREADS says, or as there are cores. Results do not depend on it."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) > 0 else len(os.sched_getaffinity(0))
+
+
+def find_poses(
+    folder: Path, names: list[str], sizes: list[tuple[int, int]], pairs: list[tuple[int, int]], seed: int, tell: Tell
+) -> Posed:
+    """Poses of the pictures `names` in `folder`, with matches looked for in `pairs`; works beside it.
+
+    Raises InputError where nothing matches, nothing can be mapped, or everything was taken from one point.
+    """
+    pycolmap = import_pycolmap()
+    work = folder.parent
+    database = work / "database.db"
+    _features(pycolmap, database, folder, names, sizes, tell)
+    _matches(pycolmap, database, work, names, pairs, seed, tell)
+    verified, planar = _verified(pycolmap, database)
+    if verified == 0:
+        hint = "let neighbouring pictures overlap by two thirds, and keep the object, not the camera, still"
+        raise InputError(f"no two of {len(names)} pictures show the same details: nothing matched; {hint}")
+    error = max(2.0, max(map(max, sizes)) / 480)  # pixels: 4, as COLMAP has it, at 1920 a side
+    models = _map(pycolmap, database, folder, work / "models", len(names), error, seed, tell)
+    if not models:
+        reason = "moves too little between them, or only turns" if planar > 0.9 * verified else "shows too few details"
+        raise InputError(
+            f"no poses found, though {verified} pairs of {len(names)} pictures match: the camera {reason}; "
+            "walk around the object, without parallax there is no depth"
+        )
+    best = max(models, key=lambda k: models[k].num_reg_images())
+    model = models[best]
+    _refine(pycolmap, model, error)
+    angle = _median_angle(model)
+    if model.num_reg_images() < LEAST_POSED:
+        raise InputError(
+            f"only {model.num_reg_images()} of {len(names)} pictures could be posed, expected at least {LEAST_POSED}; "
+            "film slowly, in good light, with two thirds of overlap"
+        )
+    if angle < LEAST_ANGLE_DEG:
+        raise InputError(
+            f"points are seen at a median angle of {angle:.1f} degrees: no parallax, as from a tripod; "
+            "walk around the object instead of turning the camera"
+        )
+    tell(f"undistorting {model.num_reg_images()} pictures")
+    (work / "best").mkdir()
+    model.write_binary(str(work / "best"))
+    pycolmap.undistort_images(work / "flat", work / "best", folder, num_threads=threads())
+    counts = sorted((found.num_reg_images() for found in models.values()), reverse=True)
+    listing = Colmap().read(work / "flat")
+    return Posed(listing, work / "flat" / "images", model.compute_mean_reprojection_error(), angle, counts, verified)
+
+
+def make_pairs(count: int, matching: str, is_film: bool) -> list[tuple[int, int]]:
+    """Which pictures to match: all with all, or each with those near it in time and, coarsely, with all others.
+
+    sequential: 10 neighbours, then those 16, 32, 64, ... away; and every 10th with every 10th, which closes loops.
+    """
+    if matching == "exhaustive" or (matching == "auto" and (not is_film or count <= EXHAUSTIVE)):
+        return list(itertools.combinations(range(count), 2))
+    steps = [*range(1, NEIGHBOURS + 1), *(2**k for k in range(4, 20))]
+    near = {(i, i + step) for step in steps for i in range(count - step)}
+    return sorted(near | set(itertools.combinations(range(0, count, 10), 2)))
+
+
+def _features(
+    pycolmap: Any, database: Path, folder: Path, names: list[str], sizes: list[tuple[int, int]], tell: Tell
+) -> None:
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = LENS
+    options = pycolmap.FeatureExtractionOptions()
+    options.num_threads, options.sift.max_num_features = threads(), MAX_FEATURES
+    pycolmap.Database.open(database).close()  # makes the file
+    for size in dict.fromkeys(sizes):  # one camera for all pictures of a size
+        same = [name for name, other in zip(names, sizes, strict=True) if other == size]
+        pycolmap.import_images(database, folder, pycolmap.CameraMode.SINGLE, same, reader)
+    for name in _counted(names, "features", "pictures", tell):
+        pycolmap.extract_features(
+            database, folder, [name], extraction_options=options, reader_options=reader, device=pycolmap.Device.cpu
+        )
+
+
+def _matches(
+    pycolmap: Any, database: Path, work: Path, names: list[str], pairs: list[tuple[int, int]], seed: int, tell: Tell
+) -> None:
+    matching, pairing = pycolmap.FeatureMatchingOptions(), pycolmap.ImportedPairingOptions()
+    matching.num_threads = threads()
+    geometry = pycolmap.TwoViewGeometryOptions()
+    geometry.ransac.random_seed = seed
+    pairing.match_list_path = work / "pairs.txt"
+    batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
+    for batch in _counted(batches, "matching", f"batches of {BATCH} pairs", tell):
+        pairing.match_list_path.write_text("".join(f"{names[i]} {names[j]}\n" for i, j in batch))
+        pycolmap.match_image_pairs(database, matching, pairing, geometry, pycolmap.Device.cpu)
+
+
+def _verified(pycolmap: Any, database: Path) -> tuple[int, int]:
+    """How many pairs match, and how many of them by a homography, as a turning camera's or a flat scene's do."""
+    opened = pycolmap.Database.open(database)
+    try:
+        _, found = opened.read_two_view_geometries()
+    finally:
+        opened.close()
+    kinds = pycolmap.TwoViewGeometryConfiguration
+    some = [g.config for g in found if len(g.inlier_matches) > 0 and g.config != kinds.WATERMARK]
+    flat = (kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC)
+    return len(some), sum(config in flat for config in some)
+
+
+def _map(
+    pycolmap: Any, database: Path, folder: Path, models: Path, count: int, error: float, seed: int, tell: Tell
+) -> dict[int, Any]:
+    """Every reconstruction found; `error`: the reprojection error in pixels beyond which a point is wrong."""
+    options = pycolmap.IncrementalPipelineOptions()
+    options.min_model_size, options.max_num_models = 3, 10
+    options.num_threads = options.mapper.num_threads = 1  # sums in one order
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
+    options.mapper.filter_max_reproj_error = error
+    options.triangulation.merge_max_reproj_error = options.triangulation.complete_max_reproj_error = error
+    models.mkdir()
+    steps = _counted(itertools.count(), "mapping", "pictures", tell, count)
+    return pycolmap.incremental_mapping(
+        database, folder, models, options, next_image_callback=lambda: next(steps, None) and None
+    )
+
+
+def _refine(pycolmap: Any, model: Any, error: float) -> None:
+    """Adjusts everything once more, with little weight for large errors: halves the pose errors on rendered films."""
+    options, config = pycolmap.BundleAdjustmentOptions(), pycolmap.BundleAdjustmentConfig()
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.loss_function_scale = error / 4
+    options.ceres.solver_options.num_threads = 1
+    options.print_summary = False
+    for image in model.reg_image_ids():
+        config.add_image(image)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    pycolmap.ObservationManager(model).filter_all_points3D(error, LEAST_ANGLE_DEG)
+    model.update_point_3d_errors()
+
+
+def _median_angle(model: Any) -> float:
+    """Median over points of the largest angle in degrees between the rays that see one."""
+    centres = {i: image.projection_center() for i, image in model.images.items() if image.has_pose}
+    angles = []
+    for point in itertools.islice(model.points3D.values(), 0, None, max(1, len(model.points3D) // 2000)):
+        rays = np.array([centres[element.image_id] - point.xyz for element in point.track.elements])
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        angles.append(np.degrees(np.arccos((rays @ rays.T).min().clip(-1, 1))))
+    return float(np.median(angles)) if angles else 0.0
+
+
+def _counted(things: Iterable, what: str, unit: str, tell: Tell, total: int | None = None) -> Iterator:
+    """Passes things on, and tells every ten seconds how many are done and how long the rest takes."""
+    total = len(things) if total is None else total
+    start = last = time.monotonic()
+    for done, thing in enumerate(things):
+        now = time.monotonic()
+        if now - last > 10 and 0 < done < total:
+            last, left = now, (now - start) / done * (total - done)
+            tell(f"{what}: {done} of {total} {unit}, about {left:.0f} s left")
+        yield thing
+    tell(f"{what}: done in {time.monotonic() - start:.0f} s")
