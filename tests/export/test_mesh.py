@@ -276,7 +276,7 @@ def test_picture_of_the_mesh_is_the_picture_of_the_field(textured):
 
 
 def test_files_reload_in_their_frames(written):
-    """The ball's centre is (0.1, 0.2, 0.3) in the scene, z up; in the GLB, y up, it is (0.1, 0.3, −0.2)."""
+    """The ball's centre is (0.1, 0.2, 0.3) in the scene; in the GLB it stands on y = 0, and +x of the scene is +z."""
     folder, info, seconds = written
     loaded = {ext: trimesh.load_mesh(folder / f"mesh.{ext}") for ext in ("glb", "obj", "ply")}
     for mesh in loaded.values():
@@ -285,7 +285,9 @@ def test_files_reload_in_their_frames(written):
     centre = {ext: mesh.bounds.mean(0) for ext, mesh in loaded.items()}
     np.testing.assert_allclose(centre["obj"], [0.1, 0.2, 0.3], atol=0.02)
     np.testing.assert_allclose(centre["ply"], [0.1, 0.2, 0.3], atol=0.02)
-    np.testing.assert_allclose(centre["glb"], [0.1, 0.3, -0.2], atol=0.02)
+    radius = np.ptp(loaded["ply"].vertices[:, 2]) / 2
+    np.testing.assert_allclose(centre["glb"], [0.2, radius, 0.1], atol=0.02)
+    assert loaded["glb"].bounds[0, 1] == pytest.approx(0, abs=1e-6)
     assert seconds < 20
 
 
@@ -326,7 +328,7 @@ def test_glb_has_unit_normals_and_names(written):
         start = tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0) + accessor.get("byteOffset", 0)
         assert (accessor["componentType"], accessor["type"]) == (5126, "VEC3")
         found.append(np.frombuffer(binary, "<f4", 3 * accessor["count"], start).reshape(-1, 3))
-    expected = found[0] - np.array([0.1, 0.3, -0.2])
+    expected = found[0] - np.array([0.2, found[0][:, 1].max() / 2, 0.1])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1.0, atol=1e-4)
     assert (found[1] * expected).sum(1).min() > 0.97
@@ -356,6 +358,9 @@ def test_texture_has_the_size_asked_for(written):
 def test_textures_reload_the_right_way_up(written, extension):
     mesh = trimesh.load_mesh(written[0] / f"mesh.{extension}")
     seen = mesh.visual.to_color().vertex_colors[:, :3] / 255
-    position = mesh.vertices @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]) if extension == "glb" else mesh.vertices
-    expected = colour(torch.tensor(np.array(position), dtype=torch.float32)).numpy()
+    position = np.array(mesh.vertices)
+    if extension == "glb":  # (y, z, x), standing on y = 0
+        lowest = trimesh.load_mesh(written[0] / "mesh.ply").bounds[0, 2]
+        position = position[:, [2, 0, 1]] + [0, 0, lowest]
+    expected = colour(torch.tensor(position, dtype=torch.float32)).numpy()
     assert np.abs(seen - expected).mean() < 0.03
