@@ -26,6 +26,7 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
 PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF's kinds of buffer views
 CANDIDATES = 1 << 21  # triangle × pixel tests at a time
 
 
@@ -175,6 +176,10 @@ def _glb(mesh: trimesh.Trimesh, name: str, placement: Placement) -> bytes:
 
     def sign(tree: dict) -> None:
         tree["asset"]["generator"] = "csd3d"
+        for primitive in (part for found in tree["meshes"] for part in found["primitives"]):
+            for accessor in (*primitive["attributes"].values(), primitive["indices"]):
+                view = tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]
+                view["target"] = ELEMENT_ARRAY_BUFFER if accessor == primitive["indices"] else ARRAY_BUFFER
         if placement.offset.any():
             tree["asset"]["extras"] = {"offset": placement.offset.tolist()}
 

@@ -337,6 +337,43 @@ def test_glb_has_unit_normals_and_names(written):
     assert tree["asset"]["generator"] == "csd3d"
 
 
+def test_glb_keeps_the_rules_of_gltf(written):
+    """What gltf-validator checks of such a file: lengths, alignment, limits, targets, indices, and values."""
+    data = (written[0] / "mesh.glb").read_bytes()
+    assert struct.unpack_from("<4sII", data) == (b"glTF", 2, len(data))
+    tree, binary = gltf_of(written[0] / "mesh.glb")
+    assert len(binary) % 4 == 0
+    assert len(tree["buffers"]) == 1
+    assert tree["buffers"][0]["byteLength"] <= len(binary)
+    assert tree["scenes"][tree["scene"]]["nodes"]
+    primitive = tree["meshes"][0]["primitives"][0]
+    kinds = {5126: ("<f4", 4), 5125: ("<u4", 4), 5123: ("<u2", 2)}
+    values = {}
+    for name, index in {**primitive["attributes"], "indices": primitive["indices"]}.items():
+        accessor = tree["accessors"][index]
+        view = tree["bufferViews"][accessor["bufferView"]]
+        assert view["target"] == (34963 if name == "indices" else 34962)
+        kind, size = kinds[accessor["componentType"]]
+        columns = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[accessor["type"]]
+        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        assert start % size == 0
+        assert columns * accessor["count"] * size <= view["byteLength"]
+        found = np.frombuffer(binary, kind, columns * accessor["count"], start).reshape(-1, columns)
+        values[name] = found
+        assert np.isfinite(found).all()
+        for key, limit in (("min", found.min(0)), ("max", found.max(0))):
+            if key in accessor:
+                np.testing.assert_allclose(accessor[key], limit, rtol=1e-6)
+    assert "min" in tree["accessors"][primitive["attributes"]["POSITION"]]
+    assert len({len(found) for name, found in values.items() if name != "indices"}) == 1
+    assert values["indices"].max() < len(values["POSITION"])
+    corners = values["indices"].reshape(-1, 3)
+    assert (np.diff(np.sort(corners, axis=1), axis=1) > 0).all()
+    assert ((values["TEXCOORD_0"] >= 0) & (values["TEXCOORD_0"] <= 1)).all()
+    image = tree["images"][tree["textures"][0]["source"]]
+    assert image["mimeType"] in ("image/png", "image/jpeg")
+
+
 @pytest.mark.parametrize("extension", ["obj", "ply"])
 def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
     mesh = trimesh.load(written[0] / f"mesh.{extension}", process=False)
@@ -344,6 +381,13 @@ def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
     expected = mesh.vertices - np.array([0.1, 0.2, 0.3])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert (mesh.vertex_normals * expected).sum(1).min() > 0.97
+
+
+def test_textures_are_a_power_of_two():
+    with pytest.raises(InputError, match=r"mesh.texture_size is 1000: it must be a power of two, such as 1024"):
+        MeshConfig(texture_size=1000)
+    with pytest.raises(InputError, match=r"mesh.crop is 'ball': it must be one of auto, box, none"):
+        MeshConfig(crop="ball")
 
 
 def test_texture_has_the_size_asked_for(written):
