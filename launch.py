@@ -60,6 +60,7 @@ def epilog() -> str:
         "",
         "what a config can name: csd3d methods | editors | families | representations | readers | tasks",
         "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
+        "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
         "configs (each file has the most used keys; a run writes all its keys to its config.yaml):",
     ]

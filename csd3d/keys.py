@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from csd3d import registry
-from csd3d.schema import Chosen, default_of, describe, hints_of, join, mark_of, members, plain, show
+from csd3d.schema import Chosen, default_of, describe, hints_of, join, mark_of, plain, section_of, show
 
 DOCUMENTED = {  # the kinds in docs/keys.md, and their headings
     "task": "Tasks",
@@ -52,7 +52,7 @@ def key_table(schema: type, prefix: str = "", base: Any = None) -> list[Key]:
             continue
         name, annotation = join(prefix, field.name), hints[field.name]
         default = default_of(field) if base is None else getattr(base, field.name)
-        section = next((part for part in members(annotation) if dataclasses.is_dataclass(part)), None)
+        section = section_of(annotation)
         if section not in (None, annotation) and default is not None:  # it can be null
             rows.append(Key(name, describe(annotation), "{…}", comments.get(field.name, "")))
         if section is not None and mark_of(annotation) is None and default is not None:

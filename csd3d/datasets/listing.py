@@ -47,11 +47,11 @@ class Frame:
     angle: Pair = (None, None)  # field of view in radians, if no focal length is given
     centre: Pair = (None, None)  # principal point in pixels; default: the middle
     size: tuple[int | None, int | None] = (None, None)  # width, height that the intrinsics refer to
-    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, of FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
+    lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, for FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
     fisheye: bool = False
     split: str | None = None  # "train" | "test"; if no frame has one, every n-th is held out
     pose_scale: float = 1.0  # by which the listed camera matrix was divided to be a rigid motion
-    cut: int | None = None  # the file is a panorama, and this is the face to cut out of it (csd3d.datasets.panoramas)
+    cut: int | None = None  # face to cut out, if the file is a panorama (csd3d.datasets.panoramas)
 
 
 @dataclass(frozen=True)

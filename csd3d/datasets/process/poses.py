@@ -19,11 +19,12 @@ from csd3d.errors import InputError
 
 MAX_FEATURES = 4096  # of a picture
 LENS = "SIMPLE_RADIAL"  # what a telephone's or a camera's own correction leaves; one for all pictures of a size
-EXHAUSTIVE = 80  # "auto" matches all pairs of this many frames of a film, else neighbours in time
+EXHAUSTIVE = 40  # "auto" matches all pairs of this many frames of a film, else neighbours in time
 NEIGHBOURS = 10
 BATCH = 200  # pairs matched between two words on progress
 LEAST_POSED = 5
-LEAST_ANGLE_DEG = 1.5  # median angle at which a point is seen; less is no parallax
+LEAST_ANGLE_DEG = 1.5  # at which a point is seen, or it is left out
+LEAST_SHIFT = 0.02  # of a camera between two pictures, over its distance from what it sees
 MATCHINGS = ("auto", "sequential", "exhaustive")
 
 Tell = Callable[[str], None]
@@ -43,11 +44,17 @@ class Posed:
 
 def import_pycolmap() -> Any:
     """pycolmap, silenced; InputError that says how to install it."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each of its threads, read at import: more wait for each other, spinning
     try:
         import pycolmap
     except ImportError as error:
         hint = 'pip install "csd3d[process]"'
         raise InputError(f"csd3d process needs pycolmap, which is not installed ({error}): {hint}") from None
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
     pycolmap.logging.minloglevel = 3
     return pycolmap
 
@@ -70,51 +77,47 @@ def find_poses(
     database = work / "database.db"
     _features(pycolmap, database, folder, names, sizes, tell)
     _matches(pycolmap, database, work, names, pairs, seed, tell)
-    verified, planar = _verified(pycolmap, database)
+    verified, homographies = _verified(pycolmap, database)
     if verified == 0:
         hint = "let neighbouring pictures overlap by two thirds, and keep the object, not the camera, still"
         raise InputError(f"no two of {len(names)} pictures show the same details: nothing matched; {hint}")
+    if len(homographies) > 0.9 * verified and shift_seen(np.array(homographies), sizes[0]) < LEAST_SHIFT:
+        raise InputError(
+            f"the camera only turns: no parallax between {verified} pairs of {len(names)} pictures, as from a tripod; "
+            "walk around the object instead"
+        )
     error = max(2.0, max(map(max, sizes)) / 480)  # pixels: 4, as COLMAP has it, at 1920 a side
     models = _map(pycolmap, database, folder, work / "models", len(names), error, seed, tell)
-    if not models:
-        reason = "moves too little between them, or only turns" if planar > 0.9 * verified else "shows too few details"
+    best = max(models, key=lambda k: models[k].num_reg_images(), default=None)
+    if best is None or models[best].num_reg_images() < LEAST_POSED:
+        posed = 0 if best is None else models[best].num_reg_images()
         raise InputError(
-            f"no poses found, though {verified} pairs of {len(names)} pictures match: the camera {reason}; "
-            "walk around the object, without parallax there is no depth"
+            f"only {posed} of {len(names)} pictures could be posed, expected at least {LEAST_POSED}, though {verified} "
+            "pairs match; walk around the object, slowly, in good light, with two thirds of overlap"
         )
-    best = max(models, key=lambda k: models[k].num_reg_images())
     model = models[best]
     _refine(pycolmap, model, error)
-    angle = _median_angle(model)
-    if model.num_reg_images() < LEAST_POSED:
-        raise InputError(
-            f"only {model.num_reg_images()} of {len(names)} pictures could be posed, expected at least {LEAST_POSED}; "
-            "film slowly, in good light, with two thirds of overlap"
-        )
-    if angle < LEAST_ANGLE_DEG:
-        raise InputError(
-            f"points are seen at a median angle of {angle:.1f} degrees: no parallax, as from a tripod; "
-            "walk around the object instead of turning the camera"
-        )
     tell(f"undistorting {model.num_reg_images()} pictures")
     (work / "best").mkdir()
     model.write_binary(str(work / "best"))
     pycolmap.undistort_images(work / "flat", work / "best", folder, num_threads=threads())
     counts = sorted((found.num_reg_images() for found in models.values()), reverse=True)
     listing = Colmap().read(work / "flat")
-    return Posed(listing, work / "flat" / "images", model.compute_mean_reprojection_error(), angle, counts, verified)
+    error = model.compute_mean_reprojection_error()
+    return Posed(listing, work / "flat" / "images", error, _median_angle(model), counts, verified)
 
 
 def make_pairs(count: int, matching: str, is_film: bool) -> list[tuple[int, int]]:
     """Which pictures to match: all with all, or each with those near it in time and, coarsely, with all others.
 
-    sequential: 10 neighbours, then those 16, 32, 64, ... away; and every 10th with every 10th, which closes loops.
+    sequential: 10 neighbours, then those 16, 32, 64, ... away; and every 5th with every 5th, which closes loops (at
+    most 25 frames in this, evenly spaced).
     """
     if matching == "exhaustive" or (matching == "auto" and (not is_film or count <= EXHAUSTIVE)):
         return list(itertools.combinations(range(count), 2))
     steps = [*range(1, NEIGHBOURS + 1), *(2**k for k in range(4, 20))]
     near = {(i, i + step) for step in steps for i in range(count - step)}
-    return sorted(near | set(itertools.combinations(range(0, count, 10), 2)))
+    return sorted(near | set(itertools.combinations(range(0, count, max(5, count // 24)), 2)))
 
 
 def _features(
@@ -148,17 +151,33 @@ def _matches(
         pycolmap.match_image_pairs(database, matching, pairing, geometry, pycolmap.Device.cpu)
 
 
-def _verified(pycolmap: Any, database: Path) -> tuple[int, int]:
-    """How many pairs match, and how many of them by a homography, as a turning camera's or a flat scene's do."""
+def _verified(pycolmap: Any, database: Path) -> tuple[int, list[np.ndarray]]:
+    """How many pairs match; and the homographies [3, 3] of those that have one, as turning cameras and walls do."""
     opened = pycolmap.Database.open(database)
     try:
         _, found = opened.read_two_view_geometries()
     finally:
         opened.close()
     kinds = pycolmap.TwoViewGeometryConfiguration
-    some = [g.config for g in found if len(g.inlier_matches) > 0 and g.config != kinds.WATERMARK]
+    some = [g for g in found if len(g.inlier_matches) > 0 and g.config != kinds.WATERMARK]
     flat = (kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC)
-    return len(some), sum(config in flat for config in some)
+    return len(some), [g.H for g in some if g.config in flat]
+
+
+def shift_seen(homographies: np.ndarray, size: tuple[int, int]) -> float:
+    """How far cameras moved between pictures, over their distance from what they see: 0 where they only turned.
+
+    homographies [P, 3, 3] in pixels. K^-1 H K is a rotation for a camera that turns, else R (1 + t n^T / d), whose
+    singular values differ by about |t| / d (Ma et al. 2004, 5.3). The median over pairs, at the focal length in K
+    for which it is least.
+    """
+    width, height = size
+    shifts = []
+    for focal in max(size) * np.geomspace(0.4, 4, 100):
+        k = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        values = np.linalg.svd(np.linalg.inv(k) @ homographies @ k, compute_uv=False)
+        shifts.append(np.median(np.log(values[:, 0] / np.maximum(values[:, 2], 1e-12))))
+    return float(min(shifts))
 
 
 def _map(

@@ -262,7 +262,7 @@ def _text_cameras(file: Path) -> dict[int, Lens]:
     lenses = {}
     for line in filter(str.strip, _lines(file)):
         number, model, width, height, *values = line.split()
-        where = f"{file}: camera {shown(number)}"
+        where = f"{file}: camera {number[:20]}"
         lenses[int(number)] = make_lens(model, int(width), int(height), [float(value) for value in values], where)
     return lenses
 

@@ -40,7 +40,7 @@ class Polycam:
         return Listing(sorted_by_name(frames), folder=path, file=cameras)
 
     def _frame(self, path: Path, file: Path, picture: str) -> Frame:
-        said = read_json(file, "a camera of Polycam's raw export")
+        said = read_json(file, "a camera of Polycam")
 
         def value(key: str, check):
             if key not in said:

@@ -1,0 +1,280 @@
+"""Films and photos to posed datasets: a rendered film with known poses, and inputs that are no use."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from benchmarks.process import camera_rows, true_errors, write_film
+from csd3d.datasets import SceneConfig, load_capture, process
+from csd3d.datasets.listing import find_reader
+from csd3d.datasets.process.frames import Look, pick
+from csd3d.datasets.process.poses import LEAST_SHIFT, make_pairs, shift_seen
+from csd3d.datasets.readers import photos
+from csd3d.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+WIDTH, HEIGHT, COUNT = 320, 240, 16
+
+
+def texture(width: int, height: int, seed: int) -> np.ndarray:
+    """Random blots of several sizes in pixels: [height, width, 3] uint8."""
+    rng = np.random.default_rng(seed)
+    layers = [cv2.resize(rng.random((height // s, width // s, 3)), (width, height)) for s in (8, 16, 40)]
+    values = sum(layers) / len(layers)
+    return (255 * (values - values.min()) / np.ptp(values)).astype(np.uint8)
+
+
+def blurred(picture: np.ndarray) -> np.ndarray:
+    """Without detail, but with all of its contrast."""
+    values = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 9)
+    return (255 * (values - values.min()) / np.ptp(values)).astype(np.uint8)
+
+
+def turning(count: int) -> np.ndarray:
+    """What a camera on a tripod sees that turns by 3 degrees a frame."""
+    world, k = texture(1400, 700, 0), np.array([[300.0, 0, WIDTH / 2], [0, 300, HEIGHT / 2], [0, 0, 1]])
+    plane = np.array([[300.0, 0, 700], [0, 300, 350], [0, 0, 1]])
+    frames = []
+    for i in range(count):
+        turn, _ = cv2.Rodrigues(np.array([0, math.radians(3 * (i - count / 2)), 0]))
+        frames.append(cv2.warpPerspective(world, k @ turn @ np.linalg.inv(plane), (WIDTH, HEIGHT)))
+    return np.stack(frames)
+
+
+def box(rows: np.ndarray) -> np.ndarray:
+    """A textured box on a textured floor through cameras `rows` [F, 16], painted from the back: the floor, then sides.
+
+    A wall is an origin and two edges; its texture of 400x400 reaches the picture by the homography of its plane.
+    """
+    walls = [((-2, -2, -0.9), (4, 0, 0), (0, 4, 0))]
+    for k in range(4):
+        c, s = math.cos(k * math.pi / 2), math.sin(k * math.pi / 2)
+        walls.append(((0.6 * (c + s), 0.6 * (s - c), -0.1), (0, 0, -0.8), (-1.2 * s, 1.2 * c, 0)))
+    walls.append(((-0.6, -0.6, -0.1), (1.2, 0, 0), (0, 1.2, 0)))
+    textures = [texture(400, 400, i) for i in range(len(walls))]
+    frames = np.full((len(rows), HEIGHT, WIDTH, 3), 128, np.uint8)
+    for frame, row in zip(frames, rows.astype(float), strict=True):
+        pose, (fx, fy, cx, cy) = row[:12].reshape(3, 4), row[12:]
+        k = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]]) @ np.diag([1.0, -1, -1]) @ pose[:, :3].T
+        for i, (origin, across, down) in enumerate(np.array(walls, float)):
+            facing = np.cross(across, down) @ (pose[:, 3] - origin) > 0
+            if facing:
+                plane = k @ np.stack((across / 400, down / 400, origin - pose[:, 3]), axis=1)
+                show = cv2.warpPerspective(textures[i], plane, (WIDTH, HEIGHT))
+                covered = cv2.warpPerspective(np.ones((400, 400), np.uint8), plane, (WIDTH, HEIGHT)) > 0
+                frame[covered] = show[covered]
+    return frames
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return camera_rows(COUNT, WIDTH, HEIGHT, turn_deg=220)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("world") / "film.mp4"
+    write_film(path, box(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(world):
+    folder = world.parent / "dataset"
+    report = process.process(world, folder)
+    return folder, report
+
+
+# --- what is found ---
+
+
+def test_the_poses_are_the_true_ones(dataset, rows):
+    folder, report = dataset
+    posed, turned, moved = true_errors(folder, rows)
+    assert posed >= 0.9 * COUNT
+    assert turned.max() < 0.3
+    assert moved.max() < 0.005
+    assert report["frames_posed"] == posed
+    assert 0 < report["reprojection_error_px"] < 1
+    assert report["components"][0] == posed
+
+
+def test_the_dataset_is_a_capture_with_points_in_front_of_the_cameras(dataset):
+    folder, report = dataset
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("images", "process.json", "report.txt", "sparse.ply", "transforms.json")
+    ]
+    assert not list(folder.parent.glob(".dataset*"))
+    capture = load_capture(SceneConfig(str(folder)))
+    assert capture.cameras.distortion is None
+    assert len(capture.points.xyz) == report["points"] > 100
+    for i in range(len(capture.cameras)):
+        pixels, depth = capture.cameras.project(capture.cameras.fx.new_tensor(capture.points.xyz), i)
+        assert (depth > 0).float().mean() > 0.99
+        inside = (pixels > 0).all(1) & (pixels[:, 0] < capture.cameras.width) & (pixels[:, 1] < capture.cameras.height)
+        assert inside.float().mean() > 0.7
+    assert json.loads((folder / "process.json").read_text()) == report
+    assert f"{report['frames_posed']} of {COUNT} posed" in (folder / "report.txt").read_text()
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(dataset, world, tmp_path, monkeypatch):
+    folder, _ = dataset
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    process.process(world, tmp_path / "again")
+    for name in ("transforms.json", "sparse.ply"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+# --- which frames ---
+
+
+def looks(sharpness) -> list[Look]:
+    rng = np.random.default_rng(0)
+    return [Look(value, rng.uniform(0, 255, (32, 32))) for value in sharpness]
+
+
+def test_the_sharpest_frame_of_each_part_is_taken():
+    found, chosen = pick(looks([1, 5, 2, 3, 2, 9, 4, 4.5, 1]), 3)
+    assert found == [1, 5, 7]
+    assert (chosen.blurred, chosen.repeated) == (0, 0)
+
+
+def test_blurred_frames_and_repetitions_are_left_out():
+    seen = looks([5.0] * 12)
+    seen[3] = Look(0.5, seen[3].thumbnail)
+    seen[8] = Look(5.0, seen[7].thumbnail + 0.1)
+    found, chosen = pick(seen, 100)
+    assert found == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert (chosen.blurred, chosen.repeated) == (1, 1)
+
+
+def test_pairs():
+    assert len(make_pairs(40, "auto", True)) == len(make_pairs(40, "exhaustive", True)) == 40 * 39 / 2
+    near = make_pairs(300, "auto", True)
+    assert len(near) == len(set(near)) < 300 * 20
+    assert {(5, 6), (5, 15), (5, 21), (0, 288)} <= set(near)
+    assert all(i < j < 300 for i, j in near)
+
+
+def test_a_turning_camera_is_told_from_one_that_moves_before_a_wall():
+    k = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    rng = np.random.default_rng(0)
+    turns = np.stack([cv2.Rodrigues(rng.uniform(-0.3, 0.3, 3))[0] for _ in range(20)])
+    assert shift_seen(k @ turns @ np.linalg.inv(k) * 7, (640, 480)) < 0.5 * LEAST_SHIFT
+    moves = np.eye(3) + rng.uniform(-0.3, 0.3, (20, 3, 1)) * np.array([0, 0, 1.0])  # t n^T / d
+    assert shift_seen(k @ turns @ moves @ np.linalg.inv(k) * 7, (640, 480)) > 0.1
+
+
+# --- bad input ---
+
+
+def refusal(source, output, **arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        process.process(source, output, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    assert not output.exists()
+    assert not list(output.parent.glob(".out*"))
+    return message
+
+
+@pytest.mark.parametrize(
+    ("pictures", "said"),
+    [
+        (lambda: np.stack([texture(WIDTH, HEIGHT, i) for i in range(5)]), "5 usable frames"),
+        (lambda: np.stack([texture(WIDTH, HEIGHT, 0)] * 40), "the same as the one before"),
+        (lambda: np.stack([blurred(texture(WIDTH, HEIGHT, i)) for i in range(10)]), "too blurred"),
+        (lambda: np.stack([texture(WIDTH, HEIGHT, i) for i in range(9)]), "nothing matched"),
+        (lambda: turning(12), "parallax"),
+    ],
+    ids=["short", "still", "blurred", "unrelated", "tripod"],
+)
+def test_films_without_use_are_refused_in_one_line(tmp_path, pictures, said):
+    write_film(tmp_path / "film.mp4", pictures())
+    assert said in refusal(tmp_path / "film.mp4", tmp_path / "out")
+
+
+def test_what_is_no_film_is_refused_in_one_line(tmp_path, world):
+    assert "no such" in refusal(tmp_path / "missing.mp4", tmp_path / "out")
+    (tmp_path / "text.mp4").write_text("no film")
+    assert "no frame can be decoded" in refusal(tmp_path / "text.mp4", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "no photos in this folder" in refusal(tmp_path / "empty", tmp_path / "out")
+    assert "--frames" in refusal(world, tmp_path / "out", frames=3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("")
+    with pytest.raises(InputError, match="not empty"):
+        process.process(world, tmp_path / "full")
+    assert (tmp_path / "full/mine.txt").exists()
+
+
+def test_without_pycolmap_the_message_says_how_to_install_it(tmp_path, world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    assert 'pip install "csd3d[process]"' in refusal(world, tmp_path / "out")
+
+
+def test_the_command_line_ends_with_2_and_one_line(tmp_path, capsys):
+    assert launch.main(["process", str(tmp_path / "none.mp4"), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, world):
+    command = [sys.executable, "-c", "import sys, launch; sys.exit(launch.main())", "process", str(world)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    running = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    for line in running.stdout:  # until COLMAP is at work
+        if "chosen" in line:
+            break
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "nothing was written" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a folder of photos as a capture ---
+
+
+def test_photos_are_processed_once_and_again_when_they_change(tmp_path, monkeypatch, dataset):
+    calls = []
+
+    def stand_in(source, output, *_):
+        calls.append(source)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.symlink_to(dataset[0])
+
+    monkeypatch.setattr(photos, "process", stand_in)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(texture(40, 40, i)).save(folder / f"{i}.png")
+    assert type(find_reader(folder)).__name__ == "Photos"
+    for _ in range(2):
+        assert len(find_reader(folder).read(folder).frames) == dataset[1]["frames_posed"]
+    assert len(calls) == 1
+    Image.fromarray(texture(40, 40, 9)).save(folder / "1.png")
+    find_reader(folder).read(folder)
+    assert len(calls) == 2
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="holds nothing that a reader knows"):
+        find_reader(folder)
