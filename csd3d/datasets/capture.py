@@ -8,7 +8,8 @@ Frames of reference:
 import itertools
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,17 @@ import torch
 from torch import Tensor
 
 from csd3d.cameras import Cameras
-from csd3d.datasets.framing import Raster, common_raster, frame_cameras
+from csd3d.datasets.framing import Layout, frame_cameras, lay_out
 from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, decode, face, read_mask
 from csd3d.datasets.listing import Frame, Listing, Points, read_listing
-from csd3d.datasets.normalise import camera_scale, looks_inward, move_box, move_poses, normalising_transform
+from csd3d.datasets.normalise import (
+    camera_scale,
+    looks_inward,
+    move_box,
+    move_poses,
+    normalising_transform,
+    warn_of_one_place,
+)
 from csd3d.datasets.reading import shown
 from csd3d.errors import InputError
 from csd3d.schema import Chosen, OneOf, path_key
@@ -51,6 +59,7 @@ class SceneConfig:
     background: str = "white"  # colour behind transparent pictures: white | black
     max_pixels: int = MAX_PIXELS  # most pixels of one picture file
     max_memory_gib: float = 4.0  # most memory for all loaded pictures
+    allow_outside: bool = False  # read listed files outside the capture's folder, or behind links that lead out of it
 
     def __post_init__(self):
         self.unbounded = str(self.unbounded).lower()  # YAML's true and false
@@ -67,7 +76,11 @@ class SceneConfig:
 
 @dataclass
 class Capture:
-    """A posed capture in its normalised frame (module docstring); B frames of one size."""
+    """A posed capture in its normalised frame (module docstring); B frames on one raster.
+
+    Pictures of several sizes are padded to the raster; `masks` is False in the padding, and `places` says where each
+    picture is.
+    """
 
     cameras: Cameras
     images: Tensor  # [B, H, W, 3] float32 in 0..1, alpha composited
@@ -83,11 +96,47 @@ class Capture:
     composited: bool = False  # pictures had alpha and show SceneConfig.background behind the scene
     points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
     reader: str = ""  # title of the reader that read it
+    places: Tensor | None = None  # [B, 4] long: left, top, width, height of each picture; None: all fill the raster
 
     def map_back(self, points: Tensor) -> Tensor:
-        """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t)."""
+        """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t), as float64.
+
+        Coordinates such as UTM's, of millions of metres, keep their millimetres only in float64.
+        """
         transform = self.transform.to(points.device)
-        return ((points.double() / self.scale - transform[:3, 3]) @ transform[:3, :3]).to(points.dtype)
+        return (points.double() / self.scale - transform[:3, 3]) @ transform[:3, :3]
+
+    def cropped(self, images: Tensor, indices: Tensor) -> list[Tensor]:
+        """Pictures [N, H, W, ...] of the frames `indices` [N], each without its padding."""
+        if self.places is None:
+            return list(images)
+        windows = [_window(place) for place in self.places[indices].tolist()]
+        return [image[window] for image, window in zip(images, windows, strict=True)]
+
+    def padding(self, indices: Tensor) -> Tensor:
+        """[N, H, W] bool, True where the rasters of the frames `indices` [N] hold no picture."""
+        found = torch.zeros(len(indices), *self.images.shape[1:3], dtype=torch.bool)
+        for i, place in enumerate(() if self.places is None else self.places[indices].tolist()):
+            found[i] = True
+            found[i][_window(place)] = False
+        return found
+
+    def completed(self, render: Callable[[Tensor], Tensor]) -> "Capture":
+        """A capture whose padding shows `render(indices [1])` [1, H, W, 3], so that an editor sees no frame."""
+        if self.places is None:
+            return self
+        images = self.images.clone()
+        for i in range(len(images)):
+            index = torch.tensor([i])
+            hidden = self.padding(index)[0]
+            if hidden.any():
+                images[i][hidden] = render(index)[0].clamp(0, 1).to(images)[hidden]
+        return replace(self, images=images)
+
+
+def _window(place: list[int]) -> tuple[slice, slice]:
+    left, top, width, height = place
+    return slice(top, top + height), slice(left, left + width)
 
 
 def load_capture(config: SceneConfig) -> Capture:
@@ -97,19 +146,19 @@ def load_capture(config: SceneConfig) -> Capture:
     bounded keep their frame (Blender's layout, or a JSON with "aabb" or an "aabb_scale" up to 1); others use "up", and
     "focus" if their cameras look inward, else "poses".  unbounded "auto": true unless the reader calls it bounded.
     """
-    listing = read_listing(_path(config.path), config.reader.thing)
+    listing = read_listing(_path(config.path), config.reader.thing, config.allow_outside)
     frames = _present(listing)
-    train, test = _split(frames, config.holdout_every, listing.file)
+    train, test = _split(frames, config.holdout_every, listing)
     poses = np.stack([frame.pose for frame in frames])
+    warn_of_one_place(poses[train.numpy()], str(listing.file))
     transform, scale = _normalisation(poses, listing, config)
     moved = torch.from_numpy(move_poses(poses, transform, scale)[:, :3]).float()
-    full_width, full_height, rasters = common_raster(frames, config.max_pixels)
-    cameras = frame_cameras(frames, full_width, full_height, moved)
-    width, height = (max(1, round(side / config.downscale)) for side in (full_width, full_height))
-    images, masks, composited = _pixels(frames, rasters, width, height, config)
+    layout = lay_out(frames, config.max_pixels, config.downscale)
+    cameras = frame_cameras(frames, layout, moved)
+    images, masks, composited = _pixels(frames, layout, config)
     own, own_scale = _own_transform(listing, transform, scale)
     return Capture(
-        cameras=cameras.resized(width, height),
+        cameras=cameras,
         images=images,
         masks=masks,
         names=[frame.name for frame in frames],
@@ -123,6 +172,7 @@ def load_capture(config: SceneConfig) -> Capture:
         composited=composited,
         points=listing.points and _moved(listing.points, transform, scale),
         reader=listing.reader,
+        places=torch.tensor([astuple(place) for place in layout.places]) if layout.padded else None,
     )
 
 
@@ -148,48 +198,55 @@ def _present(listing: Listing) -> list[Frame]:
     return frames
 
 
-def _split(frames: list[Frame], holdout_every: int, file: Path) -> tuple[Tensor, Tensor]:
-    """Indices (train, test) of the capture's own split if it has one, else every `holdout_every`-th frame is test."""
-    if any(frame.split is not None for frame in frames):
+def _split(frames: list[Frame], holdout_every: int, listing: Listing) -> tuple[Tensor, Tensor]:
+    """Indices (train, test) of the capture's own split if it has one, else every `holdout_every`-th frame is test.
+
+    A split whose test pictures are all missing, as where only the training views were rendered, counts as none.
+    """
+    wanted, found = (any(frame.split == "test" for frame in some) for some in (listing.frames, frames))
+    if any(frame.split is not None for frame in frames) and wanted <= found:
         held_out = torch.tensor([frame.split == "test" for frame in frames])
     else:
         every = holdout_every if len({frame.file for frame in frames}) > 1 else 0
         numbers = {file: i for i, file in enumerate(dict.fromkeys(frame.file for frame in frames))}
         held_out = torch.tensor([every > 0 and numbers[frame.file] % every == 0 for frame in frames])
+        if wanted > found:
+            log.warning("%s: no held-out picture is there; every %d-th frame is held out", listing.file, every)
     train, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     if len(train) == 0:
-        raise InputError(f"{file}: no frame is left to train on; expected some outside the held-out split")
+        raise InputError(f"{listing.file}: no frame is left to train on; expected some outside the held-out split")
     if len(test) == 0:
-        log.warning("%s: no frame is held out, so the reconstruction can't be judged on unseen views", file)
+        log.warning("%s: no frame is held out, so the reconstruction can't be judged on unseen views", listing.file)
     return train, test
 
 
-def _pixels(
-    frames: list[Frame], rasters: list[Raster], width: int, height: int, config: SceneConfig
-) -> tuple[Tensor, Tensor | None, bool]:
-    """Images [B, height, width, 3], masks [B, height, width] or None, and whether any picture had alpha.
+def _pixels(frames: list[Frame], layout: Layout, config: SceneConfig) -> tuple[Tensor, Tensor | None, bool]:
+    """Images [B, H, W, 3], masks [B, H, W] or None, and whether any picture had alpha. Padding shows the background.
 
     Raises InputError before allocating more than `max_memory_gib`.
     """
-    shape = (len(frames), height, width)
-    with_masks = any(frame.mask is not None for frame in frames)
+    shape = (len(frames), layout.height, layout.width)
+    with_masks = layout.padded or any(frame.mask is not None for frame in frames)
     gib = math.prod(shape) * (13 if with_masks else 12) / 2**30
     if gib > config.max_memory_gib:
-        need = f"{len(frames)} pictures of {width}x{height} take {gib:.1f} GiB"
+        need = f"{len(frames)} pictures of {layout.width}x{layout.height} take {gib:.1f} GiB"
         raise InputError(f"scene.max_memory_gib: {need}, the limit is {config.max_memory_gib}; raise scene.downscale")
-    images = torch.empty(*shape, 3)
-    masks = torch.ones(shape, dtype=torch.bool) if with_masks else None
+    images = torch.full((*shape, 3), BACKGROUNDS[config.background])
+    masks = torch.zeros(shape, dtype=torch.bool) if with_masks else None
     composited = False
-    rows = enumerate(zip(frames, rasters, strict=True))
+    rows = enumerate(zip(frames, layout.rasters, layout.places, strict=True))
     for file, shown_by in itertools.groupby(rows, key=lambda row: row[1][0].file):  # a panorama is decoded once
         decoded = None
-        for i, (frame, raster) in shown_by:
+        for i, (frame, raster, place) in shown_by:
             decoded = decoded or decode(file, config.background, raster.turned)
-            full = (raster.width, raster.height)
-            images[i] = torch.from_numpy(face(decoded[0], frame.cut, full, (width, height)))
+            full, size = (raster.width, raster.height), (place.width, place.height)
+            window = _window(astuple(place))
+            images[i][window] = torch.from_numpy(face(decoded[0], frame.cut, full, size))
             composited |= decoded[1]
             if frame.mask is not None:
-                masks[i] = torch.from_numpy(read_mask(frame.mask, (width, height), frame.cut, full))
+                masks[i][window] = torch.from_numpy(read_mask(frame.mask, size, frame.cut, full))
+            elif with_masks:
+                masks[i][window] = True
     return images, masks, composited
 
 
@@ -205,7 +262,19 @@ def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> 
     if centre == "auto":
         centre = "none" if listing.bounded else "focus" if looks_inward(poses) else "poses"
     transform = normalising_transform(poses, orientation, centre)
+    if listing.bounded and config.centre == "auto":
+        transform[:3, 3] -= transform[:3, :3] @ _far_centre(listing.box)
     return transform, camera_scale(poses, transform) if config.auto_scale else 1.0
+
+
+def _far_centre(box: np.ndarray | None) -> np.ndarray:
+    """The centre [3] of a box [2, 3] that is far from the origin for its size, as in UTM coordinates, else zero.
+
+    float32 positions in a frame that is not centred would be too coarse for such a scene.
+    """
+    if box is None or np.abs(box.mean(axis=0)).max() <= 100 * np.ptp(box, axis=0).max():
+        return np.zeros(3)
+    return box.mean(axis=0)
 
 
 def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneConfig) -> Tensor:

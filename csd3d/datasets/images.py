@@ -6,14 +6,21 @@ import numpy as np
 
 from csd3d.datasets.panoramas import cut_pixels
 from csd3d.errors import InputError
-from csd3d.media.pictures import channels, opened, upright_size
+from csd3d.media.pictures import channels, check_file, opened, upright_size
 
 MAX_PIXELS = 50_000_000  # of one picture file
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
 
 def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
-    """Width and height as stored, from the header alone; InputError above `max_pixels`."""
+    """Width and height as stored, from the header alone; InputError above `max_pixels`, also for a file of more bytes
+    than so many pixels take, as some decoders read a whole file at once."""
+    check_file(path, "a picture")
+    size = path.stat().st_size
+    if size > 8 * max_pixels + 2**20:  # 8 bytes: RGBA of 16 bits, uncompressed
+        raise InputError(
+            f"{path}: {size} bytes, too many for {max_pixels} pixels (a capture's limit: scene.max_pixels)"
+        )
     with opened(path) as image:
         width, height = image.size
     if width * height > max_pixels:
@@ -52,7 +59,7 @@ def decode(path: Path, background: str, turned: bool) -> tuple[np.ndarray, bool]
 
 
 def face(values: np.ndarray, cut: int | None, full: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """A decoded picture, or the face `cut` of a panorama at its `full` size (width, height), averaged to `size`."""
+    """A decoded picture, or the face `cut` of a panorama at its `full` size (width, height), resized to `size`."""
     return area_resize(values if cut is None else cut_pixels(values, cut, full[0]), *size)
 
 
@@ -85,7 +92,7 @@ def read_mask(
 
 
 def area_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Average [H, W, C] down to [height, width, C]: each new pixel is the mean over the area that it covers."""
+    """Resize [H, W, C] to [height, width, C]: each new pixel is the mean over the area that it covers."""
     channels = (_area_along(_area_along(channel, height, 0), width, 1) for channel in np.moveaxis(image, -1, 0))
     return np.stack(list(channels), axis=-1)  # one at a time: the integral is in float64
 

@@ -18,6 +18,7 @@ A reader is a registered dataclass, whose fields are keys of `scene.reader`:
 `csd3d.datasets.capture` does the rest for all formats: split, normalisation, picture sizes, decoding.
 """
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,10 +26,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from csd3d import registry
-from csd3d.datasets.reading import nearest_rigid, shown
+from csd3d.datasets.reading import nearest_rigid, outside_allowed, shown
 from csd3d.errors import InputError
 from csd3d.files import natural_key
 
+log = logging.getLogger("csd3d")
 Pair = tuple[float | None, float | None]  # along x and y
 
 
@@ -48,6 +50,7 @@ class Frame:
     lens: tuple[float, ...] = (0.0,) * 6  # k1 k2 k3 k4 p1 p2, for FULL_OPENCV also q1 q2 q3 (see csd3d.cameras)
     fisheye: bool = False
     split: str | None = None  # "train" | "test"; if no frame has one, every n-th is held out
+    pose_scale: float = 1.0  # by which the listed camera matrix was divided to be a rigid motion
     cut: int | None = None  # face to cut out, if the file is a panorama (csd3d.datasets.panoramas)
 
 
@@ -87,10 +90,11 @@ class Reader(Protocol):
         """Read and check a capture. Raises InputError, one line that names file and key."""
 
 
-def read_listing(path: Path, reader: Reader | None = None) -> Listing:
+def read_listing(path: Path, reader: Reader | None = None, allow_outside: bool = False) -> Listing:
     """Read `path`, a folder or a file, with `reader`; None: the one registered reader that recognises it.
 
-    Raises InputError if none or several do, and if two frames list the same picture.
+    allow_outside: listed files may lie outside the folder, or be links that lead out of it.
+    Raises InputError if no reader does or several do, and if two frames list the same picture.
     """
     try:
         exists = path.exists()
@@ -100,7 +104,8 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
         raise InputError(f"scene.path: {path} does not exist; expected a capture's folder or its JSON file")
     reader = reader or find_reader(path)
     try:
-        listing = reader.read(path)
+        with outside_allowed(allow_outside):
+            listing = reader.read(path)
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # readers need not catch these
@@ -108,6 +113,10 @@ def read_listing(path: Path, reader: Reader | None = None) -> Listing:
         raise InputError(f"scene.path: {path}: {type(reader).__name__} cannot read it ({reason})") from error
     _check_types(listing, f"scene.path: {path}: {type(reader).__name__}")
     _refuse_duplicates(listing.frames)
+    scaled = [frame for frame in listing.frames if frame.pose_scale != 1]
+    if scaled:
+        told = f"{scaled[0].where}: camera matrix scaled by {scaled[0].pose_scale:.6g}"
+        log.warning("%s: its 3x3 part is divided by that, as are those of %d frames in all", told, len(scaled))
     entry = registry.entry_of("reader", reader)
     return replace(listing, frames=[_rigid(frame) for frame in listing.frames], reader=entry.title if entry else "")
 

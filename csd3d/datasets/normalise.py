@@ -47,6 +47,14 @@ def camera_scale(poses: np.ndarray, transform: np.ndarray) -> float:
     return float(1.0 / reach) if reach > 1e-6 else 1.0
 
 
+def warn_of_one_place(poses: np.ndarray, where: str) -> None:
+    """Warn if all poses are at one point, from which depth cannot be told; `where` begins the message."""
+    spread = np.ptp(poses[:, :3, 3], axis=0).max()
+    if spread <= 1e-6 * max(1.0, np.abs(poses[:, :3, 3]).max()):
+        seen = "there is one training picture" if len(poses) == 1 else "all cameras stand at one point"
+        log.warning("%s: %s, so depth can't be known: the scene is right from there only", where, seen)
+
+
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The smallest rotation [3, 3] from a [3] to b [3], by Rodrigues: 1 + V + V^2 / (1 + a.b), V = [a x b].
 

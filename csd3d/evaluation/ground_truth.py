@@ -8,7 +8,7 @@ Depths are in the capture's normalised frame, distance along the ray, `inf` wher
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -97,11 +97,10 @@ def text_truth(prompt: str) -> TextTruth | None:
 
 
 def own_cameras(capture: Capture, cameras: Cameras) -> Cameras:
-    """Move cameras from the normalised frame to the capture's own."""
+    """Move cameras from the normalised frame to the capture's own; poses in float64."""
     rotation = capture.transform[:3, :3].to(cameras.camera_to_world).T @ cameras.camera_to_world[:, :, :3]
     position = capture.map_back(cameras.positions)
-    pose = torch.cat((rotation, position[:, :, None]), 2)
-    return Cameras(pose, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height)
+    return replace(cameras, camera_to_world=torch.cat((rotation.double(), position[:, :, None]), 2))
 
 
 def changed_pixels(before: Tensor, after: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Metrics of an edited scene: held-out views against the true edit, and edited views against each other."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,15 @@ def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, fl
         return {"psnr": None, "ssim": None}
     rendered = model.render_views(capture.cameras, capture.test).rgb.cpu()
     truth = capture.images[capture.test]
-    return {"psnr": psnr(rendered, truth).mean().item(), "ssim": ssim(rendered, truth).mean().item()}
+    if capture.places is None:
+        return {"psnr": psnr(rendered, truth).mean().item(), "ssim": ssim(rendered, truth).mean().item()}
+    parts = (capture.cropped(images, capture.test) for images in (rendered, truth))
+    found = [(psnr(a[None], b[None]), ssim(a[None], b[None])) for a, b in zip(*parts, strict=True)]
+    return {"psnr": _mean(value for value, _ in found), "ssim": _mean(value for _, value in found)}
+
+
+def _mean(values: Iterable[Tensor]) -> float:
+    return torch.cat(tuple(values)).mean().item()
 
 
 def evaluate_edit(
@@ -44,5 +54,7 @@ def evaluate_edit(
         report |= {"psnr_outside": outside.nanmean().item(), "answer": best}
         views = truth.views(truth.answers[best], train)
         depth, weight = views.depth, views.mask
+    if capture.places is not None:  # edits are judged where there are photos
+        depth = torch.where(capture.padding(train), torch.inf, depth)
     errors = warped_error(images[train], depth, capture.cameras[train], weight)
     return report | mean_of_ranges("warped_error", errors)

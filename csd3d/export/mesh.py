@@ -1,7 +1,6 @@
 """A mesh from a density field: iso-surface, cleaning, decimation, colours, texture and files.
 
-Meshes are in the scene's frame (right-handed, z up, world units). GLB is written y-up, as glTF requires: (x, y, z) →
-(x, z, −y). OBJ and PLY keep the scene's frame and say so in a comment.
+Meshes are made in the scene's frame (right-handed, z up, world units), and written as a `Placement` says.
 """
 
 import math
@@ -18,15 +17,21 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from csd3d.engine.logs import progress
+from csd3d.engine.logs import logger, progress
 from csd3d.errors import InputError
+from csd3d.export.clean import drop_flaps, is_manifold, remove_slivers
+from csd3d.export.ground import remove_ground
+from csd3d.export.placement import Placement
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
+from csd3d.files import write_whole
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
+CROPS = ("auto", "box", "none")
 LOG_RANGE = 3.0  # nats about the threshold that are kept; densities farther off do not locate the surface
 SEEN = 0.15  # quantile of the densities at which rays are half stopped; a low one keeps thin shells whole
+PLACED = Placement()
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
 
 
@@ -40,9 +45,17 @@ class MeshConfig:
     keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
     face_budget: int = 16_000  # most faces after decimation
     texture_size: int = 1024  # texels along a side of the texture
+    # auto: a captured object without what it stands on | box: all that is in the scene's box | none: of an unbounded
+    # capture also what is around its box, twice as far
+    crop: str = "auto"
     chunk: int = 1 << 18  # most field queries at a time; fewer need less memory
 
     def __post_init__(self):
+        if self.crop not in CROPS:
+            raise InputError(f"mesh.crop is {self.crop!r}: it must be one of {', '.join(CROPS)}")
+        if self.texture_size & (self.texture_size - 1):
+            power = 2 ** round(math.log2(max(self.texture_size, 16)))
+            raise InputError(f"mesh.texture_size is {self.texture_size}: it must be a power of two, such as {power}")
         for key, lowest in (("resolution", 8), ("face_budget", 16), ("texture_size", 16), ("chunk", 1)):
             if getattr(self, key) < lowest:
                 raise InputError(f"mesh.{key} is {getattr(self, key)}: it must be at least {lowest}")
@@ -60,11 +73,13 @@ def export_mesh(
     config: MeshConfig,
     device: str = "cpu",
     name: str = "mesh",
+    placement: Placement = PLACED,
 ) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
     """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
-    All files have normals, and the object is called `name` in them. Returns the textured mesh (for `render_mesh`) and
-    its figures. Raises InputError, before any file is written, if there is no surface.
+    All files have normals, and the object is called `name` in them; `placement` says where it is in them. Returns the
+    textured mesh in the scene's frame (for `render_mesh`) and its figures. With crop "auto" the ground is taken away.
+    Raises InputError, before any file is written, if there is no surface.
     """
     start = time.perf_counter()
     mesh = extract_mesh(density, aabb, config, device)
@@ -73,9 +88,9 @@ def export_mesh(
     folder.mkdir(parents=True, exist_ok=True)
     colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
-    write_ply(mesh, folder / "mesh.ply")
+    write_ply(mesh, folder / "mesh.ply", placement)
     textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
-    write_textured(textured, folder, name)
+    write_textured(textured, folder, name, placement)
     return textured, {
         "faces": len(mesh.faces),
         "vertices": len(mesh.vertices),
@@ -93,22 +108,29 @@ def extract_mesh(
 
     Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
     clip stops a near-empty outside from pulling the surface inwards. `metadata` has the threshold and the voxel side.
-    Raises InputError if the box is invalid or holds no surface.
+    With crop "auto" the ground that an object stands on is left out (see `csd3d.export.ground`). Every edge has two
+    faces, and slivers are removed. Raises InputError if the box is invalid or holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
     threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
     close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
+    mesh = _surface(sigma, threshold, low, voxel, config)
+    if config.crop == "auto" and remove_ground(sigma, low, voxel, threshold, mesh):
+        mesh = _surface(sigma, threshold, low, voxel, config)
+    mesh = remove_slivers(decimate(keep_components(mesh, config.keep_fraction), config.face_budget))
+    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
+    return mesh
+
+
+def _surface(sigma: np.ndarray, threshold: float, low: np.ndarray, voxel: float, config: MeshConfig) -> trimesh.Trimesh:
     volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=-LOG_RANGE)
     if not volume.max() > 0:
         _no_surface(sigma, voxel, threshold)
     vertices, faces, _, _ = marching_cubes(volume, 0.0)
     vertices = low + (vertices - 1.0) * voxel
-    mesh = trimesh.Trimesh(vertices, faces[:, ::-1], process=True)  # scikit-image winds towards the rising side
-    mesh = decimate(keep_components(mesh, config.keep_fraction), config.face_budget)
-    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
-    return mesh
+    return trimesh.Trimesh(vertices, faces[:, ::-1], process=True)  # scikit-image winds towards the rising side
 
 
 def sample_grid(
@@ -203,25 +225,44 @@ def keep_components(mesh: trimesh.Trimesh, fraction: float) -> trimesh.Trimesh:
 
 
 def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
-    """Quadric-error decimation (Garland & Heckbert 1997) to at most `face_budget` faces.
+    """Quadric-error decimation (Garland & Heckbert 1997) to at most `face_budget` faces, to a closed manifold.
 
-    Only faces that name a vertex twice are removed afterwards: taking out merely thin ones would tear holes.
+    It can pinch thin parts to edges of four faces. Then other numbers of faces are tried, more than `face_budget` last,
+    as a surface with many holes takes so many.
     """
+    drop_flaps(mesh)
     if len(mesh.faces) <= face_budget:
         return mesh
-    points = mesh.vertices.astype(np.float32)
-    points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int64), target_count=face_budget)[:2]
-    mesh = trimesh.Trimesh(points, faces, process=True)
-    a, b, c = mesh.faces.T
-    mesh.update_faces((a != b) & (b != c) & (c != a))
-    mesh.remove_unreferenced_vertices()
+    source = mesh.vertices.astype(np.float32), mesh.faces.astype(np.int64)
+    for factor in (1, 0.97, 0.94, 1.5, 2, 4, 8):
+        target = int(factor * face_budget)
+        if target >= len(mesh.faces):
+            break
+        found = trimesh.Trimesh(*fast_simplification.simplify(*source, target_count=target)[:2], process=True)
+        drop_flaps(found)
+        if is_manifold(found):
+            if factor > 1:
+                logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(found.faces), face_budget)
+            return found
     return mesh
 
 
-def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
-    """Write a binary PLY with a normal and a uint8 colour for each vertex, in the scene's frame (z up)."""
-    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
-    Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
+def write_ply(mesh: trimesh.Trimesh, path: Path, placement: Placement) -> None:
+    """Write a binary PLY with a float64 position, a normal and a uint8 colour for each vertex, in the own frame."""
+    vertex = [*((axis, "<f8") for axis in "xyz"), *((axis, "<f4") for axis in ("nx", "ny", "nz"))]
+    vertex += [(channel, "u1") for channel in ("red", "green", "blue", "alpha")]
+    table = np.empty(len(mesh.vertices), vertex)
+    values = np.concatenate((placement.own(mesh.vertices), mesh.vertex_normals @ placement.rotation.T), axis=1)
+    for (column, _), numbers in zip(vertex, (*values.T, *mesh.visual.vertex_colors.T), strict=True):
+        table[column] = numbers
+    faces = np.empty(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
+    faces["count"], faces["corners"] = 3, mesh.faces
+    kinds = {"<f8": "double", "<f4": "float", "u1": "uchar"}
+    lines = ["ply", "format binary_little_endian 1.0", f"comment csd3d: {placement.frame}"]
+    lines += [f"element vertex {len(table)}", *(f"property {kinds[kind]} {column}" for column, kind in vertex)]
+    lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header\n"]
+    data = "\n".join(lines).encode() + table.tobytes() + faces.tobytes()
+    write_whole(Path(path), lambda partial: partial.write_bytes(data))
 
 
 def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:

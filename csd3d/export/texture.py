@@ -4,6 +4,7 @@ Symbols: F faces, V vertices. UVs have their origin at the picture's lower left 
 c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.engine.logs import progress
+from csd3d.export.placement import Placement
+from csd3d.files import write_text, write_whole
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
 RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
 PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF's kinds of buffer views
 CANDIDATES = 1 << 21  # triangle × pixel tests at a time
 
 
@@ -144,44 +148,54 @@ def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
     return np.where((distance <= pixels)[..., None], texture[rows, columns], texture[filled].mean(0))
 
 
-def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> None:
-    """Write a baked mesh to mesh.glb (y up) and to mesh.obj + mesh.mtl + mesh.png (the scene's frame, z up).
+def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str, placement: Placement) -> None:
+    """Write a baked mesh to mesh.glb (y up) and to mesh.obj + mesh.mtl + mesh.png (the own frame of `placement`).
 
     Its object, node and material are called `name`.
     """
-    folder = Path(folder)
-    (folder / "mesh.glb").write_bytes(_glb(mesh, name))
-    mesh.visual.material.baseColorTexture.save(folder / "mesh.png")
+    folder, picture = Path(folder), mesh.visual.material.baseColorTexture
+    glb = _glb(mesh, name, placement)
+    write_whole(folder / "mesh.glb", lambda partial: partial.write_bytes(glb))
+    write_whole(folder / "mesh.png", lambda partial: picture.save(partial))
     material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd mesh.png\n"
-    (folder / "mesh.mtl").write_text(material, encoding="utf-8")
-    (folder / "mesh.obj").write_text(_obj(mesh, name), encoding="utf-8")
+    write_text(folder / "mesh.mtl", material)
+    write_text(folder / "mesh.obj", _obj(mesh, name, placement))
 
 
-def _glb(mesh: trimesh.Trimesh, name: str) -> bytes:
-    """Return binary glTF, turned y-up: (x, y, z) → (x, z, −y)."""
-    turn = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+def _glb(mesh: trimesh.Trimesh, name: str, placement: Placement) -> bytes:
+    """Return binary glTF, y up. Its asset's extras hold the offset, in the own frame, that was subtracted."""
     visual = mesh.visual.copy()
     visual.material.name = name
     # a new mesh, as a transformed copy loses the given normals
-    positions, normals = mesh.vertices @ turn.T, mesh.vertex_normals @ turn.T
-    turned = trimesh.Trimesh(positions, mesh.faces, vertex_normals=normals, visual=visual, process=False)
+    normals = mesh.vertex_normals @ (placement.axes @ placement.rotation).T
+    turned = trimesh.Trimesh(
+        placement.gltf(mesh.vertices), mesh.faces, vertex_normals=normals, visual=visual, process=False
+    )
     scene = trimesh.Scene()
     scene.add_geometry(turned, node_name=name, geom_name=name)
 
     def sign(tree: dict) -> None:
         tree["asset"]["generator"] = "csd3d"
+        for primitive in (part for found in tree["meshes"] for part in found["primitives"]):
+            for accessor in (*primitive["attributes"].values(), primitive["indices"]):
+                view = tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]
+                view["target"] = ELEMENT_ARRAY_BUFFER if accessor == primitive["indices"] else ARRAY_BUFFER
+        if placement.offset.any():
+            tree["asset"]["extras"] = {"offset": placement.offset.tolist()}
 
     return trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=sign)
 
 
-def _obj(mesh: trimesh.Trimesh, name: str) -> str:
+def _obj(mesh: trimesh.Trimesh, name: str, placement: Placement) -> str:
     """Return Wavefront text. Positions and normals are shared across seams, so that the surface stays closed."""
     source = mesh.metadata["vertex_source"]
     positions, normals = np.zeros((2, source.max() + 1, 3))
-    positions[source], normals[source] = mesh.vertices, mesh.vertex_normals
+    positions[source] = placement.own(mesh.vertices)
+    normals[source] = mesh.vertex_normals @ placement.rotation.T
+    decimals = max(0, 6 - math.floor(math.log10(np.ptp(positions, axis=0).max())))  # a millionth of its size
     position, uv = source[mesh.faces] + 1, mesh.faces + 1
-    lines = [f"# csd3d: right-handed, z up, world units\nmtllib mesh.mtl\no {name}\nusemtl {name}"]
-    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in positions.tolist()]
+    lines = [f"# csd3d: {placement.frame}\nmtllib mesh.mtl\no {name}\nusemtl {name}"]
+    lines += [f"v {x:.{decimals}f} {y:.{decimals}f} {z:.{decimals}f}" for x, y, z in positions.tolist()]
     lines += [f"vt {u:.6f} {v:.6f}" for u, v in mesh.visual.uv.tolist()]
     lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in normals.tolist()]
     corners = np.stack([position, uv], -1).reshape(-1, 6).tolist()

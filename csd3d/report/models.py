@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from csd3d.cameras import Cameras
 from csd3d.engine.logs import logger, progress
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
-from csd3d.export import MeshConfig, export_mesh, render_mesh
+from csd3d.export import MeshConfig, Placement, export_mesh, render_mesh
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel
 
@@ -37,15 +37,24 @@ def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Ren
 
 
 def save_mesh(
-    job: Job, model: SceneModel, cameras: Cameras, aabb: Tensor, name: str, folder: str = "mesh"
+    job: Job,
+    model: SceneModel,
+    cameras: Cameras,
+    aabb: Tensor,
+    name: str,
+    folder: str = "mesh",
+    placement: Placement | None = None,
 ) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
     """Write the mesh of the object called `name`; return a note, turntable frames and figures.
 
-    If the scene has no surface, nothing is written and the note says so.
+    placement: that of a captured scene; None: an object made from words, which stands on nothing that could be taken
+    away. If the scene has no surface, nothing is written and the note says so.
     """
     config, files = job.config.export.mesh, job.folder / folder
+    if placement is None:
+        config, placement = replace(config, crop="box"), Placement()
     try:
-        parts = (model.density, model.radiance, aabb, files, config, str(job.device), object_name(name))
+        parts = (model.density, model.radiance, aabb, files, config, str(job.device), object_name(name), placement)
         mesh, figures = export_mesh(*parts)
     except InputError as error:
         logger.error("%s", error)

@@ -12,8 +12,8 @@ from csd3d.export import to_uint8
 from csd3d.report.page import ViewRow
 
 
-def save_each(folder: Path, images: Tensor, numbers: Tensor) -> None:
-    """Write images [B,H,W,3] to folder/NNN.png, by their numbers [B]."""
+def save_each(folder: Path, images: Sequence[Tensor] | Tensor, numbers: Tensor) -> None:
+    """Write B images [H,W,3] to folder/NNN.png, by their numbers [B]."""
     folder.mkdir(parents=True, exist_ok=True)
     for image, number in zip(images, numbers.tolist(), strict=True):
         Image.fromarray(to_uint8(image)).save(folder / f"{number:03}.png")

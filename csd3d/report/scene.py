@@ -61,10 +61,14 @@ def save_pictures(folder: Path, results: SceneResults) -> None:
     """Write held-out renders of the source and of every editor, and the edited training views."""
     capture = results.capture
     held_out = capture.test if len(capture.test) else capture.train[:4]
-    save_each(folder / "source", results.before.render_views(capture.cameras, held_out).rgb, held_out)
+
+    def rendered(model: SceneModel) -> list[Tensor]:
+        return capture.cropped(model.render_views(capture.cameras, held_out).rgb, held_out)
+
+    save_each(folder / "source", rendered(results.before), held_out)
     for name, edited in results.edited.items():
-        save_each(folder / name / "held_out", edited.model.render_views(capture.cameras, held_out).rgb, held_out)
-        save_each(folder / name / "train", edited.images[capture.train], capture.train)
+        save_each(folder / name / "held_out", rendered(edited.model), held_out)
+        save_each(folder / name / "train", capture.cropped(edited.images[capture.train], capture.train), capture.train)
 
 
 def save_videos(
@@ -86,10 +90,15 @@ def save_videos(
 def view_rows(results: SceneResults, metrics: dict) -> list[ViewRow]:
     """Return the source, each editor's training views and scene with the main one last, and the truth if known."""
     capture, views = results.capture, results.shown
-    rows = [ViewRow("The capture", list(capture.images[views]), method="source")]
+    hidden = capture.padding(views)[..., None]
+
+    def photos(images: Tensor) -> list[Tensor]:
+        return list(torch.where(hidden, 1.0, images[views]))
+
+    rows = [ViewRow("The capture", photos(capture.images), method="source")]
     for name, edited in sorted(results.edited.items(), key=lambda item: item[0] == results.main):
         rendered = edited.model.render_views(capture.cameras, views).rgb.clamp(0, 1)
-        rows.append(ViewRow(edited.title, list(edited.images[views]), "the edited training views", name))
+        rows.append(ViewRow(edited.title, photos(edited.images), "the edited training views", name))
         rows.append(ViewRow("… and the scene", list(rendered), "fitted to them", name))
     if results.truth is not None and results.main in results.edited:
         best = results.truth.answers[metrics["results"][results.main]["answer"]]

@@ -21,9 +21,10 @@ from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
+from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
-from csd3d.report.camera_path import video_cameras
+from csd3d.report.camera_path import video_cameras, write_camera_path
 from csd3d.report.charts import charts
 from csd3d.report.models import ExportConfig, save_mesh
 from csd3d.report.page import ReportData, write_report
@@ -154,12 +155,22 @@ class EditJob(Job):
         own = defining_values(self.config.chosen[name]) if name in self.config.chosen else {}
         return values | {f"editor.{key}": value for key, value in own.items()}
 
+    @property
+    def placement(self) -> Placement:
+        """Where meshes go: into the capture's own coordinates."""
+        capture = self.capture
+        return capture_placement(capture.transform.numpy(), capture.scale, capture.aabb.numpy())
+
     def run_phases(self) -> dict[str, Phase]:
         """Reconstruct the scene, then edit it by each editor."""
+        placement, aabb = self.placement, self.capture.aabb.numpy()
+        write_scene_json(self.folder / "scene.json", placement, aabb)
         source = reconstruct(self)
         done = {"reconstruct": source}
-        photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
         # an edit must start from the finished reconstruction, so that a resumed run starts it from the same
+        if source.finished:
+            self.capture = self.capture.completed(lambda i: source.model.render_views(self.capture.cameras, i).rgb)
+        photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
         for name in self.config.methods if source.finished else ():
             if self.may_run(name):
                 done[name] = edit(self, photos, source.model, name)
@@ -189,9 +200,13 @@ class EditJob(Job):
         self.announce("video")
         cameras = video_cameras(capture, config.export.video_frames)
         save_pictures(folder / "images", results)
+        write_camera_path(folder / "videos" / "camera_path.json", cameras, capture, config.export.video_fps)
         videos, before = save_videos(folder / "videos", results, cameras, config.export)
         self.announce("mesh")
-        note, turntable, _ = save_mesh(self, results.final, cameras, capture.aabb, capture.folder.name)
+        box = capture.aabb
+        if capture.unbounded and config.export.mesh.crop == "none":
+            box = box + (box - box.roll(3)) / 2  # twice as large
+        note, turntable, _ = save_mesh(self, results.final, cameras, box, capture.folder.name, placement=self.placement)
         self.announce("report")
         rows = view_rows(results, metrics)
         save_grid(folder / "images" / "views.png", rows)

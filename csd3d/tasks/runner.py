@@ -44,8 +44,14 @@ def run(job: TaskJob | Job) -> None:
     metrics = {"task": config.task, "prompt": config.told, "finished": all_finished(done, job.wanted)}
     metrics |= job.measure(done)
     measured = time.monotonic()
+    phases = metrics["seconds"] | {"evaluate": measured - worked}
+    write_metrics(job.folder, dict(metrics), phases)  # what was measured is kept even if a file cannot be written
     job.save(done, metrics)
-    metrics["seconds"] |= {"evaluate": measured - worked, "export": time.monotonic() - measured}
-    metrics["seconds"]["total"] = sum(metrics["seconds"].values())
+    write_metrics(job.folder, metrics, phases | {"export": time.monotonic() - measured})
+
+
+def write_metrics(folder: Path, metrics: dict, seconds: dict[str, float]) -> None:
+    """Write metrics.json whole, with the seconds of each part and their sum."""
+    metrics["seconds"] = seconds | {"total": sum(seconds.values())}
     metrics["peak_memory_gib"] = peak_memory_gib()
-    write_text(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", sync=True)
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", sync=True)

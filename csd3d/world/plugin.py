@@ -80,7 +80,7 @@ class WorldSceneTruth:
         """Render `scene` by the capture's cameras `indices`."""
         cameras = own_cameras(self.capture, self.capture.cameras[indices])
         intrinsics = torch.stack((cameras.fx, cameras.fy, cameras.cx, cameras.cy), 1)
-        pictures = render_views(scene, cameras.camera_to_world, intrinsics, cameras.width, cameras.height)
+        pictures = render_views(scene, cameras.camera_to_world.float(), intrinsics, cameras.width, cameras.height)
         depth = torch.from_numpy(pictures.depth)
         depth = torch.where(depth < FAR, depth * self.capture.scale, torch.inf)
         return TrueViews(torch.from_numpy(pictures.rgb), depth, torch.from_numpy(pictures.mask))

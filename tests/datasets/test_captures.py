@@ -46,7 +46,9 @@ def test_points_keep_their_pixels_and_map_back(tmp_path, orientation, centre, au
         expected = torch.stack((FOCAL * local[:, 0], -1.1 * FOCAL * local[:, 1]), -1) / -local[:, 2:]
         expected += torch.tensor([5.0, 4.5])
         torch.testing.assert_close(project_own(capture, points, index), expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(capture.map_back(capture.cameras.positions), cameras.positions, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        capture.map_back(capture.cameras.positions), cameras.positions.double(), atol=1e-4, rtol=0
+    )
     if auto_scale:
         assert capture.cameras.positions.abs().max() == pytest.approx(1.0)
     else:
@@ -62,7 +64,9 @@ def test_up_turns_the_mean_up_to_z_and_focus_is_what_the_cameras_look_at(tmp_pat
     capture = load(write_capture(tmp_path, transforms(tilted)))
     up = torch.nn.functional.normalize(capture.cameras.camera_to_world[:, :, 1].mean(0), dim=0)
     torch.testing.assert_close(up, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(capture.map_back(torch.zeros(1, 3)), offset[None], atol=1e-4, rtol=0)  # they look there
+    torch.testing.assert_close(
+        capture.map_back(torch.zeros(1, 3)), offset[None].double(), atol=1e-4, rtol=0
+    )  # they look there
     on_poses = load(tmp_path, centre="poses")
     torch.testing.assert_close(on_poses.cameras.positions.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     assert capture.unbounded
@@ -97,7 +101,7 @@ def test_applied_transform_and_scale_are_undone_by_map_back(tmp_path):
     meta = transforms(cameras, applied_transform=applied.tolist(), applied_scale=a)
     capture = load(write_capture(tmp_path, meta), orientation="up", centre="poses")
     own = (cameras.positions / a - applied[:, 3]) @ applied[:, :3]  # x_listed = a (A x + b), solved for x
-    torch.testing.assert_close(capture.map_back(capture.cameras.positions), own, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(capture.map_back(capture.cameras.positions), own.double(), atol=1e-4, rtol=1e-5)
 
 
 # --- boxes ---
@@ -313,7 +317,7 @@ def test_fox_loads(fox, shared_data):
     assert fox.cameras.fx[0].item() == pytest.approx(meta["fl_x"] / 2)
     stated = {frame["file_path"]: frame["transform_matrix"] for frame in meta["frames"]}
     positions = torch.tensor([[row[3] for row in stated[name][:3]] for name in fox.names])
-    torch.testing.assert_close(fox.map_back(fox.cameras.positions), positions, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fox.map_back(fox.cameras.positions), positions.double(), atol=1e-4, rtol=0)
 
 
 def test_fox_is_upright_and_looked_at(fox):

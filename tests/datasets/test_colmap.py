@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from csd3d.datasets import SceneConfig, load_capture
-from csd3d.datasets.framing import frame_cameras
+from csd3d.datasets.framing import Layout, Place, Raster, frame_cameras
 from csd3d.datasets.listing import find_reader, read_listing
 from csd3d.datasets.readers.colmap import FOLDERS, MODELS, Colmap
 from csd3d.errors import InputError
@@ -60,7 +60,9 @@ def test_every_lens_projects_as_in_colmap(tmp_path, model, suffix):
     listing = read_listing(written(tmp_path, truth, suffix))
     assert len(listing.frames) == len(truth.images) == 6
     poses = torch.from_numpy(np.stack([frame.pose for frame in listing.frames]))[:, :3]
-    cameras = frame_cameras(listing.frames, WIDTH, HEIGHT, poses.float())
+    count = len(listing.frames)
+    layout = Layout(WIDTH, HEIGHT, [Raster(WIDTH, HEIGHT, False)] * count, [Place(0, 0, WIDTH, HEIGHT)] * count)
+    cameras = frame_cameras(listing.frames, layout, poses.float())
     seen = 0
     for i, frame in enumerate(listing.frames):
         image = truth.find_image_with_name(frame.name)

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -102,7 +103,7 @@ SPOILED = {  # what is changed -> what the message must name
     "matrix_huge_int": (lambda m, f: set_entry(f, 2, 3, 10**400), "frames[3].transform_matrix[2][3]"),
     "matrix_last_row": (lambda m, f: set_entry(f, 3, 0, 0.5), "last row"),
     "singular": (lambda m, f: f["transform_matrix"].__setitem__(0, [0, 0, 0, 1]), "no rotation"),
-    "scaled": (lambda m, f: scale_columns(f, (2, 2, 2)), "no rotation"),
+    "scaled_to_nothing": (lambda m, f: scale_columns(f, (1e-9, 1e-9, 1e-9)), "no rotation"),
     "sheared": (lambda m, f: scale_columns(f, (1, 1.1, 1)), "no rotation"),
     "mirrored": (lambda m, f: scale_columns(f, (-1, 1, 1)), "mirrored"),
     "focal_zero": (lambda m, f: m.update(fl_x=0), "fl_x"),
@@ -250,23 +251,21 @@ def test_limits_on_pixels_and_memory(tmp_path, monkeypatch):
     def decode(*_):
         raise AssertionError("decoded before the limit was checked")
 
-    monkeypatch.setattr("csd3d.datasets.capture.read_image", decode)
+    monkeypatch.setattr("csd3d.datasets.capture.decode", decode)
     message = refusal(folder, max_memory_gib=9 * WIDTH * HEIGHT * 12 / 2**30 * 0.99)
     assert "max_memory_gib" in message
     assert "downscale" in message
 
 
-def test_pictures_of_different_sizes_or_other_than_stated(tmp_path):
+def test_pictures_of_another_shape_than_stated(tmp_path):
     folder = write_capture(tmp_path, transforms())
     Image.fromarray(picture(0, width=WIDTH * 2)).save(folder / "images/03.png")
+    assert f"is displayed as {WIDTH * 2}x{HEIGHT}" in refusal(folder)
+    Image.fromarray(picture(0, width=HEIGHT, height=WIDTH)).save(folder / "images/03.png")
     assert "frames[3]" in refusal(folder)
-    meta = transforms()
-    meta.pop("w")
-    (folder / "transforms.json").write_text(json.dumps(meta))
-    assert "one size" in refusal(folder)
 
 
-def test_a_mask_of_another_size_and_a_missing_one(tmp_path, caplog):
+def test_a_mask_of_another_shape_and_a_missing_one(tmp_path, caplog):
     meta = transforms()
     meta["frames"][3]["mask_path"] = "m.png"
     folder = write_capture(tmp_path, meta)
@@ -274,6 +273,27 @@ def test_a_mask_of_another_size_and_a_missing_one(tmp_path, caplog):
     assert "1 of 9" in caplog.text
     Image.fromarray(picture(0, width=WIDTH * 2)).save(folder / "m.png")
     assert "frames[3].mask_path" in refusal(folder)
+
+
+def test_a_picture_of_too_many_bytes_is_refused_unopened(tmp_path, monkeypatch):
+    folder = write_capture(tmp_path, transforms())
+    with (folder / "images/03.png").open("r+b") as file:
+        file.truncate(2**32)  # sparse
+    monkeypatch.setattr("csd3d.datasets.images.opened", lambda path: pytest.fail(f"{path} was opened first"))
+    (folder / "images/00.png").unlink()
+    (folder / "images/03.png").rename(folder / "images/00.png")
+    message = refusal(folder)
+    assert "4294967296 bytes" in message
+    assert "scene.max_pixels" in message
+
+
+def test_fifty_thousand_frames_alike_are_told_quickly(tmp_path):
+    meta = transforms(ring(1))
+    entry = json.dumps(meta["frames"][0])
+    (tmp_path / "transforms.json").write_text('{"fl_x": 10, "frames": [' + ",".join([entry] * 50_000) + "]}")
+    start = time.perf_counter()
+    assert "frames[1].file_path: 'images/00.png' is listed already, by frames[0]" in refusal(tmp_path)
+    assert time.perf_counter() - start < 5
 
 
 def test_train_and_test_of_blender_may_not_share_pictures(tmp_path):

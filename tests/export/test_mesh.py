@@ -276,7 +276,7 @@ def test_picture_of_the_mesh_is_the_picture_of_the_field(textured):
 
 
 def test_files_reload_in_their_frames(written):
-    """The ball's centre is (0.1, 0.2, 0.3) in the scene, z up; in the GLB, y up, it is (0.1, 0.3, −0.2)."""
+    """The ball's centre is (0.1, 0.2, 0.3) in the scene; in the GLB it stands on y = 0, and +x of the scene is +z."""
     folder, info, seconds = written
     loaded = {ext: trimesh.load_mesh(folder / f"mesh.{ext}") for ext in ("glb", "obj", "ply")}
     for mesh in loaded.values():
@@ -285,7 +285,9 @@ def test_files_reload_in_their_frames(written):
     centre = {ext: mesh.bounds.mean(0) for ext, mesh in loaded.items()}
     np.testing.assert_allclose(centre["obj"], [0.1, 0.2, 0.3], atol=0.02)
     np.testing.assert_allclose(centre["ply"], [0.1, 0.2, 0.3], atol=0.02)
-    np.testing.assert_allclose(centre["glb"], [0.1, 0.3, -0.2], atol=0.02)
+    radius = np.ptp(loaded["ply"].vertices[:, 2]) / 2
+    np.testing.assert_allclose(centre["glb"], [0.2, radius, 0.1], atol=0.02)
+    assert loaded["glb"].bounds[0, 1] == pytest.approx(0, abs=1e-6)
     assert seconds < 20
 
 
@@ -326,13 +328,50 @@ def test_glb_has_unit_normals_and_names(written):
         start = tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0) + accessor.get("byteOffset", 0)
         assert (accessor["componentType"], accessor["type"]) == (5126, "VEC3")
         found.append(np.frombuffer(binary, "<f4", 3 * accessor["count"], start).reshape(-1, 3))
-    expected = found[0] - np.array([0.1, 0.3, -0.2])
+    expected = found[0] - np.array([0.2, found[0][:, 1].max() / 2, 0.1])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1.0, atol=1e-4)
     assert (found[1] * expected).sum(1).min() > 0.97
     assert [tree["meshes"][0]["name"], tree["materials"][0]["name"]] == ["soft_ball", "soft_ball"]
     assert [node["name"] for node in tree["nodes"] if "mesh" in node] == ["soft_ball"]
     assert tree["asset"]["generator"] == "csd3d"
+
+
+def test_glb_keeps_the_rules_of_gltf(written):
+    """What gltf-validator checks of such a file: lengths, alignment, limits, targets, indices, and values."""
+    data = (written[0] / "mesh.glb").read_bytes()
+    assert struct.unpack_from("<4sII", data) == (b"glTF", 2, len(data))
+    tree, binary = gltf_of(written[0] / "mesh.glb")
+    assert len(binary) % 4 == 0
+    assert len(tree["buffers"]) == 1
+    assert tree["buffers"][0]["byteLength"] <= len(binary)
+    assert tree["scenes"][tree["scene"]]["nodes"]
+    primitive = tree["meshes"][0]["primitives"][0]
+    kinds = {5126: ("<f4", 4), 5125: ("<u4", 4), 5123: ("<u2", 2)}
+    values = {}
+    for name, index in {**primitive["attributes"], "indices": primitive["indices"]}.items():
+        accessor = tree["accessors"][index]
+        view = tree["bufferViews"][accessor["bufferView"]]
+        assert view["target"] == (34963 if name == "indices" else 34962)
+        kind, size = kinds[accessor["componentType"]]
+        columns = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[accessor["type"]]
+        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        assert start % size == 0
+        assert columns * accessor["count"] * size <= view["byteLength"]
+        found = np.frombuffer(binary, kind, columns * accessor["count"], start).reshape(-1, columns)
+        values[name] = found
+        assert np.isfinite(found).all()
+        for key, limit in (("min", found.min(0)), ("max", found.max(0))):
+            if key in accessor:
+                np.testing.assert_allclose(accessor[key], limit, rtol=1e-6)
+    assert "min" in tree["accessors"][primitive["attributes"]["POSITION"]]
+    assert len({len(found) for name, found in values.items() if name != "indices"}) == 1
+    assert values["indices"].max() < len(values["POSITION"])
+    corners = values["indices"].reshape(-1, 3)
+    assert (np.diff(np.sort(corners, axis=1), axis=1) > 0).all()
+    assert ((values["TEXCOORD_0"] >= 0) & (values["TEXCOORD_0"] <= 1)).all()
+    image = tree["images"][tree["textures"][0]["source"]]
+    assert image["mimeType"] in ("image/png", "image/jpeg")
 
 
 @pytest.mark.parametrize("extension", ["obj", "ply"])
@@ -342,6 +381,13 @@ def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
     expected = mesh.vertices - np.array([0.1, 0.2, 0.3])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert (mesh.vertex_normals * expected).sum(1).min() > 0.97
+
+
+def test_textures_are_a_power_of_two():
+    with pytest.raises(InputError, match=r"mesh.texture_size is 1000: it must be a power of two, such as 1024"):
+        MeshConfig(texture_size=1000)
+    with pytest.raises(InputError, match=r"mesh.crop is 'ball': it must be one of auto, box, none"):
+        MeshConfig(crop="ball")
 
 
 def test_texture_has_the_size_asked_for(written):
@@ -356,6 +402,9 @@ def test_texture_has_the_size_asked_for(written):
 def test_textures_reload_the_right_way_up(written, extension):
     mesh = trimesh.load_mesh(written[0] / f"mesh.{extension}")
     seen = mesh.visual.to_color().vertex_colors[:, :3] / 255
-    position = mesh.vertices @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]) if extension == "glb" else mesh.vertices
-    expected = colour(torch.tensor(np.array(position), dtype=torch.float32)).numpy()
+    position = np.array(mesh.vertices)
+    if extension == "glb":  # (y, z, x), standing on y = 0
+        lowest = trimesh.load_mesh(written[0] / "mesh.ply").bounds[0, 2]
+        position = position[:, [2, 0, 1]] + [0, 0, lowest]
+    expected = colour(torch.tensor(position, dtype=torch.float32)).numpy()
     assert np.abs(seen - expected).mean() < 0.03

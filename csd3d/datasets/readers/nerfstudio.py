@@ -15,7 +15,18 @@ import numpy as np
 from csd3d.datasets.listing import Frame, Listing, Points, sorted_by_name
 from csd3d.datasets.panoramas import cut_frame
 from csd3d.datasets.points import read_ply
-from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, positive, rigid, shown, text
+from csd3d.datasets.reading import (
+    listed_file,
+    matrix,
+    name_key,
+    number,
+    pixel_count,
+    positive,
+    rigid,
+    scaled_rigid,
+    shown,
+    text,
+)
 from csd3d.errors import InputError
 from csd3d.files import read_json
 from csd3d.registry import register
@@ -86,12 +97,22 @@ def _frames(meta: dict[str, Any], file: Path, split: str | None) -> list[Frame]:
     entries = meta.get("frames")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file}: frames: {shown(entries)}; expected a non-empty list of frames")
+    _refuse_repeated(entries, file)
     frames = [_frame(entry, meta, file, f"{file}: frames[{i}]") for i, entry in enumerate(entries)]
     if split is not None:
         frames = [replace(frame, split=split) for frame in frames]
     else:
         frames = _split_by_filenames(frames, meta, file)
     return [part for frame in frames for part in (cut_frame(frame) if frame.cut is not None else [frame])]
+
+
+def _refuse_repeated(entries: list[Any], file: Path) -> None:
+    """Refuse a name that is listed twice before looking for any file, which takes long for thousands of frames."""
+    seen: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        name = entry.get("file_path") if isinstance(entry, dict) else None
+        if isinstance(name, str) and seen.setdefault(name, i) != i:
+            raise InputError(f"{file}: frames[{i}].file_path: {shown(name)} is listed already, by frames[{seen[name]}]")
 
 
 def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
@@ -108,12 +129,14 @@ def _frame(entry: Any, meta: dict[str, Any], file: Path, where: str) -> Frame:
     if entry.get("mask_path") is not None:
         mask = listed_file(file.parent, entry["mask_path"], f"{where}.mask_path")
         image = None if mask is None else image  # without its mask, the picture would show what the mask hides
+    pose, scale = scaled_rigid(entry["transform_matrix"], f"{where}.transform_matrix")
     return Frame(
         where=where,
         name=entry["file_path"].removeprefix("./"),
         file=image,
         mask=mask,
-        pose=rigid(entry["transform_matrix"], f"{where}.transform_matrix"),
+        pose=pose,
+        pose_scale=scale,
         **_intrinsics(entry, meta, where),
         lens=tuple(_coefficient(merged.get(key, 0.0), f"{where}.{key}") if key else 0.0 for key in keys) or (0.0,) * 6,
         fisheye=model in FISHEYE,
@@ -180,12 +203,13 @@ def _split_by_filenames(frames: list[Frame], meta: dict[str, Any], file: Path) -
         for name in _names(lists[key], f"{file}: {key}_filenames"):
             if splits.setdefault(name, split) != split:
                 raise InputError(f"{file}: {shown(name)} stands in both train_filenames and {held_out}_filenames")
-    unknown = splits.keys() - {frame.name for frame in frames}
+    unknown = splits.keys() - {name_key(frame.name) for frame in frames}
     if unknown:
         raise InputError(f"{file}: {shown(min(unknown))} in train_ or {held_out}_filenames is no frame's file_path")
     if not splits:
         raise InputError(f"{file}: train_filenames and {held_out}_filenames are empty; expected names of frames")
-    return [replace(frame, split=splits[frame.name]) for frame in frames if frame.name in splits]
+    found = [(frame, splits.get(name_key(frame.name))) for frame in frames]
+    return [replace(frame, split=split) for frame, split in found if split is not None]
 
 
 def _names(value: Any, where: str) -> list[str]:
@@ -193,7 +217,7 @@ def _names(value: Any, where: str) -> list[str]:
         return []
     if not isinstance(value, list):
         raise InputError(f"{where}: {shown(value)}; expected a list of file names")
-    return [text(name, f"{where}[{i}]").removeprefix("./") for i, name in enumerate(value)]
+    return [name_key(text(name, f"{where}[{i}]")) for i, name in enumerate(value)]
 
 
 def _box(value: Any, where: str) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Meshes without slivers, flaps and edges of four faces."""
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from csd3d.export import MeshConfig, extract_mesh
+from csd3d.export.clean import SLIVER_DEG, drop_flaps, is_manifold, remove_slivers
+
+AABB = [-1.0, -1, -1, 1, 1, 1]
+
+
+def smallest_angles(mesh):
+    return np.degrees(mesh.face_angles.min(1))
+
+
+def gyroid(x):
+    s, c = (4 * x).sin(), (4 * x).cos()
+    value = (s * c.roll(-1, 1)).sum(1)
+    return 200 * torch.sigmoid((0.3 - value.abs()) / 0.05)
+
+
+def bumpy(x):
+    radius = 0.5 + 0.1 * (9 * x[:, 0]).sin() * (7 * x[:, 1]).cos() * (8 * x[:, 2]).sin()
+    return 200 * torch.sigmoid((radius - x.norm(dim=1)) / 0.01)
+
+
+def thin_plate(x):
+    return 200 * torch.sigmoid((0.08 - x[:, 2].abs()) / 0.005) * (x[:, :2].norm(dim=1) < 0.8)
+
+
+@pytest.mark.parametrize(("density", "budget"), [(gyroid, 8000), (bumpy, 1500), (thin_plate, 1500), (bumpy, 100_000)])
+def test_extracted_meshes_are_clean(density, budget):
+    mesh = extract_mesh(density, AABB, MeshConfig(resolution=40, face_budget=budget, crop="box"))
+    assert len(mesh.faces) <= budget
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+    assert is_manifold(mesh)
+    assert mesh.area_faces.min() > 1e-9
+    assert (smallest_angles(mesh) < SLIVER_DEG).mean() < 5e-3
+    assert smallest_angles(mesh).min() > 1
+    assert len(np.unique(np.sort(mesh.faces, axis=1), axis=0)) == len(mesh.faces)
+
+
+def test_needles_and_caps_are_mended_without_changing_the_shape():
+    """A box whose faces are cut into needles and caps: all its vertices are in its faces, so nothing may move off."""
+    box = trimesh.creation.box()
+    for point, a, b in (((0.5, 1e-4, 0.5), 0, 1), ((0.5, 0.1, 0.4999), 1, 2)):
+        mesh = _split_near(box, np.array(point), a, b)
+    assert (smallest_angles(mesh) < 1).any()
+    cleaned = remove_slivers(mesh)
+    assert smallest_angles(cleaned).min() > SLIVER_DEG
+    assert is_manifold(cleaned)
+    assert cleaned.volume == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(cleaned.bounds, box.bounds, atol=1e-3)
+
+
+def _split_near(mesh, point, *_):
+    """Split the face that holds the nearest point to `point` into three."""
+    closest, _, face = trimesh.proximity.closest_point_naive(mesh, point[None])
+    a, b, c = mesh.faces[face[0]]
+    new = len(mesh.vertices)
+    faces = np.delete(mesh.faces, face[0], axis=0)
+    inner = 0.999 * closest[0] + 0.001 * mesh.vertices[[a, b, c]].mean(0)
+    faces = np.concatenate((faces, [[a, b, new], [b, c, new], [c, a, new]]))
+    return trimesh.Trimesh(np.concatenate((mesh.vertices, inner[None])), faces, process=False)
+
+
+def test_a_regular_mesh_stays_as_it_is():
+    sphere = trimesh.creation.icosphere(2)
+    cleaned = remove_slivers(sphere)
+    np.testing.assert_array_equal(cleaned.faces, sphere.faces)
+    np.testing.assert_array_equal(cleaned.vertices, sphere.vertices)
+
+
+def test_flaps_are_dropped():
+    sphere = trimesh.creation.icosphere(1)
+    a, b = sphere.faces[0, :2]
+    tip = len(sphere.vertices)
+    faces = np.concatenate((sphere.faces, [[a, b, tip], [b, a, tip], [a, a, b]]))
+    flapped = trimesh.Trimesh(np.concatenate((sphere.vertices, [[3.0, 0, 0]])), faces, process=False)
+    assert not is_manifold(flapped)
+    drop_flaps(flapped)
+    assert is_manifold(flapped)
+    assert len(flapped.faces) == len(sphere.faces)
+
+
+def test_two_parts_that_meet_in_a_vertex_are_no_manifold():
+    one, other = trimesh.creation.icosphere(1), trimesh.creation.icosphere(1)
+    other.apply_translation(2 * one.vertices[0])
+    mesh = trimesh.util.concatenate(one, other)
+    mesh.merge_vertices()
+    assert mesh.is_watertight
+    assert not is_manifold(mesh)
