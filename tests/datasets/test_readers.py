@@ -115,7 +115,7 @@ def turned(listing, factor):
             lambda x: replace(x, frames=[replace(x.frames[0], pose=np.eye(3))]),
             r"poses.npy\[0\]: pose is a ndarray \[3, 3\]",
         ),
-        (lambda x: turned(x, 1.1), r"poses.npy\[1\]: pose: its 3x3 part is no rotation"),
+        (lambda x: turned(x, 1.1), r"poses.npy\[1\]: pose: its 3x3 part is scaled by 1.1"),
         (lambda x: turned(x, -1.0), r"poses.npy\[1\]: pose: its 3x3 part is mirrored"),
         (lambda x: turned(x, np.nan), r"poses.npy\[1\]: pose: holds numbers that are not finite"),
     ],
