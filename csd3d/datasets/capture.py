@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csd3d import fingerprint
 from csd3d.cameras import Cameras
 from csd3d.datasets.framing import Raster, common_raster, frame_cameras
 from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, read_image, read_mask
@@ -27,6 +28,7 @@ from csd3d.schema import Chosen, OneOf, path_key
 log = logging.getLogger("csd3d")
 
 AnyReader, AUTO = Annotated[Chosen, OneOf("reader", also=("auto",))], Chosen("auto")
+FOR_MESSAGES = ("Frame.where", "Frame.name", "Listing.folder", "Listing.file")  # where a capture is, not what it is
 CHOICES = {
     "orientation": ("auto", "up", "none"),
     "centre": ("auto", "poses", "focus", "none"),
@@ -81,6 +83,7 @@ class Capture:
     folder: Path
     composited: bool = False  # pictures had alpha and show SceneConfig.background behind the scene
     points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
+    fingerprint: str = ""  # of what was read of it: pictures, masks, poses, and what a reader found
 
     def map_back(self, points: Tensor) -> Tensor:
         """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t)."""
@@ -120,6 +123,7 @@ def load_capture(config: SceneConfig) -> Capture:
         folder=listing.folder,
         composited=composited,
         points=listing.points and _moved(listing.points, transform, scale),
+        fingerprint=fingerprint.of_value(listing, without=FOR_MESSAGES),
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
+from csd3d.files import write_bytes
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
@@ -70,7 +71,6 @@ def export_mesh(
     mesh = extract_mesh(density, aabb, config, device)
     voxel = mesh.metadata["voxel"]
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
     write_ply(mesh, folder / "mesh.ply")
@@ -221,7 +221,7 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
 def write_ply(mesh: trimesh.Trimesh, path: Path) -> None:
     """Write a binary PLY with a normal and a uint8 colour for each vertex, in the scene's frame (z up)."""
     data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
-    Path(path).write_bytes(data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
+    write_bytes(Path(path), data.replace(b"\nelement", b"\ncomment csd3d: right-handed, z up, world units\nelement", 1))
 
 
 def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:

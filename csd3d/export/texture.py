@@ -4,6 +4,7 @@ Symbols: F faces, V vertices. UVs have their origin at the picture's lower left 
 c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.engine.logs import progress
+from csd3d.files import write_bytes, write_text
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
@@ -150,11 +152,13 @@ def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str = "mesh") -> N
     Its object, node and material are called `name`.
     """
     folder = Path(folder)
-    (folder / "mesh.glb").write_bytes(_glb(mesh, name))
-    mesh.visual.material.baseColorTexture.save(folder / "mesh.png")
+    write_bytes(folder / "mesh.glb", _glb(mesh, name))
+    texture = io.BytesIO()
+    mesh.visual.material.baseColorTexture.save(texture, "PNG")
+    write_bytes(folder / "mesh.png", texture.getvalue())
     material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd mesh.png\n"
-    (folder / "mesh.mtl").write_text(material, encoding="utf-8")
-    (folder / "mesh.obj").write_text(_obj(mesh, name), encoding="utf-8")
+    write_text(folder / "mesh.mtl", material)
+    write_text(folder / "mesh.obj", _obj(mesh, name))
 
 
 def _glb(mesh: trimesh.Trimesh, name: str) -> bytes:

@@ -137,7 +137,7 @@ def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
 def open_network(path: Path, cls: type, stem: str) -> torch.nn.Module:
     """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors."""
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    variant = _find_weights(path, stem)
+    variant = find_weights(path, stem)
     model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
@@ -157,7 +157,7 @@ def weight_files(stem: str) -> dict[str | None, tuple[str, str, str]]:
     }
 
 
-def _find_weights(folder: Path, stem: str) -> str | None:
+def find_weights(folder: Path, stem: str) -> str | None:
     """The best variant of the safetensors weights in a folder; InputError where there are none."""
     for variant, (whole, _, index) in weight_files(stem).items():
         if (folder / whole).is_file() or (folder / index).is_file():
