@@ -26,9 +26,7 @@ def mutate(data: bytes, mutations: list[Mutation], name: str) -> bytes:
     """Apply mutations, in the structure of JSON and YAML for half of them, else to bytes."""
     for kind, where, size, what in mutations:
         tree = _parse(data, name) if kind < 4 else None
-        data = (
-            _change_tree(tree, where, what) if tree is not None else _change_bytes(data, kind, where, size, what)
-        )
+        data = _change_tree(tree, where, what) if tree is not None else _change_bytes(data, kind, where, size, what)
     return data
 
 

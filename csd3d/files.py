@@ -61,6 +61,9 @@ def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False)
         if sync:
             sync_to_disk(partial)
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to a full disk does not name its file
+        raise
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone, and the error before says more
             partial.unlink()

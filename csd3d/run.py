@@ -111,7 +111,7 @@ def unused(config: Any, overrides: Sequence[str]) -> list[str]:
 def config_of(run_folder: Path) -> Path:
     """Return the config that a run was started with; InputError if this is no run folder."""
     path = run_folder / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path's, which raises for names that are too long
         raise InputError(f"{run_folder}: is no run folder (it has no config.yaml); give the folder that a run printed")
     return path
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def create_run_folder(
     }
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(target.parent, exist_ok=True)
         _remove_unfinished(target.parent)
         temporary = Path(tempfile.mkdtemp(prefix=NEW_RUN, dir=target.parent))
         temporary.chmod(0o755)
@@ -110,13 +111,13 @@ def _move(temporary: Path, target: Path, may_renumber: bool) -> Path:
         try:
             return temporary.rename(place)
         except OSError:
-            if not (may_renumber and place.exists()):
+            if not (may_renumber and os.path.exists(place)):
                 raise
     raise AssertionError("unreachable")
 
 
 def _why_not(target: Path, error: OSError) -> str:
-    if target.is_dir() and os.access(target, os.R_OK) and any(target.iterdir()):
+    if os.path.isdir(target) and os.access(target, os.R_OK) and any(target.iterdir()):
         return "it is not empty; choose another with --output, or continue that run with --resume"
     return f"{error.strerror or error}; choose another with --output"
 
@@ -147,7 +148,10 @@ def held(folder: Path) -> Iterator[None]:
         try:
             for path in (*remove_partial(folder), *remove_remains(folder / "checkpoints")):
                 logger.info("deleted %s, which a process left that was killed", path)
-            yield
+            with _quiet_threads():
+                yield
+            if _is_gone(folder):
+                raise InputError(_deleted(folder))
         except InputError as error:
             raise (InputError(_deleted(folder)) if _is_gone(folder) else error) from None
         except OSError as error:
@@ -156,6 +160,20 @@ def held(folder: Path) -> Iterator[None]:
             if not _is_gone(folder):
                 raise
             raise InputError(_deleted(folder)) from error
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keep threads from printing tracebacks of errors of the file system.
+
+    TensorBoard writes in a thread, which dies of a full disk; the main thread is told at its next write.
+    """
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def told(folder: Path, error: OSError) -> str:

@@ -183,7 +183,10 @@ def open_tokenizer(path: Path, cls: type) -> Any:
             raise InputError(f"{path}: missing; needs tokenizer.json or spiece.model")
         if importlib.util.find_spec("sentencepiece") is None:
             raise InputError(f"{path}: has spiece.model but no tokenizer.json, which needs: pip install sentencepiece")
-    return opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
+    tokenizer = opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
+    if not isinstance(tokenizer.model_max_length, (int, float)) or tokenizer.model_max_length < 2:
+        raise InputError(f"{path}: model_max_length is {tokenizer.model_max_length!r}; expected a number of tokens")
+    return tokenizer
 
 
 def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
@@ -191,7 +194,7 @@ def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
     from diffusers import DDIMScheduler
 
     config = read_config(folder, "scheduler")
-    kind, prediction = config.get("_class_name", ""), config.get("prediction_type", "epsilon")
+    kind, prediction = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
     if "Flow" in kind or "EDM" in kind or prediction not in ("epsilon", "v_prediction", "sample"):
         raise InputError(
             f"{folder}/scheduler/scheduler_config.json: {kind} with prediction_type {prediction!r} is not supported; "
@@ -205,7 +208,7 @@ def load_flow_schedule(folder: ModelFolder) -> "FlowMatchEulerDiscreteScheduler"
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     config = read_config(folder, "scheduler")
-    kind = config.get("_class_name", "")
+    kind = str(config.get("_class_name", ""))
     if "FlowMatch" not in kind or config.get("invert_sigmas"):
         raise InputError(
             f"{folder}/scheduler/scheduler_config.json: {kind} with invert_sigmas "

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_output_may_be_new_or_empty_but_nothing_is_overwritten(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_bad_input_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("keep")
-    for output in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nothing/here")):
+    long = tmp_path / ("a" * 300)
+    for output in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nothing/here"), long, long / "b"):
         with pytest.raises(InputError, match="cannot be made the run folder") as caught:
             create_run_folder("job", "x", output=output)
         assert str(output) in str(caught.value)
@@ -158,6 +160,25 @@ def test_errors_of_the_disk_are_one_line_with_what_to_do(run, code):
     assert "\n" not in str(caught.value)
     with held(run):  # it is free again
         pass
+
+
+def test_a_thread_that_cannot_write_prints_no_traceback(run, capsys):
+    def write(error):
+        raise error
+
+    with held(run):
+        for error in (OSError(errno.ENOSPC, "full"), ZeroDivisionError()):
+            thread = threading.Thread(target=write, args=(error,))
+            thread.start()
+            thread.join()
+    printed = capsys.readouterr().err
+    assert "OSError" not in printed
+    assert "ZeroDivisionError" in printed
+
+
+def test_a_run_folder_deleted_at_the_very_end_is_told(run):
+    with pytest.raises(InputError, match="the run folder was deleted"), held(run):
+        (run / "config.yaml").unlink()
 
 
 def test_other_errors_keep_their_traceback(run):
