@@ -128,7 +128,8 @@ def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, edi
 def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
     """The network of class `cls` in `folder`/`part`."""
     path, config = folder.part(part), read_config(folder, part)
-    kind = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    listed = config.get("architectures")
+    kind = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     if kind not in (cls.__name__, None):
         raise InputError(f"{path}/config.json: holds a {kind}, a {cls.__name__} is needed")
     return open_network(path, cls, weights_name(part))
