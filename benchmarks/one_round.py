@@ -19,7 +19,7 @@ from benchmarks.edit_scene import CONFIG, SCENES
 from csd3d.datasets import Capture, load_capture
 from csd3d.editors.csd_edit_scene import CSDEditScene
 from csd3d.editors.scene import SceneEdit, SceneSource
-from csd3d.engine.logs import environment
+from csd3d.engine.run_folder import environment
 from csd3d.evaluation.ground_truth import load_truth
 from csd3d.metrics import best_answer, psnr, warped_error
 from csd3d.priors import Prior, load_prior

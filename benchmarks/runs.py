@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from csd3d import run as jobs
-from csd3d.engine.logs import environment
+from csd3d.engine.run_folder import environment
 from csd3d.files import write_text
 from csd3d.interrupt import StopRequest
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -338,25 +338,30 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(config))))
 
 
-def defining_values(config: Any) -> dict[str, Any]:
+def defining_values(config: Any, content: Callable[[str], str] = str) -> dict[str, Any]:
     """Return {dotted key: value} of all fields that a result depends on: those not marked `identity: False`.
 
-    Marked fields are the device, previews, and what is written at the end.
+    Marked fields are the device, previews, and what is written at the end.  content: gives the value that stands for
+    a `path_key`, such as the fingerprint of the file there.
     """
     flat: dict[str, Any] = {}
 
-    def visit(value: Any, key: str) -> None:
+    def visit(value: Any, key: str, is_path: bool = False) -> None:
         if isinstance(value, Chosen) and value.thing is not None:
             flat[join(key, "type")] = value.name
             value = value.thing
         if dataclasses.is_dataclass(value) and not isinstance(value, Chosen):
             for field in dataclasses.fields(value):
                 if field.metadata.get("identity", True):
-                    visit(getattr(value, field.name), join(key, field.name))
+                    visit(getattr(value, field.name), join(key, field.name), field.metadata.get("path", False))
         elif isinstance(value, dict) and value:
             for name, item in value.items():
                 visit(item, join(key, name))
+        elif isinstance(value, (list, tuple)) and any(dataclasses.is_dataclass(item) for item in value):
+            for number, item in enumerate(value):
+                visit(item, f"{key}[{number}]")
         else:
+            value = content(value) if is_path and isinstance(value, str) else value
             flat[key] = json.loads(json.dumps(plain(value), default=str))
 
     visit(config, "")

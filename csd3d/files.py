@@ -1,15 +1,20 @@
 """Atomic writing of files, and reading of untrusted JSON."""
 
+import contextlib
+import errno
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from csd3d.errors import InputError, one_line
 
+PARTIAL = ".partial"  # in the name of a file that is not yet whole
+LEFT_OVER = re.compile(r"\..+\.partial(\.\w+)?|\..+\.whole\.mp4|.+\.partial\.mp4")
 MAX_JSON_BYTES = 32 * 2**20  # a capture of 30 000 frames; takes up to 700 MiB when parsed
 
 
@@ -19,28 +24,70 @@ def natural_key(name: str) -> list:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
+_run_folder: ContextVar[str | None] = ContextVar("run_folder", default=None)
+
+
+@contextlib.contextmanager
+def never_made_again(folder: Path) -> Iterator[None]:
+    """While open, `make_folder` and the writers raise FileNotFoundError below `folder` once somebody has deleted it.
+
+    Otherwise a run whose folder is deleted would leave a part of one, without its config.
+    """
+    token = _run_folder.set(os.path.abspath(folder))
+    try:
+        yield
+    finally:
+        _run_folder.reset(token)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it, unless it is there."""
+    root, place = _run_folder.get(), os.path.abspath(folder)
+    if root and (place == root or place.startswith(root + os.sep)) and not os.path.isdir(root):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False) -> None:
     """Call `write` with a temporary path beside `path`, then rename the file to `path`; creates the folder.
 
     After a crash `path` is the old file or the new one, never a part; if `write` fails nothing is left. The temporary
     name has the suffix of `path`.  sync: the file reaches the disk before it is renamed, and its folder after.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
     try:
         write(partial)
         if sync:
             sync_to_disk(partial)
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to a full disk does not name its file
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone, and the error before says more
+            partial.unlink()
     if sync:
         sync_to_disk(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, sync: bool = False) -> None:
+    """Write a file by `write_whole`."""
+    write_whole(path, lambda partial: partial.write_bytes(data), sync)
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
     """Write a UTF-8 text file by `write_whole`."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), sync)
+
+
+def remove_partial(folder: Path) -> list[Path]:
+    """Delete what killed writers have left anywhere in a folder in which nobody writes now; return the files."""
+    left = [path for path in folder.rglob("*") if path.is_file() and LEFT_OVER.fullmatch(path.name)]
+    for path in left:
+        with contextlib.suppress(OSError):  # nothing depends on it
+            path.unlink()
+    return left
 
 
 def sync_to_disk(path: Path) -> None:

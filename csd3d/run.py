@@ -9,11 +9,12 @@ from typing import Any
 
 from csd3d import __version__, registry
 from csd3d.config import load_config, parse_value, read_config, task_name, to_yaml
-from csd3d.engine.logs import create_run_folder, logger, logging_to
+from csd3d.engine.logs import logger, logging_to
+from csd3d.engine.run_folder import create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 from csd3d.report.used import used
-from csd3d.schema import with_paths
+from csd3d.schema import paths_of, with_paths
 
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
 
@@ -32,13 +33,16 @@ def start(
     # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
     job = with_paths(config, shipped).open(choose(device))  # raises for bad input before a folder is made
     folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
-    work(job, folder, stop, unused(config, overrides))
+    with held(folder):
+        work(job, folder, stop, unused(config, overrides))
     return folder
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
     """Continue a run from its checkpoints."""
-    work(read(config_of(run_folder), overrides).open(choose(device)), run_folder, stop)
+    config_file = config_of(run_folder)
+    with held(run_folder):
+        work(reopen(config_file, overrides, device), run_folder, stop)
     return run_folder
 
 
@@ -47,13 +51,25 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
 
     Raises InputError if it has no checkpoint yet.
     """
-    config = read(config_of(run_folder), overrides)
+    config_file = config_of(run_folder)
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
-    stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
-    work(config.open(choose(device)), run_folder, stop)
-    stop.requested = False
+    with held(run_folder):
+        job = reopen(config_file, overrides, device)
+        stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
+        work(job, run_folder, stop)
+        stop.requested = False
     return run_folder
+
+
+def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
+    """Open the job of a run folder again; InputError says how to name an input that is not where it was."""
+    config = with_paths(read(config_file, overrides), absolute)
+    for key, path in paths_of(config).items():
+        given = any(text.startswith(f"{key}=") for text in overrides)
+        if os.path.isabs(path) and not os.path.exists(path) and not given:
+            raise InputError(f"{config_file}: {key}: {path} is not there any more; if it was moved, add {key}=PATH")
+    return config.open(choose(device))
 
 
 def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()) -> None:
@@ -97,7 +113,7 @@ def unused(config: Any, overrides: Sequence[str]) -> list[str]:
 def config_of(run_folder: Path) -> Path:
     """Return the config that a run was started with; InputError if this is no run folder."""
     path = run_folder / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path's, which raises for names that are too long
         raise InputError(f"{run_folder}: is no run folder (it has no config.yaml); give the folder that a run printed")
     return path
 
@@ -155,11 +171,17 @@ def shipped(path: str) -> str:
 
 def settle(path: str) -> str:
     """Make an existing path absolute, or relative to csd3d if it is a shipped asset; return others as given."""
-    if not path or not os.path.exists(path):
+    place = os.path.expanduser(path)
+    if not path or not os.path.exists(place):
         return path
-    absolute = Path(path).absolute()
+    absolute = Path(place).absolute()
     in_package = absolute.is_relative_to(PACKAGE_ROOT / "csd3d" / "assets")
     return str(absolute.relative_to(PACKAGE_ROOT) if in_package else absolute)
+
+
+def absolute(path: str) -> str:
+    """Return a path of a run's config.yaml as `settle` meant it: that of an asset is in csd3d, whatever is here."""
+    return str(PACKAGE_ROOT / path) if Path(path).is_relative_to("csd3d/assets") else path
 
 
 def choose(device: str):

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -43,9 +44,12 @@ def incidental(default: Any = dataclasses.MISSING, *, default_factory: Any = dat
     return dataclasses.field(default=default, default_factory=default_factory, metadata={"identity": False})
 
 
-def path_key(default: str = "", identity: bool = True) -> Any:
-    """A field with the path of a file or folder, or a name that may be one: a run's config.yaml has it absolute."""
-    return dataclasses.field(default=default, metadata={"path": True, "identity": identity})
+def path_key(default: str = "", identity: bool = True, made: bool = False) -> Any:
+    """A field with the path of a file or folder, or a name that may be one: a run's config.yaml has it absolute.
+
+    made: csd3d makes the folder, so it need not exist.
+    """
+    return dataclasses.field(default=default, metadata={"path": True, "identity": identity, "made": made})
 
 
 def with_paths(config: Any, change: Callable[[str], str]) -> Any:
@@ -60,12 +64,31 @@ def with_paths(config: Any, change: Callable[[str], str]) -> Any:
         return config
     values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
     changed = {
-        field.name: change(value)
+        field.name: change(os.path.abspath(os.path.expanduser(value)) if value and field.metadata["made"] else value)
         if field.metadata.get("path") and isinstance(value, str)
         else with_paths(value, change)
         for field, value in values.items()
     }
     return dataclasses.replace(config, **{n: v for n, v in changed.items() if v is not getattr(config, n)})
+
+
+def paths_of(config: Any, key: str = "") -> dict[str, str]:
+    """Return {dotted key: value} of every `path_key` that names an input and is not empty, at any depth."""
+    if isinstance(config, Chosen):
+        return paths_of(config.thing, key)
+    if isinstance(config, dict):
+        parts = {join(key, name): item for name, item in config.items()}
+    elif isinstance(config, (list, tuple)):
+        parts = {f"{key}[{number}]": item for number, item in enumerate(config)}
+    elif dataclasses.is_dataclass(config):
+        fields = {join(key, field.name): (field, getattr(config, field.name)) for field in dataclasses.fields(config)}
+        parts = {place: value for place, (field, value) in fields.items() if not field.metadata.get("path")}
+        own = {place: value for place, (f, value) in fields.items() if place not in parts and not f.metadata["made"]}
+        found = {place: value for place, value in own.items() if value and isinstance(value, str)}
+        return found | {k: v for place, item in parts.items() for k, v in paths_of(item, place).items()}
+    else:
+        return {}
+    return {k: v for place, item in parts.items() for k, v in paths_of(item, place).items()}
 
 
 # ---------------------------------------------------------------------------------------------------- registered things

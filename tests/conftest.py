@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_jobs import SCENE
 from tiny_models import save_tiny_pipeline
 
 from csd3d.world.dataset import write_capture
@@ -49,16 +50,5 @@ name: tiny
 prompt: paint it a bright colour
 scene: {{path: {tiny_capture}}}
 prior: {{model: {tiny_prior}}}
-representation:
-  field: {{levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16}}
-  render: {{steps: 64, resolution: 16, warmup: 16, update_every: 4}}
-reconstruct: {{steps: 40, samples: 4096, rays: 256}}
-fit: {{steps: 12, samples: 2048, rays: 64, patches: 1, patch_size: 16}}
-editors:
-  csd_edit: {{edit_every: 6, later_steps: 1, text_scale: 3, image_scale: 1, edit: {{steps: 2}}}}
-  in2n: {{edit_rate: 4, ddim_steps: 2}}
-compare: [in2n]
-export: {{video_frames: 3, mesh: {{resolution: 16, texture_size: 64, face_budget: 400, threshold: 0.5}}}}
-save_seconds: 0
-""")
+{SCENE}""")
     return path

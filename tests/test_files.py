@@ -1,5 +1,7 @@
 """Files are whole or not there; JSON from outside is an object or one line that says why not."""
 
+import errno
+
 import pytest
 
 from csd3d.errors import InputError
@@ -34,6 +36,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         write_whole(path, write)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def write(partial):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "b.txt", write)
+    assert caught.value.filename == str(tmp_path / "b.txt")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csd3d import fingerprint
 from csd3d.cameras import Cameras
 from csd3d.datasets.framing import Layout, frame_cameras, lay_out
 from csd3d.datasets.images import BACKGROUNDS, MAX_PIXELS, decode, face, read_mask
@@ -36,6 +37,7 @@ from csd3d.schema import Chosen, OneOf, path_key
 log = logging.getLogger("csd3d")
 
 AnyReader, AUTO = Annotated[Chosen, OneOf("reader", also=("auto",))], Chosen("auto")
+FOR_MESSAGES = ("Frame.where", "Frame.name", "Listing.folder", "Listing.file", "Listing.reader")  # not what it is
 CHOICES = {
     "orientation": ("auto", "up", "none"),
     "centre": ("auto", "poses", "focus", "none"),
@@ -97,6 +99,7 @@ class Capture:
     points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
     reader: str = ""  # title of the reader that read it
     places: Tensor | None = None  # [B, 4] long: left, top, width, height of each picture; None: all fill the raster
+    fingerprint: str = ""  # of what was read of it: pictures, masks, poses, and what a reader found
 
     def map_back(self, points: Tensor) -> Tensor:
         """Return points [..., 3] of the normalised frame in the capture's own frame: R^T (x / scale - t), as float64.
@@ -173,6 +176,7 @@ def load_capture(config: SceneConfig) -> Capture:
         points=listing.points and _moved(listing.points, transform, scale),
         reader=listing.reader,
         places=torch.tensor([astuple(place) for place in layout.places]) if layout.padded else None,
+        fingerprint=fingerprint.of_value(listing, without=FOR_MESSAGES),
     )
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: complete, written whole, safetensors and JSON only, loaded back bit for bit.
 
-A checkpoint is a folder (`checkpoints/last`): `checkpoint.json` and the one `tensors-N.safetensors` it names. A save
+A checkpoint is a folder (`checkpoints/last`): `checkpoint.json` and the one `tensors-N.safetensors` it names. Both
+carry a SHA-256: that of the tensors is in checkpoint.json, that of checkpoint.json's body at its beginning. A save
 writes the tensors under a new N, syncs them, then replaces `checkpoint.json`: that single rename is the commit. So the
 folder always holds a complete checkpoint, old or new, even after SIGKILL; the next save removes the remains of an
 interrupted one.
@@ -14,6 +15,7 @@ interrupted one.
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.files import sync_to_disk, write_text
+from csd3d.files import sync_to_disk, write_bytes
+from csd3d.fingerprint import PREFIX
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "checkpoint.json"
 MAX_MANIFEST_BYTES = 64 << 20
+RECORD = {"file": str, "bytes": int, "sha256": str}
+OTHERWISE = "resume from another checkpoint or start afresh"
+WRITTEN = re.compile(rb'\{"version": \d+, "sha256": "([0-9a-f]{64})", "body": (.*)\}')
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
@@ -59,14 +65,26 @@ def save_checkpoint(
         save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}, str(file))
         sync_to_disk(file)
         record = {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
-        manifest = {"version": VERSION, "identity": identity, "tensors": record, "state": state}
-        write_text(target / MANIFEST, json.dumps(manifest), sync=True)
+        body = json.dumps({"identity": identity, "tensors": record, "state": state}).encode()
+        head = f'{{"version": {VERSION}, "sha256": "{hashlib.sha256(body).hexdigest()}", "body": '.encode()
+        write_bytes(target / MANIFEST, head + body + b"}", sync=True)
         _remove_others(target, file.name)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{target}: cannot write the checkpoint ({error}); free some space or choose another output folder"
         ) from error
     return target
+
+
+def remove_remains(folder: Path) -> list[Path]:
+    """Delete the tensors that killed saves have left in the checkpoints of a folder; return the files."""
+    left = []
+    for target in (path.parent for path in folder.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(InputError):  # told when the checkpoint is loaded
+            current = check_checkpoint(target)["tensors"]["file"]
+            left += [path for path in target.glob("tensors-*.safetensors*") if path.name != current]
+            _remove_others(target, current)
+    return left
 
 
 def _next_number(target: Path) -> int:
@@ -99,16 +117,22 @@ def load_checkpoint(
         InputError: missing, truncated or damaged (with the file), of another version, or of another config (with the
             key).
     """
-    manifest = _read_manifest(Path(folder) / MANIFEST)
-    if identity is not None:
-        _check_identity(Path(folder), manifest["identity"] or {}, json.loads(json.dumps(identity)))
+    manifest = check_checkpoint(folder, identity=identity)
     path = Path(folder) / manifest["tensors"]["file"]
     _verify(path, manifest["tensors"])
     try:
         # cloned, as the last bit of a sum can depend on alignment, which differs in a mapped file
         return {key: value.clone() for key, value in load_file(str(path)).items()}, manifest["state"]
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged ({error}); resume from another checkpoint or start afresh") from None
+        raise InputError(f"{path}: damaged ({error}); {OTHERWISE}") from None
+
+
+def check_checkpoint(folder: str | Path, *, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the verified body of checkpoint.json; the tensors are not read. Raises InputError as `load_checkpoint`."""
+    body = _read_manifest(Path(folder) / MANIFEST)
+    if identity is not None:
+        _check_identity(Path(folder), body["identity"] or {}, json.loads(json.dumps(identity)))
+    return body
 
 
 def has_checkpoint(folder: str | Path) -> bool:
@@ -117,43 +141,54 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return the body of checkpoint.json, which has the checksum at its beginning."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file, so not a checkpoint of csd3d; {OTHERWISE}")
         too_large = path.stat().st_size > MAX_MANIFEST_BYTES
-        manifest = None if too_large else json.loads(path.read_text(encoding="utf-8"))
+        raw = b"" if too_large else path.read_bytes()
+        manifest = None if too_large else json.loads(raw.decode("utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found, so there is no checkpoint to continue from; start the run afresh"
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: truncated or damaged; resume from another checkpoint or start afresh") from None
+        raise InputError(f"{path}: truncated or damaged; {OTHERWISE}") from None
     if too_large:
         raise InputError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, so not a checkpoint of csd3d")
-    return _check_manifest(path, manifest)
-
-
-def _check_manifest(path: Path, manifest: Any) -> dict[str, Any]:
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise InputError(
-            f"{path}: version: {version!r} is not the {VERSION} this csd3d reads; use the release that wrote it"
+            f"{path}: version: {version!r:.40} is not the {VERSION} this csd3d reads; use the release that wrote it"
         )
-    wanted = {"version": int, "identity": (dict, type(None)), "tensors": dict, "state": dict}
-    record = manifest.get("tensors")
-    complete = all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()) and (
-        isinstance(record.get("file"), str)
-        and isinstance(record.get("bytes"), int)
-        and isinstance(record.get("sha256"), str)
-    )
+    written = WRITTEN.fullmatch(raw)
+    if written is None or hashlib.sha256(written[2]).hexdigest().encode() != written[1]:
+        raise InputError(f"{path}: damaged (its SHA-256 is not the one at its beginning); {OTHERWISE}")
+    return _check_body(path, manifest["body"])
+
+
+def _check_body(path: Path, body: Any) -> dict[str, Any]:
+    wanted = {"identity": (dict, type(None)), "tensors": dict, "state": dict}
+    record = body.get("tensors") if isinstance(body, dict) else None
+    complete = isinstance(record, dict) and all(isinstance(body.get(key), kind) for key, kind in wanted.items())
+    complete = complete and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
     if not complete or Path(record["file"]).name != record["file"]:  # a name with a folder in it could point anywhere
-        raise InputError(f"{path}: damaged; resume from another checkpoint or start afresh")
-    return manifest
+        raise InputError(f"{path}: damaged; {OTHERWISE}")
+    return body
 
 
 def _check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key in sorted({*saved, *wanted}):
         if saved.get(key) != wanted.get(key) or (key in saved) != (key in wanted):
+            if all(str(values.get(key)).startswith(PREFIX) for values in (saved, wanted)):
+                raise InputError(
+                    f"{folder}: {key}: this is not the input that the run was started with, its content differs; "
+                    f"bring that back, or say where it is now with {key}=PATH"
+                )
             was, now = (json.dumps(values[key]) if key in values else "absent" for values in (saved, wanted))
             raise InputError(
                 f"{folder}: {key}: the checkpoint belongs to a run with {was}, this one has {now}; undo that change"

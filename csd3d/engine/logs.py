@@ -1,149 +1,27 @@
-"""The run folder, its log, progress bars and curves.
+"""The log of a run, progress bars, and curves.
 
 outputs/<name>/<timestamp>/
-  config.yaml  cmd.txt  log.txt  environment.json
+  log.txt
   curves/<phase>/{curves.jsonl, events.*}     # phases: reconstruct, csd_edit, in2n, ...; each counts its own steps
 """
 
 import contextlib
 import functools
-import importlib.metadata
-import itertools
 import json
 import logging
 import math
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csd3d.errors import InputError
-from csd3d.files import write_text
+from csd3d.files import make_folder, write_text
 
 Item = TypeVar("Item")
-PACKAGES = (
-    "csd3d",
-    "torch",
-    "numpy",
-    "diffusers",
-    "transformers",
-    "safetensors",
-    "nerfacc",
-    "kornia",
-    "trimesh",
-    "xatlas",
-    "omegaconf",
-)
 logger = logging.getLogger("csd3d")
 file_only = logging.getLogger("csd3d.file")  # to log.txt only: progress, for which the console has a bar
-
-
-# ---------------------------------------------------------------------------------------------------------- run folder
-
-
-def create_run_folder(
-    name: str, config_yaml: str, *, output: Path | None = None, argv: Sequence[str] = (), root: Path = Path("outputs")
-) -> Path:
-    """Make the run folder (`output`, else `root/name/timestamp`) with config.yaml, cmd.txt and environment.json.
-
-    It is assembled under a temporary name and renamed, so that a run folder always has its config.
-
-    Raises:
-        InputError: it cannot be written, or `output` is not empty.
-    """
-    if output is None and (Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name):
-        raise InputError(f"name: {name!r} is no folder below {root}/; for a run folder elsewhere there is --output")
-    target = output if output is not None else root / name / time.strftime("%Y%m%d-%H%M%S")
-    if target.resolve() == Path.cwd():  # renaming onto it would delete it
-        raise InputError(
-            f"{target}: cannot be made the run folder (it is the current one); choose another with --output"
-        )
-    files = {
-        "config.yaml": config_yaml,
-        "cmd.txt": shlex.join(argv) + "\n",
-        "environment.json": json.dumps(environment(), indent=2) + "\n",
-        "log.txt": "",
-    }
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-run-", dir=target.parent))
-        temporary.chmod(0o755)
-        for file, text in files.items():
-            (temporary / file).write_text(text, encoding="utf-8")
-        return _move(temporary, target, may_renumber=output is None)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be made the run folder ({_why_not(target, error)})") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move(temporary: Path, target: Path, may_renumber: bool) -> Path:
-    """Rename to a free name or onto an empty folder; runs started in the same second get -2, -3, …"""
-    for number in itertools.count(1):
-        place = target if number == 1 else target.with_name(f"{target.name}-{number}")
-        try:
-            return temporary.rename(place)
-        except OSError:
-            if not (may_renumber and place.exists()):
-                raise
-    raise AssertionError("unreachable")
-
-
-def _why_not(target: Path, error: OSError) -> str:
-    if target.is_dir() and os.access(target, os.R_OK) and any(target.iterdir()):
-        return "it is not empty; choose another with --output, or continue that run with --resume"
-    return f"{error.strerror or error}; choose another with --output"
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, processor, threads, accelerator and git commit, as needed to repeat a run."""
-    import torch
-
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git": _git_commit(Path(__file__).parent),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_commit(folder: Path) -> str | None:
-    """Return the commit csd3d runs from, with `-dirty` if tracked files were changed; None outside a checkout."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True, start_new_session=True
-        ).stdout.strip()  # a session of its own: Ctrl+C is for this process alone
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 # ------------------------------------------------------------------------------------------------------------- logging
@@ -162,6 +40,21 @@ def quiet() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true")
 
 
+class LogFile(logging.FileHandler):
+    """Appends to a log file; a full disk must not end the run here, nor print a traceback for each line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="replace")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
     """Sends our loggers, and Python's warnings, to folder/log.txt and the console while open.
@@ -170,7 +63,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     """
     from rich.logging import RichHandler
 
-    to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    to_file = LogFile(folder / "log.txt")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = RichHandler(
         logging.WARNING if quiet() else logging.INFO, console(), show_path=False, log_time_format="[%X]"
@@ -307,7 +200,7 @@ class Curves:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run_folder / "curves" / phase
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         kept = [row for row in _rows(folder / "curves.jsonl") if row["step"] < first]
         write_text(folder / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in kept), sync=True)
         for old in folder.glob("events.*"):  # rewritten from curves.jsonl: a killed process had not flushed all events
@@ -356,9 +249,15 @@ def read_curves(run_folder: Path) -> dict[str, dict[str, list[tuple[int, float |
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; a kill may have cut the last one."""
+    """Return the lines that are rows of a curve; a kill may have cut the last one, or a hand damaged any."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_value, row.values())):
+                rows.append(row)
     return rows
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)

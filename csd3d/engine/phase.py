@@ -1,6 +1,5 @@
 """Loops that may be killed at any step: state, checkpoints, curves, progress and stopping."""
 
-import os
 import resource
 import sys
 import time
@@ -12,14 +11,23 @@ from typing import Any, ClassVar
 
 import torch
 
+from csd3d import fingerprint
 from csd3d.config import defining_values
-from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
+from csd3d.engine.checkpoint import (
+    check_checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    pack,
+    restore,
+    save_checkpoint,
+    snapshot,
+    unpack,
+)
 from csd3d.engine.logs import Curves, logger, progress
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
-PACKAGE_ROOT = f"{Path(__file__).absolute().parents[2]}{os.sep}"
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step and returns values to log; "skipped" > 0: not finite
 
 
@@ -32,15 +40,33 @@ class Job:
     prior: Any = None  # counts its `unet_evaluations`, if there is one
     folder: Path = field(default_factory=Path)  # set before it runs, as is `stop`
     stop: StopRequest = field(default_factory=StopRequest)
+    contents: dict[str, str] = field(default_factory=dict)  # fingerprints of inputs, by their paths in the config
 
     @property
-    def identity(self) -> dict:
-        """The values that a checkpoint of this run depends on; paths inside csd3d do not depend on the machine."""
-        return without_root(defining_values(self.config))
+    def identity(self) -> dict[str, Any]:
+        """The values that a checkpoint of this run depends on, with the content of files in place of their paths."""
+        return defining_values(self.config, self.content_of)
+
+    def own_identity(self, name: str, thing: Any) -> dict[str, Any]:
+        """The same for one part of the config, such as an editor; its keys begin with `name`."""
+        return {f"{name}.{key}": value for key, value in defining_values(thing, self.content_of).items()}
+
+    def content_of(self, path: str) -> str:
+        """The fingerprint of the input at `path`, as it was when first asked for."""
+        if path not in self.contents:
+            files = getattr(self.prior, "files", None) if path == self.config.prior.model else None
+            self.contents[path] = fingerprint.of_files(files) if files else fingerprint.of_path(path)
+        return self.contents[path]
 
     def identity_of(self, name: str) -> dict:
         """The values that the checkpoint of one phase depends on; tasks add the settings of that phase alone."""
         return self.identity
+
+    def check_checkpoints(self, names: Iterable[str]) -> None:
+        """Raise InputError where a phase has a checkpoint that is damaged or of another run."""
+        for name in names:
+            if has_checkpoint(folder := self.folder / "checkpoints" / name):
+                check_checkpoint(folder, identity=self.identity_of(name))
 
     def may_run(self, name: str) -> bool:
         """Whether to run or show a phase: after a stop request only if it has a checkpoint."""
@@ -56,11 +82,6 @@ class Job:
         """Return a generator for one purpose, seeded by the run's seed and the purpose."""
         # one hash of both, as torch seeds a CPU generator with 32 bits only
         return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
-
-
-def without_root(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity with paths inside csd3d made relative, so that they are the same on every machine."""
-    return {k: v.removeprefix(PACKAGE_ROOT) if isinstance(v, str) else v for k, v in values.items()}
 
 
 @dataclass

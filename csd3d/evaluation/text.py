@@ -20,7 +20,7 @@ from csd3d.metrics.clip import (
     OPEN_CLIP,
     WORLD,
     ClipModel,
-    find_clip,
+    check_clip,
     load_clip,
     mean_pairwise_distance,
     retrieval_rank,
@@ -210,7 +210,7 @@ def check_judge(source: str) -> None:
         if importlib.util.find_spec("open_clip") is None:
             raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed")
     elif source:
-        find_clip(source)
+        check_clip(source)
 
 
 def _mean(values: list[float]) -> float:

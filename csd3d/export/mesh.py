@@ -23,7 +23,7 @@ from csd3d.export.clean import drop_flaps, is_manifold, remove_slivers
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
-from csd3d.files import write_whole
+from csd3d.files import write_bytes
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
@@ -85,7 +85,6 @@ def export_mesh(
     mesh = extract_mesh(density, aabb, config, device)
     voxel = mesh.metadata["voxel"]
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
     write_ply(mesh, folder / "mesh.ply", placement)
@@ -262,7 +261,7 @@ def write_ply(mesh: trimesh.Trimesh, path: Path, placement: Placement) -> None:
     lines += [f"element vertex {len(table)}", *(f"property {kinds[kind]} {column}" for column, kind in vertex)]
     lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header\n"]
     data = "\n".join(lines).encode() + table.tobytes() + faces.tobytes()
-    write_whole(Path(path), lambda partial: partial.write_bytes(data))
+    write_bytes(Path(path), data)
 
 
 def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:

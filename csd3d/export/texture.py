@@ -4,6 +4,7 @@ Symbols: F faces, V vertices. UVs have their origin at the picture's lower left 
 c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.engine.logs import progress
 from csd3d.export.placement import Placement
-from csd3d.files import write_text, write_whole
+from csd3d.files import write_bytes, write_text
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
@@ -153,10 +154,11 @@ def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str, placement: Pl
 
     Its object, node and material are called `name`.
     """
-    folder, picture = Path(folder), mesh.visual.material.baseColorTexture
-    glb = _glb(mesh, name, placement)
-    write_whole(folder / "mesh.glb", lambda partial: partial.write_bytes(glb))
-    write_whole(folder / "mesh.png", lambda partial: picture.save(partial))
+    folder = Path(folder)
+    write_bytes(folder / "mesh.glb", _glb(mesh, name, placement))
+    texture = io.BytesIO()
+    mesh.visual.material.baseColorTexture.save(texture, "PNG")
+    write_bytes(folder / "mesh.png", texture.getvalue())
     material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd mesh.png\n"
     write_text(folder / "mesh.mtl", material)
     write_text(folder / "mesh.obj", _obj(mesh, name, placement))

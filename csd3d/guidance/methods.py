@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csd3d.config import defining_values
 from csd3d.distillation.method import Method, Network
 from csd3d.distillation.named import create_method, method_title, named_config, names_for, parse_name
 from csd3d.distillation.step import DistillConfig, distill_step, feature_gradient, possible_prompts
@@ -56,11 +55,6 @@ class MethodRun:
     def title(self) -> str:
         """The name in tables and pictures."""
         return method_title(self.name)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that its checkpoints depend on, in addition to the job's."""
-        return {f"{self.name}.{key}": value for key, value in defining_values(self.method).items()}
 
 
 def method_runs(

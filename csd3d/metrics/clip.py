@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from csd3d.cameras import side_seen
 from csd3d.errors import InputError
 from csd3d.files import read_json
-from csd3d.priors.opening import class_of, open_network, open_tokenizer, quiet
+from csd3d.priors.opening import class_of, find_weights, open_network, open_tokenizer, quiet
 
 TwoTowers = nn.Module  # transformers' CLIPModel or VisionTextDualEncoderModel
 KINDS = {"clip": "transformers.CLIPModel", "vision-text-dual-encoder": "transformers.VisionTextDualEncoderModel"}
@@ -92,14 +92,35 @@ def _load_folder(folder: Path, name: str, device: torch.device | str) -> ClipMod
     return ClipModel(f"CLIP ({name})", lambda images: embed_images(model, images.to(device), prepare), embed)
 
 
+def check_clip(given: str) -> None:
+    """Raise InputError where `load_clip` would for a folder, as far as that shows without opening its weights."""
+    from transformers import CLIPTokenizer
+
+    folder = find_clip(given)
+    _kind_of(folder)
+    find_weights(folder, "model")
+    with quiet():
+        open_tokenizer(folder, CLIPTokenizer)
+    vision = _read_json(folder / "config.json").get("vision_config")
+    size = vision.get("image_size") if isinstance(vision, dict) else None
+    if isinstance(size, int):
+        read_preparation(folder, size)
+
+
+def _kind_of(folder: Path) -> str:
+    """The kind of CLIP in a folder, one of KINDS."""
+    if (kind := _read_json(folder / "config.json").get("model_type")) not in tuple(KINDS):
+        raise InputError(f"{folder}/config.json: holds a {kind}, a {' or '.join(KINDS)} is needed")
+    return kind
+
+
 def open_towers(folder: Path) -> tuple[TwoTowers, Any]:
     """The model and its tokenizer; InputError where the folder is broken or of another kind."""
     from transformers import CLIPTokenizer
 
     from csd3d.metrics import conv_clip  # noqa: F401 (registers the image tower of the shipped CLIP)
 
-    if (kind := _read_json(folder / "config.json").get("model_type")) not in KINDS:
-        raise InputError(f"{folder}/config.json: holds a {kind}, a {' or '.join(KINDS)} is needed")
+    kind = _kind_of(folder)
     with quiet():
         model = open_network(folder, class_of(KINDS[kind]), "model")
         tokenizer = open_tokenizer(folder, CLIPTokenizer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from csd3d.errors import InputError
-from csd3d.priors.opening import SETTINGS, ModelFolder, one_line, weight_files, weights_name
+from csd3d.priors.opening import SETTINGS, ModelFolder, config_name, one_line, weight_files, weights_name
 
 HUB_TIMEOUT_S = 5.0
 CONFIGS = ["model_index.json", SETTINGS, "*/*.json"]
@@ -67,6 +67,22 @@ def wanted_files(parts: Iterable[str], files: Iterable[str]) -> list[str]:
                 wanted += [*found, f"{part}/{index}"]
                 break
     return wanted
+
+
+def model_files(folder: ModelFolder, parts: Iterable[str]) -> dict[str, Path]:
+    """The files that a model of these parts is opened from, by their names in it; {} without parts.
+
+    Other files of the folder (other precisions, pictures, a safety checker) are no part of the model.
+    """
+    parts, found = list(parts), {}
+    for part in parts:
+        place = folder.part(part)
+        names = [f"{part}/{file.name}" for file in place.iterdir()] if place.is_dir() else []
+        wanted = [*wanted_files([part], names), f"{part}/{config_name(part)}"]
+        found |= {name: place / Path(name).name for name in wanted}
+    others = ("model_index.json", SETTINGS, f"scheduler/{config_name('scheduler')}") if parts else ()
+    found |= {name: folder.path / name for name in others}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def _hub_configs(name: str) -> HubFolder:

@@ -8,7 +8,7 @@ import torch
 
 from csd3d import registry
 from csd3d.errors import InputError
-from csd3d.priors.hub import fetch_weights, find_model
+from csd3d.priors.hub import fetch_weights, find_model, model_files
 from csd3d.priors.memory import ATTENTION
 from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder, quiet
 from csd3d.priors.prior import Defaults, Options, Prior
@@ -29,7 +29,7 @@ class PriorConfig:
     attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
     drop_text_encoder: bool = incidental(False)  # free the text encoder before the first noise is predicted
-    embedding_cache: str = path_key(identity=False)  # folder that keeps prompts' embeddings between runs; "": none
+    embedding_cache: str = path_key(identity=False, made=True)  # folder that keeps embeddings of prompts; "": none
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
@@ -61,6 +61,7 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     prior.family = entry.title if entry else family.__name__
     _check_require(folder, prior, require)
     prior.defaults = replace(prior.defaults, **defaults)
+    prior.files = model_files(folder, getattr(family, "parts", {}))
     return prior
 
 

@@ -128,7 +128,8 @@ def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, edi
 def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
     """The network of class `cls` in `folder`/`part`."""
     path, config = folder.part(part), read_config(folder, part)
-    kind = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    listed = config.get("architectures")
+    kind = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     if kind not in (cls.__name__, None):
         raise InputError(f"{path}/config.json: holds a {kind}, a {cls.__name__} is needed")
     return open_network(path, cls, weights_name(part))
@@ -137,7 +138,7 @@ def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
 def open_network(path: Path, cls: type, stem: str) -> torch.nn.Module:
     """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors."""
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    variant = _find_weights(path, stem)
+    variant = find_weights(path, stem)
     model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
@@ -157,7 +158,7 @@ def weight_files(stem: str) -> dict[str | None, tuple[str, str, str]]:
     }
 
 
-def _find_weights(folder: Path, stem: str) -> str | None:
+def find_weights(folder: Path, stem: str) -> str | None:
     """The best variant of the safetensors weights in a folder; InputError where there are none."""
     for variant, (whole, _, index) in weight_files(stem).items():
         if (folder / whole).is_file() or (folder / index).is_file():
@@ -183,7 +184,10 @@ def open_tokenizer(path: Path, cls: type) -> Any:
             raise InputError(f"{path}: missing; needs tokenizer.json or spiece.model")
         if importlib.util.find_spec("sentencepiece") is None:
             raise InputError(f"{path}: has spiece.model but no tokenizer.json, which needs: pip install sentencepiece")
-    return opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
+    tokenizer = opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
+    if not isinstance(tokenizer.model_max_length, (int, float)) or tokenizer.model_max_length < 2:
+        raise InputError(f"{path}: model_max_length is {tokenizer.model_max_length!r}; expected a number of tokens")
+    return tokenizer
 
 
 def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
@@ -191,7 +195,7 @@ def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
     from diffusers import DDIMScheduler
 
     config = read_config(folder, "scheduler")
-    kind, prediction = config.get("_class_name", ""), config.get("prediction_type", "epsilon")
+    kind, prediction = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
     if "Flow" in kind or "EDM" in kind or prediction not in ("epsilon", "v_prediction", "sample"):
         raise InputError(
             f"{folder}/scheduler/scheduler_config.json: {kind} with prediction_type {prediction!r} is not supported; "
@@ -205,7 +209,7 @@ def load_flow_schedule(folder: ModelFolder) -> "FlowMatchEulerDiscreteScheduler"
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     config = read_config(folder, "scheduler")
-    kind = config.get("_class_name", "")
+    kind = str(config.get("_class_name", ""))
     if "FlowMatch" not in kind or config.get("invert_sigmas"):
         raise InputError(
             f"{folder}/scheduler/scheduler_config.json: {kind} with invert_sigmas "

@@ -11,6 +11,7 @@ A prior applies no guidance: methods ask for each branch and combine them. `fami
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -92,6 +93,7 @@ class Prior:
     options: Options = field(default_factory=Options)
     source: SourcePicture | None = None  # for an editing model
     camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: none
+    files: Mapping[str, Path] = field(default_factory=dict)  # what it was opened from, by name; empty: not known
 
     def __post_init__(self) -> None:
         self.unet = self.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ class TextEncoder:
         cache: str = "",
     ):
         self.parts = {part: value for part, value in parts.items() if part.startswith(("text_encoder", "tokenizer"))}
-        self.embed, self.device = embed, device
+        self.folder, self.embed, self.device = folder, embed, device
         self.cache, self.model = None, ""
         if cache:
             self.cache = _made(Path(cache).expanduser())
@@ -73,7 +73,12 @@ class TextEncoder:
                 f"prior.drop_text_encoder: the text encoder is freed, and prompt {prompt!r} was not embedded before; "
                 "embed all prompts of a job first, or set it to false"
             )
-        embedding = self.embed(self.parts, prompt)
+        try:
+            embedding = self.embed(self.parts, prompt)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of sizes in a config that do not fit
+            raise InputError(f"{self.folder}: its text encoder cannot embed {prompt!r} ({one_line(error)})") from error
         if path is not None:
             write_embedding(path, prompt, embedding)
         return embedding

@@ -5,7 +5,6 @@ other methods; images/views.png (the rows of the report); videos/before-after-ME
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +20,10 @@ from csd3d.canvas.clip import Clip
 from csd3d.canvas.latents import Latents, edited_frames
 from csd3d.config import to_yaml
 from csd3d.engine.logs import progress
+from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.canvas import Metrics, part_count, parts
 from csd3d.export import side_by_side, to_uint8, write_video
+from csd3d.files import make_folder
 from csd3d.media import frame_writer, write_image
 from csd3d.report.charts import charts
 from csd3d.report.page import ReportData, ViewRow, Whole, write_report
@@ -100,7 +101,7 @@ def result_writer(path: Path, clip: Clip) -> Iterator[Callable[[Tensor], None]]:
     if not clip.is_video:
         yield lambda picture: write_picture(path, picture, clip.alpha, clip.bits)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     shown = {"begin": clip.begin, "times": clip.times}
     with frame_writer(path, clip.fps, clip.sound_from, clip.sample_aspect, **shown) as add:
         yield lambda picture: add(to_uint8(picture.permute(1, 2, 0)))
@@ -108,7 +109,7 @@ def result_writer(path: Path, clip: Clip) -> Iterator[Callable[[Tensor], None]]:
 
 def write_picture(path: Path, picture: Tensor, *options: object) -> None:
     """Write a picture [3, H, W] in [0, 1]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_image(path, picture.permute(1, 2, 0).contiguous().numpy(), *options)
 
 
@@ -187,7 +188,7 @@ class CanvasReport:
             videos=write_movies(self.folder, clip, self.shown),
             curves=charts(self.folder, CURVES),
             config=to_yaml(self.config),
-            environment=json.loads((self.folder / "environment.json").read_text()),
+            environment=read_environment(self.folder),
         )
         write_report(self.folder / "report.html", data)
 

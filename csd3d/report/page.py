@@ -286,7 +286,7 @@ def _footer(folder: Path) -> str:
     parts += [f"Files beside this page: {links}."] if links else []
     command = folder / "cmd.txt"
     if command.is_file():
-        parts.append(f"Command: <code>{escape(command.read_text(encoding='utf-8').strip())}</code>")
+        parts.append(f"Command: <code>{escape(command.read_text(encoding='utf-8', errors='replace').strip())}</code>")
     return " ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """Picture files of a run: single pictures, strips, and the rows of the report as one picture."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +10,26 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from csd3d.export import to_uint8
+from csd3d.files import write_bytes
 from csd3d.report.page import ViewRow
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def save_each(folder: Path, images: Sequence[Tensor] | Tensor, numbers: Tensor) -> None:
     """Write B images [H,W,3] to folder/NNN.png, by their numbers [B]."""
-    folder.mkdir(parents=True, exist_ok=True)
     for image, number in zip(images, numbers.tolist(), strict=True):
-        Image.fromarray(to_uint8(image)).save(folder / f"{number:03}.png")
+        save_png(folder / f"{number:03}.png", Image.fromarray(to_uint8(image)))
 
 
 def save_strip(path: Path, images: Sequence[Tensor] | Tensor) -> None:
     """Write images [B,H,W,3] side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([to_uint8(image) for image in images], 1)).save(path)
+    save_png(path, Image.fromarray(np.concatenate([to_uint8(image) for image in images], 1)))
 
 
 def save_grid(path: Path, rows: Sequence[ViewRow], margin: int = 190) -> None:
@@ -35,5 +42,4 @@ def save_grid(path: Path, rows: Sequence[ViewRow], margin: int = 190) -> None:
         page.paste(Image.fromarray(line), (margin, i * height))
         words = "\n".join(textwrap.wrap(row.label, 24) + textwrap.wrap(row.note, 24))
         draw.multiline_text((10, i * height + height / 2), words, "black", font, anchor="lm", spacing=5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    save_png(path, page)

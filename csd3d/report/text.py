@@ -4,7 +4,6 @@ text to 3D: images/METHOD/ASSET/NNN.png by azimuth, images/views.png, videos/MET
 method's assets. text to image: images/METHOD/NNN.png and images/grid.png. `titles`: of the methods, by name.
 """
 
-import json
 import math
 from collections.abc import Mapping
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
+from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.text import AssetsSeen, held_out
 from csd3d.export import write_video
 from csd3d.report.charts import charts
@@ -42,7 +42,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
         results=metrics["results"],
         judge=metrics["judge"] or "",
         config=to_yaml(job.config),
-        environment=json.loads((job.folder / "environment.json").read_text()),
+        environment=read_environment(job.folder),
         **sections,
     )
 

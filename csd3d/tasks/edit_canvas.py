@@ -15,7 +15,6 @@ from csd3d import registry
 from csd3d.canvas.clip import Captions, Clip, DemoConfig, open_clip, open_picture
 from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
-from csd3d.config import defining_values
 from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, make_cover, window_side
 from csd3d.engine.logs import Curves, logger
@@ -207,8 +206,7 @@ class CanvasJob(Job):
 
     def identity_of(self, name: str) -> dict:
         """The job's identity and the keys of this phase's editor, as `compare` is no part of the job's identity."""
-        own = defining_values(self.config.methods[name])
-        return self.identity | {f"{name}.{key}": value for key, value in own.items()}
+        return self.identity | self.own_identity(name, self.config.methods[name])
 
     @property
     def wanted(self) -> list[str]:

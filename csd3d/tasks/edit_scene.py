@@ -6,19 +6,19 @@ resumed run skips finished phases and continues the one it was killed in.
 
 import copy
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
 
 from csd3d import registry
-from csd3d.config import defining_values, to_yaml
+from csd3d.config import to_yaml
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.editors.fitting import FitPhase, fit_phase, new_phase
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
+from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.export import Placement, capture_placement, write_scene_json
@@ -134,7 +134,8 @@ class EditSceneConfig:
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
         prior.condition(["", self.prompt])  # embedded while there is a text encoder
         truth = load_truth(capture, self.prompt)
-        return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth)
+        contents = {self.scene.path: capture.fingerprint}
+        return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth, contents=contents)
 
 
 @dataclass(kw_only=True)
@@ -152,8 +153,7 @@ class EditJob(Job):
     def identity_of(self, name: str) -> dict[str, Any]:
         """The job's identity with the settings of this phase's editor, and of no other editor."""
         values = {key: value for key, value in self.identity.items() if key.partition(".")[0] not in EDITOR_KEYS}
-        own = defining_values(self.config.chosen[name]) if name in self.config.chosen else {}
-        return values | {f"editor.{key}": value for key, value in own.items()}
+        return values | (self.own_identity("editor", self.config.chosen[name]) if name in self.config.chosen else {})
 
     @property
     def placement(self) -> Placement:
@@ -227,7 +227,7 @@ class EditJob(Job):
             mesh_note=note,
             curves=charts(folder, (("PSNR of the fit, dB", "psnr"), ("Loss", "loss"))),
             config=to_yaml(config),
-            environment=json.loads((folder / "environment.json").read_text()),
+            environment=read_environment(folder),
         )
         write_report(folder / "report.html", report)
 

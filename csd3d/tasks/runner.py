@@ -37,6 +37,7 @@ class TaskJob(Protocol):
 
 def run(job: TaskJob | Job) -> None:
     """Do the whole job in its folder; after a stop request, finish with what there is."""
+    job.check_checkpoints(job.wanted)
     done = job.run_phases()
     worked = time.monotonic()
     job.announce("evaluate")

@@ -14,7 +14,7 @@ from torch import Tensor
 from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, run_steps, without_root
+from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.text import EvaluateConfig, check_judge, evaluate, held_out, held_out_views
 from csd3d.guidance.methods import (
@@ -172,7 +172,7 @@ class AssetJob(Job):
 
     def identity_of(self, name: str) -> dict:
         """The job's identity and the settings of this phase's method."""
-        return self.identity | without_root(self.config.runs[name].identity)
+        return self.identity | self.own_identity(name, self.config.runs[name].method)
 
     def run_phases(self) -> dict[str, Phase]:
         """Make the assets by each method; the first even after a stop, so that there is something to show."""

@@ -14,7 +14,7 @@ from csd3d.datasets.images import read_square
 from csd3d.distillation.noise import draw_noise
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, run_steps, without_root
+from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.text import check_judge, judge_of
 from csd3d.guidance.methods import (
@@ -159,7 +159,7 @@ class ImageJob(Job):
     def identity_of(self, name: str) -> dict:
         """The job's identity and the settings of this phase's method; other methods may be added or removed."""
         method, _ = self.config.parts[name]
-        return self.identity | without_root(self.config.runs[method].identity)
+        return self.identity | self.own_identity(method, self.config.runs[method].method)
 
     def run_phases(self) -> dict[str, Phase]:
         """Run every prompt by every method; the first even after a stop, so that there is something to show."""

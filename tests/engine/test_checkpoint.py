@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole at every instant, and never believed when damaged."""
 
+import hashlib
 import json
 import math
 import os
@@ -284,8 +285,6 @@ def test_truncated_manifest(saved):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"version": 2}, ["version: 2 is not the 1 this csd3d reads"]),
-        ({"version": None}, ["version"]),
         ({"tensors": None}, ["damaged"]),
         ({"tensors": {"file": "x"}}, ["damaged"]),
         ({"state": []}, ["damaged"]),
@@ -294,9 +293,50 @@ def test_truncated_manifest(saved):
     ],
 )
 def test_strange_manifests(saved, change, parts):
+    """Complete, with the right checksum, and still not what a checkpoint says."""
     path = saved / "checkpoint.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    body = json.dumps(json.loads(path.read_text())["body"] | change)
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    path.write_text(f'{{"version": {checkpoint.VERSION}, "sha256": "{checksum}", "body": {body}}}')
     refused(saved, *parts)
+
+
+def test_another_version_is_refused(saved):
+    path = saved / "checkpoint.json"
+    for version in (1, None, "2"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+        refused(saved, f"version: {version!r} is not the 2 this csd3d reads")
+
+
+def test_every_flipped_bit_of_the_manifest_is_refused_in_one_line(saved):
+    path = saved / "checkpoint.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            refused(saved, "checkpoint.json")
+    path.write_bytes(whole)
+    assert load_checkpoint(saved)[1] == {"step": 4}
+
+
+def test_a_fifo_is_no_manifest(saved):
+    (saved / "checkpoint.json").unlink()
+    os.mkfifo(saved / "checkpoint.json")
+    refused(saved, "checkpoint.json: not a file")
+
+
+def test_other_content_of_an_input_is_refused_by_its_key(tmp_path):
+    place = save_checkpoint(tmp_path, "last", {}, {}, identity={"image": "sha256:12"})
+    with pytest.raises(InputError, match=r"last: image: this is not the input .* say where it is now with image=PATH"):
+        load_checkpoint(place, identity={"image": "sha256:34"})
+
+
+def test_what_a_killed_save_left_is_deleted(saved):
+    (saved / "tensors-9.safetensors").write_bytes(b"half")
+    checkpoint.remove_remains(saved.parent)
+    assert sorted(path.name for path in saved.iterdir()) == ["checkpoint.json", "tensors-1.safetensors"]
+    (saved / "checkpoint.json").write_text("damaged")
+    assert checkpoint.remove_remains(saved.parent) == []
 
 
 def test_a_huge_or_nested_manifest_is_refused(saved):

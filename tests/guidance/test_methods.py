@@ -14,6 +14,7 @@ from csd3d.distillation.methods.vsd import VSD
 from csd3d.distillation.named import names_for
 from csd3d.distillation.step import DistillConfig, distill_step
 from csd3d.distillation.svgd import SVGDConfig
+from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.guidance.methods import (
     UNSAID,
@@ -53,7 +54,8 @@ def test_each_method_is_run_once_with_its_settings_and_svgd_where_its_name_says_
     assert [run.title for run in runs.values()] == [
         "VSD (ProlificDreamer)", "CSD", "VSD (ProlificDreamer) + CSD", "FSD",
     ]  # fmt: skip
-    assert runs["vsd"].identity == {"vsd.rank": 2, "vsd.learning_rate": 1e-3}
+    job = Job(config=None, device=torch.device("cpu"))
+    assert job.own_identity("vsd", runs["vsd"].method) == {"vsd.rank": 2, "vsd.learning_rate": 1e-3}
 
 
 def test_settings_at_the_name_win_over_those_beside_it():

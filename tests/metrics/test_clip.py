@@ -18,6 +18,7 @@ from csd3d.metrics import clip as clip_module
 from csd3d.metrics.clip import (
     VIEWS,
     ClipModel,
+    check_clip,
     clip_pixels,
     directional_similarity,
     embed_images,
@@ -194,6 +195,20 @@ def test_a_folder_that_will_not_do_is_refused_in_one_line(folder, tmp_path, spoi
         load_clip(copy)
     assert str(copy) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["everything", "config.json", "model.safetensors", "tokenizer.json"])
+def test_what_is_missing_is_told_before_any_work(folder, tmp_path, lost):
+    """Without opening the weights, so it can be asked at the start of a job that needs the CLIP at its end."""
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    check_clip(str(broken))
+    left = list(broken.iterdir()) if lost == "everything" else [broken / lost]
+    for file in left:
+        file.unlink()
+    with pytest.raises(InputError) as error:
+        check_clip(str(broken))
+    assert str(broken) in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_named():

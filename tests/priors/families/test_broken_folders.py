@@ -144,3 +144,20 @@ def test_t5_without_a_fast_tokenizer_says_what_it_needs(deepfloyd, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (deepfloyd / "tokenizer/tokenizer.json").rename(deepfloyd / "tokenizer/spiece.model")
     assert "pip install sentencepiece" in refused(deepfloyd)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("scheduler/scheduler_config.json", {"_class_name": -1, "prediction_type": "x"}, "-1 with prediction_type 'x'"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "tokenizer"),
+        ("text_encoder/config.json", {"num_attention_heads": -1}, "text_encoder|text encoder"),
+        ("text_encoder/config.json", {"architectures": -1, "hidden_size": "x"}, "text_encoder"),
+    ],
+)
+def test_values_of_another_kind_in_a_config_are_told(tiny_prior, tmp_path, file, changes, said):
+    folder = shutil.copytree(tiny_prior, tmp_path / "prior")
+    edit_json(folder / file, **changes)
+    with pytest.raises(InputError, match=said) as error:
+        load_prior(PriorConfig(str(folder), device="cpu")).condition(["a prompt"])
+    assert "\n" not in str(error.value)

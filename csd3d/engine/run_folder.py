@@ -1,0 +1,252 @@
+"""The run folder: made in one step, held by one process at a time, and what is told when it cannot be written.
+
+outputs/<name>/<timestamp>/
+  config.yaml  cmd.txt  environment.json      # besides these the log, checkpoints and results
+"""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from csd3d.engine.checkpoint import remove_remains
+from csd3d.engine.logs import logger
+from csd3d.errors import InputError
+from csd3d.files import never_made_again, read_json, remove_partial
+
+PACKAGES = (
+    "csd3d",
+    "torch",
+    "numpy",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "nerfacc",
+    "kornia",
+    "trimesh",
+    "xatlas",
+    "omegaconf",
+)
+NEW_RUN = ".new-run-"  # begins the name of a run folder that is being made
+OLD_S = 3600.0  # age of one that no process makes any more
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+# -------------------------------------------------------------------------------------------------------------- making
+
+
+def create_run_folder(
+    name: str, config_yaml: str, *, output: Path | None = None, argv: Sequence[str] = (), root: Path = Path("outputs")
+) -> Path:
+    """Make the run folder (`output`, else `root/name/timestamp`) with config.yaml, cmd.txt and environment.json.
+
+    It is assembled under a temporary name and renamed, so that a run folder always has its config.
+
+    Raises:
+        InputError: it cannot be written, or `output` is not empty.
+    """
+    if output is None and (Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name):
+        raise InputError(f"name: {name!r} is no folder below {root}/; for a run folder elsewhere there is --output")
+    target = output if output is not None else root / name / time.strftime("%Y%m%d-%H%M%S")
+    if _is_current(target):  # renaming onto it would delete it
+        raise InputError(
+            f"{target}: cannot be made the run folder (it is the current one); choose another with --output"
+        )
+    files = {
+        "config.yaml": config_yaml,
+        "cmd.txt": shlex.join(argv) + "\n",
+        "environment.json": json.dumps(environment(), indent=2) + "\n",
+        "log.txt": "",
+    }
+    temporary = None
+    try:
+        os.makedirs(target.parent, exist_ok=True)
+        _remove_unfinished(target.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=NEW_RUN, dir=target.parent))
+        temporary.chmod(0o755)
+        for file, text in files.items():
+            (temporary / file).write_text(text, encoding="utf-8")
+        return _move(temporary, target, may_renumber=output is None)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be made the run folder ({_why_not(target, error)})") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_current(target: Path) -> bool:
+    try:
+        return target.resolve() == Path.cwd()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        why = getattr(error, "strerror", None) or "its links lead in a circle"
+        raise InputError(f"{target}: cannot be made the run folder ({why}); choose another with --output") from None
+
+
+def _remove_unfinished(parent: Path) -> None:
+    """Delete run folders that a killed process has left before they had their name."""
+    for left in parent.glob(f"{NEW_RUN}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD_S:
+                shutil.rmtree(left)
+
+
+def _move(temporary: Path, target: Path, may_renumber: bool) -> Path:
+    """Rename to a free name or onto an empty folder; runs started in the same second get -2, -3, …"""
+    for number in itertools.count(1):
+        place = target if number == 1 else target.with_name(f"{target.name}-{number}")
+        try:
+            return temporary.rename(place)
+        except OSError:
+            if not (may_renumber and os.path.exists(place)):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _why_not(target: Path, error: OSError) -> str:
+    if os.path.isdir(target) and os.access(target, os.R_OK) and any(target.iterdir()):
+        return "it is not empty; choose another with --output, or continue that run with --resume"
+    return f"{error.strerror or error}; choose another with --output"
+
+
+# ------------------------------------------------------------------------------------------------------------- holding
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder while it is worked in; raises InputError if another process does.
+
+    The lock is the operating system's, on config.yaml, so it ends with its process however that ends. What killed
+    writers have left is deleted. An error of the file system becomes an InputError that says what to do.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            config = stack.enter_context(open(folder / "config.yaml", "rb"))
+            fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process works in this run folder; wait until it ends, or stop it first"
+            ) from None
+        except FileNotFoundError:
+            raise InputError(_deleted(folder)) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
+        stack.enter_context(never_made_again(folder))
+        try:
+            for path in (*remove_partial(folder), *remove_remains(folder / "checkpoints")):
+                logger.info("deleted %s, which a process left that was killed", path)
+            with _quiet_threads():
+                yield
+            if _is_gone(folder):
+                raise InputError(_deleted(folder))
+        except InputError as error:
+            raise (InputError(_deleted(folder)) if _is_gone(folder) else error) from None
+        except OSError as error:
+            raise InputError(told(folder, error)) from error
+        except Exception as error:
+            if not _is_gone(folder):
+                raise
+            raise InputError(_deleted(folder)) from error
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keep threads from printing tracebacks of errors of the file system.
+
+    TensorBoard writes in a thread, which dies of a full disk; the main thread is told at its next write.
+    """
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def told(folder: Path, error: OSError) -> str:
+    """Say in one line why a run could not write into its folder; raises errors again that are about something else."""
+    if _is_gone(folder):
+        return _deleted(folder)
+    named = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    inside = named is not None and Path(named).is_relative_to(os.path.abspath(folder))
+    if not inside and error.errno not in DISK_ERRORS:
+        raise error
+    place = named if inside else f"{folder} or {tempfile.gettempdir()}" if named is None else named
+    what = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    finished = "what was finished is there"
+    return f"{place}: cannot be written ({error.strerror or error}); {finished}: {what}, then --resume {folder}"
+
+
+def _is_gone(folder: Path) -> bool:
+    return not (folder / "config.yaml").exists()
+
+
+def _deleted(folder: Path) -> str:
+    return f"{folder}: the run folder was deleted, or its config.yaml was, while the run worked in it; start it afresh"
+
+
+# --------------------------------------------------------------------------------------------------------- environment
+
+
+def read_environment(run_folder: Path) -> dict[str, Any]:
+    """Return environment.json of a run; {} and a warning if it is missing or damaged, as only the report shows it."""
+    try:
+        return read_json(run_folder / "environment.json", "the environment that a run was started in")
+    except InputError as error:
+        logger.warning("the report does not say where the run was made: %s", error)
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, processor, threads, accelerator and git commit, as needed to repeat a run."""
+    import torch
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": _git_commit(Path(__file__).parent),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Return the commit csd3d runs from, with `-dirty` if tracked files were changed; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True, start_new_session=True
+        ).stdout.strip()  # a session of its own: Ctrl+C is for this process alone
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,99 @@
+"""Jobs of every task that take seconds, for tests and for benchmarks/kills.py."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SCENE = """
+representation:
+  field: {levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16}
+  render: {steps: 64, resolution: 16, warmup: 16, update_every: 4}
+reconstruct: {steps: 40, samples: 4096, rays: 256}
+fit: {steps: 12, samples: 2048, rays: 64, patches: 1, patch_size: 16}
+editors:
+  csd_edit: {edit_every: 6, later_steps: 1, text_scale: 3, image_scale: 1, edit: {steps: 2}}
+  in2n: {edit_rate: 4, ddim_steps: 2}
+compare: [in2n]
+export: {video_frames: 3, mesh: {resolution: 16, texture_size: 64, face_budget: 400, threshold: 0.5}}
+save_seconds: 0
+"""
+CANVAS = """
+editors: {csd_edit: {passes: 2, edit: {steps: 3, batch: 4}}}
+sampling: {steps: 2}
+save_seconds: 0
+"""
+CASES = {
+    "edit_image": "prompt: a red it\nimage: photo.png\ncompare: [ip2p]\n" + CANVAS,
+    "edit_panorama": "prompt: a red it\nimage: photo.png\nwrap: true\ncompare: [ip2p, ip2p_downscaled]\n" + CANVAS,
+    "edit_video": "prompt: a red it\nvideo: frames\ncompare: [ip2p, pix2video]\n" + CANVAS,
+    "text_to_image": """
+prompts: [a red chair, a blue ball]
+method: [csd, vsd]
+particles: 2
+size: 32
+distill: {steps: 3}
+save_seconds: 0
+""",
+    "text_to_3d": """
+prompt: a red chair
+compare: [sds]
+views_per_step: 2
+guidance_size: 32
+asset:
+  representation:
+    field: {levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16, blob_scale: 60}
+    render: {steps: 48, resolution: 16, warmup: 8, update_every: 4}
+  resolution: [[0, 8]]
+  levels: [[0, 4]]
+distill: {steps: 3}
+evaluate: {views: 4, size: 32}
+export: {video_frames: 3, mesh: {resolution: 16, texture_size: 64, face_budget: 400, threshold: 0.5}}
+save_seconds: 0
+""",
+    "edit_scene": f"name: tiny\nprompt: paint it a bright colour\nscene: {{path: scene}}\n{SCENE}",
+}
+INPUTS = {  # the keys of a job that name files, and those files
+    "edit_image": {"image": "photo.png", "prior.model": "prior"},
+    "edit_panorama": {"image": "photo.png", "prior.model": "prior"},
+    "edit_video": {"video": "frames", "prior.model": "prior"},
+    "edit_scene": {"scene.path": "scene", "prior.model": "prior"},
+    "text_to_image": {"prior.model": "prior"},
+    "text_to_3d": {"prior.model": "prior"},
+}
+
+
+def write_job(home: Path, task: str, priors: dict[str, Path], capture: Path) -> Path:
+    """Write a job's config and inputs, relative to `home`, the folder it is to be started in; return the config.
+
+    priors: an editing and a text-to-image model, by "edit" and "text".
+    """
+    home.mkdir(parents=True)
+    shutil.copytree(priors["text" if task.startswith("text") else "edit"], home / "prior")
+    shutil.copytree(capture, home / "scene")
+    for path in ("photo.png", "frames/0.png", "frames/1.png"):
+        (home / path).parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(len(path)).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(home / path)
+    config = home / "config.yaml"
+    config.write_text(f"task: {task}\nprior: {{model: prior}}\n{CASES[task]}")
+    return config
+
+
+def metrics_of(folder):
+    """metrics.json without what a clock or the system measured at the end."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for key in ("encode", "export", "evaluate", "total"):
+        metrics["seconds"].pop(key, None)
+    metrics.pop("peak_memory_gib")
+    if metrics.get("mesh"):
+        metrics["mesh"].pop("seconds")
+    return metrics
+
+
+def files_of(folder):
+    """Every result but the report and the binary curves, by name."""
+    kept = (p for p in folder.rglob("*") if p.suffix in (".png", ".mp4", ".obj", ".ply", ".glb", ".jsonl", ".json"))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in kept if p.name != "metrics.json"}
