@@ -176,6 +176,7 @@ class CanvasReport:
             prompt=self.config.told,
             scene=f"{clip.name}, {size}",
             used=self.used,
+            finished=self.metrics["finished"],
             before=self.shown[SOURCE].hero,
             after=self.shown[self.main].hero,
             facts=self.facts(),

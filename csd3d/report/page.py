@@ -34,6 +34,8 @@ METRICS = {
     "psnr_outside": ("PSNR outside the edit", "dB", "higher", 2),
     "warped_error": ("Disagreement between views", "RMSE", "lower", 4),
     "flow_warped_error": ("Flow-warped error", "RMSE", "lower", 4),
+    "flow_warped_error_short": ("Flow-warped error, next frame", "RMSE", "lower", 4),
+    "flow_warped_error_long": ("Flow-warped error, frames further apart", "RMSE", "lower", 4),
     "neighbour_distance": ("Distance between neighbours, like LPIPS", "", "lower", 4),
     "seam_visibility": ("Seam visibility", "", "lower", 3),
     "seam_visibility_relative": ("Seam visibility over the source's", "", "lower", 3),
@@ -82,6 +84,7 @@ class ReportData:
     prompt: str
     scene: str = ""
     used: str = ""  # model, representation and reader, see `used`
+    finished: bool = True
     before: Picture | None = None
     after: Picture | None = None
     facts: dict[str, str] = field(default_factory=dict)  # headline numbers, formatted
@@ -103,9 +106,10 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page atomically. It ends with links to files in the run folder, relative to the page."""
     path = Path(path)
+    unfinished = "" if data.finished else "Stopped early: these are results of an unfinished run."
     parts = {
         "title": escape(data.prompt),
-        "scene": "<br>".join(escape(line) for line in (data.scene, data.used) if line),
+        "scene": "<br>".join(escape(line) for line in (data.scene, data.used, unfinished) if line),
         "hero": _hero(data),
         "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
         "facts": _facts(data.facts),
@@ -201,7 +205,7 @@ def _results(data: ReportData) -> str:
     methods = [m for m in (data.methods or data.results) if m in data.results]
     if not methods:
         return ""
-    keys = list(dict.fromkeys(key for method in methods for key in data.results[method]))
+    keys = [key for key in dict.fromkeys(key for m in methods for key in data.results[m]) if key != "answer"]
     keys.sort(key=lambda key: list(METRICS).index(key) if key in METRICS else len(METRICS))
     head = "".join(f'<th scope="col" data-method="{escape(m)}">{escape(data.methods.get(m, m))}</th>' for m in methods)
     rows = {key: [data.results[m].get(key) for m in methods] for key in keys}

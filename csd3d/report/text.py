@@ -38,6 +38,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
     return ReportData(
         prompt=job.config.told,
         used=used(job),
+        finished=metrics["finished"],
         methods=dict(titles),
         results=metrics["results"],
         judge=metrics["judge"] or "",

@@ -214,6 +214,7 @@ class EditJob(Job):
             prompt=config.prompt,
             scene=str(capture.folder.name),
             used=used(self),
+            finished=metrics["finished"],
             before=before,
             after=results.final.render_views(cameras, torch.tensor([0])).rgb[0].clamp(0, 1),
             facts=facts(metrics, results.main),

@@ -100,9 +100,10 @@ class TextTo3DConfig:
             raise ValueError("asset.random_background must be 0, as prompts.backdrops draws backgrounds too")
         self.distill = settle_distill(self.distill, [one.name for one in (self.method, *self.compare)])
         self.runs  # noqa: B018 (raises where a method does not go with the rest)
-        for key, last in self._last_steps().items():
-            if last >= self.distill.steps:
-                raise ValueError(f"{key} names step {last}: distill.steps has {self.distill.steps}, counted from 0")
+        late = {key: last for key, last in self._last_steps().items() if last >= self.distill.steps}
+        if late:
+            named = ", ".join(f"{key} names step {last}" for key, last in late.items())
+            raise ValueError(f"{named}: distill.steps has {self.distill.steps}, counted from 0; change these keys too")
 
     def _last_steps(self) -> dict[str, int]:
         """The last step that each schedule names, by its key."""

@@ -239,6 +239,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, world):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's "&" has it ignored
     )
     for line in running.stdout:  # until COLMAP is at work
         if "chosen" in line:
