@@ -15,6 +15,7 @@ from pathlib import Path
 
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.registry import plugin_fault
 
 EXAMPLES = (
     'csd-text-to-3d.yaml prompt="a blue duck"',
@@ -139,6 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         for line in getattr(error, "lines", [str(error)]):
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        told = plugin_fault(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Aborted. `--resume RUN_DIR` continues from the last checkpoint.", file=sys.stderr)

@@ -254,8 +254,9 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path, schema: type) -> None:
     """Raise InputError with a line for each key of an earlier release."""
     lines = []
-    for old, new in getattr(schema, "MOVED", {}).items():
-        if OmegaConf.select(tree, old, throw_on_resolution_failure=False) is not None:
+    moved = getattr(schema, "MOVED", {})
+    for old, new in moved.items():
+        if _holds(tree, old):
             lines.append(f"{_file_of(path, old)}: {old}: {_moved(old, new)}")
         lines += [
             f"command line: {text}: {_moved(old, new)}"
@@ -264,6 +265,17 @@ def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path,
         ]
     if lines:
         raise InputErrors(lines)
+    fields = {field.name for field in dataclasses.fields(schema)}
+    for section in {old.partition(".")[0] for old in moved} - fields:
+        if section in tree.keys() and not OmegaConf.select(tree, section, throw_on_resolution_failure=False):  # noqa: SIM118
+            del tree[section]  # its keys have been taken out, one by one
+
+
+def _holds(tree: DictConfig, key: str) -> bool:
+    """Whether a dotted key is there, be its value null."""
+    section, _, name = key.rpartition(".")
+    parent = OmegaConf.select(tree, section, throw_on_resolution_failure=False) if section else tree
+    return isinstance(parent, DictConfig) and name in parent.keys()  # noqa: SIM118 (`in` resolves the value)
 
 
 def _moved(old: str, new: str) -> str:

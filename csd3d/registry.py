@@ -53,6 +53,7 @@ PARTS = {  # the attributes that a thing of each kind must have
     "correspondence": ("edits", "open"),
     "ground_truth": ("scene_truth", "knows"),
 }
+VALUES = ("wants", "edits")  # of these, what is no function
 # dataclasses, whose fields are config keys
 WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task", "correspondence")
 RESERVED = {"method": ("csd", "all")}  # names that have another meaning in configs
@@ -109,6 +110,8 @@ def _check(entry: Entry) -> None:
     missing = [part for part in PARTS.get(kind, ()) if not hasattr(thing, part)]
     if missing:
         raise InputError(f"{at} lacks {', '.join(missing)}")
+    if uncalled := [part for part in PARTS.get(kind, ()) if part not in VALUES and not callable(getattr(thing, part))]:
+        raise InputError(f"{at}: its {uncalled[0]} is no function")
     if kind not in WITH_KEYS:
         return
     if "__dataclass_fields__" not in vars(thing):
@@ -205,14 +208,46 @@ def _guarded(plugin: str, load: Callable[[], Any]) -> None:
         load()
     except InputError as error:
         raise InputError(f"plugin {plugin}: {str(error).removeprefix('plugins: ')}") from None
-    except (Exception, SystemExit) as error:  # other people's code can raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # other people's code can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{plugin}.".startswith(f"{error.name}."):
             raise InputError(f"plugin {plugin}: no such module; a file is named with its .py") from None
         place = _own_line(error)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = _reason(error)
         if isinstance(error, SyntaxError) and error.filename:
             place, reason = (error.filename, error.lineno), f"{type(error).__name__}: {error.msg}"
         raise InputError(f"plugin {plugin}: cannot be imported ({reason}, at {place[0]}:{place[1]})") from None
+
+
+def plugin_fault(error: Exception) -> str | None:
+    """Return one line that blames a plugin for `error`; None where no code of a plugin, or call of it, failed.
+
+    A call with the wrong arguments fails before any line of the plugin runs; its message begins with the name.
+    """
+    outside = [entry for kind in _entries.values() for entry in kind.values() if not _is_ours(entry.thing)]
+    frames = traceback.extract_tb(error.__traceback__)
+    for entry in outside:
+        file = inspect.getsourcefile(entry.thing)
+        inside = [frame for frame in frames if frame.filename == file]
+        called = isinstance(error, TypeError) and str(error).startswith(f"{entry.thing.__qualname__}.")
+        if inside or called:
+            place = f"{file}:{inside[-1].lineno}" if inside else entry.place
+            return f"{entry.kind} {entry.name!r} of a plugin failed ({_reason(error)}, at {place})"
+    return None
+
+
+def _is_ours(thing: Any) -> bool:
+    return f"{getattr(thing, '__module__', '')}.".startswith("csd3d.")
+
+
+def _reason(error: BaseException) -> str:
+    """The error's kind and text on one line, even of one whose text cannot be made."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text cannot be made"
+    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
 def _own_line(error: BaseException) -> tuple[str, int | None]:

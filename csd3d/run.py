@@ -1,5 +1,6 @@
 """Starts, resumes and exports jobs: finds the task, the device and the run folder."""
 
+import json
 import os
 import sys
 import time
@@ -122,9 +123,9 @@ def read(config_file: Path, overrides: Sequence[str]) -> Any:
     """Load the plugins and return the task's config, with paths of shipped files resolved."""
     plugins = load_plugins(config_file, overrides)
     task = task_name(config_file, overrides, registry.names("task"))
+    if plugins:  # as a list of absolute paths, so that the run's config.yaml is valid from anywhere
+        overrides = [*overrides, f"plugins={json.dumps(plugins)}"]
     config = load_config(config_file, overrides, registry.get("task", task).thing)
-    if plugins:
-        config.plugins = plugins  # absolute, so that the run's config.yaml is valid from anywhere
     return with_paths(config, shipped)
 
 

@@ -149,7 +149,7 @@ def hints_of(schema: type) -> dict[str, Any]:
     """Return the annotations of a dataclass by field name; InputError where one of them cannot be resolved."""
     try:
         hints = typing.get_type_hints(schema, include_extras=True)
-    except NameError as error:
+    except Exception as error:  # whatever an annotation that is a text raises
         where = f"{inspect.getsourcefile(schema)}: {schema.__name__}"
         raise InputError(f"{where}: the type of one of its fields is not known there ({error})") from None
     return {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}

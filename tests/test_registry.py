@@ -1,5 +1,6 @@
 """Registered things: named by configs with keys of their own, found in plugins, and told apart from mistakes."""
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,13 @@ def test_keys_that_moved_are_told_together(load):
     assert told[2].endswith("chill: chill is gone: there is no chill any more")
 
 
+def test_a_moved_key_counts_though_its_value_is_null_and_what_it_leaves_empty_is_let_through(load, monkeypatch):
+    monkeypatch.setattr(Config, "MOVED", {"old.psi": "toys.warm.strength", "old.chi": "it is gone"})
+    assert message(load, "old: {psi: null}").endswith("old.psi: old.psi is now toys.warm.strength")
+    assert load("old: {}") == load("old: null") == load("")
+    assert "old: unknown key" in message(load, "old: {other: 1}")
+
+
 def test_comments_become_a_table_of_keys():
     rows = {row.name: row for row in key_table(Warm)}
     assert rows["strength"].about == "how strongly"
@@ -193,6 +201,8 @@ class Mine:
     def direction(self, eps, step): return None
 """
 
+NO_CALL = "    queries = 4\n"
+
 READER = """from dataclasses import dataclass
 from csd3d.registry import register
 @register("reader", "mine")
@@ -217,6 +227,9 @@ class Mine:
         (METHOD.format(name="mine", top="", key="x").replace("= 1.0", ""), ["its field x has no default"]),
         (METHOD.format(name="mine", top="", key="x").replace("= 1.0", "= 1.0; y: int"), ["non-default", "bad.py:5"]),
         (METHOD.format(name="mine", top="", key="x").replace("= 1.0", "= []"), ["mutable default", "bad.py:5"]),
+        (METHOD.format(name="mine", top="", key="x") + NO_CALL, ["queries is no"]),
+        ("class Odd(Exception):\n    def __str__(self): 1 / 0\nraise Odd", ["Odd: its text cannot be made"]),
+        ("raise GeneratorExit('enough')", ["GeneratorExit: enough", "bad.py:1"]),
         (READER, ["reader 'mine' lacks wants"]),
         (PLUGIN.format(name="warm", heat=1.0), ["toy 'warm' is registered twice", "test_registry.py", "bad.py"]),
         ("from csd3d.registry import register\n@register('method', 'none')\nclass None_:\n    pass", ["lacks queries"]),
@@ -265,3 +278,22 @@ def test_plugins_are_a_name_a_list_or_nothing(value, wanted):
 @pytest.mark.parametrize("plugin", ["x" * 300 + ".py", "~nobody_of_this_name/a.py"])
 def test_a_plugin_that_no_path_can_be_is_not_there(plugin):
     assert "no such file" in message(load_plugins, [plugin_path(plugin, Path())])
+
+
+def test_a_plugin_that_fails_at_work_is_blamed_and_nobody_else(plugin, monkeypatch):
+    monkeypatch.setitem(registry._entries, "toy", {})  # which are of this file
+    text = METHOD.format(name="mine", top="", key="x").replace("return {}", "return 1 / 0")
+    load_plugins([plugin("bad", text)])
+    mine = get("method", "mine").thing()
+
+    def told(call) -> str | None:
+        try:
+            call()
+        except Exception as error:
+            return registry.plugin_fault(error)
+
+    blamed = r"method 'mine' of a plugin failed \(%s.*bad\.py:\d+\)"
+    assert re.search(blamed % "ZeroDivisionError", told(lambda: mine.queries(0)))
+    assert re.search(blamed % r"TypeError: Mine.queries\(\)", told(mine.queries))
+    assert told(lambda: 1 / 0) is None
+    registry._entries["method"].pop("mine")
