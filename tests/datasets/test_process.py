@@ -18,6 +18,7 @@ import launch
 from benchmarks.process import camera_rows, true_errors, write_film
 from csd3d.datasets import SceneConfig, load_capture, process
 from csd3d.datasets.listing import find_reader
+from csd3d.datasets.process import frames
 from csd3d.datasets.process.frames import Look, pick
 from csd3d.datasets.process.poses import LEAST_SHIFT, make_pairs, shift_seen
 from csd3d.datasets.readers import photos
@@ -218,6 +219,16 @@ def test_what_is_no_film_is_refused_in_one_line(tmp_path, world):
     with pytest.raises(InputError, match="not empty"):
         process.process(world, tmp_path / "full")
     assert (tmp_path / "full/mine.txt").exists()
+
+
+def test_a_killed_ffmpeg_slivers_of_photos_and_names_that_are_too_long_are_refused(tmp_path, world, monkeypatch):
+    (tmp_path / "thin").mkdir()
+    Image.fromarray(np.zeros((1, 5000, 3), np.uint8)).save(tmp_path / "thin/a.png")
+    assert "5000x1 pixels; expected at least 32" in refusal(tmp_path / "thin", tmp_path / "out")
+    with pytest.raises(InputError, match="File name too long"):
+        process.process(world, tmp_path / ("a" * 300))
+    monkeypatch.setattr(frames, "killed", lambda code: "it was killed by signal 9 (SIGKILL)")
+    assert "killed by signal 9" in refusal(world, tmp_path / "out")
 
 
 def test_without_pycolmap_the_message_says_how_to_install_it(tmp_path, world, monkeypatch):

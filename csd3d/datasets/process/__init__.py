@@ -49,10 +49,10 @@ def process(
         raise InputError(f"--frames: {frames}; expected 8 to {MAX_FRAMES}")
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed: {seed}; expected 0 to {2**31 - 1}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output: {output} is there and not empty; choose another folder")
     import_pycolmap()
     try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"--output: {output} is there and not empty; choose another folder")
         with _partial(output) as partial, tempfile.TemporaryDirectory(prefix="csd3d-process-") as work:
             report = _into(partial, Path(work), source, frames, matching, seed, tell)
             if output.exists():

@@ -17,17 +17,16 @@ from skimage.measure import blur_effect
 
 from csd3d.datasets.images import MAX_PIXELS, area_resize, decode, image_size
 from csd3d.errors import InputError
-from csd3d.media.ffmpeg import command, complaint, source
+from csd3d.media.ffmpeg import command, complaint, killed, source, start
 from csd3d.media.pictures import check_file
 from csd3d.media.videos import SUFFIXES, natural_key
 
 MAX_SIDE = 1920  # of a frame as it is written; larger ones are averaged down
+LEAST_SIDE = 32  # pixels
 LOOK_SIDE = 640  # of a frame as it is judged
 MAX_LOOKED_AT = 100_000  # frames of a film
 LEAST_FRAMES = 8
-BLUR = (
-    0.75  # of a picture's blur (Crete et al. 2007), 0 sharp to 1: below 0.55 in sharp ones, 0.8 where no detail is left
-)
+BLUR = 0.75  # of a picture (Crete et al. 2007), 0 sharp to 1: below 0.55 in sharp ones, 0.8 where no detail is left
 MUCH_LESS_SHARP = 0.35  # of the median sharpness round a frame: left out
 ALIKE = 0.4  # grey levels of 255: mean difference of two thumbnails of 32x32 that show the same from the same place
 
@@ -106,8 +105,10 @@ def _blur(file: Path) -> float:
 
 
 def _small(grey: np.ndarray) -> np.ndarray:
-    scale = LOOK_SIDE / max(grey.shape)
-    return grey if scale >= 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = grey.shape
+    scale = min(1.0, LOOK_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return grey if scale == 1 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
 Write = Callable[[list[int], Path, Chosen], None]
@@ -151,8 +152,11 @@ def _photo(file: Path) -> np.ndarray:
     image_size(file, MAX_PIXELS)  # refuses larger ones before they are decoded
     values, _ = decode(file, "white", turned=True)
     height, width = values.shape[:2]
+    if min(height, width) < LEAST_SIDE:
+        raise InputError(f"{file}: {width}x{height} pixels; expected at least {LEAST_SIDE} a side")
     scale = min(1.0, MAX_SIDE / max(width, height))
-    return np.round(255 * area_resize(values, round(width * scale), round(height * scale))).astype(np.uint8)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.round(255 * area_resize(values, *size)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------- film
@@ -174,6 +178,10 @@ def _film(path: Path, tell: Callable[[str], None]) -> tuple[list[Look], Write]:
         for i, rgb in zip(best, frames, strict=False):
             _add(chosen, into, rgb, i)
         frames.close()
+        if len(chosen.files) < len(best):
+            raise InputError(
+                f"{path}: only {len(chosen.files)} of {len(best)} chosen frames were decoded again; try again"
+            )
 
     return looks, write
 
@@ -193,12 +201,13 @@ def _decoded(path: Path, filters: str, pixels: str, codec: str) -> Iterator[np.n
     found = False
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         arguments = command(*limits, *source(path), *output)
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        process = start(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         try:
             while (frame := _next_picture(process.stdout)) is not None:
                 found = True
                 yield frame
-            process.wait()
+            if how := killed(process.wait()):
+                raise InputError(f"{path}: decoding stopped early, as ffmpeg did not end by itself ({how}); try again")
         finally:
             process.kill()
             process.stdout.close()
