@@ -243,6 +243,7 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
             if factor > 1:
                 logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(found.faces), face_budget)
             return found
+    logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(mesh.faces), face_budget)
     return mesh
 
 
