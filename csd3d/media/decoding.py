@@ -133,7 +133,7 @@ def _store(stream: IO[bytes], file: Path, path: Path, limits: Limits) -> Stored:
     done, room = Stored(), SHARE_OF_ROOM * free_bytes(file.parent)
     try:
         with file.open("wb") as out:
-            for frame in _pictures(stream):
+            for frame in read_pictures(stream):
                 height, width, depth = frame.shape
                 done.size = (height, width) if done.count == 0 else done.size
                 if (height, width) != done.size:
@@ -170,11 +170,11 @@ def over_white(frame: np.ndarray) -> np.ndarray:
     return ((frame[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _pictures(stream: IO[bytes]) -> Iterator[np.ndarray]:
-    """Yield each complete picture, [H, W, 3 | 4] uint8, of a stream of binary PPM (rgb) or PAM (rgba)."""
-    while (kind := stream.readline()) in (b"P6\n", b"P7\n"):
-        if kind == b"P6\n":
-            width, height, depth = *map(int, stream.readline().split()), 3
+def read_pictures(stream: IO[bytes]) -> Iterator[np.ndarray]:
+    """Yield each complete picture, [H, W, 1 | 3 | 4] uint8, of a stream of binary PGM, PPM or PAM (rgba)."""
+    while (kind := stream.readline()) in (b"P5\n", b"P6\n", b"P7\n"):
+        if kind != b"P7\n":
+            width, height, depth = *map(int, stream.readline().split()), 1 if kind == b"P5\n" else 3
             stream.readline()
         else:
             fields = dict(line.split(maxsplit=1) for line in iter(stream.readline, b"ENDHDR\n") if line.strip())

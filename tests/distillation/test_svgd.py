@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensor_sizes import LargestTensor
 from torch import Tensor
 
 from csd3d.distillation import SVGDConfig, svgd_combine, svgd_diagnostics
@@ -161,18 +162,10 @@ def test_row_normalised_step_carries_across_particle_counts():
 
 def test_memory_holds_no_pairwise_differences():
     """Not one N × N × D tensor: every intermediate result is at most N × D."""
-    N, D, largest = 64, 4096, 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(x))])
-            return out
-
-    with Watch():
+    N, D = 64, 4096
+    with LargestTensor() as watch:
         svgd_combine(torch.ones(N, D), torch.ones(N, D), sigma=1.0)
-    assert largest == N * D
+    assert watch.largest == N * D
 
 
 # What SVGD is for.

@@ -21,6 +21,7 @@ from correspondences import (
     unrelated,
     windows_at,
 )
+from tensor_sizes import LargestTensor
 from torch import Tensor
 
 from csd3d.canvas.latents import pixel_grid
@@ -173,19 +174,11 @@ def test_repulsion_drives_apart_and_does_not_grow_as_the_overlap_shrinks():
 
 
 def test_memory_holds_no_dense_operator_and_no_pairwise_particles():
-    count, side, largest = 6, 24, 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(x))])
-            return out
-
+    count, side = 6, 24
     z, maps = torch.ones(count, 4, side, side), identity(count, side, side)
-    with Watch():
+    with LargestTensor() as watch:
         svgd_combine(z, z, sigma=1.0, correspondence=maps)
-    assert largest == 2 * count * 4 * side**2  # directions and particles side by side
+    assert watch.largest == 2 * count * 4 * side**2  # directions and particles side by side
 
 
 def test_half_precision_directions_come_back_as_such():

@@ -57,7 +57,7 @@ def signalled(monkeypatch, module, number, after):
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, r"signal 9 \(SIGKILL\)"), (signal.SIGINT, "interrupted")])
 def test_a_killed_decoder_is_an_error_not_a_shorter_video(film, temporary, monkeypatch, number, why):
-    monkeypatch.setattr(decoding, "_pictures", slowly(decoding._pictures))
+    monkeypatch.setattr(decoding, "read_pictures", slowly(decoding.read_pictures))
     signalled(monkeypatch, decoding, number, 0.3)
     with pytest.raises(InputError, match=rf"a.mp4: decoding stopped after \d+ frames.*{why}.*start again"):
         open_video(film)
@@ -108,8 +108,8 @@ from csd3d.interrupt import StopRequest
 from csd3d.media import decoding, open_video, frame_writer
 import time
 with StopRequest() as stop:
-    real = decoding._pictures
-    decoding._pictures = lambda stream: (time.sleep(0.005) or picture for picture in real(stream))
+    real = decoding.read_pictures
+    decoding.read_pictures = lambda stream: (time.sleep(0.005) or picture for picture in real(stream))
     print("reading", flush=True)
     with open_video({str(film)!r}) as video, frame_writer({str(tmp_path / "b.mp4")!r}, 24) as add:
         print("writing", flush=True)

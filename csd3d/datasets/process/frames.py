@@ -17,9 +17,11 @@ from skimage.measure import blur_effect
 
 from csd3d.datasets.images import MAX_PIXELS, area_resize, decode, image_size
 from csd3d.errors import InputError
+from csd3d.files import natural_key
+from csd3d.media.decoding import read_pictures
 from csd3d.media.ffmpeg import command, complaint, killed, source, start
 from csd3d.media.pictures import check_file
-from csd3d.media.videos import SUFFIXES, natural_key
+from csd3d.media.videos import SUFFIXES
 
 MAX_SIDE = 1920  # of a frame as it is written; larger ones are averaged down
 LEAST_SIDE = 32  # pixels
@@ -203,7 +205,7 @@ def _decoded(path: Path, filters: str, pixels: str, codec: str) -> Iterator[np.n
         arguments = command(*limits, *source(path), *output)
         process = start(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         try:
-            while (frame := _next_picture(process.stdout)) is not None:
+            for frame in read_pictures(process.stdout):
                 found = True
                 yield frame
             if how := killed(process.wait()):
@@ -216,16 +218,3 @@ def _decoded(path: Path, filters: str, pixels: str, codec: str) -> Iterator[np.n
         problem = complaint(errors.read(2**20))
     if not found:
         raise InputError(f"{path}: no frame can be decoded ({problem or 'it holds no pictures'}); expected a film")
-
-
-def _next_picture(stream) -> np.ndarray | None:
-    """The next whole binary PGM or PPM of a stream."""
-    channels = {b"P5\n": 1, b"P6\n": 3}.get(stream.readline())
-    if channels is None:
-        return None
-    width, height = map(int, stream.readline().split())
-    stream.readline()
-    data = stream.read(width * height * channels)
-    if len(data) < width * height * channels:
-        return None
-    return np.frombuffer(data, np.uint8).reshape(height, width, channels)
