@@ -14,7 +14,7 @@ Symbols and frames, once for the module:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ class Cameras:
     width: int
     height: int
     distortion: Tensor | None = None  # [B, 6] (k1, k2, k3, k4, p1, p2), or [B, 9] with (q1, q2, q3)
-    fisheye: bool = False
+    fisheye: bool | Tensor = False  # or [B] bool, where lenses of both kinds are in one batch
 
     def __post_init__(self):
         count = len(self.fx)
@@ -61,9 +61,9 @@ class Cameras:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, function) -> "Cameras":
-        names = ("camera_to_world", "fx", "fy", "cx", "cy", "distortion")
+        names = ("camera_to_world", "fx", "fy", "cx", "cy", "distortion", "fisheye")
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
+        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
 
     def resized(self, width: int, height: int) -> "Cameras":
         """The same views on another pixel raster: intrinsics scale with it, lens coefficients don't depend on it."""
@@ -82,7 +82,8 @@ class Cameras:
         offset = pixels - torch.stack((self.cx[i], self.cy[i]), dim=-1)
         xy = offset / torch.stack((self.fx[i], self.fy[i]), dim=-1)
         k = None if self.distortion is None else self.distortion[i]
-        local = (_fisheye_directions if self.fisheye else _perspective_directions)(xy, k)
+        fisheye = self.fisheye[i, None] if isinstance(self.fisheye, Tensor) else self.fisheye
+        local = _by_lens(fisheye, _fisheye_directions, _perspective_directions, xy, k)
         pose = self.camera_to_world[i]
         rays_d = (pose[:, :, :3] * (local * local.new_tensor(OPENGL))[:, None, :]).sum(dim=-1)
         return pose[:, :, 3], torch.nn.functional.normalize(rays_d, dim=-1)
@@ -102,7 +103,8 @@ class Cameras:
         pose = self.camera_to_world[index]
         local = (points - pose[:, 3]) @ pose[:, :3] * points.new_tensor(OPENGL)  # OpenCV axes
         k = None if self.distortion is None else self.distortion[index]
-        xy = (_fisheye_coordinates if self.fisheye else _perspective_coordinates)(local, k)
+        fisheye = bool(self.fisheye[index]) if isinstance(self.fisheye, Tensor) else self.fisheye
+        xy = _by_lens(fisheye, _fisheye_coordinates, _perspective_coordinates, local, k)
         u = self.fx[index] * xy[:, 0] + self.cx[index]
         v = self.fy[index] * xy[:, 1] + self.cy[index]
         return torch.stack((u, v), dim=-1), local[:, 2]
@@ -115,6 +117,15 @@ def pixel_centres(width: int, height: int, device: torch.device | str = "cpu") -
 
 
 # --- lenses ---
+
+
+def _by_lens(
+    fisheye: bool | Tensor, one: Callable[..., Tensor], other: Callable[..., Tensor], x: Tensor, k: Tensor | None
+) -> Tensor:
+    """one(x, k) for fisheye lenses, other(x, k) for others; a mask [R, 1] chooses by row."""
+    if isinstance(fisheye, Tensor):
+        return torch.where(fisheye, one(x, k), other(x, k))
+    return (one if fisheye else other)(x, k)
 
 
 def _perspective_directions(xy_d: Tensor, k: Tensor | None) -> Tensor:

@@ -62,6 +62,20 @@ def test_fisheye_round_trip_reaches_behind_the_camera():
     torch.testing.assert_close(pixels[seen], pixel_centres(120, 100)[seen], rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("lens", [None, FISHEYE])
+def test_lenses_of_both_kinds_in_one_batch(lens):
+    mixed = camera(lens, fisheye=torch.tensor([False, True]))
+    pixels = pixel_centres(mixed.width, mixed.height)
+    indices = torch.arange(len(pixels)) % 2
+    rays_o, rays_d = mixed.rays(indices, pixels)
+    for index, fisheye in enumerate((False, True)):
+        alone = camera(lens, fisheye)
+        mine = indices == index
+        torch.testing.assert_close(rays_d[mine], alone.rays(indices[mine], pixels[mine])[1], atol=0, rtol=0)
+        points = rays_o[mine] + 2 * rays_d[mine]
+        torch.testing.assert_close(mixed[1 - torch.arange(2)].project(points, 1 - index), alone.project(points, index))
+
+
 def test_fisheye_without_coefficients_is_equidistant():
     cameras = camera(None, fisheye=True)
     axis = -cameras.camera_to_world[0, :, 2]

@@ -143,8 +143,7 @@ def _tell_resized(frames: list[Frame], rasters: list[Raster]) -> None:
 
 def frame_cameras(frames: list[Frame], layout: Layout, camera_to_world: Tensor) -> Cameras:
     """Cameras of the frames on the layout's raster, posed by camera_to_world [B, 3, 4]; InputError for bad optics."""
-    if len({frame.fisheye for frame in frames}) > 1:
-        raise InputError(f"{frames[0].where}.camera_model: fisheye and other lenses in one capture; expected one kind")
+    fisheye = [frame.fisheye for frame in frames]
     sizes = [raster.stated or (raster.width, raster.height) for raster in layout.rasters]
     rows = [_pinhole(frame, *size) for frame, size in zip(frames, sizes, strict=True)]
     values = torch.tensor(rows, dtype=torch.float32)
@@ -156,7 +155,7 @@ def frame_cameras(frames: list[Frame], layout: Layout, camera_to_world: Tensor) 
         width=layout.width,
         height=layout.height,
         distortion=lenses if lenses.any() else None,
-        fisheye=frames[0].fisheye,
+        fisheye=fisheye[0] if len(set(fisheye)) == 1 else torch.tensor(fisheye),
     )
     if lenses.any():
         _check_lenses(cameras, frames, sizes)

@@ -1,13 +1,13 @@
 """Metrics of an edited scene: held-out views against the true edit, and edited views against each other."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth, changed_pixels
-from csd3d.metrics import best_answer, psnr, psnr_outside, ssim, warped_error
+from csd3d.metrics import psnr, psnr_outside, ssim, warped_error
 from csd3d.metrics.motion import mean_of_ranges
 from csd3d.representations.base import SceneModel, surface_depth
 
@@ -17,16 +17,17 @@ def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, fl
     if len(capture.test) == 0:
         return {"psnr": None, "ssim": None}
     rendered = model.render_views(capture.cameras, capture.test).rgb.cpu()
-    truth = capture.images[capture.test]
+    pictures = rendered, capture.images[capture.test]
+    found = {name: _each(capture, capture.test, metric, *pictures) for name, metric in (("psnr", psnr), ("ssim", ssim))}
+    return {name: values.mean().item() for name, values in found.items()}
+
+
+def _each(capture: Capture, indices: Tensor, metric: Callable[..., Tensor], *fields: Tensor) -> Tensor:
+    """The metric [N] of the frames `indices` [N] from fields [N, H, W, ...]; padding does not count."""
     if capture.places is None:
-        return {"psnr": psnr(rendered, truth).mean().item(), "ssim": ssim(rendered, truth).mean().item()}
-    parts = (capture.cropped(images, capture.test) for images in (rendered, truth))
-    found = [(psnr(a[None], b[None]), ssim(a[None], b[None])) for a, b in zip(*parts, strict=True)]
-    return {"psnr": _mean(value for value, _ in found), "ssim": _mean(value for _, value in found)}
-
-
-def _mean(values: Iterable[Tensor]) -> float:
-    return torch.cat(tuple(values)).mean().item()
+        return metric(*fields)
+    parts = zip(*(capture.cropped(field, indices) for field in fields), strict=True)
+    return torch.cat([metric(*(part[None] for part in row)) for row in parts])
 
 
 def evaluate_edit(
@@ -45,12 +46,14 @@ def evaluate_edit(
         depth, weight = surface_depth(views).cpu(), None
     else:
         held_out = capture.test if len(capture.test) else train
-        answers = torch.stack([truth.views(scene, held_out).rgb for scene in truth.answers])
+        answers = [truth.views(scene, held_out).rgb for scene in truth.answers]
         rendered = model.render_views(capture.cameras, held_out).rgb.cpu()
-        best, psnr_truth, ssim_truth = best_answer(rendered, answers)
+        scores = torch.stack([_each(capture, held_out, psnr, rendered, answer) for answer in answers])
+        best = int(scores.mean(1).argmax())  # an edit must choose one answer for all views
+        ssim_truth = _each(capture, held_out, ssim, rendered, answers[best])
         before = capture.images[held_out]
-        outside = psnr_outside(rendered, before, changed_pixels(before, answers[best]))
-        report |= {"psnr_truth": psnr_truth.mean().item(), "ssim_truth": ssim_truth.mean().item()}
+        outside = _each(capture, held_out, psnr_outside, rendered, before, changed_pixels(before, answers[best]))
+        report |= {"psnr_truth": scores[best].mean().item(), "ssim_truth": ssim_truth.mean().item()}
         report |= {"psnr_outside": outside.nanmean().item(), "answer": best}
         views = truth.views(truth.answers[best], train)
         depth, weight = views.depth, views.mask

@@ -13,6 +13,7 @@ SLIVER_DEG = 4.0
 PASSES = 8
 MAX_TURN = 0.5  # least cosine between the normals of a face before and after
 MAX_MOVE = 0.1  # of the median edge
+APART = 0.02  # of the way from a vertex to the middle of its faces
 
 
 def remove_slivers(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
@@ -29,10 +30,19 @@ def remove_slivers(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def drop_flaps(mesh: trimesh.Trimesh) -> None:
-    """Remove, in place, faces that name a vertex twice, and pairs of faces with the same three vertices."""
+    """Remove, in place, faces that name a vertex twice, and pairs of opposite faces with the same three vertices."""
+    mesh.update_faces((np.diff(np.sort(mesh.faces, axis=1), axis=1) > 0).all(1))
     ordered = np.sort(mesh.faces, axis=1)
-    _, which, counts = np.unique(ordered, axis=0, return_inverse=True, return_counts=True)
-    keep = (np.diff(ordered, axis=1) > 0).all(1) & (counts[which.reshape(-1)] == 1)
+    first = mesh.faces.argmin(1)[:, None]
+    ahead, behind = (np.take_along_axis(mesh.faces, (first + step) % 3, axis=1)[:, 0] for step in (1, 2))
+    sign = np.where(ahead < behind, 1, -1)  # two faces of the same vertices are opposite if their signs are
+    _, which = np.unique(ordered, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    left = np.bincount(which, sign)[which].astype(int)  # of each set of three vertices, what the pairs leave over
+    keep = np.abs(left) == np.bincount(which)[which]
+    for group in np.unique(which[~keep & (left != 0)]):  # three faces or more
+        alike = np.flatnonzero((which == group) & (sign * left > 0))
+        keep[alike[: abs(left[alike[0]])]] = True
     mesh.update_faces(keep)
     mesh.remove_unreferenced_vertices()
 
@@ -42,14 +52,104 @@ def is_manifold(mesh: trimesh.Trimesh) -> bool:
     _, counts = np.unique(np.sort(mesh.edges, axis=1), axis=0, return_counts=True)
     if not (counts == 2).all():
         return False
-    # the corners at a vertex are one group if neighbouring faces are joined at both ends of their common edge
-    corner, pairs = np.arange(3 * len(mesh.faces)).reshape(-1, 3), []
-    first, second = mesh.face_adjacency.T
-    for end in mesh.face_adjacency_edges.T:
-        joined = [corner[face, (mesh.faces[face] == end[:, None]).argmax(1)] for face in (first, second)]
-        pairs.append(np.stack(joined, 1))
-    groups = trimesh.graph.connected_component_labels(np.concatenate(pairs), node_count=corner.size)
-    return len(np.unique(groups)) == len(np.unique(mesh.faces))
+    return int(_fans(mesh, mesh.face_adjacency, mesh.face_adjacency_edges).max(initial=-1)) + 1 == len(
+        np.unique(mesh.faces)
+    )
+
+
+def separate(mesh: trimesh.Trimesh) -> trimesh.Trimesh | None:
+    """Cut a closed mesh apart where more than two faces meet in an edge, or several fans in a vertex.
+
+    Of the faces round an edge those are joined that bound the same piece of the inside (Gueziec et al. 2001, "Cutting
+    and Stitching"). Every fan gets a vertex of its own, drawn `APART` of the way towards its faces, so that no loader
+    joins them again. An edge whose ends a piece shares with another piece in one fan each is split in its middle, which
+    adds two faces a piece. Returns a manifold, or None if the mesh is not closed.
+    """
+    while not is_manifold(mesh):
+        edges = np.sort(mesh.edges, axis=1)
+        forward = mesh.edges[:, 0] == edges[:, 0]
+        unique, which, counts = np.unique(edges, axis=0, return_inverse=True, return_counts=True)
+        which = which.reshape(-1)
+        if (np.bincount(which, np.where(forward, 1, -1)) != 0).any():
+            return None
+        groups = np.split(np.argsort(which, kind="stable"), np.cumsum(counts)[:-1])
+        parts = [
+            [half] if len(half) == 2 else _wedges(mesh, ends, half, forward)
+            for half, ends in zip(groups, unique, strict=True)
+        ]
+        cut = _cut(mesh, parts, unique)
+        mesh = cut if cut is not None else _split(mesh, [part for part in parts if len(part) > 1])
+    return mesh
+
+
+def _cut(mesh: trimesh.Trimesh, parts: list, unique: np.ndarray) -> trimesh.Trimesh | None:
+    """Give every fan a vertex of its own; None if every vertex has one."""
+    pairs = mesh.edges_face[np.array([pair for part in parts for pair in part])]
+    fan = _fans(mesh, pairs, np.repeat(unique, [len(part) for part in parts], axis=0))
+    source = np.zeros(fan.max() + 1, np.int64)
+    source[fan] = mesh.faces
+    several = np.bincount(source)[source] > 1
+    if not several.any():
+        return None
+    middle = np.stack([np.bincount(fan.reshape(-1), np.repeat(x, 3)) for x in mesh.triangles_center.T], axis=1)
+    middle /= np.bincount(fan.reshape(-1))[:, None]
+    points = mesh.vertices[source]
+    points[several] += APART * (middle - points)[several]
+    return trimesh.Trimesh(points, fan, process=False)
+
+
+def _split(mesh: trimesh.Trimesh, parts: list) -> trimesh.Trimesh:
+    """Split an edge in its middle for each of its pieces; of edges with a common face one, the others later."""
+    points, faces, touched = list(mesh.vertices), mesh.faces.tolist(), set()
+    for part in parts:
+        owners = set(mesh.edges_face[np.array(part)].reshape(-1).tolist())
+        if owners & touched:
+            continue
+        touched |= owners
+        for pair in part:
+            apexes = []
+            for half in pair:
+                a, b = mesh.edges[half].tolist()
+                face = int(mesh.edges_face[half])
+                apex = next(vertex for vertex in mesh.faces[face].tolist() if vertex not in (a, b))
+                faces[face] = [a, len(points), apex]
+                faces.append([len(points), b, apex])
+                apexes.append(mesh.vertices[apex])
+            middle = (mesh.vertices[a] + mesh.vertices[b]) / 2
+            points.append(middle + APART * (np.mean(apexes, axis=0) - middle))
+    return trimesh.Trimesh(np.array(points), np.array(faces), process=False)
+
+
+def _wedges(mesh: trimesh.Trimesh, edge: np.ndarray, group: np.ndarray, forward: np.ndarray) -> list[list[int]]:
+    """Pairs of half-edges of `group` [K], all on `edge` [2], whose faces bound the same piece of the inside."""
+    a, b = mesh.vertices[edge]
+    axis = (b - a) / max(np.linalg.norm(b - a), 1e-30)
+    apex = mesh.triangles_center[mesh.edges_face[group]] - a
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    angle = np.arctan2(apex @ np.cross(axis, side), apex @ side)
+    turn = group[np.argsort(angle, kind="stable")]
+    # turning about the edge, the inside begins at a backward face and ends at a forward one; as brackets are paired
+    depth = np.cumsum(np.where(forward[turn], -1, 1))
+    turn = np.roll(turn, -(int(depth.argmin()) + 1))
+    opened, found = [], []
+    for half in turn:
+        if forward[half]:
+            found.append([opened.pop(), half])
+        else:
+            opened.append(half)
+    return found
+
+
+def _fans(mesh: trimesh.Trimesh, pairs: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """A label [F, 3] for every corner, equal where faces are joined: pairs [K, 2] of faces, at the `ends` [K, 2]."""
+    corner, joined = np.arange(3 * len(mesh.faces)).reshape(-1, 3), []
+    for end in ends.T:
+        # the corners at a vertex are one fan if neighbouring faces are joined at both ends of their common edge
+        joined.append(
+            np.stack([corner[face, (mesh.faces[face] == end[:, None]).argmax(1)] for face in pairs.T], axis=1)
+        )
+    labels = trimesh.graph.connected_component_labels(np.concatenate(joined), node_count=corner.size)
+    return np.unique(labels, return_inverse=True)[1].reshape(-1, 3)
 
 
 def _limit() -> float:

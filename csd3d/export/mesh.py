@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csd3d.engine.logs import logger, progress
 from csd3d.errors import InputError
-from csd3d.export.clean import drop_flaps, is_manifold, remove_slivers
+from csd3d.export.clean import drop_flaps, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
@@ -30,6 +30,7 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 
 CROPS = ("auto", "box", "none")
 LOG_RANGE = 3.0  # nats about the threshold that are kept; densities farther off do not locate the surface
+FACTORS = (1, 0.97, 0.94, 0.85, 0.7, 0.5)  # of the face budget that decimation tries
 SEEN = 0.15  # quantile of the densities at which rays are half stopped; a low one keeps thin shells whole
 PLACED = Placement()
 VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is stopped
@@ -118,7 +119,8 @@ def extract_mesh(
     mesh = _surface(sigma, threshold, low, voxel, config)
     if config.crop == "auto" and remove_ground(sigma, low, voxel, threshold, mesh):
         mesh = _surface(sigma, threshold, low, voxel, config)
-    mesh = remove_slivers(decimate(keep_components(mesh, config.keep_fraction), config.face_budget))
+    mesh = decimate(keep_components(mesh, config.keep_fraction), config.face_budget)
+    mesh = remove_slivers(keep_components(mesh, config.keep_fraction))  # decimation may have cut crumbs off
     mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
     return mesh
 
@@ -226,23 +228,25 @@ def keep_components(mesh: trimesh.Trimesh, fraction: float) -> trimesh.Trimesh:
 def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
     """Quadric-error decimation (Garland & Heckbert 1997) to at most `face_budget` faces, to a closed manifold.
 
-    It can pinch thin parts to edges of four faces. Then other numbers of faces are tried, more than `face_budget` last,
-    as a surface with many holes takes so many.
+    It can pinch thin parts to edges of four faces. Then fewer faces are tried, and if that does not help, the mesh is
+    cut apart at such edges, which can add faces.
     """
     drop_flaps(mesh)
     if len(mesh.faces) <= face_budget:
-        return mesh
+        return separate(mesh) or mesh
     source = mesh.vertices.astype(np.float32), mesh.faces.astype(np.int64)
-    for factor in (1, 0.97, 0.94, 1.5, 2, 4, 8):
+    pinched = []
+    for factor in FACTORS:
         target = int(factor * face_budget)
-        if target >= len(mesh.faces):
-            break
         found = trimesh.Trimesh(*fast_simplification.simplify(*source, target_count=target)[:2], process=True)
         drop_flaps(found)
         if is_manifold(found):
-            if factor > 1:
-                logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(found.faces), face_budget)
             return found
+        pinched.append(found)
+    for found in pinched:
+        cut = separate(found)
+        if cut is not None and 0 < len(cut.faces) <= face_budget:
+            return cut
     logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(mesh.faces), face_budget)
     return mesh
 

@@ -13,13 +13,12 @@ from csd3d.metrics.clip import (
 )
 from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
 from csd3d.metrics.fid import frechet_distance
-from csd3d.metrics.image import best_answer, dilate, psnr, psnr_outside, ssim
+from csd3d.metrics.image import dilate, psnr, psnr_outside, ssim
 from csd3d.metrics.motion import WarpedError, seam_visibility
 
 __all__ = [
     "ClipModel",
     "WarpedError",
-    "best_answer",
     "dilate",
     "directional_similarity",
     "frechet_distance",

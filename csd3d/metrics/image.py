@@ -51,16 +51,6 @@ def dilate(mask: Tensor, pixels: int) -> Tensor:
     return F.max_pool2d(flat, 2 * pixels + 1, stride=1, padding=pixels).bool().reshape(mask.shape)
 
 
-def best_answer(images: Tensor, answers: Tensor) -> tuple[int, Tensor, Tensor]:
-    """The answer with the best mean PSNR over all views: an edit must choose one answer for all of them.
-
-    images `[B, H, W, 3]`, answers `[K, B, H, W, 3]` → (k, psnr `[B]`, ssim `[B]`) against answer k.
-    """
-    scores = torch.stack([psnr(images, answer) for answer in answers])
-    best = int(scores.mean(1).argmax())
-    return best, scores[best], ssim(images, answers[best])
-
-
 def decibels(mse: Tensor) -> Tensor:
     """−10 log₁₀ of a mean squared error, at most 100 dB."""
     return -10.0 * torch.log10(mse.clamp_min(MSE_FLOOR))

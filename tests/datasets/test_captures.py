@@ -160,6 +160,10 @@ def test_lens_coefficients_and_models(tmp_path):
     assert load(write_capture(tmp_path, transforms(k1=0))).cameras.distortion is None
     assert load(write_capture(tmp_path, transforms(camera_model="OPENCV_FISHEYE"))).cameras.fisheye
     assert load(write_capture(tmp_path, transforms(is_fisheye=True, k1=0.01))).cameras.fisheye
+    meta = transforms()
+    meta["frames"][2] |= {"camera_model": "OPENCV_FISHEYE", "k1": 0.01}
+    mixed = load(write_capture(tmp_path, meta)).cameras
+    assert mixed.fisheye.tolist() == [i == 2 for i in range(len(mixed))]
 
 
 # --- splits and listing ---

@@ -6,7 +6,7 @@ import torch
 import trimesh
 
 from csd3d.export import MeshConfig, extract_mesh
-from csd3d.export.clean import SLIVER_DEG, drop_flaps, is_manifold, remove_slivers
+from csd3d.export.clean import SLIVER_DEG, drop_flaps, is_manifold, remove_slivers, separate
 
 AABB = [-1.0, -1, -1, 1, 1, 1]
 
@@ -28,6 +28,37 @@ def bumpy(x):
 
 def thin_plate(x):
     return 200 * torch.sigmoid((0.08 - x[:, 2].abs()) / 0.005) * (x[:, :2].norm(dim=1) < 0.8)
+
+
+_NOISE = torch.randn(1, 1, 48, 48, 48, generator=torch.Generator().manual_seed(0))
+
+
+def noise(x):
+    return torch.nn.functional.grid_sample(_NOISE, x.view(1, -1, 1, 1, 3), align_corners=True).view(-1)
+
+
+def holey_plate(x):
+    """A plate as a fit that was stopped early leaves it: full of holes, tunnels and pits."""
+    thickness = 0.12 - 0.25 * noise(x).clamp_min(-0.2)
+    return 200 * torch.sigmoid((thickness - x[:, 2].abs()) / 0.01) * (x[:, :2].norm(dim=1) < 0.9)
+
+
+def sponge(x):
+    return 200 * torch.sigmoid((noise(x) - 0.3) / 0.05) * (x.abs().amax(1) < 0.8)
+
+
+@pytest.mark.parametrize("density", [holey_plate, sponge])
+def test_a_surface_full_of_holes_keeps_the_budget_too(density, caplog):
+    mesh = extract_mesh(density, AABB, MeshConfig(resolution=48, face_budget=1500, crop="box"))
+    assert 1000 < len(mesh.faces) <= 1500
+    assert mesh.is_winding_consistent
+    assert is_manifold(mesh)
+    assert mesh.volume > 0
+    assert (smallest_angles(mesh) < SLIVER_DEG).mean() < 1e-2
+    merged = mesh.copy()
+    merged.merge_vertices()  # as a loader may do
+    assert is_manifold(merged)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("density", "budget"), [(gyroid, 8000), (bumpy, 1500), (thin_plate, 1500), (bumpy, 100_000)])
@@ -86,10 +117,68 @@ def test_flaps_are_dropped():
     assert len(flapped.faces) == len(sphere.faces)
 
 
+def test_of_three_faces_with_the_same_vertices_one_is_left():
+    sphere = trimesh.creation.icosphere(1)
+    a, b, c = sphere.faces[0]
+    faces = np.concatenate((sphere.faces, [[b, c, a], [c, b, a]]))
+    flapped = trimesh.Trimesh(sphere.vertices, faces, process=False)
+    drop_flaps(flapped)
+    assert is_manifold(flapped)
+    assert len(flapped.faces) == len(sphere.faces)
+
+
+def joined(first, second):
+    mesh = trimesh.util.concatenate(first, second)
+    mesh.merge_vertices()
+    assert not is_manifold(mesh)
+    return mesh
+
+
+def test_boxes_that_share_an_edge_are_cut_apart():
+    one, other = trimesh.creation.box(), trimesh.creation.box()
+    other.apply_translation([1, 1, 0])
+    cut = separate(joined(one, other))
+    assert is_manifold(cut)
+    assert len(cut.faces) == 24
+    assert cut.body_count == 2
+    assert 1.95 < cut.volume < 2  # each lost a little at the edge, and neither has grown into the other
+    with_hole = trimesh.Trimesh(cut.vertices, cut.faces[1:], process=False)
+    assert separate(with_hole) is None
+
+
+def test_an_edge_between_two_parts_of_one_piece_is_split():
+    """A ring of boxes, closed by two that only share an edge."""
+    places = [(0, 0), (1, 1), (2, 1), (2, 0), (2, -1), (1, -1), (0, -1)]
+    solid = np.zeros((5, 5, 3), bool)
+    for x, y in places:
+        solid[x + 1, y + 2, 1] = True
+    mesh = _boxes(solid)
+    assert not is_manifold(mesh)
+    cut = separate(mesh)
+    assert is_manifold(cut)
+    assert cut.body_count == 1
+    assert cut.volume == pytest.approx(len(places), rel=0.02)
+
+
+def _boxes(solid):
+    """The faces between solid and empty cells of a grid, two triangles each."""
+    corners, faces = [], []
+    for cell in np.argwhere(solid):
+        box = trimesh.creation.box(bounds=(cell, cell + 1))
+        for face, normal in zip(box.faces, box.face_normals, strict=True):
+            if not solid[tuple(cell + np.round(normal).astype(int))]:
+                faces.append(np.arange(3) + len(corners))
+                corners.extend(box.vertices[face])
+    mesh = trimesh.Trimesh(corners, faces, process=False)
+    mesh.merge_vertices()
+    return mesh
+
+
 def test_two_parts_that_meet_in_a_vertex_are_no_manifold():
     one, other = trimesh.creation.icosphere(1), trimesh.creation.icosphere(1)
     other.apply_translation(2 * one.vertices[0])
-    mesh = trimesh.util.concatenate(one, other)
-    mesh.merge_vertices()
+    mesh = joined(one, other)
     assert mesh.is_watertight
-    assert not is_manifold(mesh)
+    cut = separate(mesh)
+    assert is_manifold(cut)
+    assert len(cut.vertices) == len(mesh.vertices) + 1

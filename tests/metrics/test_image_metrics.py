@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from csd3d.metrics import best_answer, dilate, psnr, psnr_outside, ssim
+from csd3d.metrics import dilate, psnr, psnr_outside, ssim
 
 
 @pytest.fixture
@@ -70,15 +70,6 @@ def test_dilation_grows_by_exactly_n_pixels():
     mask[4, 4] = True
     assert dilate(mask, 3).sum() == 49
     assert torch.equal(dilate(mask, 0), mask)
-
-
-def test_best_answer_chooses_once_for_all_views():
-    red, blue = torch.zeros(4, 12, 12, 3), torch.ones(4, 12, 12, 3)
-    views = torch.cat([red[:3], blue[:1]]).clamp(0.1, 0.9)  # three views chose red, one chose blue
-    index, scores, _ = best_answer(views, torch.stack([blue, red]))
-    assert index == 1
-    assert torch.allclose(scores[:3], torch.full((3,), 20.0), atol=1e-3)
-    assert scores[3] < 1.0  # the dissenting view is held against the common answer
 
 
 def test_shapes_are_checked(pair):
