@@ -47,6 +47,16 @@ def drop_flaps(mesh: trimesh.Trimesh) -> None:
     mesh.remove_unreferenced_vertices()
 
 
+def give_normals(mesh: trimesh.Trimesh) -> None:
+    """Give vertices whose faces' normals cancel out, as at the tip of a fin, the normal of one of those faces."""
+    lost = np.linalg.norm(mesh.vertex_normals, axis=1) < 0.5
+    if lost.any():
+        normals = mesh.vertex_normals.copy()
+        corners = np.flatnonzero(lost[mesh.faces.reshape(-1)])
+        normals[mesh.faces.reshape(-1)[corners]] = mesh.face_normals[corners // 3]
+        mesh.vertex_normals = normals
+
+
 def is_manifold(mesh: trimesh.Trimesh) -> bool:
     """Whether every edge belongs to exactly two faces, and the faces round every vertex are one fan."""
     _, counts = np.unique(np.sort(mesh.edges, axis=1), axis=0, return_counts=True)

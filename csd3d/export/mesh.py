@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csd3d.engine.logs import logger, progress
 from csd3d.errors import InputError
-from csd3d.export.clean import drop_flaps, is_manifold, remove_slivers, separate
+from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
@@ -121,6 +121,7 @@ def extract_mesh(
         mesh = _surface(sigma, threshold, low, voxel, config)
     mesh = decimate(keep_components(mesh, config.keep_fraction), config.face_budget)
     mesh = remove_slivers(keep_components(mesh, config.keep_fraction))  # decimation may have cut crumbs off
+    give_normals(mesh)
     mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
     return mesh
 

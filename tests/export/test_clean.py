@@ -6,7 +6,7 @@ import torch
 import trimesh
 
 from csd3d.export import MeshConfig, extract_mesh
-from csd3d.export.clean import SLIVER_DEG, drop_flaps, is_manifold, remove_slivers, separate
+from csd3d.export.clean import SLIVER_DEG, drop_flaps, give_normals, is_manifold, remove_slivers, separate
 
 AABB = [-1.0, -1, -1, 1, 1, 1]
 
@@ -125,6 +125,18 @@ def test_of_three_faces_with_the_same_vertices_one_is_left():
     drop_flaps(flapped)
     assert is_manifold(flapped)
     assert len(flapped.faces) == len(sphere.faces)
+
+
+def test_a_vertex_at_which_the_faces_cancel_out_has_a_normal():
+    """The tip of a fin: two triangles, back to back."""
+    points = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    mesh = trimesh.Trimesh(points, [[0, 1, 2], [2, 1, 0]], process=False)
+    give_normals(mesh)
+    np.testing.assert_allclose(np.abs(mesh.vertex_normals), [[0, 0, 1]] * 3)
+    box = trimesh.creation.box()
+    before = box.vertex_normals.copy()
+    give_normals(box)
+    np.testing.assert_array_equal(box.vertex_normals, before)
 
 
 def joined(first, second):
