@@ -22,6 +22,7 @@ from csd3d.errors import InputError
 from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
+from csd3d.export.room import inside_of_room
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
 from csd3d.files import write_bytes
 
@@ -75,15 +76,17 @@ def export_mesh(
     device: str = "cpu",
     name: str = "mesh",
     placement: Placement = PLACED,
+    eyes: Tensor | None = None,
 ) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
     """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
     All files have normals, and the object is called `name` in them; `placement` says where it is in them. Returns the
     textured mesh in the scene's frame (for `render_mesh`) and its figures. With crop "auto" the ground is taken away.
-    Raises InputError, before any file is written, if there is no surface.
+    eyes [N, 3]: where cameras stood, for rooms that were captured from inside. Raises InputError, before any file is
+    written, if there is no surface.
     """
     start = time.perf_counter()
-    mesh = extract_mesh(density, aabb, config, device)
+    mesh = extract_mesh(density, aabb, config, device, eyes)
     voxel = mesh.metadata["voxel"]
     folder = Path(folder)
     colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
@@ -102,7 +105,11 @@ def export_mesh(
 
 
 def extract_mesh(
-    density: Density, aabb: Sequence[float] | Tensor, config: MeshConfig, device: str = "cpu"
+    density: Density,
+    aabb: Sequence[float] | Tensor,
+    config: MeshConfig,
+    device: str = "cpu",
+    eyes: Tensor | None = None,
 ) -> trimesh.Trimesh:
     """Return the iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
 
@@ -116,18 +123,22 @@ def extract_mesh(
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
     threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
     close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
-    mesh = _surface(sigma, threshold, low, voxel, config)
-    if config.crop == "auto" and remove_ground(sigma, low, voxel, threshold, mesh):
+    room = eyes is not None and inside_of_room(sigma, threshold, low, voxel, eyes.cpu().numpy())
+    mesh = _surface(sigma, threshold, low, voxel, config, room)
+    if config.crop == "auto" and not room and remove_ground(sigma, low, voxel, threshold, mesh):
         mesh = _surface(sigma, threshold, low, voxel, config)
-    mesh = decimate(keep_components(mesh, config.keep_fraction), config.face_budget)
-    mesh = remove_slivers(keep_components(mesh, config.keep_fraction))  # decimation may have cut crumbs off
+    mesh = decimate(keep_components(mesh, config.keep_fraction, room), config.face_budget)
+    mesh = remove_slivers(keep_components(mesh, config.keep_fraction, room))  # decimation may have cut crumbs off
     give_normals(mesh)
     mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
     return mesh
 
 
-def _surface(sigma: np.ndarray, threshold: float, low: np.ndarray, voxel: float, config: MeshConfig) -> trimesh.Trimesh:
-    volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=-LOG_RANGE)
+def _surface(
+    sigma: np.ndarray, threshold: float, low: np.ndarray, voxel: float, config: MeshConfig, room: bool = False
+) -> trimesh.Trimesh:
+    around = LOG_RANGE if room else -LOG_RANGE
+    volume = np.pad(_log_density(sigma, threshold, config.smoothing), 1, constant_values=around)
     if not volume.max() > 0:
         _no_surface(sigma, voxel, threshold)
     vertices, faces, _, _ = marching_cubes(volume, 0.0)
@@ -210,14 +221,14 @@ def _log_density(sigma: np.ndarray, threshold: float, smoothing: float) -> np.nd
     return gaussian_filter(log, smoothing, mode="nearest") if smoothing > 0 else log
 
 
-def keep_components(mesh: trimesh.Trimesh, fraction: float) -> trimesh.Trimesh:
-    """Remove floaters (area under `fraction` of the largest component's) and inner shells, which are never seen."""
+def keep_components(mesh: trimesh.Trimesh, fraction: float, inner: bool = False) -> trimesh.Trimesh:
+    """Remove floaters (area under `fraction` of the largest component's) and, unless `inner`, shells inside others."""
     label = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
     area = np.bincount(label, mesh.area_faces)
     volume = np.bincount(
         label, np.einsum("fi,fi->f", mesh.triangles[:, 0], np.cross(*mesh.triangles[:, 1:].swapaxes(0, 1)))
     )
-    outer = volume > 0
+    outer = (volume > 0) | inner
     if not outer.any():
         outer[:] = True
     keep = outer & (area >= fraction * area[outer].max())

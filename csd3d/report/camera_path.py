@@ -34,11 +34,11 @@ def video_cameras(capture: Capture, count: int) -> Cameras:
     """
     cameras = capture.cameras[capture.train]
     first = {name: getattr(cameras, name)[:1].expand(count) for name in ("fx", "fy", "cx", "cy")}
-    poses = _round_trip(cameras, count) if _looks_at_one_point(cameras) else _tour(cameras, count)
+    poses = _round_trip(cameras, count) if looks_at_one_point(cameras) else _tour(cameras, count)
     return replace(cameras, camera_to_world=poses, **first, distortion=None, fisheye=False)
 
 
-def _looks_at_one_point(cameras: Cameras) -> bool:
+def looks_at_one_point(cameras: Cameras) -> bool:
     """Whether the axes meet in a point that all but a few of the cameras have in front of them, at some distance."""
     poses = np.tile(np.eye(4), (len(cameras), 1, 1))
     poses[:, :3] = cameras.camera_to_world.double().cpu().numpy()

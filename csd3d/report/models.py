@@ -14,9 +14,11 @@ from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.export import MeshConfig, Placement, export_mesh, render_mesh
 from csd3d.rendering import Rendered
-from csd3d.representations.base import SceneModel
+from csd3d.representations.base import SceneModel, surface_depth
 
 TURNTABLE_FRAMES = 36  # most pictures of the mesh in the report
+SEEN_VIEWS, SEEN_SIDE = 24, 48  # views, and their longer side in pixels, from which `seen_box` is found
+SEEN_REACH = 10.0  # world units; the cameras are within 1
 SMALL_SIDE = 200  # pixels; below, turntables are rendered three times as large
 
 
@@ -44,17 +46,29 @@ def save_mesh(
     name: str,
     folder: str = "mesh",
     placement: Placement | None = None,
+    eyes: Tensor | None = None,
 ) -> tuple[str, list[np.ndarray], dict[str, float | int | bool]]:
     """Write the mesh of the object called `name`; return a note, turntable frames and figures.
 
     placement: that of a captured scene; None: an object made from words, which stands on nothing that could be taken
-    away. If the scene has no surface, nothing is written and the note says so.
+    away.  eyes [N, 3]: where the photos of a scene were taken. If the scene has no surface, nothing is written and the
+    note says so.
     """
     config, files = job.config.export.mesh, job.folder / folder
     if placement is None:
         config, placement = replace(config, crop="box"), Placement()
     try:
-        parts = (model.density, model.radiance, aabb, files, config, str(job.device), object_name(name), placement)
+        parts = (
+            model.density,
+            model.radiance,
+            aabb,
+            files,
+            config,
+            str(job.device),
+            object_name(name),
+            placement,
+            eyes,
+        )
         mesh, figures = export_mesh(*parts)
     except InputError as error:
         logger.error("%s", error)
@@ -65,6 +79,24 @@ def save_mesh(
     frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
     width, height = mesh.visual.material.baseColorTexture.size
     return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
+
+
+def seen_box(model: SceneModel, cameras: Cameras, box: Tensor) -> Tensor:
+    """Return the box [6] of nearly all that the cameras see within `SEEN_REACH`; `box` if that is next to nothing.
+
+    For captures whose cameras do not look at one point: a room, a street, a wall that was filmed along.
+    """
+    chosen = cameras[torch.linspace(0, len(cameras) - 1, min(SEEN_VIEWS, len(cameras))).round().long()]
+    shrink = max(chosen.width, chosen.height) / SEEN_SIDE
+    small = chosen.resized(*(max(1, round(side / shrink)) for side in (chosen.width, chosen.height)))
+    depth = surface_depth(model.render_views(small, torch.arange(len(small)))).cpu().flatten(1)
+    rays = [small.image_rays(i) for i in range(len(small))]
+    points = torch.cat([(o + d * far[:, None])[far < SEEN_REACH] for (o, d), far in zip(rays, depth, strict=True)])
+    if len(points) < 0.01 * depth.numel():
+        return box
+    low, high = points.quantile(torch.tensor([0.01, 0.99]), dim=0)
+    margin = 0.05 * (high - low).max()
+    return torch.cat((low - margin, high + margin))
 
 
 def object_name(text: str) -> str:

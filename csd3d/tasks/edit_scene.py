@@ -24,9 +24,9 @@ from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
-from csd3d.report.camera_path import video_cameras, write_camera_path
+from csd3d.report.camera_path import looks_at_one_point, video_cameras, write_camera_path
 from csd3d.report.charts import charts
-from csd3d.report.models import ExportConfig, save_mesh
+from csd3d.report.models import ExportConfig, save_mesh, seen_box
 from csd3d.report.page import ReportData, write_report
 from csd3d.report.pictures import save_grid, save_strip
 from csd3d.report.scene import (
@@ -203,10 +203,13 @@ class EditJob(Job):
         write_camera_path(folder / "videos" / "camera_path.json", cameras, capture, config.export.video_fps)
         videos, before = save_videos(folder / "videos", results, cameras, config.export)
         self.announce("mesh")
-        box = capture.aabb
+        box, photos = capture.aabb, capture.cameras[capture.train]
         if capture.unbounded and config.export.mesh.crop == "none":
             box = box + (box - box.roll(3)) / 2  # twice as large
-        note, turntable, _ = save_mesh(self, results.final, cameras, box, capture.folder.name, placement=self.placement)
+        elif capture.unbounded and config.export.mesh.crop == "auto" and not looks_at_one_point(photos):
+            box = seen_box(results.final, photos, box)
+        placed = {"placement": self.placement, "eyes": photos.positions}
+        note, turntable, _ = save_mesh(self, results.final, cameras, box, capture.folder.name, **placed)
         self.announce("report")
         rows = view_rows(results, metrics)
         save_grid(folder / "images" / "views.png", rows)

@@ -178,6 +178,26 @@ def test_nan_densities_are_empty_space():
     assert mesh.is_watertight
 
 
+def test_a_room_seen_from_inside_is_its_walls_and_what_stands_in_it():
+    """A hollow box with a ball in it: from inside its inner walls, from outside its outer ones, as of any object."""
+
+    def density(x):
+        far = x.abs().amax(1)
+        wall = torch.sigmoid((far - 0.6) / 0.02) * torch.sigmoid((0.8 - far) / 0.02)
+        return 200 * torch.maximum(wall, torch.sigmoid((0.25 - (x + 0.1).norm(dim=1)) / 0.02))
+
+    eyes = torch.tensor([[0.3, 0.3, 0.0], [0.2, -0.3, 0.3], [0.0, 0.4, 0.1], [0.9, 0.9, 0.9]])
+    room = extract_mesh(density, AABB, SMALL, eyes=eyes)
+    assert room.is_watertight
+    parts = sorted(room.split(only_watertight=False), key=lambda part: part.volume)
+    assert [len(parts), np.sign(parts[0].volume), np.sign(parts[1].volume)] == [2, -1, 1]
+    np.testing.assert_allclose(np.abs(parts[0].bounds), 0.6, atol=0.08)
+    np.testing.assert_allclose(parts[1].bounds.mean(0), -0.1, atol=0.02)
+    outside = extract_mesh(density, AABB, SMALL, eyes=torch.full((4, 3), 0.95))
+    np.testing.assert_allclose(np.abs(outside.bounds), 0.8, atol=0.08)
+    np.testing.assert_array_equal(outside.faces, extract_mesh(density, AABB, SMALL).faces)
+
+
 # ---- the texture ----
 
 
