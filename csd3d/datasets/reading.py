@@ -81,7 +81,7 @@ def matrix(value: Any, shapes: tuple[tuple[int, int], ...], where: str) -> np.nd
 def rigid(value: Any, where: str) -> np.ndarray:
     """Return a rigid motion, 3x4 or 4x4, as [4, 4], its rotation replaced by the nearest orthonormal one (SVD).
 
-    Refuses scaled, sheared, singular or mirrored matrices, and positions beyond 1e7.
+    Refuses scaled, sheared, singular or mirrored matrices, and positions beyond 1e8.
     """
     return nearest_rigid(_motion(value, where), where)
 
@@ -115,8 +115,8 @@ def _without_scale(m: np.ndarray, where: str) -> tuple[np.ndarray, float]:
     """The motion [4, 4] without the uniform scale of its 3x3 part, and that scale; 1 within the tolerance."""
     if not np.isfinite(m).all():
         raise InputError(f"{where}: holds numbers that are not finite; expected a rigid pose")
-    if np.abs(m).max() > 1e7:
-        raise InputError(f"{where}: holds {np.abs(m).max():g}; expected coordinates within 1e7")
+    if np.abs(m).max() > 1e8:
+        raise InputError(f"{where}: holds {np.abs(m).max():g}; expected coordinates within 1e8")
     scale = float(np.sqrt((m[:3, :3] ** 2).sum() / 3))
     if scale < 1e-6:
         raise InputError(f"{where}: its 3x3 part is zero and so no rotation; expected a rigid pose")

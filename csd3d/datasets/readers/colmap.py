@@ -111,8 +111,8 @@ def model_folder(path: Path) -> Path | None:
 def camera_to_world(quaternion: np.ndarray, translation: np.ndarray, where: str) -> np.ndarray:
     """[4, 4] in OpenGL axes of COLMAP's x_camera = R(w, x, y, z) x_world + t; InputError for what is no pose."""
     pose = pose_of(quaternion[[1, 2, 3, 0]], np.zeros(3), where)
-    if not np.isfinite(translation).all() or np.abs(translation).max() > 1e7:
-        raise InputError(f"{where}: its position is {shown(translation.tolist())}; expected coordinates within 1e7")
+    if not np.isfinite(translation).all() or np.abs(translation).max() > 1e8:
+        raise InputError(f"{where}: its position is {shown(translation.tolist())}; expected coordinates within 1e8")
     rotation = pose[:3, :3].T.copy()  # camera to world
     pose[:3, :3] = rotation * (1.0, -1.0, -1.0)
     pose[:3, 3] = -rotation @ translation
@@ -122,7 +122,7 @@ def camera_to_world(quaternion: np.ndarray, translation: np.ndarray, where: str)
 def pose_of(quaternion: np.ndarray, position: np.ndarray, where: str) -> np.ndarray:
     """[4, 4] of a quaternion x, y, z, w and a position; InputError unless both are finite and the first not zero."""
     length = np.linalg.norm(quaternion)
-    if not 1e-6 < length < 1e6 or not np.isfinite(position).all() or np.abs(position).max() > 1e7:
+    if not 1e-6 < length < 1e6 or not np.isfinite(position).all() or np.abs(position).max() > 1e8:
         raise InputError(
             f"{where}: {shown([*quaternion.tolist(), *position.tolist()])}; expected a rotation and a place"
         )

@@ -222,6 +222,6 @@ def _names(value: Any, where: str) -> list[str]:
 
 def _box(value: Any, where: str) -> np.ndarray:
     box = matrix(value, ((2, 3),), where)
-    if not (box[1] - box[0] > 1e-6).all() or np.abs(box).max() > 1e7:
+    if not (box[1] - box[0] > 1e-6).all() or np.abs(box).max() > 1e8:
         raise InputError(f"{where}: {shown(value)}; expected [[x, y, z], [x, y, z]], the smallest corner first")
     return box
