@@ -127,7 +127,6 @@ SPOILED = {  # what is changed -> what the message must name
     "lens_wild": (lambda m, f: f.update(k1=-9e3, k2=4e3), "frames[3]"),
     "model_unknown": (lambda m, f: m.update(camera_model="FISHEYE624"), "OPENCV_FISHEYE"),
     "model_number": (lambda m, f: m.update(camera_model=3), "camera_model"),
-    "model_mixed": (lambda m, f: f.update(camera_model="OPENCV_FISHEYE"), "camera_model"),
     "split_unknown": (lambda m, f: f.update(split="dev"), "frames[3].split"),
     "split_list": (lambda m, f: f.update(split=["train"]), "frames[3].split"),
     "split_all_test": (lambda m, f: [x.update(split="test") for x in m["frames"]], "train"),
