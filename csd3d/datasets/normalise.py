@@ -50,7 +50,7 @@ def camera_scale(poses: np.ndarray, transform: np.ndarray) -> float:
 def warn_of_one_place(poses: np.ndarray, where: str) -> None:
     """Warn if all poses are at one point, from which depth cannot be told; `where` begins the message."""
     spread = np.ptp(poses[:, :3, 3], axis=0).max()
-    if spread <= 1e-6 * max(1.0, np.abs(poses[:, :3, 3]).max()):
+    if spread <= max(1e-6, 1e-9 * np.abs(poses[:, :3, 3]).max()):  # 1e-9: a centimetre at 1e7
         seen = "there is one training picture" if len(poses) == 1 else "all cameras stand at one point"
         log.warning("%s: %s, so depth can't be known: the scene is right from there only", where, seen)
 
