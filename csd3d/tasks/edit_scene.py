@@ -19,6 +19,7 @@ from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
 from csd3d.engine.run_folder import read_environment
+from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
 from csd3d.export import Placement, capture_placement, write_scene_json
@@ -44,6 +45,7 @@ from csd3d.representations.base import SceneModel, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches
 from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
+SMALLEST = 11  # pixels of a side: the window of SSIM
 EDITOR = OneOf("scene_editor", settings="editors")
 EDITOR_KEYS = ("editor", "editors", "compare")  # of these, a phase depends on the settings of its own editor alone
 
@@ -129,6 +131,10 @@ class EditSceneConfig:
     def open(self, device: torch.device) -> "EditJob":
         """Open the capture and the prior; what is wrong with them raises InputError before any work."""
         capture = load_capture(self.scene)
+        sides = capture.images.shape[1:3] if capture.places is None else capture.places[:, 2:].flatten().tolist()
+        if min(sides) < SMALLEST:
+            large = f"a picture has a side of {min(sides)} pixels; expected at least {SMALLEST}"
+            raise InputError(f"scene.downscale: {self.scene.downscale:g}: {large}")
         for key in ("reconstruct", "fit"):
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")

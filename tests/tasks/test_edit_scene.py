@@ -123,6 +123,7 @@ def test_a_checkpoint_of_another_config_is_refused(finished, capsys):
     [
         ("prompt=", "prompt"),
         ("scene.path=/nowhere", "scene.path"),
+        ("scene.downscale=5", "expected at least 11"),
         ("prior.model=/nowhere", "prior.model"),
         ("editor=magic", "csd_edit"),
         ("compare=[magic]", "csd_edit"),
