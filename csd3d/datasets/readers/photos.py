@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from csd3d.datasets.listing import Listing
 from csd3d.datasets.process import process
-from csd3d.datasets.process.frames import photos_of
+from csd3d.datasets.process.photos import photos_of
 from csd3d.datasets.process.poses import MATCHINGS
 from csd3d.datasets.readers.nerfstudio import listing_of
 from csd3d.errors import InputError
@@ -17,7 +17,7 @@ from csd3d.media.videos import SUFFIXES
 from csd3d.registry import register
 
 log = logging.getLogger("csd3d")
-VERSION = "1"  # of what process writes: another one is another cache
+VERSION = "2"  # of what process writes: another one is another cache
 
 
 @register("reader", "photos", title="Photos without poses")
