@@ -82,7 +82,7 @@ def test_every_type_is_converted(load):
 
 def test_a_partial_section_keeps_the_parents_own_default(load):
     assert load("prompt: a\nupdate: {svgd: {bandwidth: 3.0}}").update.svgd.kernel == "imq"  # not Kernel's own "rbf"
-    assert load("prompt: a\nupdate:").update == Update()  # all its keys commented out
+    assert load("prompt: a\nupdate: {}").update == Update()
     assert load("prompt: a", "update.svgd.kernel=rbf").update.svgd == Kernel("rbf", "median")
 
 

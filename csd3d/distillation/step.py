@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from csd3d.distillation.method import Method, Network, Predict, Query, Step
 from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import WEIGHTS, annealed_fraction, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
+from csd3d.schema import MOST_STEPS, Within
 
 BLIND = 0.01  # mean off-diagonal kernel below which particles hardly collaborate
 
@@ -30,7 +31,7 @@ class DistillConfig:
 
     MIN_STEPS: ClassVar[int] = 1
 
-    steps: int = 1000  # optimisation steps; schedules span them
+    steps: Annotated[int, Within(0, MOST_STEPS)] = 1000  # optimisation steps; schedules span them
     guidance_scale: float = 7.5  # ω of classifier-free guidance, ε_∅ + ω (ε_y − ε_∅)
     guidance_final: float | None = None  # ω at the last step, changing linearly from guidance_scale; null: constant
     weight: str = "sigma2"  # w(t): sigma2 (σ_t²), one, or x0 (σ_t/√ᾱ_t, steps in units of the latent)
