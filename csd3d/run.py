@@ -32,7 +32,7 @@ def start(
     """Start the job of a config file in a new run folder, and return the folder."""
     config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
     # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
-    job = with_paths(config, shipped).open(choose(device))  # raises for bad input before a folder is made
+    job = opened(with_paths(config, shipped), device)  # raises for bad input before a folder is made
     folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
     with held(folder):
         work(job, folder, stop, unused(config, overrides))
@@ -73,7 +73,14 @@ def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
         given = any(text.startswith(f"{key}=") for text in overrides)
         if os.path.isabs(path) and not os.path.exists(path) and not given:
             raise InputError(f"{config_file}: {key}: {path} is not there any more; if it was moved, add {key}=PATH")
-    return config.open(choose(device))
+    return opened(config, device)
+
+
+def opened(config: Any, device: str) -> Any:
+    """Open the job of a config on a device."""
+    from csd3d.engine.phase import Job
+
+    return registry.returned("task", config, "open", config.open(choose(device)), Job)
 
 
 def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_config: Callable[[str], None]) -> None:

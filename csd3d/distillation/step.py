@@ -150,11 +150,11 @@ def step_gradient(
         _ = step.z_t, step.source_t  # computed once, so that equal queries of the instructions share them
         rows = [share.flatten(1).any(1).nonzero()[:, 0] for share in step.shares]
         steps = [step.with_prompts(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
-    queries = [method.queries(one) for one in steps]
+    queries = [_queries(method, one) for one in steps]
     answers = predict({f"{k}/{name}": query for k, asked in enumerate(queries) for name, query in asked.items()})
-    deltas = [
-        method.direction({name: answers[f"{k}/{name}"] for name in queries[k]}, one) for k, one in enumerate(steps)
-    ]
+    named = [{name: answers[f"{k}/{name}"] for name in asked} for k, asked in enumerate(queries)]
+    found = [method.direction(eps, one) for eps, one in zip(named, steps, strict=True)]
+    deltas = [registry.returned("method", method, "direction", delta, Tensor) for delta in found]
     shared, reports = _combined(deltas, steps, step, config)
     gradient = step_weight(config.weight, step.alpha_bar) * shared
     report = {key: sum(one[key] for one in reports) / len(reports) for key in reports[0]}
@@ -215,6 +215,10 @@ def feature_gradient(
     return step_weight(config.weight, alpha_bar) * force
 
 
+def _queries(method: Method, step: Step) -> dict[str, Query]:
+    return registry.returned("method", method, "queries", method.queries(step), dict)
+
+
 def configured(method: Method, config: DistillConfig) -> DistillConfig:
     """`config` with the method's `fixed` keys. ValueError where they do not go together."""
     fixed = dict(getattr(method, "fixed", {}))
@@ -253,7 +257,7 @@ def possible_prompts(
                 source_prompts=sources, image=z,
                 away=[(prompts, z[:, 0, 0, 0])] if config.perp_neg else (), camera_noise=z,
             )  # fmt: skip
-            collect(method.queries(noised(collect, method, step, config)))
+            collect(_queries(method, noised(collect, method, step, config)))
     texts |= dict.fromkeys([*(source_prompts or []), *(away if config.perp_neg else [])])
     return list(texts)
 

@@ -24,7 +24,7 @@ from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge
 from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.registry import register
+from csd3d.registry import register, returned
 from csd3d.report.canvas import CanvasReport, previewer, write_results
 from csd3d.report.used import used
 from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental, path_key
@@ -251,11 +251,11 @@ class CanvasJob(Job):
         """Edit the canvas by one editor, starting from its checkpoint if there is one."""
         z = canvas.latents.z.clone()
         phase = CanvasPhase(self.generator(name), z=z, moved=torch.zeros_like(z))
-        steps, report = editor.count_steps(canvas), {}
+        steps, report = returned("canvas_editor", editor, "count_steps", editor.count_steps(canvas), int), {}
         show = previewer(self.folder, canvas.latents, self.config.save_seconds)
 
         def advance(step: int, curves: Curves) -> dict[str, float]:
-            report.update(editor.take_step(canvas, phase, step))
+            report.update(returned("canvas_editor", editor, "take_step", editor.take_step(canvas, phase, step), dict))
             if steps > 1:
                 show(name, phase.z)
             if step % 10 and steps < 500:  # run_steps adds every tenth
