@@ -18,7 +18,7 @@ from csd3d import registry
 from csd3d.errors import InputError, closest
 from csd3d.schema import ByName, Chosen, OneOf, default_of, describe, hints_of, join, limits_of, mark_of, members, show
 
-NULL = "a section cannot be null or empty"
+NULL = "a section cannot be null"
 
 
 class BadValue(Exception):
