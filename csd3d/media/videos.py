@@ -109,8 +109,13 @@ def open_video(
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
+def frames_of(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, which are its frames, in order; other files in it have no part in the video."""
+    return sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: (natural_key(f.name), f.name))
+
+
 def _open_folder(path: Path, fps: float | None, limits: Limits) -> VideoReader:
-    files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: (natural_key(f.name), f.name))
+    files = frames_of(path)
     if not files:
         raise InputError(f"{path}: no frames in this folder; expected pictures ({', '.join(SUFFIXES)})")
     if len(files) > limits.frames:

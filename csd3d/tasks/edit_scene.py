@@ -40,8 +40,8 @@ from csd3d.report.scene import (
     view_rows,
 )
 from csd3d.report.used import used
-from csd3d.representations.base import SceneModel, ignored_keys, open_scene
-from csd3d.representations.fit import FitConfig, check_patches
+from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
+from csd3d.representations.fit import FitConfig, check_patches, check_rays
 from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
 EDITOR = OneOf("scene_editor", settings="editors")
@@ -128,9 +128,12 @@ class EditSceneConfig:
 
     def open(self, device: torch.device) -> "EditJob":
         """Open the capture and the prior; what is wrong with them raises InputError before any work."""
+        for key in ("reconstruct", "fit"):
+            check_rays(getattr(self, key), self.representation.thing, key)
         capture = load_capture(self.scene)
         for key in ("reconstruct", "fit"):
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
+        check_opens(self.representation.thing, capture.aabb, capture.unbounded)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
         prior.condition(["", self.prompt])  # embedded while there is a text encoder
         truth = load_truth(capture, self.prompt)

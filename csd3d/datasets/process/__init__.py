@@ -4,7 +4,6 @@ Sharp frames (frames.py), their poses by COLMAP (poses.py), and what is written:
 transforms.json, the sparse points, and a report. All of it appears at once, at the end.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csd3d import files
+from csd3d.arguments import Parser
 from csd3d.datasets.points import write_ply
 from csd3d.datasets.process.frames import Chosen, choose_frames
 from csd3d.datasets.process.poses import MATCHINGS, Posed, agreed_focals, find_poses, import_pycolmap, make_pairs
@@ -161,9 +161,9 @@ def sentences(report: dict) -> list[str]:
     return lines
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The arguments of `csd3d process`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="csd3d process",
         description="Finds the camera poses of a film or a folder of photos; writes a dataset for scene.path.",
     )
@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """`csd3d process ...`; returns the exit code: 0, 130 when stopped by Ctrl+C. Raises InputError."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_all(argv)
     start = time.monotonic()
 
     def tell(line: str) -> None:
