@@ -1,15 +1,23 @@
 """Whether something fits into this machine's memory, asked before it is made."""
 
+import contextlib
 import os
+from pathlib import Path
 
 from csd3d.errors import InputError
 
 SHARE = 0.8  # of the memory that there is; the rest is the system's and the program's own
 
 
+CONTAINER = Path("/sys/fs/cgroup/memory.max")  # its limit in bytes, or "max"
+
+
 def memory_bytes() -> int:
-    """The memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory of this machine, or of the container that this process is in, in bytes."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        found = min(found, int(CONTAINER.read_text()))
+    return found
 
 
 def size_text(count: float) -> str:

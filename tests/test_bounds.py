@@ -6,7 +6,7 @@ import typing
 import pytest
 import torch
 
-from csd3d import registry
+from csd3d import memory, registry
 from csd3d.canvas.clip import DemoConfig
 from csd3d.convert import BadValue, build
 from csd3d.errors import InputError
@@ -148,3 +148,13 @@ def test_sizes_have_digits():
     sizes = {0: "0 bytes", 900: "900 bytes", 3 * 2**9: "1.5 KiB", 40 * 2**20: "40 MiB", 2**33: "8 GiB"}
     assert {size: size_text(size) for size in sizes} == sizes
     check_fits(SHARE * memory_bytes() - 1, "this")
+
+
+def test_a_containers_memory_limit_counts(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER", limit)
+    whole = memory.memory_bytes()
+    limit.write_text("max\n")
+    assert memory.memory_bytes() == whole
+    limit.write_text(f"{1 << 30}\n")
+    assert memory.memory_bytes() == 1 << 30
