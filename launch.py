@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from csd3d.errors import InputError
+from csd3d.arguments import Parser
+from csd3d.errors import InputError, closest
 from csd3d.interrupt import StopRequest
 from csd3d.registry import plugin_fault
 
@@ -25,9 +26,9 @@ EXAMPLES = (
 RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", "mesh/*.glb", "mesh/*.obj", "metrics.json")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the options; all other settings are keys of the config."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="csd3d",
         description="Makes 3D assets and pictures from text, and edits captured 3D scenes, pictures, panoramas and "
         "videos by an\ninstruction, by Collaborative Score Distillation and the methods it is compared with.",
@@ -74,10 +75,8 @@ def epilog() -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; exit with 2 on a mistake in it."""
     parser = build_parser()
-    args, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        hint = 'a key of the config is written key=value, such as prompt="a blue duck"'
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {hint}")
+    parser.hint = 'A key of the config is written key=value, such as prompt="a blue duck"'
+    args = parser.parse_all(argv)
     if args.config is None and (args.output is not None or args.seed is not None):
         parser.error("--output and --seed belong to --config: a run that is resumed or exported keeps its own")
     return args
@@ -116,6 +115,20 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
 
+def check_word(word: str) -> None:
+    """Raise InputError for a first word that is no command; `csd3d` begins with a command, an option or key=value."""
+    from csd3d.catalogue import WORDS
+
+    is_run = os.path.isfile(os.path.join(word, "config.yaml"))
+    if is_run or word.endswith((".yaml", ".yml")):
+        option = "--resume" if is_run else "--config"
+        raise InputError(f"csd3d {word}: a job begins with an option, such as {option} {word}; see csd3d --help")
+    known = ["process", "keys", *WORDS]
+    if "=" not in word:
+        near = f"did you mean csd3d {closest(word, known)}?"
+        raise InputError(f"csd3d {word}: there is no such command; {near} Known: {', '.join(known)}, and --help")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job, or print a list; return the exit code.
 
@@ -134,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if catalogue.is_asked(argv):
                 show(catalogue.answer(argv))
                 return 0
+            check_word(argv[0])
         args = parse(argv)
         with StopRequest() as stop:
             folder = run(args, stop)

@@ -16,7 +16,9 @@ from typing import Any, Literal, Union
 
 from csd3d import registry
 from csd3d.errors import InputError, closest
-from csd3d.schema import ByName, Chosen, OneOf, default_of, describe, hints_of, join, mark_of, members, show
+from csd3d.schema import ByName, Chosen, OneOf, default_of, describe, hints_of, join, limits_of, mark_of, members, show
+
+NULL = "a section cannot be null"
 
 
 class BadValue(Exception):
@@ -77,10 +79,17 @@ def convert(value: Any, annotation: Any, key: str, default: Any, beside: dict[st
     if isinstance(mark, ByName):
         return _convert_by_name(value, mark, key, default)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if limits := limits_of(annotation):
+        number = convert(value, arguments[0], key, default)
+        if not limits.least <= number <= limits.most:
+            raise BadValue(key, f"expected {describe(annotation)}, got {show(value)}")
+        return number
     if origin in (Union, types.UnionType):
         return _convert_union(value, annotation, key, default)
-    if dataclasses.is_dataclass(annotation) and (value is None or isinstance(value, dict)):
-        return build(annotation, value or {}, key, default if dataclasses.is_dataclass(default) else None)
+    if dataclasses.is_dataclass(annotation) and value is None:
+        raise BadValue(key, f"{NULL}; for the defaults leave {key} out, else give {describe(annotation)}")
+    if dataclasses.is_dataclass(annotation) and isinstance(value, dict):
+        return build(annotation, value, key, default if dataclasses.is_dataclass(default) else None)
     if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
         return value
     if (origin or annotation) in (list, tuple) and isinstance(value, list):
@@ -167,9 +176,11 @@ def _convert_by_name(value: Any, mark: ByName, key: str, default: Any) -> dict[s
     found = dict(default or {})
     for name, given in value.items():
         schema = _registered(mark, str(name), join(key, name))
-        if not isinstance(given, (dict, type(None))):
+        if given is None:
+            raise BadValue(join(key, name), f"{NULL}; for the defaults of {name} leave {join(key, name)} out")
+        if not isinstance(given, dict):
             raise BadValue(join(key, name), f"expected a section with the keys of {name}, got {show(given)}")
-        found[name] = build(schema, given or {}, join(key, name), found.get(name))
+        found[name] = build(schema, given, join(key, name), found.get(name))
     return found
 
 

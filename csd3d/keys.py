@@ -36,8 +36,9 @@ class Key:
 
     @property
     def text(self) -> str:
-        """The comment and, unless that makes it long, the type."""
-        return f"{self.about} ({self.takes})" if self.about and len(self.takes) < 20 else self.about or self.takes
+        """The comment and, unless that makes it long, the type; of numbers also their bounds."""
+        short = len(self.takes) < 20 or self.takes.startswith("a whole number from")
+        return f"{self.about} ({self.takes})" if self.about and short else self.about or self.takes
 
 
 def key_table(schema: type, prefix: str = "", base: Any = None) -> list[Key]:

@@ -156,6 +156,15 @@ def entry_of(kind: str, thing: Any) -> Entry | None:
     return next((entry for entry in entries(kind) if entry.thing is wanted), None)
 
 
+def returned(kind: str, thing: Any, part: str, value: Any, wanted: type) -> Any:
+    """Return `value`, which `part` of a registered thing gave; InputError, one line, if it is no `wanted`."""
+    if isinstance(value, wanted):
+        return value
+    entry = entry_of(kind, thing)
+    at = f"{entry.place}: {kind} {entry.name!r}" if entry else f"{kind} {type(thing).__name__}"
+    raise InputError(f"{at}: {part} returned a {type(value).__name__}; expected a {wanted.__name__}")
+
+
 def load_plugins(plugins: Sequence[str]) -> None:
     """Import plugins: modules by name, or files that end in .py; InputError, one line, if one cannot be imported."""
     for plugin in plugins:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def start(
     """Start the job of a config file in a new run folder, and return the folder."""
     config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
     # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
-    job = with_paths(config, shipped).open(choose(device))  # raises for bad input before a folder is made
+    job = opened(with_paths(config, shipped), device)  # raises for bad input before a folder is made
     folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
     with held(folder):
         work(job, folder, stop, unused(config, overrides))
@@ -40,23 +40,26 @@ def start(
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
-    """Continue a run from its checkpoints."""
+    """Continue a run from its checkpoints; the places of inputs in `overrides` are kept in its config.yaml."""
     config_file = config_of(run_folder)
-    with held(run_folder):
-        work(reopen(config_file, overrides, device), run_folder, stop)
+    with held(run_folder) as replace_config:
+        job = reopen(config_file, overrides, device)
+        keep_places(job, config_file, overrides, replace_config)
+        work(job, run_folder, stop)
     return run_folder
 
 
 def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
     """Write a run's mesh, video, metrics and report again from its checkpoints, without further steps.
 
-    Raises InputError if it has no checkpoint yet.
+    The places of inputs in `overrides` are kept as by `resume`. Raises InputError if it has no checkpoint yet.
     """
     config_file = config_of(run_folder)
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
-    with held(run_folder):
+    with held(run_folder) as replace_config:
         job = reopen(config_file, overrides, device)
+        keep_places(job, config_file, overrides, replace_config)
         stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
         work(job, run_folder, stop)
         stop.requested = False
@@ -70,7 +73,29 @@ def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
         given = any(text.startswith(f"{key}=") for text in overrides)
         if os.path.isabs(path) and not os.path.exists(path) and not given:
             raise InputError(f"{config_file}: {key}: {path} is not there any more; if it was moved, add {key}=PATH")
-    return config.open(choose(device))
+    return opened(config, device)
+
+
+def opened(config: Any, device: str) -> Any:
+    """Open the job of a config on a device."""
+    from csd3d.engine.phase import Job
+
+    return registry.returned("task", config, "open", config.open(choose(device)), Job)
+
+
+def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_config: Callable[[str], None]) -> None:
+    """Put where inputs have moved to into the run's config.yaml, so that they need not be given again.
+
+    Of `overrides` only paths and plugins are kept. Raises InputError, before anything is written, if a checkpoint is of
+    other content.
+    """
+    names = {*paths_of(job.config), "plugins"}
+    places = [text for text in overrides if text.partition("=")[0] in names]
+    if not places:
+        return
+    job.folder = config_file.parent
+    job.check_checkpoints(job.wanted)
+    replace_config(to_yaml(with_paths(read(config_file, places), settle)))
 
 
 def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()) -> None:

@@ -1,5 +1,9 @@
 """What the fields of config dataclasses say about themselves: types, paths, identity, registered things.
 
+A field can have bounds, which every value from a config is checked against before any work is done:
+
+    levels: Annotated[int, Within(1, 64)] = 12
+
 A field can name a registered thing (`csd3d.registry`), which has keys of its own:
 
     editors: Annotated[dict[str, Any], ByName("canvas_editor")] = field(default_factory=dict)
@@ -21,7 +25,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from csd3d import registry
 from csd3d.errors import InputError
@@ -91,6 +95,18 @@ def paths_of(config: Any, key: str = "") -> dict[str, str]:
     return {k: v for place, item in parts.items() for k, v in paths_of(item, place).items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Marks a number that must be at least `least` and at most `most`."""
+
+    least: float
+    most: float
+
+
+MOST_STEPS = 10_000_000
+Steps = Annotated[int, Within(1, MOST_STEPS)]  # of a loop, or between two events in it
+
+
 # ---------------------------------------------------------------------------------------------------- registered things
 
 
@@ -139,6 +155,11 @@ def mark_of(annotation: Any) -> OneOf | ByName | None:
     """Return the OneOf or ByName that an annotation carries, if any."""
     metadata = getattr(annotation, "__metadata__", ())
     return next((mark for mark in metadata if isinstance(mark, (OneOf, ByName))), None)
+
+
+def limits_of(annotation: Any) -> Within | None:
+    """Return the bounds that an annotation carries, if any."""
+    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Within)), None)
 
 
 # --------------------------------------------------------------------------------------------------------------- types
@@ -197,6 +218,8 @@ def describe(annotation: Any, many: bool = False) -> str:
         one = f"{'names' if many else 'the name'} of a" if isinstance(mark, OneOf) else "sections named after each"
         return f"{one} {mark.kind} ({', '.join(registry.names(mark.kind))})"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if limits := limits_of(annotation):
+        return f"{describe(arguments[0], many)} from {limits.least} to {limits.most}"
     if origin in (Union, types.UnionType):
         return " or ".join(describe(part, many) for part in arguments)
     if origin is Literal:

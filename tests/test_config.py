@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from csd3d import registry
 from csd3d.config import defining_values, load_config, task_name, to_yaml
 from csd3d.errors import InputError
 from csd3d.schema import incidental, path_key
@@ -82,7 +83,7 @@ def test_every_type_is_converted(load):
 
 def test_a_partial_section_keeps_the_parents_own_default(load):
     assert load("prompt: a\nupdate: {svgd: {bandwidth: 3.0}}").update.svgd.kernel == "imq"  # not Kernel's own "rbf"
-    assert load("prompt: a\nupdate:").update == Update()  # all its keys commented out
+    assert load("prompt: a\nupdate: {}").update == Update()
     assert load("prompt: a", "update.svgd.kernel=rbf").update.svgd == Kernel("rbf", "median")
 
 
@@ -289,3 +290,21 @@ def test_a_config_without_end_is_not_read_to_it():
 @pytest.mark.parametrize("override", ["seed=" + "9" * 400, "seed=!!timestamp x", "seed=" + "[" * 25000])
 def test_hostile_overrides_are_one_line(load, override):
     assert message(load, "prompt: a", override).startswith("command line: seed: ")
+
+
+@pytest.mark.parametrize("text", ["update: null", "update:", "update: ~"])
+def test_a_section_is_not_null(load, text):
+    with pytest.raises(InputError, match=r"c\.yaml: update: a section cannot be null; for the defaults leave "):
+        load(f"prompt: a\n{text}")
+    with pytest.raises(InputError, match="command line: update: a section cannot be null"):
+        load("prompt: a", "update=null")
+
+
+@pytest.mark.parametrize("key", ["editors.in2n.nosuch=1", "editors.nosuch.steps=1", "editors.in2n.ddim_steps=x"])
+def test_settings_of_an_editor_that_is_not_chosen_are_checked_too(tmp_path, key):
+    path = tmp_path / "c.yaml"
+    path.write_text("task: edit_scene\nprompt: a\n")
+    thing = registry.get("task", "edit_scene").thing
+    with pytest.raises(InputError, match=f"editors.{key.split('.')[1]}"):
+        load_config(path, ["compare=[]", key], thing)
+    assert load_config(path, ["editors.in2n.ddim_steps=3"], thing).editors["in2n"].ddim_steps == 3

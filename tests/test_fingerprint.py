@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from csd3d import fingerprint
+from csd3d.canvas.clip import contents_of
 from csd3d.errors import InputError
 from csd3d.fingerprint import of_file, of_files, of_path, of_value
 
@@ -109,3 +110,19 @@ def test_values_count_and_places_do_not(tmp_path):
     assert of_value(torch.ones(2)) == of_value(np.ones(2, np.float32)) != of_value(torch.ones(2, 1))
     with pytest.raises(TypeError, match="not of a object"):
         of_value({"a": object()}["a"])
+
+
+def test_of_a_folder_of_frames_only_pictures_count(tmp_path):
+    """What file managers and people leave beside the frames does not stop a resume; another picture does."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name in ("0.png", "1.JPG"):
+        (folder / name).write_bytes(name.encode())
+    before = contents_of(str(folder))
+    assert before == {str(folder): of_path(str(folder))}  # as of runs that were started earlier
+    for name in ("Thumbs.db", "notes.txt", ".DS_Store", "._0.png", "ehthumbs.db"):
+        (folder / name).write_bytes(b"x")
+    assert contents_of(str(folder)) == before
+    (folder / "0.png").write_bytes(b"other")
+    assert contents_of(str(folder)) != before
+    assert contents_of("") == contents_of(str(folder / "0.png")) == {}

@@ -59,8 +59,38 @@ def test_mistakes_in_the_command_line(jobs, argv, capsys):
     with pytest.raises(SystemExit) as caught:
         launch.main(argv.split())
     assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    assert re.fullmatch(r"error: .+; see csd3d --help\n", capsys.readouterr().err)
     assert not jobs.calls
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--confg a", "unrecognized argument --confg; did you mean --config?"),
+        ("process x --outpt y", "unrecognized argument --outpt; did you mean --output?"),
+        ("process x --output y --frames z", "argument --frames: invalid int value: 'z'"),
+        ("process x y --output z", "unrecognized arguments: y"),
+        ("process", "the following arguments are required: "),
+        ("proces x --output y", "csd3d proces: there is no such command; did you mean csd3d process?"),
+        ("nosuch", "csd3d nosuch: there is no such command; did you mean csd3d "),
+        ("editor", "did you mean csd3d editors?"),
+        ("configs/sds.yaml", "a job begins with an option, such as --config configs/sds.yaml"),
+        ("methods nosuch", "csd3d methods: nosuch is not expected"),
+        ("keys", "csd3d keys: give one name"),
+        ("keys hashgird", "did you mean hashgrid?"),
+    ],
+)
+def test_every_mistake_in_a_command_is_one_line_with_what_would_be_right(argv, said, capsys):
+    try:
+        code = launch.main(argv.split())
+    except SystemExit as left:
+        code = left.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert said in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert not captured.out
 
 
 def test_bad_input_is_one_line_and_2(jobs, tmp_path, capsys):

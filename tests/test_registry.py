@@ -297,3 +297,11 @@ def test_a_plugin_that_fails_at_work_is_blamed_and_nobody_else(plugin, monkeypat
     assert re.search(blamed % r"TypeError: Mine.queries\(\)", told(mine.queries))
     assert told(lambda: 1 / 0) is None
     registry._entries["method"].pop("mine")
+
+
+@pytest.mark.parametrize("value", [None, 3, "x"])
+def test_a_part_that_returns_the_wrong_thing_is_named_with_its_place(value):
+    entry = registry.get("method", "sds")
+    with pytest.raises(InputError, match=rf"sds\.py:\d+: method 'sds': queries returned a {type(value).__name__}"):
+        registry.returned("method", entry.thing(), "queries", value, dict)
+    assert registry.returned("method", entry.thing(), "queries", {}, dict) == {}

@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from csd3d.media import MAX_PIXELS, open_video, read_image
+from csd3d import fingerprint
+from csd3d.media import MAX_PIXELS, frames_of, open_video, read_image
+from csd3d.memory import check_fits
 from csd3d.metrics.motion import Flow
+from csd3d.schema import Within
 
+BYTES_PER_PIXEL = 200  # of a demo clip: frames, true edits, flow, and what rendering them takes
 FRAMES_AT_ONCE = 16
 PIXELS_AT_ONCE = 2**20
 
@@ -25,14 +30,17 @@ class DemoConfig:
     """The demo clip that is edited if no file is given."""
 
     seed: int = 0  # chooses the demo clip
-    width: int = 512  # width of a picture in pixels; videos are square
-    height: int = 128  # height in pixels
-    frames: int = 24  # frames of a video
+    width: Annotated[int, Within(1, 8192)] = 512  # width of a picture in pixels; videos are square
+    height: Annotated[int, Within(1, 8192)] = 128  # height in pixels
+    frames: Annotated[int, Within(1, 1000)] = 24  # frames of a video
 
     def __post_init__(self) -> None:
         for key in ("width", "height", "frames"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        # of a picture, and of a video, which is square
+        needed = BYTES_PER_PIXEL * max(self.width * self.height, self.frames * self.height**2)
+        check_fits(needed, f"width {self.width}, height {self.height}, frames {self.frames}: the demo clip")
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,14 @@ def open_picture(path: str, max_pixels: int = MAX_PIXELS) -> Clip:
     notes = [f"{path}: {note}" for note in picture.notes]
     size = picture.rgb.shape[:2]
     return Clip(Path(path).name, 1, *size, read, alpha=picture.alpha, bits=picture.bits, warnings=notes)
+
+
+def contents_of(path: str) -> dict[str, str]:
+    """Return {path: fingerprint} of a folder of frames, of which only the pictures count; {} of anything else."""
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        return {}
+    return {path: fingerprint.of_files({file.name: file for file in frames_of(folder)})}
 
 
 def open_clip(path: str, **options: float | None) -> Clip:

@@ -32,6 +32,7 @@ from csd3d.datasets.normalise import (
 )
 from csd3d.datasets.reading import shown
 from csd3d.errors import InputError
+from csd3d.memory import size_text
 from csd3d.schema import Chosen, OneOf, path_key
 
 log = logging.getLogger("csd3d")
@@ -231,10 +232,12 @@ def _pixels(frames: list[Frame], layout: Layout, config: SceneConfig) -> tuple[T
     """
     shape = (len(frames), layout.height, layout.width)
     with_masks = layout.padded or any(frame.mask is not None for frame in frames)
-    gib = math.prod(shape) * (13 if with_masks else 12) / 2**30
-    if gib > config.max_memory_gib:
-        need = f"{len(frames)} pictures of {layout.width}x{layout.height} take {gib:.1f} GiB"
-        raise InputError(f"scene.max_memory_gib: {need}, the limit is {config.max_memory_gib}; raise scene.downscale")
+    needed, allowed = math.prod(shape) * (13 if with_masks else 12), config.max_memory_gib * 2**30
+    if needed > allowed:
+        need = f"{len(frames)} pictures of {layout.width}x{layout.height} take {size_text(needed)}"
+        raise InputError(
+            f"scene.max_memory_gib: {need}, the limit is {size_text(allowed)}; raise it or scene.downscale"
+        )
     images = torch.full((*shape, 3), BACKGROUNDS[config.background])
     masks = torch.zeros(shape, dtype=torch.bool) if with_masks else None
     composited = False

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import DistillConfig, configured, new_step, run_step
 from csd3d.distillation.svgd import Sharing, SVGDConfig
+from csd3d.schema import MOST_STEPS, Steps, Within
 
 MAX_SKIPPED = 3  # non-finite steps in a row before giving up
 PER_PARTICLE = ("pose", "view", "groups", "features", "camera_noise")  # context with one row per particle
@@ -30,14 +31,14 @@ class CollaborativeEditConfig(DistillConfig):
 
     MIN_STEPS: ClassVar[int] = 0
 
-    steps: int = 200  # optimisation steps
+    steps: Annotated[int, Within(0, MOST_STEPS)] = 200  # optimisation steps
     t_max: float = 0.5  # highest noise level, a fraction of the schedule
     svgd: SVGDConfig | None = field(default_factory=SVGDConfig)  # how particles collaborate; null: they do not
     lr: float = 2.0  # step size, in units of z per unit of w Δ
     lr_decay: float = 0.9  # factor of lr after every lr_decay_every steps
-    lr_decay_every: int = 20  # steps between decays of lr
+    lr_decay_every: Steps = 20  # steps between decays of lr
     init: str = "source"  # where target latents start: source, or noise (standard normal)
-    batch: int | None = None  # particles per step, drawn at random; null: all
+    batch: Annotated[int, Within(1, MOST_STEPS)] | None = None  # particles per step, drawn at random; null: all
 
     def __post_init__(self) -> None:
         super().__post_init__()

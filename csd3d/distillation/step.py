@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from csd3d.distillation.method import Method, Network, Predict, Query, Step
 from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import WEIGHTS, annealed_fraction, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
+from csd3d.schema import MOST_STEPS, Within
 
 BLIND = 0.01  # mean off-diagonal kernel below which particles hardly collaborate
 
@@ -30,7 +31,7 @@ class DistillConfig:
 
     MIN_STEPS: ClassVar[int] = 1
 
-    steps: int = 1000  # optimisation steps; schedules span them
+    steps: Annotated[int, Within(0, MOST_STEPS)] = 1000  # optimisation steps; schedules span them
     guidance_scale: float = 7.5  # ω of classifier-free guidance, ε_∅ + ω (ε_y − ε_∅)
     guidance_final: float | None = None  # ω at the last step, changing linearly from guidance_scale; null: constant
     weight: str = "sigma2"  # w(t): sigma2 (σ_t²), one, or x0 (σ_t/√ᾱ_t, steps in units of the latent)
@@ -149,11 +150,11 @@ def step_gradient(
         _ = step.z_t, step.source_t  # computed once, so that equal queries of the instructions share them
         rows = [share.flatten(1).any(1).nonzero()[:, 0] for share in step.shares]
         steps = [step.with_prompts(prompts, own) for prompts, own in zip(step.instructions, rows, strict=True)]
-    queries = [method.queries(one) for one in steps]
+    queries = [_queries(method, one) for one in steps]
     answers = predict({f"{k}/{name}": query for k, asked in enumerate(queries) for name, query in asked.items()})
-    deltas = [
-        method.direction({name: answers[f"{k}/{name}"] for name in queries[k]}, one) for k, one in enumerate(steps)
-    ]
+    named = [{name: answers[f"{k}/{name}"] for name in asked} for k, asked in enumerate(queries)]
+    found = [method.direction(eps, one) for eps, one in zip(named, steps, strict=True)]
+    deltas = [registry.returned("method", method, "direction", delta, Tensor) for delta in found]
     shared, reports = _combined(deltas, steps, step, config)
     gradient = step_weight(config.weight, step.alpha_bar) * shared
     report = {key: sum(one[key] for one in reports) / len(reports) for key in reports[0]}
@@ -214,6 +215,10 @@ def feature_gradient(
     return step_weight(config.weight, alpha_bar) * force
 
 
+def _queries(method: Method, step: Step) -> dict[str, Query]:
+    return registry.returned("method", method, "queries", method.queries(step), dict)
+
+
 def configured(method: Method, config: DistillConfig) -> DistillConfig:
     """`config` with the method's `fixed` keys. ValueError where they do not go together."""
     fixed = dict(getattr(method, "fixed", {}))
@@ -252,7 +257,7 @@ def possible_prompts(
                 source_prompts=sources, image=z,
                 away=[(prompts, z[:, 0, 0, 0])] if config.perp_neg else (), camera_noise=z,
             )  # fmt: skip
-            collect(method.queries(noised(collect, method, step, config)))
+            collect(_queries(method, noised(collect, method, step, config)))
     texts |= dict.fromkeys([*(source_prompts or []), *(away if config.perp_neg else [])])
     return list(texts)
 

@@ -21,7 +21,7 @@ Symbols: z [F, C, H, W] latents of F frames; M windows of [C, h, w] that cover t
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from csd3d.distillation.multidiffusion import window_shares
 from csd3d.distillation.schedule import timestep
 from csd3d.engine.phase import Phase
 from csd3d.priors import Prior
+from csd3d.schema import Within
 
 
 class CanvasEditor(Protocol):
@@ -69,7 +70,7 @@ class CanvasPhase(Phase):
 class Sampling:
     """Settings of DDIM for all editors that sample; an editor's own keys of the same names override them."""
 
-    steps: int = 50  # DDIM steps from `start` to a clean picture
+    steps: Annotated[int, Within(1, 10_000)] = 50  # DDIM steps from `start` to a clean picture
     start: float = 1.0  # noise level of the first step, a share of the schedule
     text_scale: float | None = None  # guidance by the instruction; null: the model's default
     image_scale: float | None = None  # guidance by the source picture; null: the model's default

@@ -6,7 +6,7 @@ one noise level. The latents move only at its end, so the mini-batches affect on
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from csd3d.distillation.svgd import Sharing
 from csd3d.editors.canvas import Canvas, CanvasPhase
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.registry import register
+from csd3d.schema import Within
 
 logger = logging.getLogger("csd3d")
 
@@ -36,7 +37,8 @@ class CSDEditCanvas:
     image_scale: float | None = None  # ω_s, guidance by the source picture; null: the model's default
     baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`
     edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))  # `steps` of `batch` windows
-    passes: int = 12  # least number of sweeps over a canvas larger than one batch; 0: no minimum
+    # least number of sweeps over a canvas larger than one batch; 0: no minimum
+    passes: Annotated[int, Within(0, 100_000)] = 12
     correspondence: OneCorrespondence = NONE  # what windows share: none (equal addresses, the paper), overlap or flow
 
     regions: ClassVar[bool] = True

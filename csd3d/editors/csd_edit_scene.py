@@ -1,6 +1,7 @@
 """CSD-Edit of a scene: at intervals, many training views are edited together (arXiv 2307.04787, section 4.3)."""
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
+from csd3d.schema import MOST_STEPS, Steps, Within
 
 
 @register("scene_editor", "csd_edit", title="CSD-Edit, edited together")
@@ -26,11 +28,12 @@ class CSDEditScene:
         editor: {type: csd_edit, rounds: 3, edit: {steps: 40}}
     """
 
-    edit_every: int = 300  # steps of the fit between rounds
-    rounds: int = 2  # number of rounds
-    views: int | None = None  # views edited together in a round, drawn at random; null: all
+    edit_every: Steps = 300  # steps of the fit between rounds
+    rounds: Annotated[int, Within(0, MOST_STEPS)] = 2  # number of rounds
+    # views edited together in a round, drawn at random; null: all
+    views: Annotated[int, Within(1, 100_000)] | None = None
     later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
-    later_steps: int = 8  # steps of each later round
+    later_steps: Annotated[int, Within(0, MOST_STEPS)] = 8  # steps of each later round
     correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from csd3d.priors.attention import (
     map_shapes,
 )
 from csd3d.registry import register
+from csd3d.schema import Within
 
 MakeState = Callable[[int], AttentionFusion]  # takes the number of windows
 
@@ -44,7 +45,7 @@ class FateZero(Sampled):
 
     fuse_steps: float = 0.8  # share of the edit's steps, from the first, in which maps are fused
     mask_threshold: float = 0.3  # τ: pixels that attend less to the instruction keep the source; above 1: all do
-    max_pixels: int = 256  # fuse maps only in layers of at most this many latent pixels
+    max_pixels: Annotated[int, Within(0, 2**24)] = 256  # fuse maps only in layers of at most this many latent pixels
     budget_gib: float = 2.0  # memory for maps, in GiB; it limits how many frames are edited at once
 
     edits: ClassVar[tuple[str, ...]] = ("video",)

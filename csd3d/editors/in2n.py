@@ -1,6 +1,7 @@
 """Instruct-NeRF2NeRF (arXiv 2303.12789, section 4.2): edit the training views one by one, in turn."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from csd3d.distillation.schedule import uniform_timestep
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
+from csd3d.schema import Steps, Within
 
 
 @register("scene_editor", "in2n", title="Instruct-NeRF2NeRF, one by one")
@@ -25,10 +27,10 @@ class InstructNeRF2NeRF:
         compare: [in2n, {type: in2n+shared, noise: shared}]
     """
 
-    edit_rate: int = 10  # steps of the fit between edits
+    edit_rate: Steps = 10  # steps of the fit between edits
     t_min: float = 0.02  # least noise level an edit starts from, a share of the schedule
     t_max: float = 0.98  # largest noise level an edit starts from, a share of the schedule
-    ddim_steps: int = 20  # DDIM steps of an edit
+    ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps of an edit
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default (the paper: 7.5)
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default (the paper: 1.5)
     noise: str = "independent"  # ε: independent (drawn for each edit, the paper) or shared by all edits

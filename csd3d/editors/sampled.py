@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.method import Predict
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
 from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling, check_sampling
+from csd3d.schema import Within
 
 WINDOWS_AT_ONCE = 64  # windows per call of the prior, which splits the call into micro-batches
 INITS = ("noise", "source")
@@ -19,7 +21,7 @@ INITS = ("noise", "source")
 class Sampled:
     """Keys of all editors that sample; null takes the value of the job's `sampling`. Subclasses define `sample`."""
 
-    steps: int | None = None  # DDIM steps; null: sampling.steps
+    steps: Annotated[int, Within(1, 10_000)] | None = None  # DDIM steps; null: sampling.steps
     start: float | None = None  # noise level of the first step, a share of the schedule; null: sampling.start
     text_scale: float | None = None  # guidance by the instruction; null: sampling.text_scale
     image_scale: float | None = None  # guidance by the source picture; null: sampling.image_scale

@@ -160,7 +160,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: truncated or damaged; {OTHERWISE}") from None
     if too_large:
         raise InputError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, so not a checkpoint of csd3d")
-    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: damaged (it holds a {type(manifest).__name__}); {OTHERWISE}")
+    version = manifest.get("version")
     if version != VERSION:
         raise InputError(
             f"{path}: version: {version!r:.40} is not the {VERSION} this csd3d reads; use the release that wrote it"

@@ -19,14 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from csd3d.engine.checkpoint import remove_remains
 from csd3d.engine.logs import logger
 from csd3d.errors import InputError
-from csd3d.files import never_made_again, read_json, remove_partial
+from csd3d.files import never_made_again, read_json, remove_partial, write_whole
 
 PACKAGES = (
     "csd3d",
@@ -126,16 +126,19 @@ def _why_not(target: Path, error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[Callable[[str], None]]:
     """Hold a run folder while it is worked in; raises InputError if another process does.
 
-    The lock is the operating system's, on config.yaml, so it ends with its process however that ends. What killed
-    writers have left is deleted. An error of the file system becomes an InputError that says what to do.
+    Yields a function that replaces the text of config.yaml and keeps the lock. The lock is the operating system's, on
+    config.yaml, so it ends with its process however that ends. What killed writers have left is deleted. An error of
+    the file system becomes an InputError that says what to do.
     """
     with contextlib.ExitStack() as stack:
         try:
             config = stack.enter_context(open(folder / "config.yaml", "rb"))
             fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(config.fileno()), os.stat(folder / "config.yaml")):
+                raise BlockingIOError  # the process before has just replaced it
         except BlockingIOError:
             raise InputError(
                 f"{folder}: another process works in this run folder; wait until it ends, or stop it first"
@@ -149,7 +152,7 @@ def held(folder: Path) -> Iterator[None]:
             for path in (*remove_partial(folder), *remove_remains(folder / "checkpoints")):
                 logger.info("deleted %s, which a process left that was killed", path)
             with _quiet_threads():
-                yield
+                yield lambda text: stack.enter_context(_replace_config(folder / "config.yaml", text))
             if _is_gone(folder):
                 raise InputError(_deleted(folder))
         except InputError as error:
@@ -160,6 +163,22 @@ def held(folder: Path) -> Iterator[None]:
             if not _is_gone(folder):
                 raise
             raise InputError(_deleted(folder)) from error
+
+
+@contextlib.contextmanager
+def _replace_config(path: Path, text: str) -> Iterator[None]:
+    """Write config.yaml whole, locked before it has its name, and hold the lock while open."""
+    with contextlib.ExitStack() as stack:
+
+        def write(partial: Path) -> None:
+            file = stack.enter_context(open(partial, "w", encoding="utf-8"))
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(text)
+            file.flush()
+
+        write_whole(path, write, sync=True)
+        yield
 
 
 @contextlib.contextmanager

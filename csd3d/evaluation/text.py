@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from csd3d.cameras import Cameras, orbit
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import text_truth
+from csd3d.memory import check_fits
 from csd3d.metrics.clip import (
     OPEN_CLIP,
     WORLD,
@@ -31,9 +33,10 @@ from csd3d.metrics.fid import frechet_distance
 from csd3d.rendering import Shading
 from csd3d.representations.base import ALBEDO, SceneModel
 from csd3d.representations.batch import Assets
-from csd3d.schema import path_key
+from csd3d.schema import Within, path_key
 
 logger = logging.getLogger("csd3d")
+BYTES_PER_PIXEL = 12  # of a picture
 DISTRACTORS = 31
 WHITE = Shading("textureless", ambient=0.4)
 Say = Callable[[str, int], str]  # (prompt, view) -> the prompt with the words for that view
@@ -46,9 +49,9 @@ Say = Callable[[str, int], str]  # (prompt, view) -> the prompt with the words f
 class EvaluateConfig:
     """The held-out cameras, evenly spaced on a circle, that assets are judged and shown from."""
 
-    views: int = 12  # number of held-out cameras
+    views: Annotated[int, Within(1, 1000)] = 12  # number of held-out cameras
     elevation_deg: float = 30.0  # elevation of the held-out cameras, -90 to 90
-    size: int = 128  # side of the pictures from the held-out cameras, in pixels
+    size: Annotated[int, Within(16, 2048)] = 128  # side of the pictures from the held-out cameras, in pixels
     clip: str = path_key(identity=False)  # CLIP for the metrics: "" (shipped), a folder, or open_clip:ARCH/WEIGHTS
 
     def __post_init__(self) -> None:
@@ -68,6 +71,18 @@ class AssetsSeen:
 
     colour: Tensor
     shape: Tensor
+
+
+def check_pictures(config) -> None:
+    """Raise InputError if a step's pictures for the prior, or the held-out views, do not fit in memory."""
+    side, judged, count = config.guidance_size, config.evaluate, config.particles
+    given = f"guidance_size {side} with {count} × {config.views_per_step} views"
+    needed = BYTES_PER_PIXEL * count * config.views_per_step * side**2
+    check_fits(needed, f"{given}: a step's pictures", "lower guidance_size, views_per_step or particles")
+    views = len(config.runs) * count * judged.views
+    given = f"evaluate.size {judged.size} with evaluate.views {judged.views} of {len(config.runs)} × {count} assets"
+    needed = 2 * BYTES_PER_PIXEL * views * judged.size**2  # coloured and white
+    check_fits(needed, f"{given}: these pictures", "lower evaluate.size, evaluate.views or particles")
 
 
 def held_out(config, count: int, size: int) -> Cameras:

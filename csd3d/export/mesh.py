@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import fast_simplification
 import numpy as np
@@ -25,10 +26,14 @@ from csd3d.export.placement import Placement
 from csd3d.export.room import inside_of_room
 from csd3d.export.texture import bake_texture, surface_colours, write_textured
 from csd3d.files import write_bytes
+from csd3d.memory import check_fits
+from csd3d.schema import Within
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
+BYTES_PER_VOXEL = 20  # the densities, their logarithms, and copies while they are filtered
+BYTES_PER_TEXEL = 48  # place, normal and colour, and copies while they are baked
 CROPS = ("auto", "box", "none")
 LOG_RANGE = 3.0  # nats about the threshold that are kept; densities farther off do not locate the surface
 FACTORS = (1, 0.97, 0.94, 0.85, 0.7, 0.5)  # of the face budget that decimation tries
@@ -41,16 +46,16 @@ VISIBLE_DEPTH = math.log(2.0)  # optical depth at which half of a ray's light is
 class MeshConfig:
     """How a mesh is extracted and coloured."""
 
-    resolution: int = 160  # density samples along the box's longest side
+    resolution: Annotated[int, Within(8, 1024)] = 160  # density samples along the box's longest side
     threshold: float | None = None  # density of the surface, per world unit; null: chosen so that it looks as rendered
     smoothing: float = 0.7  # standard deviation in voxels of a Gaussian filter on the log-density; 0: none
     keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
-    face_budget: int = 16_000  # most faces after decimation
-    texture_size: int = 1024  # texels along a side of the texture
+    face_budget: Annotated[int, Within(16, 10_000_000)] = 16_000  # most faces after decimation
+    texture_size: Annotated[int, Within(16, 16384)] = 1024  # texels along a side of the texture
     # auto: a captured object without what it stands on | box: all that is in the scene's box | none: of an unbounded
     # capture also what is around its box, twice as far
     crop: str = "auto"
-    chunk: int = 1 << 18  # most field queries at a time; fewer need less memory
+    chunk: Annotated[int, Within(1, 2**22)] = 1 << 18  # most field queries at a time; fewer need less memory
 
     def __post_init__(self):
         if self.crop not in CROPS:
@@ -61,6 +66,8 @@ class MeshConfig:
         for key, lowest in (("resolution", 8), ("face_budget", 16), ("texture_size", 16), ("chunk", 1)):
             if getattr(self, key) < lowest:
                 raise InputError(f"mesh.{key} is {getattr(self, key)}: it must be at least {lowest}")
+        for key, power, each in (("resolution", 3, BYTES_PER_VOXEL), ("texture_size", 2, BYTES_PER_TEXEL)):
+            check_fits(each * getattr(self, key) ** power, f"mesh.{key}: {getattr(self, key)}", "lower it")
         if self.threshold is not None and not self.threshold > 0:
             raise InputError(
                 f"mesh.threshold is {self.threshold}: it must be a positive density, or null for automatic"

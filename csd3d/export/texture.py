@@ -1,4 +1,4 @@
-"""Textures: UV unwrapping, baking from a field, triangle rasterisation, and pictures of the textured mesh.
+"""Textures: UV unwrapping, baking from a field, and pictures of the textured mesh.
 
 Symbols: F faces, V vertices. UVs have their origin at the picture's lower left (OBJ, trimesh); texel (row r, column
 c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
@@ -6,7 +6,7 @@ c) has its centre at u = (c + ½) / W, v = 1 − (r + ½) / H.
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from csd3d.cameras import Cameras
 from csd3d.engine.logs import progress
 from csd3d.export.placement import Placement
 from csd3d.files import write_bytes, write_text
+from custom_kernels.meshes import rasterise, z_buffer
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
@@ -28,7 +29,6 @@ RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
 PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF's kinds of buffer views
-CANDIDATES = 1 << 21  # triangle × pixel tests at a time
 
 
 def surface_colours(
@@ -110,37 +110,6 @@ def unwrap(mesh: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np
     return source.astype(np.int64), faces.astype(np.int64), uv.astype(np.float64)
 
 
-def rasterise(corners: np.ndarray, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the pixels whose centres are in triangles `[F, 3, 2]` (x, y), in chunks of (y·W + x, face, barycentrics).
-
-    A centre on an edge belongs to both neighbours. Always yields at least one chunk.
-    """
-    low = np.clip(np.ceil(corners.min(1) - 0.5), 0, [width, height]).astype(np.int64)
-    high = np.clip(np.floor(corners.max(1) - 0.5) + 1, 0, [width, height]).astype(np.int64)
-    extent = np.maximum(high - low, 0)
-    count = extent.prod(1)
-    block = np.cumsum(count) // CANDIDATES
-    for part in np.split(np.arange(len(corners)), np.flatnonzero(np.diff(block)) + 1):
-        face = np.repeat(part, count[part])
-        rank = np.arange(len(face)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
-        x = low[face, 0] + rank % np.maximum(extent[face, 0], 1)
-        y = low[face, 1] + rank // np.maximum(extent[face, 0], 1)
-        bary = _barycentric(corners[face], np.stack([x, y], 1) + 0.5)
-        inside = (bary >= -1e-9).all(1)
-        yield (y * width + x)[inside], face[inside], bary[inside]
-
-
-def _barycentric(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates `[N, 3]` of points `[N, 2]` in triangles `[N, 3, 2]`; all negative in degenerate ones."""
-    a, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    p = points - a
-    area = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
-    safe = np.where(area == 0, np.inf, area)
-    v = (p[:, 0] * e2[:, 1] - p[:, 1] * e2[:, 0]) / safe
-    w = (e1[:, 0] * p[:, 1] - e1[:, 1] * p[:, 0]) / safe
-    return np.where(area[:, None] == 0, -1.0, np.stack([1.0 - v - w, v, w], 1))
-
-
 def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
     """Give empty texels within `pixels` of a chart the nearest chart colour, others the mean, which compresses well."""
     if not filled.any():
@@ -219,43 +188,18 @@ def render_mesh(
     edges = corners[:, 1:] - corners[:, :1]
     front = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]  # counter-clockwise with y down
     faces = mesh.faces[front & (depth > 1e-3)[mesh.faces].all(1)]
-    nearest, uv = _z_buffer(pixels[faces], 1.0 / depth[faces], mesh.visual.uv[faces], width, height)
-    texture = np.asarray(mesh.visual.material.baseColorTexture, dtype=np.float32) / 255.0
+    nearest, uv = z_buffer(pixels[faces], 1.0 / depth[faces], mesh.visual.uv[faces], width, height)
+    texture = torch.tensor(np.asarray(mesh.visual.material.baseColorTexture)).float() / 255
     picture = np.full((height * width, 3), background, np.float32)
-    picture[nearest > 0] = _bilinear(texture, uv[nearest > 0])
+    picture[nearest > 0] = _bilinear(texture, torch.from_numpy(uv[nearest > 0]).float()).numpy()
     image = picture.reshape(cameras.height, samples, cameras.width, samples, 3).mean((1, 3))
     return np.round(255 * image.clip(0, 1)).astype(np.uint8)
 
 
-def _z_buffer(
-    corners: np.ndarray, inverse: np.ndarray, uv: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return inverse depth `[P]` (0: none) and uv `[P, 2]` of the nearest surface at each pixel.
-
-    corners `[F, 3, 2]`, inverse depth `[F, 3]`, uv `[F, 3, 2]`.
-    """
-    nearest, found = np.zeros(height * width), np.zeros((height * width, 2))
-    for pixel, face, bary in rasterise(corners, width, height):
-        weight = bary * inverse[face]  # attributes / depth are linear on the screen
-        near = weight.sum(1)
-        order = np.argsort(near, kind="stable")
-        order = order[near[order] > nearest[pixel[order]]]
-        last = np.full(height * width, -1)
-        last[pixel[order]] = order  # for repeated pixels the last index, the nearest, stays
-        seen = np.flatnonzero(last >= 0)
-        best = last[seen]
-        nearest[seen] = near[best]
-        found[seen] = np.einsum("sk,ski->si", weight[best], uv[face[best]]) / near[best, None]
-    return nearest, found
-
-
-def _bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    height, width = texture.shape[:2]
-    x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
-    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
-    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-    columns = [np.clip(x0 + d, 0, width - 1) for d in (0, 1)]
-    rows = [np.clip(y0 + d, 0, height - 1) for d in (0, 1)]
-    top = (1 - fx) * texture[rows[0], columns[0]] + fx * texture[rows[0], columns[1]]
-    bottom = (1 - fx) * texture[rows[1], columns[0]] + fx * texture[rows[1], columns[1]]
-    return (1 - fy) * top + fy * bottom
+def _bilinear(texture: Tensor, uv: Tensor) -> Tensor:
+    """Colours [S, 3] of a texture [H, W, 3] at uv [S, 2]."""
+    at = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=1)[None, None]
+    found = torch.nn.functional.grid_sample(
+        texture.permute(2, 0, 1)[None], at, padding_mode="border", align_corners=False
+    )
+    return found[0, :, 0].T

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
 from csd3d.fields.encoding import contract, mlp, spherical_harmonics, trunc_exp
+from csd3d.memory import check_fits
+from csd3d.schema import Within
 from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
 
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
@@ -17,15 +20,16 @@ _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1
 class FieldConfig:
     """Sizes of a RadianceField. The grid spans the box, or contracted space where the scene is unbounded."""
 
-    levels: int = 12  # levels of the hash grid, from coarse to fine
-    features_per_level: int = 2  # numbers that an entry of the hash grid holds
-    log2_hashmap_size: int = 16  # a level has at most 2 to this many entries
-    base_resolution: int = 16  # vertices along an axis, coarsest level
-    max_resolution: int = 1024  # vertices along an axis, finest level
-    hidden: int = 64  # width of the hidden layers
-    colour_layers: int = 2  # hidden layers of the colour network
-    geo_features: int = 15  # numbers that the density network passes to the colour network
-    sh_degree: int = 4  # the view direction is encoded as sh_degree² spherical harmonics; 1 to 4
+    levels: Annotated[int, Within(1, 64)] = 12  # levels of the hash grid, from coarse to fine
+    features_per_level: Annotated[int, Within(1, 16)] = 2  # numbers that an entry of the hash grid holds
+    log2_hashmap_size: Annotated[int, Within(3, 28)] = 16  # a level has at most 2 to this many entries
+    base_resolution: Annotated[int, Within(2, 4096)] = 16  # vertices along an axis, coarsest level
+    max_resolution: Annotated[int, Within(2, 2**20)] = 1024  # vertices along an axis, finest level
+    hidden: Annotated[int, Within(1, 8192)] = 64  # width of the hidden layers
+    colour_layers: Annotated[int, Within(1, 64)] = 2  # hidden layers of the colour network
+    geo_features: Annotated[int, Within(1, 1024)] = 15  # numbers that the density network passes to the colour network
+    # the view direction is encoded as sh_degree² spherical harmonics; 1 to 4
+    sh_degree: Annotated[int, Within(1, 4)] = 4
     density_scale: float = 5.0  # density = density_scale / (longest side of the box) · exp(network output − 1)
     blob_scale: float = 0.0  # added to the network output in the middle of the box, for text to 3D; 0: none
     blob_radius: float = 0.5  # distance where blob_scale's bias is 0, as a share of half the box's shortest side
@@ -43,7 +47,18 @@ class FieldConfig:
             raise ValueError(f"sh_degree is {self.sh_degree}: give 1 to 4")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is {self.backend!r}: give one of {', '.join(BACKENDS)}")
-        grid_layout(self.levels, self.base_resolution, self.max_resolution, self.log2_hashmap_size)
+        sizes = ("levels", "log2_hashmap_size", "features_per_level", "hidden", "colour_layers", "geo_features")
+        given = ", ".join(f"{key} {getattr(self, key)}" for key in sizes)
+        check_fits(self.training_bytes, f"{given}: training a field of these sizes")
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory for training the field: its parameters, their gradients and Adam's two moments."""
+        offsets, _ = grid_layout(self.levels, self.base_resolution, self.max_resolution, self.log2_hashmap_size)
+        encoded, inputs = self.levels * self.features_per_level, self.sh_degree**2 + self.geo_features
+        density = self.hidden * (encoded + 1 + self.geo_features)
+        colour = self.hidden * (inputs + self.hidden * (self.colour_layers - 1) + 3)
+        return 16 * (offsets[-1] * self.features_per_level + density + colour)
 
 
 class RadianceField(nn.Module):

@@ -3,7 +3,7 @@
 from csd3d.media.encoding import encode, frame_writer
 from csd3d.media.image_writing import write_image
 from csd3d.media.pictures import MAX_PIXELS, Picture, read_image
-from csd3d.media.videos import MAX_DECODED_GIB, MAX_FRAMES, VideoReader, open_video
+from csd3d.media.videos import MAX_DECODED_GIB, MAX_FRAMES, VideoReader, frames_of, open_video
 
 __all__ = [
     "MAX_DECODED_GIB",
@@ -13,6 +13,7 @@ __all__ = [
     "VideoReader",
     "encode",
     "frame_writer",
+    "frames_of",
     "open_video",
     "read_image",
     "write_image",

@@ -1,21 +1,22 @@
 """Decoding a video file once, with ffmpeg, to raw rgb frames in a temporary folder."""
 
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from csd3d.errors import InputError
-from csd3d.media.cache import free_bytes
 from csd3d.media.ffmpeg import command, complaint, killed, location, source, start
 from csd3d.media.probe import Probe
-from csd3d.media.timing import Timing, header, read_timing
+from csd3d.media.refusals import CONTAINERS, nothing_found
+from csd3d.media.timing import Timing, read_timing
 
+EXPECTED = f"{CONTAINERS} or a folder of frames"
 SHARE_OF_ROOM = 0.9  # of the room in TMPDIR that the frames may take
 # what the demuxer of a transport stream says where two recordings were joined, or where a packet was lost
 JOINTS = ("Packet corrupt", "corrupt input packet")
@@ -41,7 +42,6 @@ class Decoded:
     height: int
     width: int
     timing: Timing
-    pixel_aspect: Fraction
     fault: str | None
     transparent: bool
 
@@ -61,35 +61,20 @@ def decode(path: Path, folder: Path, probe: Probe, limits: Limits) -> Decoded:
 
 def _decode(path: Path, folder: Path, probe: Probe, limits: Limits, keep_marked: bool) -> Decoded:
     """Decode once; keep_marked: packets that the demuxer marks as corrupt are decoded nevertheless."""
-    with open(folder / "log", "w+", errors="replace") as errors:
-        arguments = _arguments(path, folder, probe, limits, keep_marked)
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
-        process = start(arguments, cwd=folder, **pipes)
-        try:
-            with process.stdout:
-                stored = _store(process.stdout, folder / "frames", path, limits)
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        errors.seek(0)
-        log = errors.read(2**20)
-    if stored.changed is None and killed(code):
-        raise InputError(
-            f"{path}: decoding stopped after {stored.count} frames, as ffmpeg did not end by itself ({killed(code)}); "
-            "start again, with more memory if that ran out"
-        )
-    fault = stored.changed or complaint(log, JOINTS if keep_marked else ()) or (code and f"ffmpeg ended with {code}")
+    with Decoder(_arguments(path, folder, probe, limits, keep_marked), folder) as decoder:
+        stored = _store(decoder.pictures(), folder / "frames", path, limits)
+        ended = decoder.end()
+    if stored.changed is None:
+        check_end(path, ended, stored.count)
+    fault = stored.changed or fault_in(ended, JOINTS if keep_marked else ())
     count = stored.count
     if fault and count > 1 and probe.format == "gif":
         count -= 1  # ffmpeg returns the last frame even if it is incomplete
     if count == 0:
-        raise InputError(f"{path}: {_nothing(log, fault or 'it holds no pictures')}")
+        raise nothing_found(path, ended.log, fault, EXPECTED, "raise max_pixels")
     packets, (height, width) = (folder / "packets").read_text(), stored.size
     timing = read_timing(packets, (folder / "stamps").read_text(), count, damaged=bool(fault))
-    aspect = header(packets, "sar") or Fraction(1)
-    aspect = aspect if f" {width}x{height}" in packets else 1 / aspect  # a phone video, turned upright
-    return Decoded(count, height, width, timing, aspect, fault or None, stored.transparent)
+    return Decoded(count, height, width, timing, fault, stored.transparent)
 
 
 def _arguments(path: Path, folder: Path, probe: Probe, limits: Limits, keep_marked: bool) -> list[str]:
@@ -97,22 +82,89 @@ def _arguments(path: Path, folder: Path, probe: Probe, limits: Limits, keep_mark
 
     The sound is listed too: the clock begins at the first packet of any stream that is used.
     """
-    opened = ["-max_pixels", str(limits.pixels)] + ([] if keep_marked else ["-fflags", "+discardcorrupt"])
-    opened += ["-c:V", probe.alpha_decoder] if probe.alpha_decoder else []
-    pictures = ["-map", "0:V:0", "-fps_mode", "passthrough"]
-    pictures += ["-vf", ",".join([*STAMPS, *probe.filters])]
-    pictures += ["-pix_fmt", "rgba" if probe.has_alpha else "rgb24", "-c:v", "pam" if probe.has_alpha else "ppm"]
-    pictures += ["-sws_flags", "bicubic+accurate_rnd+full_chroma_int", "-f", "image2pipe", "pipe:1"]
+    exact = ["-sws_flags", "bicubic+accurate_rnd+full_chroma_int"]
+    pictures = picture_output(probe, [*STAMPS, *probe.filters], "rgb24", exact)
     packets = ["-map", "0:V:0", "-map", "0:a?", "-fps_mode", "passthrough", "-c", "copy", "-f", "framecrc"]
-    return command(*opened, *source(path), *pictures, *packets, location(folder / "packets"))
+    opened = film_input(path, probe, limits.pixels, keep_marked)
+    return command(*opened, *pictures, *packets, location(folder / "packets"))
 
 
-def _nothing(log: str, fault: str) -> str:
-    """Why there is no frame."""
-    expected = "expected MP4, MOV, MKV, WebM, AVI, GIF or a folder of frames"
-    if "matches no streams" in log:
-        fault = "it holds no video, only sound or a cover picture"
-    return f"no frame can be decoded ({fault}); {expected}"
+def film_input(path: Path, probe: Probe, max_pixels: int, keep_marked: bool = False) -> list[str]:
+    """ffmpeg's arguments that open a film; keep_marked: as in `_decode`."""
+    opened = ["-max_pixels", str(max_pixels)] + ([] if keep_marked else ["-fflags", "+discardcorrupt"])
+    opened += ["-c:V", probe.alpha_decoder] if probe.alpha_decoder else []
+    return [*opened, *source(path)]
+
+
+def picture_output(probe: Probe, filters: list[str], pixels: str, options: Sequence[str] = ()) -> list[str]:
+    """ffmpeg's arguments that write the frames to stdout, through `filters`, as `pixels`: "gray" or "rgb24".
+
+    Those of films with an alpha channel come as rgba.
+    """
+    kind, codec = ("rgba", "pam") if probe.has_alpha else (pixels, {"gray": "pgm", "rgb24": "ppm"}[pixels])
+    output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(filters), "-pix_fmt", kind, "-c:v", codec]
+    return [*output, *options, "-f", "image2pipe", "pipe:1"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How ffmpeg ended: its exit code, and what it said."""
+
+    code: int
+    log: str
+
+
+class Decoder:
+    """ffmpeg at work, which writes pictures to its stdout. It is killed when the context is left before its `end`."""
+
+    def __init__(self, arguments: list[str], folder: Path | None = None) -> None:
+        self.arguments, self.folder = arguments, folder
+
+    def __enter__(self) -> "Decoder":
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        try:
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": self._log}
+            self._process = start(self.arguments, cwd=self.folder, **pipes)
+        except BaseException:
+            self._log.close()
+            raise
+        return self
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """The pictures as they come, as in `read_pictures`."""
+        return read_pictures(self._process.stdout)
+
+    def end(self) -> Ended:
+        """Read no more, and wait for ffmpeg to end."""
+        self._process.stdout.close()
+        code = self._process.wait()
+        self._log.seek(0)
+        return Ended(code, self._log.read(2**20))
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.stdout.close()
+        self._process.wait()
+        self._log.close()
+
+
+def check_end(path: Path, ended: Ended, count: int) -> None:
+    """Raise InputError if ffmpeg was killed after `count` frames, as the rest of the film would be missing."""
+    if how := killed(ended.code):
+        raise InputError(
+            f"{path}: decoding stopped after {count} frames, as ffmpeg did not end by itself ({how}); "
+            "start again, with more memory if that ran out"
+        )
+
+
+def fault_in(ended: Ended, ignored: Sequence[str] = ()) -> str | None:
+    """The first fault of the file that ffmpeg found, or None."""
+    return complaint(ended.log, ignored) or (f"ffmpeg ended with {ended.code}" if ended.code else None)
+
+
+def early_end(fault: str, count: int) -> str:
+    """What becomes of a film with a fault."""
+    return f"ends early or is damaged ({fault}); its first {count} frames"
 
 
 # ------------------------------------------------------------------------------------------------------------- storing
@@ -128,12 +180,12 @@ class Stored:
     transparent: bool = False
 
 
-def _store(stream: IO[bytes], file: Path, path: Path, limits: Limits) -> Stored:
-    """Write the frames of a stream to `file`, over white."""
+def _store(pictures: Iterable[np.ndarray], file: Path, path: Path, limits: Limits) -> Stored:
+    """Write frames to `file`, over white."""
     done, room = Stored(), SHARE_OF_ROOM * free_bytes(file.parent)
     try:
         with file.open("wb") as out:
-            for frame in read_pictures(stream):
+            for frame in pictures:
                 height, width, depth = frame.shape
                 done.size = (height, width) if done.count == 0 else done.size
                 if (height, width) != done.size:
@@ -151,6 +203,11 @@ def _store(stream: IO[bytes], file: Path, path: Path, limits: Limits) -> Stored:
         hint = "set TMPDIR to a folder with more room"
         raise InputError(f"{path}: its frames can't be kept in {file.parent} ({error.strerror}); {hint}") from error
     return done
+
+
+def free_bytes(folder: Path) -> int:
+    """The bytes that may still be written in a folder."""
+    return shutil.disk_usage(folder).free
 
 
 def _check_room(path: Path, bytes_: int, allowed: float, room: float) -> None:

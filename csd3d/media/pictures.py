@@ -89,10 +89,10 @@ def opened(path: str | Path, max_pixels: int | None = None) -> Iterator[Image.Im
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         expected = f"expected a whole {', '.join(FORMATS)} file"
         reason = f"cannot be decoded ({one_line(error, 160)}); {expected}"
-        raise InputError(f"{path}: {_modern_format(path) or reason}") from error
+        raise InputError(f"{path}: {modern_format(path) or reason}") from error
 
 
-def _modern_format(path: str | Path) -> str | None:
+def modern_format(path: str | Path) -> str | None:
     """What to do with a HEIC or AVIF file that cannot be decoded; None for other files, and damaged AVIF.
 
     HEIC is not read, since the libraries that do come with GPL code.

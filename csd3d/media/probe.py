@@ -6,6 +6,7 @@ the results are tagged as. BT.2408: diffuse white is at 203 cd/m², and SDR valu
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from csd3d.errors import InputError
@@ -19,13 +20,14 @@ WIDE = {"bt2020": "BT.2020", "smpte431": "DCI-P3", "smpte432": "Display P3"}
 ALPHA = re.compile(r"^(yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya)")
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders leave the transparency out
 # the only output of the probe is its first frame, in ffmpeg's words "wrapped_avframe, yuv420p10le(tv, ...), 96x64"
-FIRST_FRAME = re.compile(r"Video: wrapped_avframe, (\w+)(?:\(([^)]*)\))?, (\d+)x(\d+)")
+FIRST_FRAME = re.compile(r"Video: wrapped_avframe, (\w+)(?:\(([^)]*)\))?, (\d+)x(\d+)(?: \[SAR (\d+):(\d+))?")
 
 
 @dataclass(frozen=True)
 class Probe:
     """format: ffmpeg's name of the container.  pixels: of the pixel format.  matrix, primaries, transfer: of the
-    colours, "unknown" where the file does not say.  odd: a side is odd.  alpha_decoder: needed to see transparency."""
+    colours, "unknown" where the file does not say.  odd: a side is odd.  alpha_decoder: needed to see transparency.
+    pixel_aspect: a pixel's width / height as displayed."""
 
     format: str = ""
     pixels: str = ""
@@ -34,6 +36,7 @@ class Probe:
     transfer: str = "unknown"
     odd: bool = False
     alpha_decoder: str | None = None
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     def is_transport_stream(self) -> bool:
@@ -55,6 +58,12 @@ class Probe:
         if self.transfer in HDR:
             return f"HDR ({HDR[self.transfer]}, {gamut or WIDE['bt2020']})"
         return f"wide-gamut video ({gamut})" if gamut else None
+
+    @property
+    def colour_note(self) -> str | None:
+        """What becomes of the colours, in words; None if they stay as they are."""
+        knee = ", its highlights compressed" if self.transfer in HDR else ""
+        return f"{self.colours}, converted to SDR (BT.709){knee}" if self.colours else None
 
     @property
     def filters(self) -> list[str]:
@@ -103,7 +112,8 @@ def probe(path: Path, max_pixels: int) -> Probe:
     codec = re.search(r"Stream #0:\d+ -> #0:0 \((\w+)", text)
     decoder = ALPHA_DECODERS.get(codec[1]) if codec and re.search(r"alpha_mode\s*: 1", text, re.IGNORECASE) else None
     odd = bool(int(frame[3]) % 2 or int(frame[4]) % 2)
-    found = Probe(container[1] if container else "", frame[1], *told.split("/"), odd, decoder)
+    aspect = Fraction(int(frame[5]), int(frame[6])) if frame[5] and int(frame[5]) * int(frame[6]) else Fraction(1)
+    found = Probe(container[1] if container else "", frame[1], *told.split("/"), odd, decoder, aspect)
     if found.filters:
         _check_filters(path, found)
     return found

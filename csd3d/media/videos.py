@@ -14,12 +14,13 @@ import numpy as np
 
 from csd3d.errors import InputError
 from csd3d.files import natural_key
-from csd3d.media.cache import FrameCache
 from csd3d.media.colour import colour_note
-from csd3d.media.decoding import Decoded, Limits, decode
-from csd3d.media.pictures import MAX_PIXELS, check_file, opened, read_image, upright_size
-from csd3d.media.probe import HDR, Probe, probe
+from csd3d.media.decoding import Decoded, Limits, decode, early_end
+from csd3d.media.pictures import MAX_PIXELS, opened, read_image, upright_size
+from csd3d.media.probe import Probe, probe
+from csd3d.media.refusals import check_film
 from csd3d.media.timing import DEFAULT_FPS
+from csd3d.temporary import TemporaryFolder
 
 MAX_FRAMES = 10_000
 MAX_DECODED_GIB = 64.0  # 10 000 frames of 1080p take 58
@@ -59,7 +60,7 @@ class VideoReader:
     start: Fraction = Fraction(0)
     times: tuple[Fraction, ...] | None = None
     sound_from: Path | None = None
-    cache: FrameCache | None = None
+    cache: TemporaryFolder | None = None
 
     def frames(self, indices: Iterable[int]) -> np.ndarray:
         """Return the frames at `indices`, in that order, [n, H, W, 3] uint8. IndexError outside 0 .. count - 1."""
@@ -108,8 +109,13 @@ def open_video(
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
+def frames_of(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, which are its frames, in order; other files in it have no part in the video."""
+    return sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: (natural_key(f.name), f.name))
+
+
 def _open_folder(path: Path, fps: float | None, limits: Limits) -> VideoReader:
-    files = sorted((f for f in path.iterdir() if _is_frame(f)), key=lambda f: (natural_key(f.name), f.name))
+    files = frames_of(path)
     if not files:
         raise InputError(f"{path}: no frames in this folder; expected pictures ({', '.join(SUFFIXES)})")
     if len(files) > limits.frames:
@@ -157,10 +163,10 @@ def _read_frame(file: Path, max_pixels: int) -> np.ndarray:
 
 
 def _open_file(path: Path, fps: float | None, limits: Limits) -> VideoReader:
-    check_file(path, "a video or a folder of frames")
+    check_film(path, "a video or a folder of frames")
     found = probe(path, limits.pixels)
     try:
-        cache = FrameCache()
+        cache = TemporaryFolder("video")
     except OSError as error:
         reason = f"its frames need a temporary folder ({error.strerror or error})"
         raise InputError(f"{path}: {reason}; set TMPDIR to one that can be written") from error
@@ -179,7 +185,7 @@ def _open_file(path: Path, fps: float | None, limits: Limits) -> VideoReader:
         float(fps or timing.rate),
         _reader(cache.path / "frames", (done.height, done.width, 3)),
         [f"{path}: {note}" for note in _notes(found, done, fps)],
-        done.pixel_aspect,
+        found.pixel_aspect,
         timing.start,
         times,
         sound if timing.has_sound else None,
@@ -190,10 +196,8 @@ def _open_file(path: Path, fps: float | None, limits: Limits) -> VideoReader:
 def _notes(found: Probe, done: Decoded, fps: float | None) -> list[str]:
     """What was found out of the ordinary, and what becomes of it."""
     timing = done.timing
-    notes = [f"ends early or is damaged ({done.fault}); its first {done.count} frames"] if done.fault else []
-    if found.colours:
-        knee = ", its highlights compressed" if found.transfer in HDR else ""
-        notes.append(f"{found.colours}, converted to SDR (BT.709){knee}")
+    notes = [early_end(done.fault, done.count)] if done.fault else []
+    notes += [found.colour_note] if found.colour_note else []
     if done.transparent:
         notes.append(TRANSPARENT)
     if timing.remark and fps is None and not done.fault:

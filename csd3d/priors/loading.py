@@ -56,7 +56,7 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
         check(folder)
     fetch_weights(folder, getattr(family, "parts", {}))
     with quiet():
-        prior = family.load(folder, options)
+        prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
     entry = registry.entry_of("family", family)
     prior.family = entry.title if entry else family.__name__
     _check_require(folder, prior, require)

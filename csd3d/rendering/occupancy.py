@@ -5,14 +5,18 @@ stores an optical thickness sigma dt that decays from visit to visit; it is occu
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from nerfacc import OccGridEstimator
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
+from csd3d.memory import check_fits
+from csd3d.schema import Steps, Within
 from custom_kernels import rendering as kernels
 
+BYTES_PER_CELL = 16  # thickness, whether occupied, and copies while these are updated
 CHUNK = 2**18  # cells whose density is computed at once
 MARGIN = 0.999  # share of the mean: "above the mean" itself would empty a uniform field
 
@@ -21,17 +25,18 @@ MARGIN = 0.999  # share of the mean: "above the mean" itself would empty a unifo
 class RenderConfig:
     """How rays are sampled and the occupancy grid is kept; lengths in world units."""
 
-    steps: int = 384  # number of shortest steps along the diagonal of the scene's box
-    max_samples: int = 1024  # most samples of one ray
-    finer: int = 1  # steps are this many times shorter in pictures rendered without gradients
+    steps: Annotated[int, Within(1, 100_000)] = 384  # number of shortest steps along the diagonal of the scene's box
+    max_samples: Annotated[int, Within(1, 100_000)] = 1024  # most samples of one ray
+    finer: Annotated[int, Within(1, 64)] = 1  # steps are this many times shorter in pictures rendered without gradients
     near: float = 0.05  # rays start at this distance from the camera
     cone_angle: float = 0.015  # a step is at least this share of its distance; unbounded scenes only
-    levels: int = 5  # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
-    resolution: int = 64  # cells along an edge of the grid
+    # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
+    levels: Annotated[int, Within(1, 16)] = 5
+    resolution: Annotated[int, Within(16, 512)] = 64  # cells along an edge of the grid
     threshold: float = 0.01  # a cell whose step has less optical thickness than this is empty
     decay: float = 0.95  # factor on the stored thickness of a cell at each visit
-    update_every: int = 16  # training steps between updates of the grid
-    warmup: int = 256  # until this training step an update visits every cell, afterwards at most a quarter
+    update_every: Steps = 16  # training steps between updates of the grid
+    warmup: Steps = 256  # until this training step an update visits every cell, afterwards at most a quarter
     early_stop: float = 1e-4  # samples that less than this share of the light reaches are skipped
     backend: str = "auto"  # auto | reference | native | nerfacc
 
@@ -47,6 +52,8 @@ class RenderConfig:
             raise InputError(f"render.decay: must be in [0, 1), got {self.decay}")
         if self.resolution % 16:
             raise InputError(f"render.resolution: must be a multiple of 16, got {self.resolution}")
+        needed = self.levels * self.resolution**3 * BYTES_PER_CELL
+        check_fits(needed, f"render.resolution: {self.resolution} with levels {self.levels}: the grid")
         if self.backend not in kernels.BACKENDS:
             raise InputError(f"render.backend: must be one of {', '.join(kernels.BACKENDS)}, got {self.backend!r}")
 

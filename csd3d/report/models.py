@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from csd3d.errors import InputError
 from csd3d.export import MeshConfig, Placement, export_mesh, render_mesh
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel, surface_depth
+from csd3d.schema import Within
 
 TURNTABLE_FRAMES = 36  # most pictures of the mesh in the report
 SEEN_VIEWS, SEEN_SIDE = 24, 48  # views, and their longer side in pixels, from which `seen_box` is found
@@ -27,8 +29,8 @@ class ExportConfig:
     """The mesh and the orbit video that a run ends with."""
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    video_frames: int = 72  # frames of the orbit video
-    video_fps: int = 24  # frames a second of the orbit video
+    video_frames: Annotated[int, Within(1, 10_000)] = 72  # frames of the orbit video
+    video_fps: Annotated[int, Within(1, 240)] = 24  # frames a second of the orbit video
 
 
 def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Rendered]:

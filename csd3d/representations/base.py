@@ -40,8 +40,9 @@ class Representation(Protocol):
     """The settings of a representation: a frozen dataclass, registered as "representation".
 
     It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`),
-    `bytes_per_ray`, memory of a training render (text to 3D then checks that a step's renders fit), and `supports`, a
-    tuple of "shading", "orientation" and "distortion": what renders do of this. Keys for the rest get a warning.
+    `training_bytes`, memory for training one scene, and `bytes_per_ray`, that of a training render (what does not fit
+    is then refused before any work), and `supports`, a tuple of "shading", "orientation" and "distortion": what renders
+    do of this. Keys for the rest get a warning.
     """
 
     def open(
@@ -141,6 +142,11 @@ def open_scene(representation: Representation, *parts: Any, **options: Any) -> S
     if lacking := [name for name in DUTIES if not callable(getattr(model, name, None))]:
         raise InputError(f"{at}: the {type(model).__name__} that open returned lacks {', '.join(lacking)}")
     return model
+
+
+def check_opens(representation: Representation, aabb: Tensor, unbounded: bool = False, **options: Any) -> None:
+    """Raise InputError, before any work, if `representation` cannot be opened; the scene that it opens is let go."""
+    open_scene(representation, aabb, torch.Generator(), unbounded, **options)
 
 
 def ignored_keys(chosen: Chosen, given: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,6 @@ the protocol in `base` only.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
-from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
+from csd3d.memory import check_fits
 from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ignored_keys, open_scene
 from csd3d.representations.fit import opacity_entropy
-from csd3d.schema import Chosen, OneOf, choose
+from csd3d.schema import MOST_STEPS, Chosen, OneOf, Within, choose
 
+StepNumber = Annotated[int, Within(0, MOST_STEPS)]
 Schedule = float | tuple[float, float, float, float]  # a value, or (first step, its value, last step, its value)
 
 
@@ -27,7 +27,7 @@ Schedule = float | tuple[float, float, float, float]  # a value, or (first step,
 class ShadingConfig:
     """How often a step's renders are lit, and how: DreamFusion's albedo, Lambertian and white (textureless) shading."""
 
-    start: int = 100  # steps before the first that may be lit
+    start: StepNumber = 100  # steps before the first that may be lit
     lambertian: float = 0.0  # share of the later steps that show the colours lit
     textureless: float = 0.0  # share of the later steps that show a white surface lit
     ambient: float = 0.3  # share of the light that comes from everywhere
@@ -70,11 +70,15 @@ class AssetConfig:
     )
     background: str = "learned"  # learned, white or black; prompts.backdrops takes its place
     random_background: float = 0.0  # share of the steps whose background is one random colour
-    resolution: list[tuple[int, int]] = dataclasses.field(  # [step, pixels] pairs: side of the renders from that step
-        default_factory=lambda: [(0, 64)]
+    resolution: list[tuple[StepNumber, Annotated[int, Within(1, 2048)]]] = (
+        dataclasses.field(  # [step, pixels] pairs: side of the renders from that step
+            default_factory=lambda: [(0, 64)]
+        )
     )
-    levels: list[tuple[int, int]] = dataclasses.field(  # [step, count] pairs: levels of detail in use from that step
-        default_factory=lambda: [(0, 12)]
+    levels: list[tuple[StepNumber, Annotated[int, Within(1, 64)]]] = (
+        dataclasses.field(  # [step, count] pairs: levels of detail in use from that step
+            default_factory=lambda: [(0, 12)]
+        )
     )
 
     def __post_init__(self) -> None:
@@ -90,6 +94,11 @@ class AssetConfig:
             raise ValueError(f"levels asks for more than the {self.max_levels} of the {self.representation.name}")
 
     @property
+    def box(self) -> Tensor:
+        """The asset's box [6] (min, max)."""
+        return torch.tensor([-self.extent] * 3 + [self.extent] * 3)
+
+    @property
     def max_levels(self) -> int:
         """Levels of detail that the representation has; 0: none, and `levels` is ignored."""
         return getattr(self.representation.thing, "levels", 0)
@@ -102,8 +111,7 @@ class Assets(nn.Module):
         self, config: AssetConfig, count: int, generator: torch.Generator, backdrop: tuple[float, ...] | None = None
     ) -> None:
         super().__init__()
-        e = config.extent
-        self.register_buffer("aabb", torch.tensor([-e, -e, -e, e, e, e]))
+        self.register_buffer("aabb", config.box)
         parts, background = (self.aabb.cpu(), generator), backdrop or config.background
         made_of = config.representation.thing
         self.models = nn.ModuleList(open_scene(made_of, *parts, background=background) for _ in range(count))
@@ -196,12 +204,11 @@ def ignored(asset: AssetConfig, losses: LossConfig, shading: ShadingConfig) -> l
 
 
 def check_memory(config: AssetConfig, particles: int, views: int) -> None:
-    """Raise InputError where a step's renders would not fit in memory, before anything is allocated."""
-    side = max(side for _, side in config.resolution)
-    needed = particles * views * side**2 * getattr(config.representation.thing, "bytes_per_ray", 0)
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.8 * present:
-        raise InputError(
-            f"particles {particles} × views {views} at resolution {side}: a step needs about {needed / 2**30:.0f} GiB, "
-            f"this machine has {present / 2**30:.0f}; lower views_per_step, particles or asset.resolution"
-        )
+    """Raise InputError where the assets or a step's renders would not fit in memory, before anything is allocated."""
+    side, made_of = max(side for _, side in config.resolution), config.representation.thing
+    needed = particles * views * side**2 * getattr(made_of, "bytes_per_ray", 0)
+    given = f"particles {particles} × views_per_step {views} at asset.resolution {side}"
+    check_fits(needed, f"{given}: a step", "lower views_per_step, particles or asset.resolution")
+    check_fits(
+        particles * getattr(made_of, "training_bytes", 0), f"particles {particles}: training them", "lower particles"
+    )

@@ -2,12 +2,13 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from csd3d.representations.batch import Assets
+from csd3d.schema import MOST_STEPS, Within
 
 
 @dataclass
@@ -19,7 +20,7 @@ class OptimConfig:
     background: float = 0.1  # the background's learning rate, as a share of learning_rate
     clip: float = 0.0  # largest norm of all gradients together; 0: no limit
     ema: float = 0.0  # decay of the averaged weights, which make the finished asset; 0: the last step's weights do
-    warmup: int = 10  # steps in which the learning rate rises from 0
+    warmup: Annotated[int, Within(0, MOST_STEPS)] = 10  # steps in which the learning rate rises from 0
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not 0 <= self.ema < 1:

@@ -6,15 +6,19 @@ Symbols: R rays or pixels, rgb and target [R, 3] in [0, 1]; a patch is S × S ne
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
 from csd3d.errors import InputError
+from csd3d.memory import check_fits
 from csd3d.priors import perceptual_distance
 from csd3d.rendering import Rendered
+from csd3d.schema import Steps, Within
 
+SAMPLES_PER_RAY = 40  # of a scene that has taken shape; at the start there are more
 Features = Callable[[Tensor], list[Tensor]]  # images [B, 3, h, w] in [0, 1] -> feature maps
 
 
@@ -25,14 +29,15 @@ class FitConfig:
     A representation that renders whole views uses a view instead of `rays` and ignores `samples`.
     """
 
-    steps: int = 500  # steps of the fit
-    rays: int = 4096  # most random rays a step, besides those of the patches
-    samples: int = 65536  # samples a step; the number of random rays is adapted to reach it, as in instant-ngp
+    steps: Steps = 500  # steps of the fit
+    rays: Annotated[int, Within(0, 2**22)] = 4096  # most random rays a step, besides those of the patches
+    # samples a step; the number of random rays is adapted to reach it, as in instant-ngp
+    samples: Annotated[int, Within(1, 2**26)] = 65536
     learning_rate: float = 1e-2  # highest learning rate, after the warm-up
     final_learning_rate: float = 5e-4  # learning rate at the last step
-    warmup: int = 20  # steps in which the learning rate rises from 0
-    patches: int = 0  # patches a step, for the perceptual loss
-    patch_size: int = 32  # side of a patch, pixels
+    warmup: Steps = 20  # steps in which the learning rate rises from 0
+    patches: Annotated[int, Within(0, 4096)] = 0  # patches a step, for the perceptual loss
+    patch_size: Annotated[int, Within(1, 1024)] = 32  # side of a patch, pixels
     perceptual_weight: float = 0.0  # weight of the perceptual distance between patches
     opacity_weight: float = 1e-3  # weight of the opacity's entropy: half-transparent rays become empty or full
     distortion_weight: float = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
@@ -61,6 +66,14 @@ def check_patches(config: FitConfig, size: tuple[int, int], key: str) -> None:
     """Raise InputError if pictures of `size` = (H, W) are smaller than a patch; `key` is the config's place."""
     if config.patches and config.patch_size > min(size):
         raise InputError(f"{key}.patch_size: {config.patch_size} is more than the pictures' {min(size)}")
+
+
+def check_rays(config: FitConfig, representation: Any, key: str) -> None:
+    """Raise InputError if a step's renders do not fit in memory; `key` is the config's place."""
+    per_ray = getattr(representation, "bytes_per_ray", 0)
+    random = min(config.rays, max(config.samples / SAMPLES_PER_RAY, 64))
+    given = f"samples {config.samples}, rays {config.rays}, patches {config.patches} of {config.patch_size}²"
+    check_fits(per_ray * (random + config.patches * config.patch_size**2), f"{key}: {given}: a step")
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], config: FitConfig) -> torch.optim.Adam:

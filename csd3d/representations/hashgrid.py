@@ -15,8 +15,18 @@ from csd3d.cameras import Cameras
 from csd3d.fields import Background, FieldConfig, RadianceField
 from csd3d.registry import register
 from csd3d.rendering import OccupancyGrid, RenderConfig, Rendered, ShadedField, Shading, render_image, render_rays
+from csd3d.rendering.occupancy import BYTES_PER_CELL
 from csd3d.representations.base import ALBEDO, BackgroundKind
-from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fit_loss, learning_rate, make_optimiser
+from csd3d.representations.fit import (
+    SAMPLES_PER_RAY,
+    Features,
+    FitConfig,
+    Pictures,
+    descend,
+    fit_loss,
+    learning_rate,
+    make_optimiser,
+)
 
 FIRST_GUESS = 512.0  # samples a ray, for the first step of a fit
 
@@ -33,14 +43,19 @@ class HashGrid:
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)  # sizes of hash grid and networks
     render: RenderConfig = dataclasses.field(default_factory=RenderConfig)  # samples along rays, occupancy grid
 
-    # about 40 samples a ray, whose activations in encoding and networks are kept for the backward pass
-    bytes_per_ray: ClassVar[int] = 40 * 1700
+    # of the samples of a ray, whose activations in encoding and networks are kept for the backward pass
+    bytes_per_ray: ClassVar[int] = SAMPLES_PER_RAY * 1700
     supports: ClassVar[tuple[str, ...]] = ("shading", "orientation", "distortion")
 
     @property
     def levels(self) -> int:
         """Levels of the hash grid."""
         return self.field.levels
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory for training one scene."""
+        return self.field.training_bytes + self.render.resolution**3 * BYTES_PER_CELL
 
     def open(
         self, aabb: Tensor, generator: torch.Generator, unbounded: bool = False, background: BackgroundKind = "learned"

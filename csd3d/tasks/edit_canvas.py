@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csd3d import registry
-from csd3d.canvas.clip import Captions, Clip, DemoConfig, open_clip, open_picture
+from csd3d.canvas.clip import Captions, Clip, DemoConfig, contents_of, open_clip, open_picture
 from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
 from csd3d.distillation.edit_loop import CollaborativeEditConfig
@@ -24,10 +24,10 @@ from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge
 from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
-from csd3d.registry import register
+from csd3d.registry import register, returned
 from csd3d.report.canvas import CanvasReport, previewer, write_results
 from csd3d.report.used import used
-from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental, path_key
+from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental, path_key
 
 Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
 EACH_ITS_OWN = "each editor that starts from noise has its own, such as editors.ip2p."
@@ -62,10 +62,11 @@ class EditCanvasConfig:
     editor: Editor = field(default_factory=lambda: choose("canvas_editor", "csd_edit"))
     # other editors to run for comparison; "NAME+word" runs NAME once more, with other settings
     compare: list[Editor] = incidental(default_factory=list)
-    window: int | None = None  # side of a window in latent pixels; null: the size that the prior was trained at
+    # side of a window in latent pixels; null: the size that the prior was trained at
+    window: Annotated[int, Within(1, 1024)] | None = None
     overlap: float = 0.25  # overlap of neighbouring windows, as a share of their side
     keep_detail: bool = True  # restore what the autoencoder lost, where nothing was edited
-    tile_pixels: int | None = None  # most pixels that the autoencoder takes at once; null: chosen by the autoencoder
+    tile_pixels: Annotated[int, Within(2**16, 2**28)] | None = None  # most pixels encoded at once; null: automatic
     clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, and between previews
@@ -188,7 +189,9 @@ class EditVideoConfig(EditCanvasConfig):
         else:
             clip = registry.get("demo", "orbit").thing(self.world, self.prompt)
             clip = dataclasses.replace(clip, fps=self.fps or clip.fps)
-        return open_job(self, device, clip)
+        job = open_job(self, device, clip)
+        job.contents |= contents_of(self.video)
+        return job
 
 
 # ------------------------------------------------------------------------------------------------------------- the job
@@ -248,11 +251,11 @@ class CanvasJob(Job):
         """Edit the canvas by one editor, starting from its checkpoint if there is one."""
         z = canvas.latents.z.clone()
         phase = CanvasPhase(self.generator(name), z=z, moved=torch.zeros_like(z))
-        steps, report = editor.count_steps(canvas), {}
+        steps, report = returned("canvas_editor", editor, "count_steps", editor.count_steps(canvas), int), {}
         show = previewer(self.folder, canvas.latents, self.config.save_seconds)
 
         def advance(step: int, curves: Curves) -> dict[str, float]:
-            report.update(editor.take_step(canvas, phase, step))
+            report.update(returned("canvas_editor", editor, "take_step", editor.take_step(canvas, phase, step), dict))
             if steps > 1:
                 show(name, phase.z)
             if step % 10 and steps < 500:  # run_steps adds every tenth

@@ -41,8 +41,8 @@ from csd3d.report.scene import (
     view_rows,
 )
 from csd3d.report.used import used
-from csd3d.representations.base import SceneModel, ignored_keys, open_scene
-from csd3d.representations.fit import FitConfig, check_patches
+from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
+from csd3d.representations.fit import FitConfig, check_patches, check_rays
 from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
 
 SMALLEST = 11  # pixels of a side: the window of SSIM
@@ -130,6 +130,8 @@ class EditSceneConfig:
 
     def open(self, device: torch.device) -> "EditJob":
         """Open the capture and the prior; what is wrong with them raises InputError before any work."""
+        for key in ("reconstruct", "fit"):
+            check_rays(getattr(self, key), self.representation.thing, key)
         capture = load_capture(self.scene)
         sides = capture.images.shape[1:3] if capture.places is None else capture.places[:, 2:].flatten().tolist()
         if min(sides) < SMALLEST:
@@ -137,6 +139,7 @@ class EditSceneConfig:
             raise InputError(f"scene.downscale: {self.scene.downscale:g}: {large}")
         for key in ("reconstruct", "fit"):
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
+        check_opens(self.representation.thing, capture.aabb, capture.unbounded)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
         prior.condition(["", self.prompt])  # embedded while there is a text encoder
         truth = load_truth(capture, self.prompt)

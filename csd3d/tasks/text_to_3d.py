@@ -16,7 +16,7 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
-from csd3d.evaluation.text import EvaluateConfig, check_judge, evaluate, held_out, held_out_views
+from csd3d.evaluation.text import EvaluateConfig, check_judge, check_pictures, evaluate, held_out, held_out_views
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -34,6 +34,7 @@ from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
 from csd3d.report.text import save_assets, slug
+from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
     AssetConfig,
     Assets,
@@ -49,7 +50,7 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
 from csd3d.representations.fit import descend
-from csd3d.schema import ByName, Chosen, OneOf, incidental
+from csd3d.schema import ByName, Chosen, OneOf, Within, incidental
 
 SHARES = ("auto", "views", "assets", "all")
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=ALIASES)]
@@ -68,10 +69,10 @@ class TextTo3DConfig:
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings by method name
     method: OneMethod = field(default_factory=lambda: Chosen("csd"))  # the main method: csd, NAME or NAME+csd
     compare: list[OneMethod] = incidental(default_factory=list)  # other methods to run, from the same start
-    particles: int = 1  # number of assets
-    views_per_step: int = 4  # views of each asset in a step
+    particles: Annotated[int, Within(1, 1024)] = 1  # number of assets
+    views_per_step: Annotated[int, Within(1, 1024)] = 4  # views of each asset in a step
     share: str = "auto"  # what shares scores: views of an asset, assets at a camera, all; auto: views if one asset
-    guidance_size: int = 128  # pixels along a side of the views that the prior sees
+    guidance_size: Annotated[int, Within(8, 4096)] = 128  # pixels along a side of the views that the prior sees
     prior: PriorConfig = field(default_factory=PriorConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -121,6 +122,11 @@ class TextTo3DConfig:
         return method_runs([self.method, *self.compare], self.methods, self.distill)
 
     @property
+    def finished_background(self) -> tuple[float, ...] | None:
+        """The colour behind finished assets; None: that of `asset.background`."""
+        return next(iter(self.prompts.backdrops.values()), None)
+
+    @property
     def told(self) -> str:
         """The prompt."""
         return self.prompt
@@ -128,8 +134,11 @@ class TextTo3DConfig:
     def open(self, device: torch.device) -> "AssetJob":
         """Open the prior and the networks; what is wrong with them raises InputError before any work."""
         check_memory(self.asset, self.particles, self.views_per_step)
+        check_pictures(self)
         with at_key("evaluate.clip"):
             check_judge(self.evaluate.clip)
+        background = self.finished_background or self.asset.background
+        check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
         return AssetJob(config=self, device=device, prior=prior, networks=networks)
 
@@ -222,8 +231,7 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
 def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPhase:
     """Return a phase at its first step; its assets depend on the seed alone, so that methods start alike."""
     config = job.config
-    finished = next(iter(config.prompts.backdrops.values()), None)
-    model = Assets(config.asset, config.particles, job.generator("start"), finished).to(job.device)
+    model = Assets(config.asset, config.particles, job.generator("start"), config.finished_background).to(job.device)
     optimiser = asset_optimiser(model, config.optim)
     average = Average(model, config.optim.ema) if config.optim.ema else None
     return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)

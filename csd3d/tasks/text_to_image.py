@@ -28,12 +28,14 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.memory import check_fits
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
 from csd3d.representations.pictures import PictureParticles
-from csd3d.schema import ByName, Chosen, OneOf, incidental, path_key
+from csd3d.schema import ByName, Chosen, OneOf, Within, incidental, path_key
 
+BYTES_PER_PIXEL = 100  # pictures, and latents with their gradients and moments
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=(*ALIASES, "all"))]
 
 
@@ -66,8 +68,8 @@ class TextToImageConfig:
     method: list[OneMethod] = incidental(default_factory=lambda: [Chosen("csd")])  # csd, NAME, NAME+csd, or all
     seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
-    particles: int = 4  # pictures of each prompt
-    size: int = 128  # pixels along a side of a picture
+    particles: Annotated[int, Within(1, 1024)] = 4  # pictures of each prompt
+    size: Annotated[int, Within(8, 4096)] = 128  # pixels along a side of a picture
     space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
@@ -115,6 +117,8 @@ class TextToImageConfig:
 
     def open(self, device: torch.device) -> "ImageJob":
         """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""
+        needed = BYTES_PER_PIXEL * self.particles * self.size**2
+        check_fits(needed, f"particles {self.particles} of size {self.size}: a step")
         source = open_source(self)
         with at_key("clip"):
             check_judge(self.clip)

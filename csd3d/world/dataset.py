@@ -4,7 +4,6 @@
 transforms.json with its pictures, and world.json, the scene in words.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -15,6 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 from torch import Tensor
 
+from csd3d.arguments import Parser
 from csd3d.errors import InputError
 from csd3d.world.language import find_edit
 from csd3d.world.pairs import FOV_DEG, sample_scene, to_bytes
@@ -84,12 +84,12 @@ def render_views(scene: Scene, poses: Tensor, intrinsics: Tensor, width: int, he
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scene", type=json.loads, help="JSON of csd3d.world.scene.Scene; a random one if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=128)
-    args = parser.parse_args()
+    args = parser.parse_all()
     scene = Scene(**args.scene) if args.scene else sample_scene(random.Random(args.seed))
     write_capture(args.folder, scene, size=args.size, seed=args.seed)
     print(f"{args.folder}: {scene}")

@@ -5,7 +5,6 @@ uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json. With --a
 [A,S,S,3] with all right answers of the ambiguous pairs, whose lines then have "answers": [first, count].
 """
 
-import argparse
 import json
 import random
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csd3d.arguments import Parser
 from csd3d.world.language import FAMILIES, Edit, caption, contrast, sample_edit
 from csd3d.world.render import camera_row, render
 from csd3d.world.scene import BACKDROPS, COLOURS, MATERIALS, PATTERNS, SKIES, Scene
@@ -151,13 +151,13 @@ def write_pairs(folder: Path, count: int, seed: int, size: int = 128, answers: b
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=30000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--answers", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_all()
     write_pairs(args.folder, args.count, args.seed, args.size, args.answers)
 
 

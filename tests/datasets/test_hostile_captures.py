@@ -254,6 +254,8 @@ def test_limits_on_pixels_and_memory(tmp_path, monkeypatch):
     message = refusal(folder, max_memory_gib=9 * WIDTH * HEIGHT * 12 / 2**30 * 0.99)
     assert "max_memory_gib" in message
     assert "downscale" in message
+    assert "take 0" not in message  # small sizes have digits too
+    assert "iB, the limit is " in message
 
 
 def test_pictures_of_another_shape_than_stated(tmp_path):

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,11 +20,13 @@ import launch
 from benchmarks.process import camera_rows, true_errors, write_film
 from csd3d.datasets import SceneConfig, load_capture, process
 from csd3d.datasets.listing import find_reader
-from csd3d.datasets.process import frames
+from csd3d.datasets.process.film import Film
 from csd3d.datasets.process.frames import Look, pick
-from csd3d.datasets.process.poses import LEAST_SHIFT, make_pairs, shift_seen
+from csd3d.datasets.process.photos import exif_focal
+from csd3d.datasets.process.poses import LEAST_SHIFT, agreed_focals, make_pairs, shift_seen
 from csd3d.datasets.readers import photos
 from csd3d.errors import InputError
+from csd3d.media import decoding, open_video
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT, COUNT = 320, 240, 16
@@ -210,7 +214,7 @@ def test_films_without_use_are_refused_in_one_line(tmp_path, pictures, said):
 def test_what_is_no_film_is_refused_in_one_line(tmp_path, world):
     assert "no such" in refusal(tmp_path / "missing.mp4", tmp_path / "out")
     (tmp_path / "text.mp4").write_text("no film")
-    assert "no frame can be decoded" in refusal(tmp_path / "text.mp4", tmp_path / "out")
+    assert "no frame can be decoded (it is no video)" in refusal(tmp_path / "text.mp4", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "no photos in this folder" in refusal(tmp_path / "empty", tmp_path / "out")
     assert "--frames" in refusal(world, tmp_path / "out", frames=3)
@@ -227,7 +231,7 @@ def test_a_killed_ffmpeg_slivers_of_photos_and_names_that_are_too_long_are_refus
     assert "5000x1 pixels; expected at least 32" in refusal(tmp_path / "thin", tmp_path / "out")
     with pytest.raises(InputError, match="File name too long"):
         process.process(world, tmp_path / ("a" * 300))
-    monkeypatch.setattr(frames, "killed", lambda code: "it was killed by signal 9 (SIGKILL)")
+    monkeypatch.setattr(decoding, "killed", lambda code: "it was killed by signal 9 (SIGKILL)")
     assert "killed by signal 9" in refusal(world, tmp_path / "out")
 
 
@@ -260,7 +264,119 @@ def test_ctrl_c_leaves_nothing(tmp_path, world):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "nothing was written" in errors
+    assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path, world, monkeypatch):
+    program = f"""
+import os, pathlib, tempfile
+from csd3d.datasets import process
+tempfile.tempdir = {str(tmp_path)!r}
+process._into = lambda *_: os.kill(os.getpid(), 9)
+process.process(pathlib.Path({str(world)!r}), pathlib.Path({str(tmp_path / "first")!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert sorted(name.rsplit("-", 1)[0] for name in left) == [".first.partial", "csd3d-process"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "text.mp4").write_text("no film")
+    assert "no video" in refusal(tmp_path / "text.mp4", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+# --- films and photos as they come ---
+
+
+def small_film(path, filters, *arguments):
+    made = ["-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=12:duration=1,{filters}", *arguments, path]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, made)], check=True)
+    return path
+
+
+def test_hdr_transparency_and_turned_films_are_as_in_video_editing(tmp_path):
+    hdr = "zscale=pin=709:tin=709:min=gbr:rin=pc:p=2020:t=smpte2084:m=2020_ncl:r=tv:npl=203,format=yuv444p10le"
+    tags = ["-color_trc", "smpte2084", "-color_primaries", "bt2020", "-colorspace", "bt2020nc"]
+    half = "format=rgba,geq=r=p(X\\,Y):g=p(X\\,Y):b=p(X\\,Y):a=if(lt(X\\,32)\\,255\\,0)"
+    films = [
+        small_film(tmp_path / "hdr.mkv", f"format=gbrp,{hdr}", "-c:v", "ffv1", *tags),
+        small_film(tmp_path / "alpha.mov", half, "-c:v", "png"),
+        small_film(tmp_path / "plain.mp4", "format=yuv444p"),
+    ]
+    turn = ["-display_rotation", "90", "-i", films[-1], "-c", "copy", tmp_path / "turned.mp4"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *map(str, turn)], check=True)
+    for path in (*films, tmp_path / "turned.mp4"):
+        told = []
+        film = Film(path, told.append)
+        assert len(list(film.in_small(640))) == 12
+        with open_video(path) as video:
+            assert told == video.warnings
+            wanted = video.frames([3, 7])
+        found = np.stack(list(film.chosen([3, 7])))
+        assert found.shape == wanted.shape
+        assert np.abs(found.astype(int) - wanted).mean() < 2
+
+
+def test_pixels_become_square(tmp_path):
+    film = Film(small_film(tmp_path / "a.mp4", "setsar=16/9,format=yuv420p"), print)
+    assert next(film.in_small(640)).shape == (48, 114)
+    assert next(film.chosen([2])).shape == (48, 114, 3)
+
+
+def test_the_focal_length_of_exif():
+    assert exif_focal({0xA405: 26}, 400, 300) == pytest.approx(26 / math.hypot(36, 24) * 500)
+    assert exif_focal({0x920A: 50.0, 0xA20E: 4000 / 36, 0xA210: 4}, 4000, 3000) == pytest.approx(50 * 4000 / 36)
+    for tags in ({}, {0xA405: 0}, {0xA405: "x"}, {0xA405: 65000}, {0x920A: 50.0}, {0x920A: 5.0, 0xA20E: 1.0}):
+        assert exif_focal(tags, 4000, 3000) is None
+    big, small = (400, 300), (300, 400)
+    sizes = [big, big, small, small]
+    assert agreed_focals(sizes, [300.0, 301.0, 300.0, 330.0]) == {big: 300.5}
+    assert agreed_focals(sizes, [300.0, None, 310.0, 310.0]) == {small: 310.0}
+
+
+def test_photos_begin_from_the_focal_length_of_their_exif(tmp_path, rows):
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    focal = float(rows[0][12])
+    exif.get_ifd(0x8769)[0xA405] = round(focal * math.hypot(36, 24) / math.hypot(WIDTH, HEIGHT))
+    for i, frame in enumerate(box(rows[:10])):
+        Image.fromarray(frame).save(tmp_path / f"photos/{i}.jpg", quality=95, exif=exif)
+    told = []
+    report = process.process(tmp_path / "photos", tmp_path / "out", tell=told.append)
+    assert any("from their EXIF" in line for line in told)
+    assert report["frames_posed"] == 10
+    found = json.loads((tmp_path / "out/transforms.json").read_text())["frames"][0]["fl_x"]
+    assert found == pytest.approx(focal, rel=0.03)
+
+
+def test_two_places_in_one_film_give_the_larger_one(tmp_path, rows):
+    other = np.rot90(box(rows[:8]), 2, (1, 2))[:, :, :, ::-1]  # nothing of it is in the first
+    there = cv2.GaussianBlur(texture(WIDTH, HEIGHT, 99), (0, 0), 1)
+    frames = np.concatenate((box(rows[:12]), there[None], 255 - other))
+    write_film(tmp_path / "film.mp4", frames)
+    report = process.process(tmp_path / "film.mp4", tmp_path / "out")
+    assert len(report["components"]) == 2
+    assert report["frames_posed"] == report["components"][0] > report["components"][1]
+    assert "parts that do not connect: the largest is kept" in (tmp_path / "out/report.txt").read_text()
+
+
+def test_photos_that_cannot_be_read_are_counted(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        Image.fromarray(texture(WIDTH, HEIGHT, i)).save(tmp_path / f"photos/{i}.jpg")
+        if i % 2:
+            (tmp_path / f"photos/{i}.jpg").write_bytes((tmp_path / f"photos/{i}.jpg").read_bytes()[:900])
+    said = refusal(tmp_path / "photos", tmp_path / "out")
+    assert "1.jpg: cannot be decoded" in said
+    assert said.endswith("and 2 more of 6 photos are of no use")
+
+
+def test_frames_of_one_colour_and_tiny_films_give_no_warnings(tmp_path, recwarn):
+    write_film(tmp_path / "film.mp4", np.stack([np.full((HEIGHT, WIDTH, 3), 20 * i, np.uint8) for i in range(12)]))
+    assert "too blurred" in refusal(tmp_path / "film.mp4", tmp_path / "out")
+    tiny = small_film(tmp_path / "tiny.mp4", "scale=16:16,format=yuv420p")
+    assert "expected at least 32 a side" in refusal(tiny, tmp_path / "out")
+    assert [str(each.message) for each in recwarn if issubclass(each.category, RuntimeWarning)] == []
 
 
 # --- a folder of photos as a capture ---

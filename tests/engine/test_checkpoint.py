@@ -301,6 +301,12 @@ def test_strange_manifests(saved, change, parts):
     refused(saved, *parts)
 
 
+@pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("3", "int"), ('"x"', "str"), ("null", "NoneType")])
+def test_a_manifest_that_is_no_object_is_damaged_not_of_another_version(saved, text, kind):
+    (saved / "checkpoint.json").write_text(text)
+    refused(saved, f"checkpoint.json: damaged (it holds a {kind}); resume from another checkpoint or start afresh")
+
+
 def test_another_version_is_refused(saved):
     path = saved / "checkpoint.json"
     for version in (1, None, "2"):

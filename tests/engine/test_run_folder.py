@@ -195,3 +195,16 @@ def test_a_damaged_environment_is_no_reason_to_lose_the_report(run, text):
     if text is not None:
         (run / "environment.json").write_text(text)
     assert read_environment(run) == {}
+
+
+def test_a_held_folder_stays_held_when_its_config_is_replaced(tmp_path):
+    (tmp_path / "config.yaml").write_text("old")
+    with held(tmp_path) as replace_config:
+        replace_config("new: é")
+        replace_config("newer: é")
+        with pytest.raises(InputError, match="another process works in this run folder"), held(tmp_path):
+            pass
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "newer: é"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    with held(tmp_path):
+        pass

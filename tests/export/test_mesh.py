@@ -14,7 +14,8 @@ from PIL import Image
 from csd3d.cameras import orbit
 from csd3d.errors import InputError
 from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_threshold
-from csd3d.export.texture import bake_texture, grow, rasterise, render_mesh, surface_colours, unwrap
+from csd3d.export.texture import bake_texture, grow, render_mesh, surface_colours, unwrap
+from custom_kernels.meshes import rasterise
 
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 SMALL = MeshConfig(resolution=48, face_budget=1500, texture_size=128)
@@ -199,31 +200,6 @@ def test_a_room_seen_from_inside_is_its_walls_and_what_stands_in_it():
 
 
 # ---- the texture ----
-
-
-def test_rasteriser_agrees_with_a_loop_over_pixels():
-    corners = np.random.default_rng(0).uniform(-3, 19, (12, 3, 2))
-    found = {
-        (int(p), int(f)): b
-        for pixel, face, bary in rasterise(corners, 16, 13)
-        for p, f, b in zip(pixel, face, bary, strict=True)
-    }
-    expected = {}
-    for f, (a, b, c) in enumerate(corners):
-        for y in range(13):
-            for x in range(16):
-                v, w = np.linalg.solve(np.stack([b - a, c - a], 1), np.array([x + 0.5, y + 0.5]) - a)
-                if min(1 - v - w, v, w) >= 0:
-                    expected[(y * 16 + x, f)] = (1 - v - w, v, w)
-    assert found.keys() == expected.keys()
-    assert len(found) > 100
-    for key, bary in expected.items():
-        np.testing.assert_allclose(found[key], bary, rtol=0, atol=1e-9)
-
-
-def test_rasteriser_skips_degenerate_and_outside_triangles():
-    corners = np.array([[[1, 1], [5, 5], [9, 9]], [[-9, -9], [-3, -9], [-5, -2]], [[2, 2], [2, 2], [2, 2]]], float)
-    assert sum(len(pixel) for pixel, _, _ in rasterise(corners, 8, 8)) == 0
 
 
 def test_unwrapping_covers_each_face_without_overlap(ball):

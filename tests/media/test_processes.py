@@ -12,8 +12,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from csd3d import temporary as folders
 from csd3d.errors import InputError
-from csd3d.media import cache, decoding, encoding, frame_writer, open_video
+from csd3d.media import decoding, encoding, frame_writer, open_video
 from csd3d.media import ffmpeg as commands
 
 SIZE = (256, 256, 3)
@@ -170,30 +171,69 @@ time.sleep(60)
     both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:
         assert [process.stdout.readline() for process in both] == ["open\n"] * 2
-        assert len(list(temporary.glob("csd3d-video-*"))) == 2
+        assert len(kept(temporary)) == 2
         both[0].kill()
         both[0].wait()
         with open_video(film):
-            assert len(list(temporary.glob("csd3d-video-*"))) == 2  # of the one that is alive, and of this process
-        assert len(os.listdir(temporary)) == 1
+            assert len(kept(temporary)) == 2  # of the one that is alive, and of this process
+        assert len(kept(temporary)) == 1
     finally:
         for process in both:
             process.kill()
             process.wait()
-    assert len(cache.remove_abandoned(temporary)) == 1
+    assert len(folders.remove_abandoned(temporary)) == 1
+    assert os.listdir(temporary) == []
+
+
+def kept(folder):
+    return [path for path in folder.glob("csd3d-video-*") if path.is_dir()]
 
 
 def test_other_folders_are_left_alone(temporary):
     (temporary / "csd3d-video-without-a-lock").mkdir()
     (temporary / "csd3d-video-file").touch()
     (temporary / "other").mkdir()
-    assert cache.remove_abandoned(temporary) == []
-    made = cache.FrameCache()
+    assert folders.remove_abandoned(temporary) == []
+    made = folders.TemporaryFolder("video")
     assert made.path.is_dir()
     assert oct(made.path.stat().st_mode)[-3:] == "700"
+    assert folders.remove_abandoned(temporary) == []
     made.close()
     made.close()
     assert len(os.listdir(temporary)) == 3
+
+
+def test_a_process_killed_before_it_made_the_folder_or_after_it_was_renamed_leaves_nothing(tmp_path):
+    """A lock file is all that is there then; and folders of one kind are found whatever their name."""
+    (tmp_path / f".one.partial-abc{folders.LOCK}").touch()
+    (tmp_path / f".two.partial-abc{folders.LOCK}").touch()
+    (tmp_path / ".two.partial-abc/images").mkdir(parents=True)
+    (tmp_path / ".mine.partial-abc").mkdir()
+    with folders.TemporaryFolder("partial", beside=tmp_path / "out") as made:
+        (made / "file").touch()
+        assert made.name.startswith(".out.partial-")
+        made.rename(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [".mine.partial-abc", "out"]
+    assert (tmp_path / "out/file").exists()
+
+
+def test_a_lock_taken_for_left_over_before_it_was_held_is_made_again(temporary, monkeypatch):
+    """Another process removes it between the making of the file and the lock."""
+    real, calls = folders._try_to_lock, []
+
+    def late(file):
+        calls.append(file)
+        if len(calls) == 1:
+            for path in temporary.iterdir():
+                path.unlink()
+        return real(file)
+
+    monkeypatch.setattr(folders, "_try_to_lock", late)
+    made = folders.TemporaryFolder("video")
+    assert len(calls) == 2
+    assert len(os.listdir(temporary)) == 2
+    made.close()
+    assert os.listdir(temporary) == []
 
 
 def test_without_a_temporary_folder(film, temporary):
@@ -211,3 +251,28 @@ def test_a_cover_picture_is_no_video(tmp_path):
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *map(str, made)], check=True)
     with pytest.raises(InputError, match="it holds no video, only sound or a cover picture"):
         open_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        (b"", "the file is empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), "it is a picture, PNG, not a film"),
+        (b"II*\0" + bytes(60), "it is a picture, TIFF, not a film"),
+        (b"\0\0\0\x01\x67\x64" + bytes(60), "it is H.264 without a container; put it in one: ffmpeg"),
+        (b"\0\0\0\x18ftypisom" + bytes(12), "it breaks off before its index|it is damaged"),
+        (b"some text", "it is no video|it is damaged, or no video"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400), "HEIC pictures are not read; convert it"),
+    ],
+    ids=["empty", "png", "tiff", "h264", "cut", "text", "heic"],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.bin"])
+def test_what_is_no_film_is_named(tmp_path, start, why, name):
+    (tmp_path / name).write_bytes(start)
+    with pytest.raises(InputError, match=rf"{name}: .*({why})"):
+        open_video(tmp_path / name)
+
+
+def test_too_many_pixels_are_told_in_our_words(film):
+    with pytest.raises(InputError, match=r"320x240 pixels a frame; at most 1000 are read: .*, or raise max_pixels$"):
+        open_video(film, max_pixels=1000)

@@ -59,10 +59,17 @@ def test_an_exported_run_keeps_all_that_it_held_wherever_its_data_is(started, tm
     jobs.export(started, [f"{key}={path}" for key, path in keys.items()], "cpu", stop=stop)
     assert (metrics_of(started), files_of(started)) == before
 
+    # the new places are in its config.yaml now, so they need not be given again, from whatever folder
+    monkeypatch.chdir(tmp_path)
+    config = (started / "config.yaml").read_text()
+    assert str(tmp_path / "moved" / keys[first]) in config
+    assert str(tmp_path / "home") not in config
     change(tmp_path / "moved" / keys[first])
-    with pytest.raises(InputError, match=rf"{first}: this is not the input that the run was started with"):
-        jobs.resume(started, [f"{key}={path}" for key, path in keys.items()], "cpu", stop=stop)
+    for again in ([], [f"{first}={tmp_path}/moved/{keys[first]}"]):
+        with pytest.raises(InputError, match=rf"{first}: this is not the input that the run was started with"):
+            jobs.resume(started, again, "cpu", stop=stop)
     assert (metrics_of(started), files_of(started)) == before
+    assert (started / "config.yaml").read_text() == config
 
 
 @pytest.mark.parametrize("started", ["edit_video", "text_to_3d", "edit_scene"], indirect=True)

@@ -4,21 +4,21 @@ Sharp frames (frames.py), their poses by COLMAP (poses.py), and what is written:
 transforms.json, the sparse points, and a report. All of it appears at once, at the end.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csd3d import files
+from csd3d.arguments import Parser
 from csd3d.datasets.points import write_ply
 from csd3d.datasets.process.frames import Chosen, choose_frames
-from csd3d.datasets.process.poses import MATCHINGS, Posed, find_poses, import_pycolmap, make_pairs
+from csd3d.datasets.process.poses import MATCHINGS, Posed, agreed_focals, find_poses, import_pycolmap, make_pairs
 from csd3d.errors import InputError
+from csd3d.temporary import TemporaryFolder
 
 FRAMES = 120  # of a film
 MAX_FRAMES = 1000
@@ -53,8 +53,8 @@ def process(
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise InputError(f"--output: {output} is there and not empty; choose another folder")
-        with _partial(output) as partial, tempfile.TemporaryDirectory(prefix="csd3d-process-") as work:
-            report = _into(partial, Path(work), source, frames, matching, seed, tell)
+        with _partial(output) as partial, TemporaryFolder("process") as work:
+            report = _into(partial, work, source, frames, matching, seed, tell)
             if output.exists():
                 output.rmdir()
             os.replace(partial, output)
@@ -78,7 +78,10 @@ def _into(
     chosen = choose_frames(source, frames or (FRAMES if is_film else MAX_FRAMES), pictures, tell)
     tell(f"{len(chosen.files)} of {chosen.looked_at} frames chosen")
     pairs = make_pairs(len(chosen.files), matching, is_film)
-    posed = find_poses(pictures, chosen.files, chosen.sizes, pairs, seed, tell)
+    focals = agreed_focals(chosen.sizes, chosen.focals)
+    for (width, height), focal in focals.items():
+        tell(f"focal length of the photos of {width}x{height} from their EXIF: {focal:.0f} pixels, to begin with")
+    posed = find_poses(pictures, chosen.files, chosen.sizes, focals, pairs, seed, tell)
     _write_dataset(folder, chosen, posed)
     report = _report(source, chosen, posed, matching, seed, time.monotonic() - started)
     files.write_text(folder / "process.json", json.dumps(report, indent=1))
@@ -86,26 +89,10 @@ def _into(
     return report
 
 
-class _partial:
+def _partial(output: Path) -> TemporaryFolder:
     """A folder beside `output` to write to; gone at the end, unless it was moved away."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output.absolute()
-
-    def __enter__(self) -> Path:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.partial-", dir=self.output.parent))
-        self.folder.chmod(0o777 & ~_umask())
-        return self.folder
-
-    def __exit__(self, *_) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return TemporaryFolder("partial", beside=output)
 
 
 def _write_dataset(folder: Path, chosen: Chosen, posed: Posed) -> None:
@@ -140,6 +127,7 @@ def _report(source: Path, chosen: Chosen, posed: Posed, matching: str, seed: int
         "frames_used": len(chosen.files),
         "frames_posed": len(names),
         "not_posed": [o for file, o in zip(chosen.files, chosen.origins, strict=True) if file not in names],
+        "notes": chosen.notes,
         "reprojection_error_px": round(posed.error_px, 3),
         "median_angle_deg": round(posed.angle_deg, 1),
         "points": len(posed.listing.points.xyz),
@@ -173,9 +161,9 @@ def sentences(report: dict) -> list[str]:
     return lines
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The arguments of `csd3d process`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="csd3d process",
         description="Finds the camera poses of a film or a folder of photos; writes a dataset for scene.path.",
     )
@@ -189,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """`csd3d process ...`; returns the exit code: 0, 130 when stopped by Ctrl+C. Raises InputError."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_all(argv)
     start = time.monotonic()
 
     def tell(line: str) -> None:

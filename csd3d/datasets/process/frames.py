@@ -5,9 +5,7 @@ writes the chosen ones.
 """
 
 import itertools
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,18 +13,11 @@ import cv2
 import numpy as np
 from skimage.measure import blur_effect
 
-from csd3d.datasets.images import MAX_PIXELS, area_resize, decode, image_size
+from csd3d.datasets.process.film import Film
+from csd3d.datasets.process.photos import Photos, shrunk
 from csd3d.errors import InputError
-from csd3d.files import natural_key
-from csd3d.media.decoding import read_pictures
-from csd3d.media.ffmpeg import command, complaint, killed, source, start
-from csd3d.media.pictures import check_file
-from csd3d.media.videos import SUFFIXES
 
-MAX_SIDE = 1920  # of a frame as it is written; larger ones are averaged down
-LEAST_SIDE = 32  # pixels
 LOOK_SIDE = 640  # of a frame as it is judged
-MAX_LOOKED_AT = 100_000  # frames of a film
 LEAST_FRAMES = 8
 BLUR = 0.75  # of a picture (Crete et al. 2007), 0 sharp to 1: below 0.55 in sharp ones, 0.8 where no detail is left
 MUCH_LESS_SHARP = 0.35  # of the median sharpness round a frame: left out
@@ -40,6 +31,8 @@ class Chosen:
     files: list[str] = field(default_factory=list)
     origins: list[str | int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    focals: list[float | None] = field(default_factory=list)  # in pixels, where the source tells
+    notes: list[str] = field(default_factory=list)  # what is out of the ordinary
     looked_at: int = 0
     blurred: int = 0
     repeated: int = 0
@@ -47,7 +40,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Look:
-    """A frame in small: variance of its Laplacian, and a thumbnail [32, 32]."""
+    """A frame in small: variance of its Laplacian, and a thumbnail [32, 32] uint8."""
 
     sharpness: float
     thumbnail: np.ndarray
@@ -60,7 +53,8 @@ def choose_frames(path: Path, count: int, folder: Path, tell: Callable[[str], No
     """
     if not path.exists():
         raise InputError(f"{path}: no such film or folder of photos")
-    looks, write = _photos(path, tell) if path.is_dir() else _film(path, tell)
+    source = Photos(path, tell) if path.is_dir() else Film(path, tell)
+    looks = [look(grey) for grey in source.in_small(LOOK_SIDE)]
     best, chosen = pick(looks, count)
     chosen.looked_at = len(looks)
     if len(best) < LEAST_FRAMES:
@@ -69,7 +63,10 @@ def choose_frames(path: Path, count: int, folder: Path, tell: Callable[[str], No
             f"{path}: {len(best)} usable frames ({left_out}); expected at least {LEAST_FRAMES}: "
             "film for longer, and walk around what you film"
         )
-    write(best, folder, chosen)
+    for i, rgb in zip(best, source.chosen(best), strict=True):
+        _write(chosen, folder, rgb, source.origin(i))
+    chosen.focals = [source.focal(i, size) for i, size in zip(best, chosen.sizes, strict=True)]
+    chosen.notes = source.notes
     blur = np.median([_blur(folder / file) for file in chosen.files[:: max(1, len(chosen.files) // 20)]])
     if blur > BLUR:
         raise InputError(
@@ -89,7 +86,9 @@ def pick(looks: Sequence[Look], count: int) -> tuple[list[int], Chosen]:
         around = [looks[j].sharpness for j in best[max(0, place - 5) : place + 6]]
         if looks[i].sharpness < MUCH_LESS_SHARP * np.median(around):
             chosen.blurred += 1
-        elif kept and np.abs(looks[i].thumbnail - looks[kept[-1]].thumbnail).mean() < ALIKE:
+        elif (
+            kept and np.abs(np.subtract(looks[i].thumbnail, looks[kept[-1]].thumbnail, dtype=np.float32)).mean() < ALIKE
+        ):
             chosen.repeated += 1
         else:
             kept.append(i)
@@ -98,25 +97,23 @@ def pick(looks: Sequence[Look], count: int) -> tuple[list[int], Chosen]:
 
 def look(grey: np.ndarray) -> Look:
     """What is kept of a frame [H, W] uint8."""
-    thumbnail = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumbnail = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
     return Look(float(cv2.Laplacian(grey, cv2.CV_32F).var()), thumbnail)
 
 
+def _apart(one: Look, other: Look) -> float:
+    """The mean difference of two thumbnails, in grey levels of 255."""
+    return float(np.abs(np.subtract(one.thumbnail, other.thumbnail, dtype=np.float32)).mean())
+
+
 def _blur(file: Path) -> float:
-    return float(blur_effect(_small(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))))
+    grey = shrunk(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), LOOK_SIDE)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 in a picture of one colour
+        blur = float(blur_effect(grey))
+    return blur if np.isfinite(blur) else 1.0
 
 
-def _small(grey: np.ndarray) -> np.ndarray:
-    height, width = grey.shape
-    scale = min(1.0, LOOK_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return grey if scale == 1 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-
-
-Write = Callable[[list[int], Path, Chosen], None]
-
-
-def _add(chosen: Chosen, folder: Path, rgb: np.ndarray, origin: str | int) -> None:
+def _write(chosen: Chosen, folder: Path, rgb: np.ndarray, origin: str | int) -> None:
     """Writes one frame [H, W, 3] uint8 under the next number."""
     name = f"{len(chosen.files):05}.png"
     if not cv2.imwrite(str(folder / name), rgb[:, :, ::-1]):
@@ -124,97 +121,3 @@ def _add(chosen: Chosen, folder: Path, rgb: np.ndarray, origin: str | int) -> No
     chosen.files.append(name)
     chosen.origins.append(origin)
     chosen.sizes.append((rgb.shape[1], rgb.shape[0]))
-
-
-# ------------------------------------------------------------------------------------------------------------- photos
-
-
-def photos_of(folder: Path) -> list[Path]:
-    """The pictures of a folder, 2 after 1 and before 10."""
-    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return sorted((file for file in files if file.is_file()), key=lambda file: natural_key(file.name))
-
-
-def _photos(folder: Path, tell: Callable[[str], None]) -> tuple[list[Look], Write]:
-    files = photos_of(folder)
-    if not files:
-        raise InputError(f"{folder}: no photos in this folder; expected pictures ({', '.join(SUFFIXES)})")
-    tell(f"looking at {len(files)} photos")
-    looks = [look(_small(cv2.cvtColor(_photo(file), cv2.COLOR_RGB2GRAY))) for file in files]
-
-    def write(best: list[int], into: Path, chosen: Chosen) -> None:
-        for i in best:
-            _add(chosen, into, _photo(files[i]), files[i].name)
-
-    return looks, write
-
-
-def _photo(file: Path) -> np.ndarray:
-    """A photo as displayed, no side over `MAX_SIDE`, white behind transparency: [H, W, 3] uint8."""
-    image_size(file, MAX_PIXELS)  # refuses larger ones before they are decoded
-    values, _ = decode(file, "white", turned=True)
-    height, width = values.shape[:2]
-    if min(height, width) < LEAST_SIDE:
-        raise InputError(f"{file}: {width}x{height} pixels; expected at least {LEAST_SIDE} a side")
-    scale = min(1.0, MAX_SIDE / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.round(255 * area_resize(values, *size)).astype(np.uint8)
-
-
-# ---------------------------------------------------------------------------------------------------------------- film
-
-
-def _film(path: Path, tell: Callable[[str], None]) -> tuple[list[Look], Write]:
-    check_file(path, "a film or a folder of photos")
-    looks = []
-    for grey in _decoded(path, _fit(LOOK_SIDE), "gray", "pgm"):
-        looks.append(look(grey[:, :, 0]))
-        if len(looks) % 500 == 0:
-            tell(f"looking for sharp frames: {len(looks)} seen")
-        if len(looks) > MAX_LOOKED_AT:
-            raise InputError(f"{path}: more than {MAX_LOOKED_AT} frames; cut it")
-
-    def write(best: list[int], into: Path, chosen: Chosen) -> None:
-        wanted = "+".join(f"eq(n,{i})" for i in best)
-        frames = _decoded(path, f"select='{wanted}',{_fit(MAX_SIDE)}", "rgb24", "ppm")
-        for i, rgb in zip(best, frames, strict=False):
-            _add(chosen, into, rgb, i)
-        frames.close()
-        if len(chosen.files) < len(best):
-            raise InputError(
-                f"{path}: only {len(chosen.files)} of {len(best)} chosen frames were decoded again; try again"
-            )
-
-    return looks, write
-
-
-def _fit(side: int) -> str:
-    return f"scale=w='min({side},iw)':h='min({side},ih)':force_original_aspect_ratio=decrease:flags=area"
-
-
-def _decoded(path: Path, filters: str, pixels: str, codec: str) -> Iterator[np.ndarray]:
-    """The frames of a film, through ffmpeg's `filters`: [H, W, 1 or 3] uint8, upright. InputError where there are none.
-
-    A film that breaks off ends there.
-    """
-    output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", filters, "-pix_fmt", pixels]
-    output += ["-c:v", codec, "-f", "image2pipe", "pipe:1"]
-    limits = ["-fflags", "+discardcorrupt", "-max_pixels", str(MAX_PIXELS)]
-    found = False
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        arguments = command(*limits, *source(path), *output)
-        process = start(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
-        try:
-            for frame in read_pictures(process.stdout):
-                found = True
-                yield frame
-            if how := killed(process.wait()):
-                raise InputError(f"{path}: decoding stopped early, as ffmpeg did not end by itself ({how}); try again")
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
-        errors.seek(0)
-        problem = complaint(errors.read(2**20))
-    if not found:
-        raise InputError(f"{path}: no frame can be decoded ({problem or 'it holds no pictures'}); expected a film")

@@ -24,6 +24,7 @@ NEIGHBOURS = 10
 BATCH = 200  # pairs matched between two words on progress
 LEAST_POSED = 5
 LEAST_ANGLE_DEG = 1.5  # at which a point is seen, or it is left out
+FOCALS_AGREE = 0.02  # of the focal lengths that pictures of one camera tell
 LEAST_SHIFT = 0.02  # of a camera between two pictures, over its distance from what it sees
 MATCHINGS = ("auto", "sequential", "exhaustive")
 
@@ -46,6 +47,8 @@ def import_pycolmap() -> Any:
     """pycolmap, silenced; InputError that says how to install it."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # of each of its threads, read at import: more wait for each other, spinning
+    import PIL.Image  # noqa: F401  Pillow crashes when it writes a PNG if it is imported after pycolmap
+
     try:
         import pycolmap
     except ImportError as error:
@@ -66,16 +69,24 @@ def threads() -> int:
 
 
 def find_poses(
-    folder: Path, names: list[str], sizes: list[tuple[int, int]], pairs: list[tuple[int, int]], seed: int, tell: Tell
+    folder: Path,
+    names: list[str],
+    sizes: list[tuple[int, int]],
+    focals: dict[tuple[int, int], float],
+    pairs: list[tuple[int, int]],
+    seed: int,
+    tell: Tell,
 ) -> Posed:
     """Poses of the pictures `names` in `folder`, with matches looked for in `pairs`; works beside it.
+
+    focals: where to begin, in pixels, for the pictures of a size; without, from 1.2 times the longer side.
 
     Raises InputError where nothing matches, nothing can be mapped, or everything was taken from one point.
     """
     pycolmap = import_pycolmap()
     work = folder.parent
     database = work / "database.db"
-    _features(pycolmap, database, folder, names, sizes, tell)
+    _features(pycolmap, database, folder, names, sizes, focals, tell)
     _matches(pycolmap, database, work, names, pairs, seed, tell)
     verified, homographies = _verified(pycolmap, database)
     if verified == 0:
@@ -107,6 +118,16 @@ def find_poses(
     return Posed(listing, work / "flat" / "images", error, _median_angle(model), counts, verified)
 
 
+def agreed_focals(sizes: list[tuple[int, int]], focals: list[float | None]) -> dict[tuple[int, int], float]:
+    """The median focal length in pixels of the pictures of each size that all tell one, within 2 % of each other."""
+    agreed = {}
+    for size in dict.fromkeys(sizes):
+        told = [focal for focal, other in zip(focals, sizes, strict=True) if other == size]
+        if all(told) and max(told) <= (1 + FOCALS_AGREE) * min(told):
+            agreed[size] = float(np.median(told))
+    return agreed
+
+
 def make_pairs(count: int, matching: str, is_film: bool) -> list[tuple[int, int]]:
     """Which pictures to match: all with all, or each with those near it in time and, coarsely, with all others.
 
@@ -121,7 +142,13 @@ def make_pairs(count: int, matching: str, is_film: bool) -> list[tuple[int, int]
 
 
 def _features(
-    pycolmap: Any, database: Path, folder: Path, names: list[str], sizes: list[tuple[int, int]], tell: Tell
+    pycolmap: Any,
+    database: Path,
+    folder: Path,
+    names: list[str],
+    sizes: list[tuple[int, int]],
+    focals: dict[tuple[int, int], float],
+    tell: Tell,
 ) -> None:
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = LENS
@@ -130,7 +157,12 @@ def _features(
     pycolmap.Database.open(database).close()  # makes the file
     for size in dict.fromkeys(sizes):  # one camera for all pictures of a size
         same = [name for name, other in zip(names, sizes, strict=True) if other == size]
+        if size in focals:
+            reader.camera_params = f"{focals[size]!r},{size[0] / 2},{size[1] / 2},0"
+        else:
+            reader.camera_params = ""
         pycolmap.import_images(database, folder, pycolmap.CameraMode.SINGLE, same, reader)
+    reader.camera_params = ""
     for name in _counted(names, "features", "pictures", tell):
         pycolmap.extract_features(
             database, folder, [name], extraction_options=options, reader_options=reader, device=pycolmap.Device.cpu

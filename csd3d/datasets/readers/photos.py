@@ -5,19 +5,20 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from csd3d.datasets.listing import Listing
 from csd3d.datasets.process import process
-from csd3d.datasets.process.frames import photos_of
+from csd3d.datasets.process.photos import photos_of
 from csd3d.datasets.process.poses import MATCHINGS
 from csd3d.datasets.readers.nerfstudio import listing_of
 from csd3d.errors import InputError
 from csd3d.media.videos import SUFFIXES
 from csd3d.registry import register
+from csd3d.schema import Within
 
 log = logging.getLogger("csd3d")
-VERSION = "1"  # of what process writes: another one is another cache
+VERSION = "2"  # of what process writes: another one is another cache
 
 
 @register("reader", "photos", title="Photos without poses")
@@ -31,9 +32,9 @@ class Photos:
         scene: {path: holiday/church}
     """
 
-    frames: int | None = None  # use at most so many; null: all
+    frames: Annotated[int, Within(8, 1000)] | None = None  # use at most so many; null: all
     matching: str = "auto"  # auto | sequential (the order of the names is that of the walk) | exhaustive
-    seed: int = 0  # seed of everything random
+    seed: Annotated[int, Within(0, 2**31 - 1)] = 0  # seed of everything random
 
     wants: ClassVar[str] = "photos and nothing else"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from csd3d.datasets.listing import Frame, Listing
 from csd3d.datasets.readers.colmap import pose_of
@@ -10,6 +10,7 @@ from csd3d.datasets.reading import listed_file, matrix, number, pixel_count, pos
 from csd3d.errors import InputError
 from csd3d.files import read_json
 from csd3d.registry import register
+from csd3d.schema import Within
 
 METADATA = ("metadata", "metadata.json")
 FOLDERS = ("rgbd", "rgb")
@@ -24,7 +25,7 @@ class Record3D:
     scene: {path: captures/my-room-r3d, reader: {type: record3d, every: 10}}
     """
 
-    every: int = 1  # keep every n-th frame of the film
+    every: Annotated[int, Within(1, 100_000)] = 1  # keep every n-th frame of the film
 
     wants: ClassVar[str] = "metadata"
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from csd3d.distillation.guidance import guided, guided_queries
 from csd3d.distillation.method import Predict, Query, Step
 from csd3d.distillation.noise import draw_noise, implied_noise
 from csd3d.registry import register
+from csd3d.schema import Within
 
 
 @register("method", "sdi", title="SDI")
@@ -35,7 +36,7 @@ class SDI:
     scale: float = 8.5  # ω, guidance scale of the prediction at z_t
     inversion_scale: float = -6.5  # ω in the inversion; negative, because denoising then moves towards the prompt
     inversion_noise: float = 0.3  # η, share of fresh noise in an inversion step; 0: deterministic
-    grid: int = 10  # number of levels of the inversion over the whole schedule
+    grid: Annotated[int, Within(1, 1000)] = 10  # number of levels of the inversion over the whole schedule
 
     perp_neg: ClassVar[bool] = True
     fixed: ClassVar[dict[str, object]] = {"schedule": "annealed", "t_max": 0.98, "t_min": 0.25, "weight": "x0"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from csd3d.distillation.guidance import guided, guided_queries
 from csd3d.distillation.method import Host, Network, Query, Step
 from csd3d.registry import register
+from csd3d.schema import Within
 
 
 @register("method", "vsd", title="VSD (ProlificDreamer)")
@@ -29,7 +30,7 @@ class VSD:
                                  pose=camera_to_world)
     """
 
-    rank: int = 4  # rank of the LoRA
+    rank: Annotated[int, Within(1, 1024)] = 4  # rank of the LoRA
     learning_rate: float = 1e-3  # learning rate of the LoRA (AdamW, one step after each step of the particles)
 
     perp_neg: ClassVar[bool] = True
