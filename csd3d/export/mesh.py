@@ -24,8 +24,7 @@ from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_sli
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
 from csd3d.export.room import inside_of_room
-from csd3d.export.texture import bake_texture, surface_colours, write_textured
-from csd3d.files import write_bytes
+from csd3d.export.texture import bake_texture, surface_colours, write_ply, write_textured
 from csd3d.memory import check_fits
 from csd3d.schema import Within
 
@@ -268,24 +267,6 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
             return cut
     logger.warning("mesh: %d faces, not %d: fewer would not be a surface", len(mesh.faces), face_budget)
     return mesh
-
-
-def write_ply(mesh: trimesh.Trimesh, path: Path, placement: Placement) -> None:
-    """Write a binary PLY with a float64 position, a normal and a uint8 colour for each vertex, in the own frame."""
-    vertex = [*((axis, "<f8") for axis in "xyz"), *((axis, "<f4") for axis in ("nx", "ny", "nz"))]
-    vertex += [(channel, "u1") for channel in ("red", "green", "blue", "alpha")]
-    table = np.empty(len(mesh.vertices), vertex)
-    values = np.concatenate((placement.own(mesh.vertices), mesh.vertex_normals @ placement.rotation.T), axis=1)
-    for (column, _), numbers in zip(vertex, (*values.T, *mesh.visual.vertex_colors.T), strict=True):
-        table[column] = numbers
-    faces = np.empty(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
-    faces["count"], faces["corners"] = 3, mesh.faces
-    kinds = {"<f8": "double", "<f4": "float", "u1": "uchar"}
-    lines = ["ply", "format binary_little_endian 1.0", f"comment csd3d: {placement.frame}"]
-    lines += [f"element vertex {len(table)}", *(f"property {kinds[kind]} {column}" for column, kind in vertex)]
-    lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header\n"]
-    data = "\n".join(lines).encode() + table.tobytes() + faces.tobytes()
-    write_bytes(Path(path), data)
 
 
 def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:

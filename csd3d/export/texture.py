@@ -118,6 +118,24 @@ def grow(texture: np.ndarray, filled: np.ndarray, pixels: int) -> np.ndarray:
     return np.where((distance <= pixels)[..., None], texture[rows, columns], texture[filled].mean(0))
 
 
+def write_ply(mesh: trimesh.Trimesh, path: Path, placement: Placement) -> None:
+    """Write a binary PLY with a float64 position, a normal and a uint8 colour for each vertex, in the own frame."""
+    vertex = [*((axis, "<f8") for axis in "xyz"), *((axis, "<f4") for axis in ("nx", "ny", "nz"))]
+    vertex += [(channel, "u1") for channel in ("red", "green", "blue", "alpha")]
+    table = np.empty(len(mesh.vertices), vertex)
+    values = np.concatenate((placement.own(mesh.vertices), mesh.vertex_normals @ placement.rotation.T), axis=1)
+    for (column, _), numbers in zip(vertex, (*values.T, *mesh.visual.vertex_colors.T), strict=True):
+        table[column] = numbers
+    faces = np.empty(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
+    faces["count"], faces["corners"] = 3, mesh.faces
+    kinds = {"<f8": "double", "<f4": "float", "u1": "uchar"}
+    lines = ["ply", "format binary_little_endian 1.0", f"comment csd3d: {placement.frame}"]
+    lines += [f"element vertex {len(table)}", *(f"property {kinds[kind]} {column}" for column, kind in vertex)]
+    lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header\n"]
+    data = "\n".join(lines).encode() + table.tobytes() + faces.tobytes()
+    write_bytes(Path(path), data)
+
+
 def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str, placement: Placement) -> None:
     """Write a baked mesh to mesh.glb (y up) and to mesh.obj + mesh.mtl + mesh.png (the own frame of `placement`).
 
