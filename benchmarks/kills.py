@@ -3,11 +3,11 @@
 `python -m benchmarks.kills [--kills N] [--seed S] [--job NAME …] [--json FILE]`
 
 Jobs are those of tests/tiny_jobs.py. A process that has imported everything forks one child for each start and resume.
-The unbroken run of a job tells how long each of its phases takes, by its log. For a kill one phase is drawn that is not
-over yet: the opening, one that takes steps, or one that writes results. When the child's log says that this phase has
+The unbroken run of a job tells how long each of its phases takes, by its log: the opening, those that take steps, and
+those that write results. Kills go to the phases that had fewest so far. When the child's log says that the phase has
 begun, a random share of its time passes, and the child gets SIGKILL. A kill that came after the end is not counted.
 
-Each run is killed 1 to 4 times, each time resumed from another folder, some times with its own folder moved, and then
+Each run is killed up to 4 times, each time resumed from another folder, some times with its own folder moved, and then
 resumed to its end. Its metrics.json (without times and memory) and its pictures, videos, meshes, poses and curves must
 equal those of an unbroken run, and no temporary file may be left. Exits with 1 if anything differs or a resume fails.
 """
@@ -48,8 +48,9 @@ JOBS = tiny_jobs.CASES | tiny_jobs.MORE
 SUFFIXES = (".png", ".mp4", ".glb", ".obj", ".mtl", ".ply", ".jsonl")
 RESULTS = ("camera_path.json", "scene.json")  # those of the files in JSON that are results
 ANNOUNCED = re.compile(r" csd3d: phase \d+ of \d+: ([\w+]+)")
-KINDS = {"before the steps": 0.15, "steps": 0.5, "results": 0.35}  # of phases, and how often each is drawn
 BEFORE, AFTER = ("opening", "encode"), ("evaluate", "results", "video", "mesh", "report")  # all others take steps
+MOST_KILLS = 4  # of one run
+LATEST = 0.8  # of a phase's time; later kills often miss it
 LIMIT_S = 600.0  # of one process
 
 
@@ -61,6 +62,13 @@ class Job:
     home: Path
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase, in order
     whole: dict[str, object] = field(default_factory=dict)  # its results
+    runs: int = 0  # so far
+    kills: Counter = field(default_factory=Counter)  # so far, by phase
+
+    def dealt(self, count: int, chance: random.Random) -> list[str]:
+        """Draw that many phases, of those with the fewest kills, in the order in which they run."""
+        phases = chance.sample(list(self.seconds), len(self.seconds))
+        return sorted(sorted(phases, key=self.kills.__getitem__)[:count], key=list(self.seconds).index)
 
 
 @dataclass
@@ -91,13 +99,9 @@ def main() -> int:
     faults = [f"{run.job}: {fault}" for run in runs for fault in run.faults]
     print(*faults, f"{left_bytes} bytes left in TMPDIR", sep="\n")
     if args.json:
-        head = provenance("kills") | {
-            "seed": args.seed,
-            "kills": sum(len(run.kills) for run in runs),
-            "runs": len(runs),
-        }
         kinds = Counter(kind_of(phase) for run in runs for phase in run.kills)
-        record = head | {"kills_by_kind": kinds, "jobs": table, "faults": faults, "bytes_left_in_tmpdir": left_bytes}
+        record = provenance("kills") | {"seed": args.seed, "kills": kinds.total(), "runs": len(runs)}
+        record |= {"kills_by_kind": kinds, "jobs": table, "faults": faults, "bytes_left_in_tmpdir": left_bytes}
         files.write_text(args.json, json.dumps(record, indent=1) + "\n")
     return 1 if faults else 0
 
@@ -123,27 +127,30 @@ def kill_runs(place: Path, names: list[str], kills: int, chance: random.Random) 
             raise SystemExit(f"{name}: the unbroken run ended with {code}: {log.read_text()[-2000:]}")
         job.whole, job.seconds = results(watch.folder), watch.seconds()
         jobs.append(job)
-        print(f"{name}: unbroken, seconds { ({key: round(s, 1) for key, s in job.seconds.items()}) }", flush=True)
+        print(f"{name}: unbroken, seconds", {key: round(s, 1) for key, s in job.seconds.items()}, flush=True)
     while (done := sum(len(run.kills) for run in runs)) < kills:
-        job = jobs[len(runs) % len(jobs)]
-        runs.append(kill_one(job, f"run{len(runs)}", min(chance.randint(1, 4), kills - done), chance, log))
+        job = min(jobs, key=lambda each: each.runs / len(each.seconds))
+        runs.append(kill_one(job, f"run{len(runs)}", min(MOST_KILLS, kills - done), chance, log))
         print(f"{done:4} {job.name}: {runs[-1].kills} {runs[-1].faults or 'equal'}", flush=True)
     return runs, sum(path.stat().st_size for path in files_below(place / "tmp"))
 
 
 def kill_one(job: Job, name: str, kills: int, chance: random.Random, log: Path) -> Killed:
     """Start a run, kill it some times, each time resuming it from another folder, and let the last resume end."""
-    run, folder, left = Killed(job.name), job.home / name, list(job.seconds)
-    while len(run.kills) < kills:
-        watch = Watch(folder, until=draw(job, left, chance))
+    run, folder, order = Killed(job.name), job.home / name, list(job.seconds)
+    for phase in job.dealt(kills, chance):
+        if run.kills and order.index(run.kills[-1]) > order.index(phase):
+            continue  # the kill before came late, when this phase was over
+        watch = Watch(folder, until=(phase, chance.uniform(0.0, LATEST) * job.seconds[phase]))
         others = (job.home.parent, log.parent / "tmp", Path("/"))
         code = process(command_of(job, folder), chance.choice(others) if folder.exists() else job.home, log, watch)
         if watch.ended:  # the kill came too late, or the process failed, which the last resume shows too
             break
         run.kills.append(watch.phase)
-        left = left[left.index(watch.phase) :] if watch.phase in left else left
         if folder.exists() and chance.random() < 0.3:
             folder = folder.rename(folder.with_name(f"{folder.name}-moved"))
+    job.kills.update(run.kills)
+    job.runs += 1
     where = Path("/") if folder.exists() else job.home  # the config names its inputs relative to its own folder
     code = process(command_of(job, folder), where, log, Watch(folder))
     if code != 0:
@@ -152,16 +159,8 @@ def kill_one(job: Job, name: str, kills: int, chance: random.Random, log: Path) 
     return run
 
 
-def draw(job: Job, left: list[str], chance: random.Random) -> tuple[str, float]:
-    """Draw a phase that is not over, and how many seconds after its beginning the kill comes."""
-    kinds = [kind for kind in KINDS if any(kind_of(phase) == kind for phase in left)]
-    (kind,) = chance.choices(kinds, [KINDS[kind] for kind in kinds])
-    phase = chance.choice([phase for phase in left if kind_of(phase) == kind])
-    return phase, chance.uniform(0.0, job.seconds[phase])
-
-
 def kind_of(phase: str) -> str:
-    """The kind of a phase, of KINDS."""
+    """Whether a phase comes before the steps, takes steps, or writes results."""
     return "before the steps" if phase in BEFORE else "results" if phase in AFTER else "steps"
 
 
