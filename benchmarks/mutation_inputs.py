@@ -51,7 +51,7 @@ class Sort:
     folder: Path
     targets: list[str]
     use: Callable[[Path, str], object]  # (folder, the damaged file)
-    weight: int = 1
+    weight: float = 1.0  # its share of all inputs; little where one takes seconds
 
 
 def make_inputs(place: Path) -> dict[str, Sort]:
@@ -77,14 +77,14 @@ def make_inputs(place: Path) -> dict[str, Sort]:
         "picture": Sort(_pictures(place / "pictures"), [], lambda folder, file: read_image(folder / file), 16),
         "video": Sort(_videos(place / "videos"), [], _read_video, 3),
         "checkpoint": Sort(place / "checkpoint", _names(place / "checkpoint", "last/*"), _load_checkpoint, 8),
-        "prior": Sort(prior, _names(prior, "**/*.*"), _load_prior, 4),
+        "prior": Sort(prior, _names(prior, "**/*.*"), _load_prior, 1),
         "network": Sort(networks, _names(networks, "*/*.*"), _load_network, 3),
-        "world": Sort(place / "world", ["world.json"], _read_world, 8),
-        "run": Sort(run, RUN_FILES, _export, 2),
-        "scene run": Sort(scene_run, SCENE_RUN_FILES, _export, 1),
+        "world": Sort(place / "world", ["world.json"], _read_world, 12),
+        "run": Sort(run, RUN_FILES, _export, 0.4),
+        "scene run": Sort(scene_run, SCENE_RUN_FILES, _export, 0.15),
     }
     if importlib.util.find_spec("pycolmap"):
-        sorts["colmap"] = _of_folders(_colmap(place / "colmap"), 10, "*/sparse/0/*")
+        sorts["colmap"] = _of_folders(_colmap(place / "colmap"), 12, "*/sparse/0/*")
     for name in ("picture", "video"):
         sorts[name].targets = _names(sorts[name].folder, "*.*")
     return sorts
@@ -93,7 +93,7 @@ def make_inputs(place: Path) -> dict[str, Sort]:
 RUNS = {"run": "edit_image", "scene run": "edit_scene"}
 
 
-def _of_folders(folder: Path, weight: int, *patterns: str) -> Sort:
+def _of_folders(folder: Path, weight: float, *patterns: str) -> Sort:
     """Captures, each a folder of `folder`, of which the files of these patterns are damaged."""
     targets = [name for pattern in patterns for name in _names(folder, pattern)]
     return Sort(folder, targets, lambda place, file: _load_capture(place / Path(file).parts[0], file), weight)
