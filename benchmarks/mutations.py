@@ -2,15 +2,14 @@
 
 `python -m benchmarks.mutations [--count N] [--kind NAME …] [--seed S] [--keep DIR] [--json FILE]`
 
-Kinds: config, capture, picture, video, checkpoint, prior, world, run (a finished run, exported). Each input is opened
-in a fork of this process whose address space may grow by 1 GiB. Right are two outcomes: it is opened, or refused by an
-InputError of one line. Anything else (another exception, a crash, over 20 s) is a fault; of each sort of fault the
-first input is kept in DIR, with no more mutations than it needs. Exits with 1 if there was a fault.
+The kinds are those of benchmarks/mutation_inputs.py. Each input is opened in a fork of this process whose address space
+may grow by 1 GiB. Right are two outcomes: it is opened, or refused by an InputError of one line. Anything else (another
+exception, a crash, over 20 s of processor time) is a fault; of each sort of fault the first input is kept in DIR, with
+no more mutations than it needs. Exits with 1 if there was a fault.
 """
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import random
@@ -19,49 +18,25 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-import tiny_jobs  # noqa: E402 (of the tests)
-from tiny_models import save_tiny_pipeline  # noqa: E402
-
-from benchmarks.mutating import Mutation, draw, mutate  # noqa: E402
-from csd3d import run as jobs  # noqa: E402
-from csd3d.datasets import SceneConfig, load_capture  # noqa: E402
-from csd3d.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack  # noqa: E402
-from csd3d.errors import InputError  # noqa: E402
-from csd3d.files import write_text  # noqa: E402
-from csd3d.interrupt import StopRequest  # noqa: E402
-from csd3d.media import encode, open_video, read_image  # noqa: E402
-from csd3d.priors import PriorConfig, load_prior  # noqa: E402
-from csd3d.report import models  # noqa: E402
-from csd3d.world.dataset import read_scene, true_answers, write_capture  # noqa: E402
-from csd3d.world.render import camera_row, render  # noqa: E402
-from csd3d.world.scene import Scene  # noqa: E402
+from benchmarks.mutating import Mutation, draw, mutate
+from benchmarks.mutation_inputs import Sort, make_inputs
+from benchmarks.runs import provenance
+from csd3d.errors import InputError
+from csd3d.files import write_text
+from csd3d.report import models
 
 MEMORY = 1 << 30  # bytes by which the address space may grow
-LIMIT_S = 20
+LIMIT_S = 20.0  # of processor time, so that a busy machine makes no faults
+WAIT_S = 180  # on the clock
 BATCH = 25  # inputs of one fork
-
-
-@dataclass
-class Sort:
-    """The inputs of one kind: a folder that is copied, the files in it that are damaged, and how it is opened."""
-
-    folder: Path
-    targets: list[str]
-    use: Callable[[Path, str], object]  # (folder, the damaged file)
-    weight: int = 1
 
 
 @dataclass
@@ -87,107 +62,32 @@ def main() -> int:
         sorts = make_inputs(Path(place))
         sorts = {name: sorts[name] for name in args.kind or sorts}
         total, found = sum(sort.weight for sort in sorts.values()), {}
+        check_whole(sorts, Path(place) / "work")
         for name, sort in sorts.items():
-            count = max(1, round(args.count * sort.weight / total))
+            count, began = max(1, round(args.count * sort.weight / total)), time.monotonic()
             found[name] = run_sort(name, sort, count, args.seed, Path(place) / "work", args.keep)
-            print(f"{name:11}", dict(found[name].counts), flush=True)
+            print(f"{name:11}", dict(found[name].counts), f"{time.monotonic() - began:.0f} s", flush=True)
             for fault, (smallest, *_) in found[name].faults.items():
                 print(f"  {fault}\n    {smallest}", flush=True)
     if args.json:
-        rows = {name: {"counts": tally.counts, "faults": tally.faults} for name, tally in found.items()}
-        write_text(args.json, json.dumps(rows, indent=2) + "\n")
+        kinds = {name: tally.counts | {"faults": list(tally.faults)} for name, tally in found.items()}
+        sums = sum((tally.counts for tally in found.values()), Counter())
+        limits = {"memory_bytes": MEMORY, "seconds": LIMIT_S}
+        record = provenance("mutations") | {"seed": args.seed, "limits": limits, "inputs": sums.total(), "all": sums}
+        write_text(args.json, json.dumps(record | {"kinds": kinds}, indent=1) + "\n")
     return 1 if any(tally.faults for tally in found.values()) else 0
 
 
-# -------------------------------------------------------------------------------------------------------------- inputs
-
-
-def make_inputs(place: Path) -> dict[str, Sort]:
-    """Write a whole input of every kind."""
-    capture, prior = place / "capture", place / "prior"
-    write_capture(capture, Scene("cube", "yellow", azimuth_deg=20), train=5, test=2, size=32)
-    save_tiny_pipeline(prior, "edit")
-    pictures = _pictures(place / "pictures")
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
-    (place / "videos").mkdir()
-    encode(place / "videos" / "a.mp4", pixels, 24)
-    tree = {"step": 7, "adam": {0: {"exp_avg": torch.ones(3)}}, "betas": (0.9, 0.999)}
-    save_checkpoint(place / "checkpoint", "last", *pack(tree), identity={"seed": 0})
-    job = tiny_jobs.write_job(place / "job", "edit_image", {"edit": prior}, capture)
-    keys = [f"image={place}/job/photo.png", f"prior.model={place}/prior"]
-    with contextlib.redirect_stderr(io.StringIO()):
-        jobs.start(job, keys, place / "run", None, "cpu", stop=StopRequest())
-    configs = shutil.copytree(ROOT / "configs", place / "configs", ignore=shutil.ignore_patterns("paper", "real"))
-    (place / "world").mkdir()
-    shutil.copy(capture / "world.json", place / "world")
-    return {
-        "config": Sort(configs, _names(configs, "*.yaml"), lambda folder, file: _read_config(folder / file), 8),
-        "capture": Sort(capture, ["transforms.json"] * 9 + ["images/000.png"], _load_capture, 6),
-        "picture": Sort(pictures, _names(pictures, "*"), lambda folder, file: read_image(folder / file), 8),
-        "video": Sort(place / "videos", ["a.mp4"], _read_video, 1),
-        "checkpoint": Sort(place / "checkpoint", _names(place / "checkpoint", "last/*"), _load_checkpoint, 5),
-        "prior": Sort(prior, _names(prior, "**/*.*"), _load_prior, 2),
-        "world": Sort(place / "world", ["world.json"], _read_world, 4),
-        "run": Sort(place / "run", RUN_FILES, _export, 1),
-    }
-
-
-RUN_FILES = ["config.yaml", "environment.json", "cmd.txt", "log.txt", "metrics.json", "curves/csd_edit/curves.jsonl"]
-
-
-def _names(folder: Path, pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file())
-
-
-def _pictures(folder: Path) -> Path:
-    folder.mkdir()
-    pixels = np.random.default_rng(1).integers(0, 256, (12, 17, 4), dtype=np.uint8)
-    rgb = Image.fromarray(pixels[..., :3])
-    Image.fromarray(pixels).save(folder / "alpha.png")
-    rgb.convert("P").save(folder / "palette.png")
-    Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(folder / "grey16.png")
-    for suffix in ("jpg", "webp", "tif", "bmp"):
-        rgb.save(folder / f"rgb.{suffix}")
-    rgb.save(folder / "lzw.tiff", compression="tiff_lzw")
-    return folder
-
-
-def _read_config(path: Path) -> object:
-    return jobs.read(path, [])
-
-
-def _load_capture(folder: Path, _file: str) -> object:
-    return load_capture(SceneConfig(path=str(folder)))
-
-
-def _read_video(folder: Path, file: str) -> None:
-    with open_video(folder / file) as video:
-        for number in range(min(video.count, 50)):
-            video.frames([number])
-
-
-def _load_checkpoint(folder: Path, _file: str) -> object:
-    return unpack(*load_checkpoint(folder / "last", identity={"seed": 0}))
-
-
-def _load_prior(folder: Path, _file: str) -> None:
-    prior = load_prior(PriorConfig(str(folder), device="cpu"), require="edit")
-    prior.condition(["", "a red it"])
-
-
-def _read_world(folder: Path, _file: str) -> None:
-    scene = read_scene(folder)
-    if scene is not None:
-        for answer in (scene, *true_answers(scene, "paint it blue")[:1]):
-            render([answer], np.stack([camera_row(20.0, 30.0, 4.0, 40.0, 16)]), 16, 16)
-
-
-def _export(folder: Path, _file: str) -> None:
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        jobs.export(folder, [], "cpu", stop=StopRequest())
-
-
 # -------------------------------------------------------------------------------------------------------------- trying
+
+
+def check_whole(sorts: dict[str, Sort], work: Path) -> None:
+    """Make sure that undamaged inputs open, one of each folder and suffix."""
+    for name, sort in sorts.items():
+        files = {(Path(file).parent, Path(file).suffix): file for file in sort.targets}.values()
+        for file in files:
+            if (outcome := _forked(sort, [(file, [])], work)[0]) != "success":
+                raise SystemExit(f"{name}: {file}: undamaged, and yet {outcome}")
 
 
 def run_sort(name: str, sort: Sort, count: int, seed: int, work: Path, keep: Path) -> Tally:
@@ -254,8 +154,10 @@ def _attempt(sort: Sort, file: str, mutations: list[Mutation], work: Path) -> st
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(sort.folder, work)
     (work / file).write_bytes(mutate((work / file).read_bytes(), mutations, file))
-    signal.signal(signal.SIGALRM, _too_slow)
-    signal.alarm(LIMIT_S)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, _too_slow)
+    signal.alarm(WAIT_S)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         sort.use(work, file)
         return "success"
@@ -270,6 +172,7 @@ def _attempt(sort: Sort, file: str, mutations: list[Mutation], work: Path) -> st
         return f"{type(error).__name__} at {place}: {str(error).splitlines()[0][:100] if str(error) else ''}"
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def _too_slow(*_: object) -> None:

@@ -1,6 +1,9 @@
 """Shared by the benchmarks: runs that are not repeated once finished, and tables of their figures."""
 
 import json
+import shlex
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +32,12 @@ def write_results(path: Path, runs: list[dict], figures: Iterable[str], override
     means = {method: {figure: mean(runs, method, figure) for figure in figures} for method in methods}
     result = {"environment": environment(), "overrides": overrides, "mean": means, **others, "runs": runs}
     write_text(path, json.dumps(result, indent=2) + "\n")
+
+
+def provenance(benchmark: str) -> dict:
+    """Return the command of a benchmark, the date, and the environment with processor and commit."""
+    command = f"python -m benchmarks.{benchmark} {shlex.join(sys.argv[1:])}".strip()
+    return {"command": command, "date": time.strftime("%Y-%m-%d"), "environment": environment()}
 
 
 def mean(runs: list[dict], method: str, figure: str) -> float | None:

@@ -38,8 +38,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def read_config(path: str | Path) -> DictConfig:
     """Parse a YAML file to an OmegaConf tree; InputError if it is missing, too large or malformed (with the line).
 
-    `base: NAME.yaml` names a file of the same folder, with values for all keys that this file does not set; lists are
-    replaced whole. A base cannot have a base.
+    `base: NAME.yaml` names a file of the same folder, with values for all keys that this file does not set; sections
+    are merged, anything else is replaced whole. A base cannot have a base.
     """
     tree = _parse(path)
     base = _base_of(path, tree)
@@ -49,9 +49,16 @@ def read_config(path: str | Path) -> DictConfig:
     if "base" in below:
         raise InputError(f"{base}: base: a base has none of its own; put its keys into {base.name}")
     del tree["base"]
-    merged = OmegaConf.merge(below, tree)
+    merged = OmegaConf.create(_merged(*(OmegaConf.to_container(each, resolve=False) for each in (below, tree))))
     _check_interpolations(merged, path)
     return merged
+
+
+def _merged(below: dict, above: dict) -> dict:
+    """`below` with the values of `above`; OmegaConf's own merge refuses a list in place of a section."""
+    both = {key: (below[key], value) for key, value in above.items() if key in below}
+    sections = {key: pair for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
+    return below | above | {key: _merged(*pair) for key, pair in sections.items()}
 
 
 def _parse(path: str | Path) -> DictConfig:

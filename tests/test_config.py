@@ -205,6 +205,8 @@ def test_a_base_holds_where_the_file_says_nothing(tmp_path):
         ("prompt: a\nupdate: {stesp: 2}", "update: {steps: 3}", ["b.yaml: update.stesp", "did you mean update.steps?"]),
         ("prompt: a\nbase: c.yaml", "seed: 1", ["b.yaml: base: a base has none of its own"]),
         ("- a", "seed: 1", ["b.yaml: expected `key: value` lines"]),
+        ("prompt: a\ncompare: {x: 1}", "compare: [y]\nseed: x", ["c.yaml: seed: expected a whole number"]),
+        ("prompt: a\nupdate: {steps: 3}", "update: [[]]", ["c.yaml: update: expected a section"]),
     ],
 )
 def test_mistakes_name_the_file_that_made_them(tmp_path, load, base, own, parts):

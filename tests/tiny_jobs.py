@@ -55,6 +55,78 @@ save_seconds: 0
 """,
     "edit_scene": f"name: tiny\nprompt: paint it a bright colour\nscene: {{path: scene}}\n{SCENE}",
 }
+ASSET = CASES["text_to_3d"].partition("guidance_size")[2]
+MORE = {  # methods and editors with state of their own, for benchmarks/kills.py; named TASK+WORD
+    "text_to_3d+networks": f"""
+prompt: a red chair
+method: vsd
+compare: [esd, fsd]
+methods: {{vsd: {{rank: 2}}, esd: {{rank: 2}}}}
+views_per_step: 2
+optim: {{ema: 0.9}}
+guidance_size{ASSET}""",
+    "text_to_3d+diverse": f"""
+prompt: a red chair
+compare: [rsd]
+particles: 3
+views_per_step: 1
+shading: {{start: 1, lambertian: 0.5}}
+losses: {{orientation: 0.01, opacity: [1, 0, 2, 3], distortion: 0.1}}
+guidance_size{ASSET}""".replace(
+        "distill: {steps: 3}",
+        "distill: {steps: 4, svgd: {space: features, bandwidth: median, repulsion: 100}}",
+    ),
+    "text_to_image+lmc": """
+prior: {model: csd3d/assets/t2i}
+prompt: a red chair
+method: [lmc, sdi, esd, vsd+csd]
+particles: 2
+size: 32
+distill: {steps: 4}
+save_seconds: 0.1
+""",
+    "text_to_image+source": """
+prompt: a blue chair
+source: {image: scene/images/000.png, prompt: a red chair}
+method: [dds, pds]
+space: pixel
+particles: 2
+size: 32
+distill: {steps: 4}
+save_seconds: 0
+""",
+    "edit_image+regions": """
+image: photo.png
+regions: [{box: [0, 0, 20, 24], prompt: a red it}, {box: [20, 0, 40, 24], prompt: a blue it}]
+"""
+    + CANVAS,
+    "edit_panorama+baselines": """
+prompt: a red it
+image: photo.png
+wrap: true
+compare: [ip2p, ip2p_downscaled, ip2p_multidiffusion, csd_edit+overlap]
+editors:
+  csd_edit: {passes: 2, edit: {steps: 3, batch: 4}}
+  csd_edit+overlap: {passes: 2, correspondence: overlap, edit: {steps: 3, batch: 4}}
+sampling: {steps: 3}
+save_seconds: 0.1
+""",
+    "edit_video+flow": """
+prompt: a red it
+video: frames
+compare: [pix2video, fatezero]
+editors: {csd_edit: {passes: 2, correspondence: flow, edit: {steps: 4, batch: 2, svgd: {repulsion: 1}}}}
+sampling: {steps: 3}
+save_seconds: 0
+""",
+    "edit_scene+depth": f"""
+name: tiny
+prompt: paint it a bright colour
+scene: {{path: scene}}
+{SCENE}""".replace("csd_edit: {", "csd_edit: {correspondence: depth, rounds: 3, ").replace(
+        "save_seconds: 0", "save_seconds: 0.1"
+    ),
+}
 INPUTS = {  # the keys of a job that name files, and those files
     "edit_image": {"image": "photo.png", "prior.model": "prior"},
     "edit_panorama": {"image": "photo.png", "prior.model": "prior"},
@@ -65,11 +137,13 @@ INPUTS = {  # the keys of a job that name files, and those files
 }
 
 
-def write_job(home: Path, task: str, priors: dict[str, Path], capture: Path) -> Path:
+def write_job(home: Path, name: str, priors: dict[str, Path], capture: Path) -> Path:
     """Write a job's config and inputs, relative to `home`, the folder it is to be started in; return the config.
 
+    name: of a job in CASES or MORE.
     priors: an editing and a text-to-image model, by "edit" and "text".
     """
+    task, job = name.partition("+")[0], (CASES | MORE)[name]
     home.mkdir(parents=True)
     shutil.copytree(priors["text" if task.startswith("text") else "edit"], home / "prior")
     shutil.copytree(capture, home / "scene")
@@ -77,8 +151,8 @@ def write_job(home: Path, task: str, priors: dict[str, Path], capture: Path) -> 
         (home / path).parent.mkdir(exist_ok=True)
         pixels = np.random.default_rng(len(path)).integers(0, 256, (24, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(home / path)
-    config = home / "config.yaml"
-    config.write_text(f"task: {task}\nprior: {{model: prior}}\n{CASES[task]}")
+    config, prior = home / "config.yaml", "" if "\nprior:" in job else "prior: {model: prior}\n"
+    config.write_text(f"task: {task}\n{prior}{job}")
     return config
 
 

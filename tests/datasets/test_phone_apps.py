@@ -5,40 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.spatial.transform import Rotation
-from tiny_captures import FOCAL, HEIGHT, WIDTH, picture, ring, transforms, write_capture
+from tiny_captures import polycam, record3d, save, transforms, write_capture
 
 from csd3d.datasets import SceneConfig, load_capture
 from csd3d.datasets.listing import find_reader
 from csd3d.errors import InputError
-
-
-def save(file, seed: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture(seed)).save(file, quality=100)
-
-
-def polycam(folder, prefix: str = "", shift: float = 0.0):
-    for i, pose in enumerate(ring().camera_to_world.double().numpy()):
-        said = {f"t_{r}{c}": pose[r, c] + (shift if c == 3 else 0) for r in range(3) for c in range(4)}
-        said |= {"fx": FOCAL, "fy": FOCAL, "cx": 5.5, "cy": 4.5, "width": WIDTH, "height": HEIGHT, "blur_score": 1.0}
-        file = folder / f"keyframes/{prefix}cameras/{1000 + i}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(said))
-        save(folder / f"keyframes/{prefix}images/{1000 + i}.jpg", i)
-    return folder
-
-
-def record3d(folder):
-    poses = ring().camera_to_world.double().numpy()
-    rows = [[*Rotation.from_matrix(pose[:, :3]).as_quat(), *pose[:, 3]] for pose in poses]
-    said = {"K": [FOCAL, 0, 0, 0, FOCAL, 0, 5.5, 4.5, 1], "w": WIDTH, "h": HEIGHT, "fps": 30, "poses": rows}
-    folder.mkdir(exist_ok=True)
-    (folder / "metadata").write_text(json.dumps(said))
-    for i in range(len(rows)):
-        save(folder / f"rgbd/{i}.jpg", i)
-    return folder
 
 
 def reference(folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from csd3d.cameras import Cameras, orbit
 
@@ -38,4 +39,34 @@ def write_capture(folder: Path, meta: dict, name: str = "transforms.json", pictu
         file = file if file.suffix else file.with_suffix(".png")
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(i)).save(file)
+    return folder
+
+
+def save(file: Path, seed: int) -> None:
+    """Writes a picture as a JPEG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed)).save(file, quality=100)
+
+
+def polycam(folder: Path, prefix: str = "", shift: float = 0.0) -> Path:
+    """Writes a ring of photos as Polycam's raw export, the poses moved by `shift`."""
+    for i, pose in enumerate(ring().camera_to_world.double().numpy()):
+        said = {f"t_{r}{c}": pose[r, c] + (shift if c == 3 else 0) for r in range(3) for c in range(4)}
+        said |= {"fx": FOCAL, "fy": FOCAL, "cx": 5.5, "cy": 4.5, "width": WIDTH, "height": HEIGHT, "blur_score": 1.0}
+        file = folder / f"keyframes/{prefix}cameras/{1000 + i}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(said))
+        save(folder / f"keyframes/{prefix}images/{1000 + i}.jpg", i)
+    return folder
+
+
+def record3d(folder: Path) -> Path:
+    """Writes a ring of photos as Record3D's folder."""
+    poses = ring().camera_to_world.double().numpy()
+    rows = [[*Rotation.from_matrix(pose[:, :3]).as_quat(), *pose[:, 3]] for pose in poses]
+    said = {"K": [FOCAL, 0, 0, 0, FOCAL, 0, 5.5, 4.5, 1], "w": WIDTH, "h": HEIGHT, "fps": 30, "poses": rows}
+    folder.mkdir(exist_ok=True)
+    (folder / "metadata").write_text(json.dumps(said))
+    for i in range(len(rows)):
+        save(folder / f"rgbd/{i}.jpg", i)
     return folder
