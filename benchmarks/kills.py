@@ -50,7 +50,6 @@ RESULTS = ("camera_path.json", "scene.json")  # those of the files in JSON that 
 ANNOUNCED = re.compile(r" csd3d: phase \d+ of \d+: ([\w+]+)")
 BEFORE, AFTER = ("opening", "encode"), ("evaluate", "results", "video", "mesh", "report")  # all others take steps
 MOST_KILLS = 4  # of one run
-LATEST = 0.8  # of a phase's time; later kills often miss it
 LIMIT_S = 600.0  # of one process
 
 
@@ -62,6 +61,7 @@ class Job:
     home: Path
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase, in order
     whole: dict[str, object] = field(default_factory=dict)  # its results
+    pace: float = 0.8  # part of a phase's time in which kills come; halved when one comes too late
     runs: int = 0  # so far
     kills: Counter = field(default_factory=Counter)  # so far, by phase
 
@@ -141,10 +141,11 @@ def kill_one(job: Job, name: str, kills: int, chance: random.Random, log: Path) 
     for phase in job.dealt(kills, chance):
         if run.kills and order.index(run.kills[-1]) > order.index(phase):
             continue  # the kill before came late, when this phase was over
-        watch = Watch(folder, until=(phase, chance.uniform(0.0, LATEST) * job.seconds[phase]))
+        watch = Watch(folder, until=(phase, chance.uniform(0.0, job.pace) * job.seconds[phase]))
         others = (job.home.parent, log.parent / "tmp", Path("/"))
         code = process(command_of(job, folder), chance.choice(others) if folder.exists() else job.home, log, watch)
         if watch.ended:  # the kill came too late, or the process failed, which the last resume shows too
+            job.pace /= 2
             break
         run.kills.append(watch.phase)
         if folder.exists() and chance.random() < 0.3:
