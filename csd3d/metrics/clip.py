@@ -4,6 +4,7 @@ Symbols: E_I, E_T unit embeddings of images and texts, D wide; B images, V views
 K distractors. Report a score together with the `name` of its network, which is unique.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ OPEN_CLIP = "open_clip:"
 VIEWS = ("front view", "side view, facing left", "side view, facing right", "back view")
 SAID_VIEW = r",?\s*(front|side|back|overhead) view(, facing (left|right))?\s*\.?\s*$"  # at the end of a prompt
 MEAN, STD = 0.5, 0.25  # normalisation of pixels in [0, 1] for the shipped CLIP
-MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+MODES = {"2": "bilinear", "3": "bicubic"}  # PIL's numbers
 INSTALL = 'pip install -e ".[metrics]"'
 
 
@@ -175,15 +176,24 @@ def read_preparation(folder: Path, image_size: int) -> dict[str, Any]:
     config = _read_json(path)
     if not all(config.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
         raise InputError(f"{path}: do_resize, do_rescale and do_normalize must be true")
-    if (mode := MODES.get(config.get("resample", 3))) is None:
+    if (mode := MODES.get(str(config.get("resample", 3)))) is None:
         raise InputError(f"{path}: resample {config['resample']!r} is none of 2 (bilinear), 3 (bicubic)")
     resize, cropped = config.get("size", {"shortest_edge": 224}), config.get("do_center_crop", True)
     edge = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     side = (_square(config.get("crop_size", 224)) if cropped else None) if edge else _square(resize)
-    if side != image_size or (edge or side) < side:
+    if side != image_size or not isinstance(edge, int | None) or (edge or side) < side:
         needed = f"{image_size} × {image_size} pixels"
         raise InputError(f"{path}: size and crop_size do not lead to the {needed} that the model takes")
     mean, std = config.get("image_mean", OPENAI_CLIP_MEAN), config.get("image_std", OPENAI_CLIP_STD)
+    for key, values in (("image_mean", mean), ("image_std", std)):
+        numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if (
+            not numbers
+            or len(values) != 3
+            or not all(map(math.isfinite, values))
+            or (key == "image_std" and 0 in values)
+        ):
+            raise InputError(f"{path}: {key} {values!r:.60}: expected three numbers, a channel each")
     return {"size": side, "edge": edge, "mode": mode, "mean": tuple(mean), "std": tuple(std)}
 
 

@@ -185,6 +185,10 @@ def change_preparation(**keys):
         (change_preparation(crop_size=24), "do not lead to the 32 × 32"),
         (change_preparation(size={"shortest_edge": 24}), "do not lead to the 32 × 32"),
         (change_preparation(size={"height": 32, "width": 48}), "do not lead to the 32 × 32"),
+        (change_preparation(size={"shortest_edge": "32"}), "do not lead to the 32 × 32"),
+        (change_preparation(resample=[3]), r"resample \[3\]"),
+        (change_preparation(image_mean=0.5), "image_mean 0.5: expected three numbers"),
+        (change_preparation(image_std=[0.2, 0, 0.2]), "image_std .*: expected three numbers"),
     ],
 )
 def test_a_folder_that_will_not_do_is_refused_in_one_line(folder, tmp_path, spoil, message):
