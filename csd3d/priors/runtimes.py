@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -37,6 +38,10 @@ from csd3d.priors.calling import FlatCall, Inputs, flattened
 logger = logging.getLogger("csd3d")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # relative error that a wrong graph is far beyond
 ROOM = 64 << 20  # bytes that must be free beside the weights where an export is kept
+UNFUSED = "unfused"  # openvino: a file that says that this export is not to be fused
+TRIAL = """import sys; sys.modules["openvino_telemetry"] = None
+import openvino; core = openvino.Core(); model = core.read_model({!r}); model.reshape({!r})
+core.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}})"""
 FORMAT = 1  # raised when exports of this module change
 STATIC_BYTES, STATIC_SHAPES = 512 << 20, 8  # openvino: weights up to which each shape is compiled, and how many shapes
 
@@ -187,6 +192,13 @@ class OpenVino:
         openvino = _openvino()
         model = openvino.convert_model(network, example_input=example)
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        # fusing layers has crashed the process for a very small network, so a process of its own tries it
+        shapes = {number: list(x.shape) for number, x in enumerate(example)}
+        tried = subprocess.run(
+            [sys.executable, "-c", TRIAL.format(str(folder / "model.xml"), shapes)], capture_output=True
+        )
+        if tried.returncode:
+            (folder / UNFUSED).touch()
 
     def __init__(self, folder: Path, dtype: torch.dtype):
         self.core = _openvino().Core()
@@ -198,6 +210,8 @@ class OpenVino:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # torch's threads use the same cores
         }
+        if (folder / UNFUSED).exists():
+            self.options["SNIPPETS_MODE"] = "DISABLE"
         self.requests: dict[tuple, Any] = {}  # by shape, the latest last
 
     def __call__(self, inputs: Inputs) -> Tensor:
