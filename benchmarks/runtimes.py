@@ -1,4 +1,4 @@
-"""Speed of the noise predictor and the VAE on the CPU, each way in one run: `python -m benchmarks.runtimes --json FILE`.
+"""Speed of the noise predictor and the VAE on the CPU, in one run: `python -m benchmarks.runtimes --json FILE`.
 
 The shipped editing model, 16×16 latents. One thread, CPU time of the process, the ways taking turns; the median of
 several rounds. Errors are relative to torch in float32. `--job` runs a short edit of a video by torch and by OpenVINO
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from csd3d.errors import InputError
+from csd3d.media import open_video
 from csd3d.priors import Prior, PriorConfig, load_prior
 
 MODEL = "csd3d/assets/ip2p"
@@ -31,7 +32,7 @@ WAYS = {  # by name: prior.runtime, prior.dtype
     "onnxruntime fp32": ("onnxruntime", "float32"),
 }
 FIRST = "torch fp32"
-JOB = ["--config", "configs/csd-edit-video.yaml", "compare=[]"]
+JOB = ["--config", "configs/csd-edit-video.yaml", "compare=[]", "editors.csd_edit.edit.steps=8"]
 
 
 def open_priors() -> dict[str, Prior]:
@@ -89,8 +90,6 @@ def autoencoder(priors: Mapping[str, Prior], count: int, rounds: int) -> dict[st
 
 def job(folder: Path, names: tuple[str, ...] = (FIRST, "openvino bf16", "openvino fp32")) -> dict[str, dict[str, Any]]:
     """CPU seconds of a short edit of the shipped video, and the PSNR of its frames to those of the first way."""
-    from csd3d.media import read_video
-
     results, frames = {}, {}
     for name in names:
         runtime, dtype = WAYS[name]
@@ -99,8 +98,9 @@ def job(folder: Path, names: tuple[str, ...] = (FIRST, "openvino bf16", "openvin
         before = children_seconds()
         subprocess.run([*command, "--output", str(out)], check=True, capture_output=True)
         results[name] = {"cpu_seconds": children_seconds() - before}
-        (video,) = sorted(out.rglob("csd_edit.mp4"))[:1]
-        frames[name] = torch.as_tensor(read_video(video)).float()
+        (video,) = sorted(out.rglob("result.mp4"))
+        with open_video(video) as reader:
+            frames[name] = torch.from_numpy(reader.frames(range(reader.count))).float()
         results[name]["psnr"] = psnr(frames[name], frames[names[0]])
     return results
 
