@@ -3,10 +3,10 @@
     prior:
       runtime: openvino      # or onnxruntime; pip install "csd3d[openvino]"
 
-A network is exported once, in float32, and kept under ~/.cache/csd3d/runtimes by a hash of its weights, its config and
-the versions. torch stays the reference: whenever a process first meets a size of input, one row of the answer is
-compared with torch's. An export that does not hold for that size, such as one of a transformer that fixed its positions
-when it was traced, is made again for exactly that size.
+A network is exported once, in float32, and kept under ~/.cache/csd3d/runtimes by a hash of its weights, config and
+versions. torch stays the reference: whenever a process first meets a size of input, one row of the answer is
+compared with torch's. An export that does not hold for that size, because tracing made it a constant, is made again for
+exactly that size.
 
 torch itself computes where gradients are on, and while a method changes the network: attention processors, active LoRA
 weights, hooks. Results of a runtime agree with torch's to rounding, not to the bit, so that a runtime and its version
@@ -232,18 +232,16 @@ class OpenVino:
 
 
 def _openvino() -> Any:
-    # it reports every use to its makers over the network, except where this package is missing
-    sys.modules.setdefault("openvino_telemetry", None)
+    _stop_reports()
     import openvino
 
     return openvino
 
 
-def _onnxruntime() -> Any:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it too would report every use
-    import onnxruntime
-
-    return onnxruntime
+def _stop_reports() -> None:
+    """Keep both libraries from reporting every use to their makers over the network."""
+    sys.modules.setdefault("openvino_telemetry", None)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class OnnxRuntime:
@@ -254,13 +252,16 @@ class OnnxRuntime:
 
     @staticmethod
     def export(network: nn.Module, example: tuple[Tensor, ...], names: tuple[str, ...], folder: Path) -> None:
-        sides = {4: {0: "batch", 2: "height", 3: "width"}}
-        axes = {name: sides.get(x.ndim, {0: "batch"}) for name, x in zip(names, example, strict=True)}
+        _stop_reports()
+        sides = {0: "batch"}, {0: "batch", 2: "height", 3: "width"}
+        axes = {name: sides[x.ndim == 4] for name, x in zip(names, example, strict=True)}
         options = {"input_names": list(names), "output_names": ["output"], "dynamic_axes": axes}
         torch.onnx.export(network, example, str(folder / "model.onnx"), opset_version=18, dynamo=False, **options)
 
     def __init__(self, folder: Path, dtype: torch.dtype):
-        onnxruntime = _onnxruntime()
+        _stop_reports()
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's threads use the same cores
