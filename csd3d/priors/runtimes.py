@@ -4,13 +4,11 @@
       runtime: openvino      # or onnxruntime; pip install "csd3d[openvino]"
 
 A network is exported once, in float32, and kept under ~/.cache/csd3d/runtimes by a hash of its weights, config and
-versions. torch stays the reference: whenever a process first meets a size of input, one row of the answer is
-compared with torch's. An export that does not hold for that size, because tracing made it a constant, is made again for
-exactly that size.
+versions. torch stays the reference: whenever a process first meets a size of input, one row of the answer is compared
+with torch's. An export that is wrong for that size, which tracing made a constant, is made again for exactly that size.
 
 torch itself computes where gradients are on, and while a method changes the network: attention processors, active LoRA
-weights, hooks. Results of a runtime agree with torch's to rounding, not to the bit, so that a runtime and its version
-are part of a checkpoint's identity.
+weights, hooks. Results agree with torch's to rounding only, so a checkpoint's identity has the runtime and its version.
 """
 
 import hashlib
