@@ -82,6 +82,8 @@ setup(
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
         "tcnn": ["tinycudann"],
+        "openvino": ["openvino>=2026.0"],
+        "onnxruntime": ["onnxruntime>=1.20", "onnx>=1.16"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[

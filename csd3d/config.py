@@ -371,8 +371,12 @@ def defining_values(config: Any, content: Callable[[str], str] = str) -> dict[st
             value = value.thing
         if dataclasses.is_dataclass(value) and not isinstance(value, Chosen):
             for field in dataclasses.fields(value):
-                if field.metadata.get("identity", True):
-                    visit(getattr(value, field.name), join(key, field.name), field.metadata.get("path", False))
+                counts, item = field.metadata.get("identity", True), getattr(value, field.name)
+                if callable(counts):
+                    item = counts(item)
+                    counts = item is not None
+                if counts:
+                    visit(item, join(key, field.name), field.metadata.get("path", False))
         elif isinstance(value, dict) and value:
             for name, item in value.items():
                 visit(item, join(key, name))

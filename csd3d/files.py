@@ -5,6 +5,9 @@ import errno
 import json
 import os
 import re
+import shutil
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -15,6 +18,7 @@ from csd3d.errors import InputError, one_line
 
 PARTIAL = ".partial"  # in the name of a file that is not yet whole
 LEFT_OVER = re.compile(r"\..+\.partial(\.\w+)?|\..+\.whole\.mp4|.+\.partial\.mp4")
+DAY = 24 * 3600  # seconds
 MAX_JSON_BYTES = 32 * 2**20  # a capture of 30 000 frames; takes up to 700 MiB when parsed
 
 
@@ -69,6 +73,38 @@ def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False)
             partial.unlink()
     if sync:
         sync_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, size: int) -> Iterator[Path]:
+    """A temporary folder to write in, renamed to `folder` at the end, unless another process has made that meanwhile.
+
+    After an error nothing is left; what a killed process left beside it is removed after a day. Raises OSError, also
+    where fewer than `size` bytes are free.
+    """
+    make_folder(folder.parent)
+    if (free := shutil.disk_usage(folder.parent).free) < size:
+        why = f"{free >> 20} MiB are free there, {-(-size >> 20)} MiB are needed"
+        raise OSError(errno.ENOSPC, why, str(folder.parent))
+    for left in folder.parent.glob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left)
+    partial = Path(tempfile.mkdtemp(suffix=PARTIAL, prefix=".", dir=folder.parent))
+    try:
+        yield partial
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_folder(name: str) -> Path:
+    """Where csd3d keeps what it has computed once for all runs, and can compute again; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csd3d" / name
 
 
 def write_bytes(path: Path, data: bytes, sync: bool = False) -> None:

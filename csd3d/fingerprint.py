@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from csd3d.errors import InputError
-from csd3d.files import write_text
+from csd3d.files import cache_folder, write_text
 
 PREFIX = "sha256:"
 LARGE = 64 << 20  # bytes; the hash of a larger file is remembered until its size or time changes
@@ -133,7 +133,7 @@ def _sha256(path: str, size: int, changed_ns: int) -> str:
 
 
 def _memory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csd3d" / "fingerprints.json"
+    return cache_folder("fingerprints.json")
 
 
 def _remembered() -> dict[str, list]:

@@ -48,6 +48,11 @@ def incidental(default: Any = dataclasses.MISSING, *, default_factory: Any = dat
     return dataclasses.field(default=default, default_factory=default_factory, metadata={"identity": False})
 
 
+def counted_as(counts: Callable[[Any], Any], default: Any) -> Any:
+    """A field that a checkpoint's identity has as `counts(value)`; it is left out where that is None."""
+    return dataclasses.field(default=default, metadata={"identity": counts})
+
+
 def path_key(default: str = "", identity: bool = True, made: bool = False) -> Any:
     """A field with the path of a file or folder, or a name that may be one: a run's config.yaml has it absolute.
 

@@ -1,5 +1,6 @@
 """What all tests may use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from tiny_models import save_tiny_pipeline
 
 from csd3d.world.dataset import write_capture
 from csd3d.world.scene import Scene
+
+# diffusers' pipelines import onnxruntime where it is installed, which reports its use over the network
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

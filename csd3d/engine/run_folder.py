@@ -37,6 +37,8 @@ PACKAGES = (
     "safetensors",
     "nerfacc",
     "kornia",
+    "openvino",
+    "onnxruntime",
     "trimesh",
     "xatlas",
     "omegaconf",

@@ -5,7 +5,7 @@ codec is differentiable, and sends at most `micro_batch` elements through a netw
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class VaeCodec:
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
         """x of latents, cropped to `size` if given; ValueError for a `size` larger than the decoded images."""
         chunks = self.unscaled(z).split(micro_batch)
-        x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks])
+        x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks]).float()
         return x if size is None else _crop(x, size)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -67,8 +67,8 @@ class VaeCodec:
     def _posterior(self, x: Tensor, micro_batch: int) -> "DiagonalGaussianDistribution":
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        chunks = self._pad(x).split(micro_batch)
-        return DiagonalGaussianDistribution(torch.cat([self.vae.encode(c).latent_dist.parameters for c in chunks]))
+        parameters = [self.vae.encode(chunk).latent_dist.parameters for chunk in self._pad(x).split(micro_batch)]
+        return DiagonalGaussianDistribution(torch.cat(parameters).float())
 
     def _pad(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -77,6 +77,20 @@ class VaeCodec:
         if height % self.multiple == 0 and width % self.multiple == 0:
             return x
         return F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
+
+
+class SourcePicture(Protocol):
+    """How an editing model takes its source picture; `UnscaledLatent` is InstructPix2Pix's.
+
+    encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): the condition of images
+    with a known z.  null(z_t): the null condition; None where the model then takes no image at all.
+    """
+
+    def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
+
+    def from_latent(self, codec: VaeCodec, z: Tensor) -> Tensor: ...
+
+    def null(self, z_t: Tensor) -> Tensor | None: ...
 
 
 class UnscaledLatent:

@@ -1,5 +1,7 @@
 """Opening a prior: find the model's folder, then its family, which loads it."""
 
+import logging
+import platform
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
@@ -12,8 +14,10 @@ from csd3d.priors.hub import fetch_weights, find_model, model_files
 from csd3d.priors.memory import ATTENTION
 from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder, quiet
 from csd3d.priors.prior import Defaults, Options, Prior
-from csd3d.schema import incidental, path_key
+from csd3d.priors.runtimes import check_installed, check_runtime, counted
+from csd3d.schema import counted_as, incidental, path_key
 
+logger = logging.getLogger("csd3d")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,7 +28,8 @@ class PriorConfig:
     model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
     family: str = "auto"  # the kind of model: auto (recognised by its configs), or a registered family's name
     device: str = incidental("auto")  # auto (CUDA if there is one), cpu, cuda or cuda:N
-    dtype: str = "auto"  # noise predictor's precision: auto (float16 on CUDA, else float32), float32, bfloat16, float16
+    dtype: str = "auto"  # auto (float16 on CUDA, else float32), float32, float16, or bfloat16 (for the VAE too)
+    runtime: str = counted_as(counted, "torch")  # noise predictor's: torch, or on a CPU openvino, onnxruntime (extras)
     micro_batch: int = incidental(16)  # most elements sent through a network at once; fewer need less memory
     attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
@@ -40,6 +45,7 @@ class PriorConfig:
             raise InputError(f"prior.micro_batch: must be at least 1, got {self.micro_batch}")
         if self.attention not in ATTENTION:
             raise InputError(f"prior.attention: {self.attention!r} is none of {', '.join(ATTENTION)}")
+        check_runtime(self.runtime, self.dtype, self.attention)
 
 
 def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = None) -> Prior:
@@ -62,7 +68,18 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     _check_require(folder, prior, require)
     prior.defaults = replace(prior.defaults, **defaults)
     prior.files = model_files(folder, getattr(family, "parts", {}))
+    if prior.exported is not None and not prior.exported.folder.is_dir():
+        _try_out(prior)
     return prior
+
+
+def _try_out(prior: Prior) -> None:
+    """Predict some noise once, so that a model which the runtime cannot compute is told before any work."""
+    z_t = torch.randn(1, *prior.latent_shape(*[prior.defaults.working_size] * 2), generator=torch.Generator())
+    image = prior.source.null(z_t) if prior.source is not None else None
+    condition = prior.condition([""], image)
+    with torch.no_grad():
+        prior._predict(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:
@@ -103,12 +120,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16: on x86 by AVX512-BF16 or AMX; others are taken to."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: True)() for name in checks)
+
+
 def _options(config: PriorConfig) -> Options:
     device, dtype = choose_device(config.device), config.dtype
     if dtype == "auto":
         dtype = "float16" if device.type == "cuda" else "float32"
     if dtype == "float16" and device.type == "cpu":
         raise InputError("prior.dtype: float16 needs CUDA; on the CPU use float32 or bfloat16")
+    check_installed(config.runtime, device)
+    if dtype == "bfloat16" and device.type == "cpu" and not has_bfloat16():
+        logger.warning("prior.dtype: bfloat16: this processor has no instructions for it, float32 is faster")
     same = {option.name for option in fields(Options)} - {"device", "dtype"}
     return Options(device, DTYPES[dtype], **{name: getattr(config, name) for name in same})
 

@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
-from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.priors.autoencoder import PixelCodec, SourcePicture, VaeCodec
 from csd3d.priors.calling import call_forward
 from csd3d.priors.camera_embedding import camera_embedding
 from csd3d.priors.condition import Condition
 from csd3d.priors.parameterisation import to_epsilon
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
+from csd3d.priors.runtimes import Exported
 from csd3d.priors.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -58,28 +59,16 @@ class Options:
     vae_slicing: bool = False
     drop_text_encoder: bool = False
     embedding_cache: str = ""
-
-
-class SourcePicture(Protocol):
-    """How an editing model takes its source picture; `autoencoder.UnscaledLatent` is InstructPix2Pix's.
-
-    encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): the condition of images
-    with a known z.  null(z_t): the null condition; None where the model then takes no image at all.
-    """
-
-    def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
-
-    def from_latent(self, codec: VaeCodec, z: Tensor) -> Tensor: ...
-
-    def null(self, z_t: Tensor) -> Tensor | None: ...
+    runtime: str = "torch"
 
 
 @dataclass(eq=False)
 class Prior:
     """A frozen diffusion model; every family returns one.
 
-    All networks are in eval mode with float32 weights. The VAE and the text encoders run in float32, the noise
-    predictor under autocast if `options.dtype` is lower. Latents and images are returned as contiguous float32.
+    All networks are in eval mode with float32 weights. The text encoders run in float32. If `options.dtype` is lower,
+    the noise predictor runs under autocast, and for bfloat16 the VAE too; float16 would overflow in it. The predictor
+    may be computed by another library, see `runtimes`. Latents and images are returned as contiguous float32.
     """
 
     codec: VaeCodec | PixelCodec  # images to latents and back
@@ -100,6 +89,8 @@ class Prior:
         self.device = next(self.unet.parameters()).device
         self.alphas_cumprod = self.alphas_cumprod.to(self.device, torch.float32)
         self.micro_batch = self.options.micro_batch
+        runtime, dtype = self.options.runtime, self.options.dtype
+        self.exported = None if runtime == "torch" else Exported(self.unet, runtime, dtype)
         self.unet_evaluations = 0  # batch elements predicted so far; the caller may reset it
 
     @property
@@ -139,11 +130,13 @@ class Prior:
 
         Raises ValueError for other shapes than [B, 3, H, W], or images smaller than a latent pixel.
         """
-        return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
+        with self._vae_precision():
+            return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
 
     def encode_condition(self, images: Tensor) -> Tensor:
         """The image condition of source pictures. ValueError for a model that does not edit."""
-        return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
+        with self._vae_precision():
+            return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
 
     def condition_from_latent(self, z: Tensor) -> Tensor:
         """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""
@@ -151,7 +144,8 @@ class Prior:
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z requires a gradient."""
-        images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
+        with self._vae_precision():
+            images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
         return (images if images.requires_grad else images.clamp(0, 1)).contiguous()
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -159,7 +153,8 @@ class Prior:
 
         Raises ValueError for a pixel-space model, which has no VAE.
         """
-        return self.codec.features(self._normalised(images))
+        with self._vae_precision():
+            return [maps.float() for maps in self.codec.features(self._normalised(images))]
 
     # --------------------------------------------------------------------------------------------------------- prompts
 
@@ -253,7 +248,13 @@ class Prior:
         output = call_forward(self.forward, self.family, self._network, z_t, t, alpha_bar, condition)
         return to_epsilon(output, z_t, alpha_bar, self.prediction_type)
 
+    def _vae_precision(self) -> torch.autocast:
+        lower = self.options.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
+
     def _network(self, *args: Any, autocast: bool = True, **options: Any) -> Tensor:
+        if autocast and self.exported is not None and self.exported.holds():
+            return self.exported(*args, **options)
         lower = autocast and self.options.dtype != torch.float32
         with torch.autocast(self.device.type, self.options.dtype, enabled=lower):
             return self.unet(*args, **options, return_dict=False)[0].float()

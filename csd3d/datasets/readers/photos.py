@@ -13,6 +13,7 @@ from csd3d.datasets.process.photos import photos_of
 from csd3d.datasets.process.poses import MATCHINGS
 from csd3d.datasets.readers.nerfstudio import listing_of
 from csd3d.errors import InputError
+from csd3d.files import cache_folder
 from csd3d.media.videos import SUFFIXES
 from csd3d.registry import register
 from csd3d.schema import Within
@@ -53,7 +54,7 @@ class Photos:
     def read(self, path: Path) -> Listing:
         if not path.is_dir():
             raise InputError(f"scene.path: {path} is no folder; expected one of photos")
-        folder = cache_folder() / self._key(path)
+        folder = cache_folder("photos") / self._key(path)
         if (folder / "transforms.json").exists():
             log.info("%s: poses found before are read from %s", path, folder)
         else:
@@ -69,8 +70,3 @@ class Photos:
             with file.open("rb") as opened:
                 found.update(hashlib.file_digest(opened, "sha256").digest())
         return found.hexdigest()[:32]
-
-
-def cache_folder() -> Path:
-    """Where datasets are kept that were made on the fly."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csd3d" / "photos"
