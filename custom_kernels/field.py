@@ -8,7 +8,6 @@ by ReLU and none has a bias. float32; bit-identical for any number of threads.
 Every function is differentiable once, in the table and the weights; not in positions and directions.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,10 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from custom_kernels import native
-from custom_kernels.hashgrid import _Grid, _grid
+from custom_kernels.field_native import (
+    FEATURES,
+    addresses,
+    call,
+    colour_structure,
+    encoded_structure,
+    structure,
+)
 
-FEATURES = 2  # of an entry
 _LANES = 16  # samples are padded to this many
 _WIDEST = 256  # layer
 _HARMONICS = 16
@@ -122,7 +126,7 @@ def radiance(field: Field, encoded: Encoded, directions: Tensor, rays: Tensor | 
 def encode(field: Field, positions: Tensor) -> Encoded:
     """Encode world positions [S, 3] and evaluate the density network, without a graph."""
     encoded = new_encoded(field, len(positions))
-    _call("field_density", _structure(field), positions.contiguous(), _encoded(encoded))
+    call("field_density", structure(field), positions.contiguous(), encoded_structure(encoded))
     return encoded
 
 
@@ -155,7 +159,7 @@ class _Colour(torch.autograd.Function):
     def forward(
         ctx, field: Field, directions: Tensor, rays: Tensor | None, features: Tensor, *weights: Tensor
     ) -> Tensor:
-        rgb = _colour(field, features, directions, rays)
+        rgb = colour_rows(field, features, directions, rays)
         ctx.field = field
         ctx.save_for_backward(directions, rays, features, rgb, *weights)
         return rgb
@@ -173,7 +177,7 @@ class _Radiance(torch.autograd.Function):
     def forward(
         ctx, field: Field, encoded: Encoded, directions: Tensor, rays: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rgb = _colour(field, encoded.out, directions, rays)
+        rgb = colour_rows(field, encoded.out, directions, rays)
         ctx.field = field
         ctx.save_for_backward(*encoded[:3], directions, rays, rgb, *parameters)
         return rgb, encoded.sigma
@@ -188,9 +192,13 @@ class _Radiance(torch.autograd.Function):
         return None, None, None, None, table, *density_weights, *colour_weights
 
 
-def _colour(field: Field, features: Tensor, directions: Tensor, rays: Tensor | None) -> Tensor:
-    rgb = torch.empty(len(features), 3)
-    _call("field_colour", _structure(field), _colour_inputs(field, features, directions, rays), rgb)
+@torch.no_grad()
+def colour_rows(
+    field: Field, features: Tensor, directions: Tensor, rays: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """`colour` without a graph, with `rays` as in `radiance`; only of the `rows` int64 of features, 0 elsewhere."""
+    rgb = torch.empty(len(features), 3) if rows is None else torch.zeros(len(features), 3)
+    call("field_colour", structure(field), colour_structure(field, features, directions, rays, rows), rgb)
     return rgb
 
 
@@ -200,8 +208,8 @@ def _colour_gradients(
     """Gradients of the density network's output [S, width] and of the colour network's weights."""
     g_out = torch.empty(len(features), field.out_width)
     weights = [torch.empty_like(w) for w in field.colour_weights]
-    inputs = _colour_inputs(field, features, directions, rays)
-    _call("field_colour_backward", _structure(field), inputs, rgb, g_rgb.contiguous(), g_out, _addresses(weights))
+    inputs = colour_structure(field, features, directions, rays)
+    call("field_colour_backward", structure(field), inputs, rgb, g_rgb.contiguous(), g_out, addresses(weights))
     return g_out, weights
 
 
@@ -212,92 +220,5 @@ def _density_gradients(
     table = torch.zeros_like(field.table) if with_table else None
     weights = [torch.empty_like(w) for w in field.density_weights]
     gradients = g_sigma.contiguous(), g_out.contiguous(), table
-    _call("field_density_backward", _structure(field), _encoded(encoded), *gradients, _addresses(weights))
+    call("field_density_backward", structure(field), encoded_structure(encoded), *gradients, addresses(weights))
     return table, *weights
-
-
-# ---- C structures, each with the tensors that its pointers need
-
-
-class _Field(ctypes.Structure):
-    """Mirrors Field in cpu/field.h."""
-
-    _fields_ = (
-        ("grid", _Grid),
-        *((name, ctypes.c_int32) for name in ("levels", "hidden", "colour_layers", "geo_features")),
-        *((name, ctypes.c_int32) for name in ("sh_degree", "unbounded")),
-        *((name, ctypes.c_float) for name in ("density_scale", "blob_scale", "blob_radius")),
-        *((name, ctypes.c_void_p) for name in ("aabb", "table", "weights")),
-    )  # fmt: skip
-
-
-class _Encoded(ctypes.Structure):
-    """Mirrors Encoded in cpu/field.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("count", "padded")),
-        *((name, ctypes.c_void_p) for name in ("unit", "features", "out", "sigma")),
-    )
-
-
-class _ColourInputs(ctypes.Structure):
-    """Mirrors ColourInputs in cpu/colour.cpp."""
-
-    _fields_ = (
-        ("features", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("stride", "count")),
-        *((name, ctypes.c_void_p) for name in ("directions", "rays")),
-    )
-
-
-def _structure(field: Field) -> _Field:
-    parameters = [p.detach().contiguous() for p in field.parameters]
-    aabb = field.aabb.contiguous()
-    weights = _addresses(parameters[1:])
-    grid = _grid(field.offsets[: field.levels + 1], field.resolutions[: field.levels], FEATURES)
-    sizes = (len(field.resolutions), field.hidden, len(field.colour_weights) - 1, field.geo_features)
-    scales = (field.density_scale, field.blob_scale, field.blob_radius)
-    pointers = (native.pointer(aabb), native.pointer(parameters[0]), ctypes.addressof(weights))
-    found = _Field(grid, *sizes, field.sh_degree, field.unbounded, *scales, *pointers)
-    found.kept = parameters, aabb, weights
-    return found
-
-
-def _encoded(encoded: Encoded) -> _Encoded:
-    padded = encoded.unit.shape[1]
-    found = _Encoded(len(encoded.out), padded, *map(native.pointer, encoded))
-    found.kept = encoded
-    return found
-
-
-def _colour_inputs(field: Field, features: Tensor, directions: Tensor, rays: Tensor | None) -> _ColourInputs:
-    if not _whole_rows(field, features):
-        features = features.contiguous()
-    directions = directions.contiguous()
-    first = ctypes.c_void_p(features.data_ptr())
-    pointers = native.pointer(directions), native.pointer(rays)
-    stride = features.stride(0) if len(features) else field.geo_features
-    found = _ColourInputs(first, stride, len(features), *pointers)
-    found.kept = features, directions, rays
-    return found
-
-
-def _whole_rows(field: Field, features: Tensor) -> bool:
-    """Whether these are rows of the density network's output, which the kernels read whole."""
-    width = field.out_width
-    return features.stride() == (width, 1) and features.storage_offset() % width == 0
-
-
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-
-
-def _call(name: str, *arguments: Tensor | ctypes.Structure | ctypes.Array | None) -> None:
-    def passed(a: Tensor | ctypes.Structure | ctypes.Array | None) -> object:
-        if isinstance(a, ctypes.Structure):
-            return ctypes.byref(a)
-        return a if isinstance(a, ctypes.Array) else native.pointer(a)
-
-    function = getattr(native.require_library(), name)
-    function.restype = None
-    function(*map(passed, arguments), ctypes.c_int(native.num_threads()))

@@ -94,7 +94,7 @@ class RadianceField(nn.Module):
         return trunc_exp(raw - 1) * (self.density_scale * inside), features
 
     def fused(self, *inputs: Tensor) -> kernels.Field | None:
-        """This field as the compiled kernels take it; None where torch must compute, as for inputs that need gradients."""
+        """This field as the compiled kernels take it; None where torch must compute, as for inputs with gradients."""
         if self.config.backend not in ("auto", "native") or torch.compiler.is_compiling() or native.library() is None:
             return None
         config, halves = self.config, (self.aabb[3:] - self.aabb[:3]) / 2

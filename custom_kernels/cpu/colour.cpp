@@ -29,9 +29,11 @@ void harmonics(const float* d, int degree, float* out) {
 
 struct ColourInputs {  // mirrored by _ColourInputs in custom_kernels/field.py
     const float* features;    // geo_features a sample, rows `stride` apart
-    int64_t stride, count;    // count: S
+    int64_t stride, count;
     const float* directions;  // [N, 3] of unit length
-    const int64_t* rays;      // [S] the direction of each sample, or null: its own
+    const int64_t* rays;      // the direction of each row of features, or null: its own
+    const int64_t* rows;      // [count] the rows to evaluate, or null: the first `count`
+    int64_t row(int64_t s) const { return rows ? rows[s] : s; }
 };
 
 template <int LD>
@@ -49,13 +51,14 @@ struct ColourTile {
         // A whole padded row is copied where there is one, including the raw density, whose weight is 0.
         const int width = out_width(field), geo = field.geo_features;
         for (int s = 0; s < count; ++s, to += LD) {
-            const float* direction = from.directions + 3 * (from.rays ? from.rays[at + s] : at + s);
+            const int64_t row = from.row(at + s);
+            const float* direction = from.directions + 3 * (from.rays ? from.rays[row] : row);
             const bool same = last && direction[0] == last[0] && direction[1] == last[1] && direction[2] == last[2];
             if (same) copy_row(to, to - LD, HARMONICS);  // neighbours share a ray
             else harmonics(direction, field.sh_degree, to);
             last = direction;
-            if (from.stride >= width) copy_row(to + HARMONICS, from.features + (at + s) * from.stride, width);
-            else std::memcpy(to + HARMONICS, from.features + (at + s) * from.stride, geo * sizeof(float));
+            if (from.stride >= width) copy_row(to + HARMONICS, from.features + row * from.stride, width);
+            else std::memcpy(to + HARMONICS, from.features + row * from.stride, geo * sizeof(float));
         }
         for (int s = count; s < TILE; ++s, to += LD) std::memset(to, 0, LD * sizeof(float));
     }
@@ -86,7 +89,7 @@ void colour_tiles(const Field& field, const Networks& networks, const ColourInpu
             for (int s = 0; s < TILE; ++s)
                 for (int c = 0; c < COLOURS; ++c) x[COLOURS * s + c] = logits[s * LD + c];
             for (int i = 0; i < COLOURS * TILE; i += WIDTH) simd::store(x + i, simd::sigmoid(simd::load(x + i)));
-            std::memcpy(rgb + COLOURS * at, x, COLOURS * count * sizeof(float));
+            for (int s = 0; s < count; ++s) std::memcpy(rgb + COLOURS * from.row(at + s), x + COLOURS * s, COLOURS * sizeof(float));
         }
     });
 }
@@ -128,13 +131,13 @@ void colour_backward_tiles(const Field& field, const Networks& networks, const C
 
 }  // namespace
 
-// The colour [S, 3] of features under directions.
+// The colour of features under directions, to the same rows of rgb [S, 3].
 EXPORT void field_colour(const Field* field, const ColourInputs* inputs, float* rgb, int threads) {
     const Networks networks(*field);
     with_rows(networks.width, [&](auto rows) { colour_tiles<rows()>(*field, networks, *inputs, rgb, threads); });
 }
 
-// g_rgb [S, 3] -> g_out [S, G] and the gradients of the colour network's weights.
+// g_rgb [S, 3] -> g_out (of all rows) [S, G] and the gradients of the colour network's weights.
 EXPORT void field_colour_backward(const Field* field, const ColourInputs* inputs, const float* rgb, const float* g_rgb, float* g_out,
                                   float* const* g_weights, int threads) {
     const Networks networks(*field);
