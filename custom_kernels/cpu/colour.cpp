@@ -52,6 +52,7 @@ struct ColourTile {
         const int width = out_width(field), geo = field.geo_features;
         for (int s = 0; s < count; ++s, to += LD) {
             const int64_t row = from.row(at + s);
+            if (from.rows && at + s + TILE < from.count) __builtin_prefetch(from.features + from.rows[at + s + TILE] * from.stride);
             const float* direction = from.directions + 3 * (from.rays ? from.rays[row] : row);
             const bool same = last && direction[0] == last[0] && direction[1] == last[1] && direction[2] == last[2];
             if (same) copy_row(to, to - LD, HARMONICS);  // neighbours share a ray

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "field.h"
+#include "scratch.h"
 
 using dense::add_outer;
 using dense::multiply;
@@ -169,7 +170,7 @@ EXPORT void field_density_backward(const Field* field, const Encoded* encoded, c
     const Networks networks(*field);
     const Sums sums(networks.density, encoded->count);
     const int64_t row = encoded->padded * GRID_FEATURES;
-    const std::unique_ptr<float[]> g_features(new float[field->grid.levels * row]);
+    const Scratch g_features(field->grid.levels * row);
     with_rows(networks.width, [&](auto rows) {
         density_backward_tiles<rows()>(*field, networks, *encoded, g_sigma, g_out, g_features.get(), sums, threads);
     });

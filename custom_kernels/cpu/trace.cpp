@@ -6,10 +6,11 @@
 
 #include "field.h"
 #include "march.h"
+#include "scratch.h"
 
 namespace {
 
-constexpr int WAVE = 8;  // most samples of a ray and wave: more would evaluate more behind surfaces, fewer would waste more starts
+constexpr int WAVE = 16;  // most samples of a ray and wave: more would evaluate more behind surfaces, fewer would waste more starts
 constexpr int64_t RAY_GRAIN = 64;
 
 struct Rays {  // mirrored by _Rays in custom_kernels/trace.py
@@ -29,7 +30,7 @@ struct Wave {
     std::vector<int> kept;             // of each ray: the first so many of its samples are lit
     std::vector<float> starts, ends, sigma;
     std::vector<uint8_t> seen;
-    std::unique_ptr<float[]> unit, features, out;
+    Scratch unit, features, out;
     int64_t count() const { return first.back(); }
     int64_t padded() const { return (count() + LANES - 1) / LANES * LANES; }
 };
@@ -86,9 +87,9 @@ struct Trace {
     // Evaluates the density of a wave's samples.
     void evaluate(Wave& wave) {
         const int64_t count = wave.count(), padded = wave.padded();
-        wave.unit.reset(new float[3 * padded]);
-        wave.features.reset(new float[field.grid.levels * padded * GRID_FEATURES]);
-        wave.out.reset(new float[count * out_width(field)]);
+        wave.unit = Scratch(3 * padded);
+        wave.features = Scratch(field.grid.levels * padded * GRID_FEATURES);
+        wave.out = Scratch(count * out_width(field));
         wave.sigma.resize(count);
         std::vector<float> bias(field.blob_scale ? count : 0);
         parallel_for(static_cast<int64_t>(wave.rays.size()), RAY_GRAIN, threads, [&](int64_t begin, int64_t end) {
@@ -145,7 +146,7 @@ struct Trace {
             Wave wave = march(std::move(active));
             evaluate(wave);
             active = absorb(wave);
-            if (!with_features) wave.features.reset(), wave.unit.reset();
+            if (!with_features) wave.features = Scratch(), wave.unit = Scratch();
             waves.push_back(std::move(wave));
         }
     }
@@ -158,22 +159,53 @@ struct Found {  // mirrored by _Found in custom_kernels/trace.py: the lit sample
     uint8_t* seen;          // [S]
 };
 
-void copy_wave(const Wave& wave, const Found& found, const Encoded& to, const std::vector<int64_t>& first, int levels, int width, int threads) {
-    parallel_for(static_cast<int64_t>(wave.rays.size()), RAY_GRAIN, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t from = wave.first[i], at = first[wave.rays[i]], kept = wave.kept[i], padded = wave.padded();
-            std::copy_n(wave.starts.data() + from, kept, found.starts + at);
-            std::copy_n(wave.ends.data() + from, kept, found.ends + at);
-            std::copy_n(wave.seen.data() + from, kept, found.seen + at);
-            std::copy_n(wave.sigma.data() + from, kept, to.sigma + at);
-            std::fill_n(found.ray_indices + at, kept, wave.rays[i]);
-            std::copy_n(wave.out.get() + from * width, kept * width, to.out + at * width);
-            if (!wave.features) continue;
-            for (int k = 0; k < 3; ++k) std::copy_n(&wave.unit[k * padded] + from, kept, to.unit + k * to.padded + at);
-            for (int l = 0; l < levels; ++l)
-                std::copy_n(&wave.features[(l * padded + from) * GRID_FEATURES], kept * GRID_FEATURES, to.features + (l * to.padded + at) * GRID_FEATURES);
+// A ray's lit samples of one wave, and where they go.
+struct Segment {
+    const Wave* wave;
+    int64_t from, kept, at, ray;
+};
+
+// The segments of rays [begin, end), in the order of the samples.
+std::vector<Segment> segments_of(const std::vector<Wave>& waves, const int64_t* packed, int64_t begin, int64_t end) {
+    std::vector<int64_t> next(waves.size());  // of each wave, the first ray that is not passed
+    for (size_t w = 0; w < waves.size(); ++w)  // a wave's rays ascend
+        next[w] = std::lower_bound(waves[w].rays.begin(), waves[w].rays.end(), begin) - waves[w].rays.begin();
+    std::vector<Segment> found;
+    for (int64_t r = begin; r < end; ++r) {
+        int64_t at = packed[2 * r];
+        for (size_t w = 0; w < waves.size(); ++w) {
+            const Wave& wave = waves[w];
+            if (next[w] == static_cast<int64_t>(wave.rays.size()) || wave.rays[next[w]] != r) break;  // no later wave has it
+            const int64_t i = next[w]++;
+            found.push_back({&wave, wave.first[i], wave.kept[i], at, r});
+            at += wave.kept[i];
         }
+    }
+    return found;
+}
+
+// Array by array, so that each is written in one stream.
+void copy_segments(const std::vector<Segment>& segments, const Found& found, const Encoded& to, int levels, int width) {
+    const auto each = [&](const auto& copy) {
+        for (const Segment& x : segments) copy(x, *x.wave);
+    };
+    each([&](const Segment& x, const Wave& wave) {
+        std::copy_n(wave.starts.data() + x.from, x.kept, found.starts + x.at);
+        std::copy_n(wave.ends.data() + x.from, x.kept, found.ends + x.at);
+        std::copy_n(wave.seen.data() + x.from, x.kept, found.seen + x.at);
+        std::copy_n(wave.sigma.data() + x.from, x.kept, to.sigma + x.at);
+        std::fill_n(found.ray_indices + x.at, x.kept, x.ray);
     });
+    each([&](const Segment& x, const Wave& wave) { std::copy_n(wave.out.get() + x.from * width, x.kept * width, to.out + x.at * width); });
+    for (int k = 0; k < 3 && to.padded; ++k)
+        each([&](const Segment& x, const Wave& wave) {
+            std::copy_n(wave.unit.get() + k * wave.padded() + x.from, x.kept, to.unit + k * to.padded + x.at);
+        });
+    for (int l = 0; l < levels && to.padded; ++l)
+        each([&](const Segment& x, const Wave& wave) {
+            const float* from = wave.features.get() + (l * wave.padded() + x.from) * GRID_FEATURES;
+            std::copy_n(from, x.kept * GRID_FEATURES, to.features + (l * to.padded + x.at) * GRID_FEATURES);
+        });
 }
 
 }  // namespace
@@ -186,16 +218,13 @@ EXPORT void* trace_rays(const Field* field, const Rays* rays, int with_features,
     return trace;
 }
 
-// Writes the lit samples and forgets the trace. encoded->unit and features are written if they were asked for.
+// Writes the lit samples and forgets the trace. encoded->unit and features are written if they were asked for; else padded is 0.
 EXPORT void trace_take(void* held, const Found* found, const Encoded* encoded) {
     const std::unique_ptr<Trace> trace(static_cast<Trace*>(held));
-    std::vector<int64_t> first(trace->rays.count);
-    for (int64_t r = 0; r < trace->rays.count; ++r) first[r] = found->packed[2 * r];
-    for (Wave& wave : trace->waves) {
-        copy_wave(wave, *found, *encoded, first, trace->field.grid.levels, out_width(trace->field), trace->threads);
-        for (size_t i = 0; i < wave.rays.size(); ++i) first[wave.rays[i]] += wave.kept[i];
-        wave = Wave();  // its memory is not needed any more
-    }
-    for (int k = 0; k < 3 && encoded->unit; ++k)
+    parallel_for(trace->rays.count, RAY_GRAIN, trace->threads, [&](int64_t begin, int64_t end) {
+        const std::vector<Segment> segments = segments_of(trace->waves, found->packed, begin, end);
+        copy_segments(segments, *found, *encoded, trace->field.grid.levels, out_width(trace->field));
+    });
+    for (int k = 0; k < 3 && encoded->padded; ++k)
         std::fill(encoded->unit + k * encoded->padded + encoded->count, encoded->unit + (k + 1) * encoded->padded, 0.0f);
 }
