@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int WAVE = 16;  // most samples of a ray and wave: more would evaluate more behind surfaces, fewer would waste more starts
+constexpr int WAVE = 8;  // most samples of a ray and wave: more would evaluate more behind surfaces, fewer would waste more starts
 constexpr int64_t RAY_GRAIN = 64;
 
 struct Rays {  // mirrored by _Rays in custom_kernels/trace.py
