@@ -1,6 +1,7 @@
 """The C structures of field.py, each with the tensors that its pointers need, and calls with them."""
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,13 +52,18 @@ def structure(field: "Field") -> _Field:
     parameters = [p.detach().contiguous() for p in field.parameters]
     aabb = field.aabb.contiguous()
     weights = addresses(parameters[1:])
-    grid = _grid(field.offsets[: field.levels + 1], field.resolutions[: field.levels], FEATURES)
+    grid = _levels(tuple(field.offsets[: field.levels + 1]), tuple(field.resolutions[: field.levels]))
     sizes = (len(field.resolutions), field.hidden, len(field.colour_weights) - 1, field.geo_features)
     scales = (field.density_scale, field.blob_scale, field.blob_radius)
     pointers = (native.pointer(aabb), native.pointer(parameters[0]), ctypes.addressof(weights))
     found = _Field(grid, *sizes, field.sh_degree, field.unbounded, *scales, *pointers)
     found.kept = parameters, aabb, weights
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _levels(offsets: tuple[int, ...], resolutions: tuple[float, ...]) -> _Grid:
+    return _grid(offsets, resolutions, FEATURES)
 
 
 def encoded_structure(encoded: "Encoded") -> _Encoded:

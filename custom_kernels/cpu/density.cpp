@@ -48,8 +48,9 @@ struct DensityTile {
         for (int s = count; s < TILE; ++s) std::memset(e + s * LD, 0, LD * sizeof(float));
     }
 
-    void hide(const Layer& layer) {
-        multiply<LD, Then::RELU>(encoded.get(), layer.forward.get(), layer.outputs, layer.inputs, layer.outputs, hidden.get(), hidden.get());
+    void hide(const Field& field, const Layer& layer) {
+        const int depth = field.grid.levels * GRID_FEATURES;  // what follows are zeros
+        multiply<LD, Then::RELU>(encoded.get(), layer.forward.get(), layer.outputs, depth, layer.outputs, hidden.get(), hidden.get());
     }
 };
 
@@ -75,7 +76,7 @@ void density_tiles(const Field& field, const Networks& networks, const Encoded& 
         for (int64_t at = begin; at < end; at += TILE) {
             const int count = static_cast<int>(std::min<int64_t>(TILE, end - at));
             tile.load(field, encoded, at, count);
-            tile.hide(first);
+            tile.hide(field, first);
             multiply<LD, Then::STORE>(tile.hidden.get(), second.forward.get(), second.outputs, second.inputs, second.outputs, tile.out.get(), tile.out.get());
             write_density<LD>(field, encoded, bias, at, count, tile.out.get());
         }
@@ -106,7 +107,7 @@ void density_backward_tiles(const Field& field, const Networks& networks, const 
         for (int64_t at = begin; at < end; at += TILE) {
             const int count = static_cast<int>(std::min<int64_t>(TILE, end - at));
             tile.load(field, encoded, at, count);
-            tile.hide(first);
+            tile.hide(field, first);
             float *g = tile.out.get(), *e = g_encoded.get();
             load_out_gradient<LD>(field, encoded, g_sigma, g_out, at, count, g);
             add_outer<LD>(g, tile.hidden.get(), second.outputs, second.inputs, sums.at(begin, 1));
