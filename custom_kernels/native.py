@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+logger = logging.getLogger("custom_kernels")
 INSTALL = "install a C++ compiler (gcc) and run: pip install -c constraints.txt -e ."
+VERSION = 2  # that of custom_kernels/cpu/version.cpp; raise both when an exported function is added or changed
 _REQUIRED_FLAGS = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma"},
@@ -34,8 +36,12 @@ def library() -> ctypes.CDLL | None:
     for isa, required in _REQUIRED_FLAGS.items():
         path = Path(__file__).parent / f"_native_{isa}.so"
         if required <= flags and path.exists():
-            return ctypes.CDLL(str(path))
-    logging.getLogger("custom_kernels").warning("no compiled kernels: using the slow torch reference; %s", INSTALL)
+            found = ctypes.CDLL(str(path))
+            if hasattr(found, "kernels_version") and found.kernels_version() == VERSION:
+                return found
+            logger.warning("the compiled kernels are of another version: using the slow torch reference; %s", INSTALL)
+            return None
+    logger.warning("no compiled kernels: using the slow torch reference; %s", INSTALL)
     return None
 
 

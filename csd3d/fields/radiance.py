@@ -11,6 +11,8 @@ from csd3d.errors import InputError
 from csd3d.fields.encoding import contract, mlp, spherical_harmonics, trunc_exp
 from csd3d.memory import check_fits
 from csd3d.schema import Within
+from custom_kernels import field as kernels
+from custom_kernels import native
 from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
 
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
@@ -99,12 +101,41 @@ class RadianceField(nn.Module):
 
     def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """World positions [S, 3] -> density sigma [S] per world unit, features [S, geo_features] of the colour."""
+        fused = self.fused(positions)
+        if fused is not None:
+            sigma, out = kernels.density(fused, positions)
+            return sigma, out[:, : self.config.geo_features]
         raw, features, inside = self._raw(positions)
         return trunc_exp(raw - 1) * (self.density_scale * inside), features
+
+    def fused(self, *inputs: Tensor) -> kernels.Field | None:
+        """This field as the compiled kernels take it; None where torch must compute, as for inputs with gradients."""
+        if self.config.backend not in ("auto", "native") or torch.compiler.is_compiling() or native.library() is None:
+            return None
+        config, halves = self.config, (self.aabb[3:] - self.aabb[:3]) / 2
+        found = kernels.Field(
+            offsets=self.offsets,
+            resolutions=self.resolutions,
+            levels=self.active_levels,
+            sh_degree=config.sh_degree,
+            unbounded=self.unbounded,
+            density_scale=self.density_scale,
+            blob_scale=config.blob_scale,
+            blob_radius=config.blob_radius * float(halves.min()) if config.blob_scale else 1.0,
+            aabb=self.aabb,
+            table=self.table,
+            density_weights=tuple(layer.weight for layer in self.density_net[::2]),
+            colour_weights=tuple(layer.weight for layer in self.colour_net[::2]),
+        )
+        return found if kernels.obstacle(found, *inputs) is None else None
 
     def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log of the density up to a constant [S], features [S, geo_features], and [S] whether inside the box."""
         unit, inside = self.normalise(positions)
+        fused = self.fused(positions)
+        if fused is not None:
+            out = kernels.density(fused, positions)[1]
+            return out[:, self.config.geo_features], out[:, : self.config.geo_features], inside
         encoded = hash_encode(unit, self.table, self.offsets, self.resolutions, backend=self.config.backend)
         if self.active_levels < self.config.levels:
             active = self.active_levels * self.config.features_per_level
@@ -140,10 +171,16 @@ class RadianceField(nn.Module):
 
     def colour(self, features: Tensor, directions: Tensor) -> Tensor:
         """Features [S, geo_features] and unit directions [S, 3] -> rgb [S, 3] in [0, 1]."""
+        fused = self.fused(directions)
+        if fused is not None:
+            return kernels.colour(fused, features, directions)
         inputs = torch.cat([spherical_harmonics(directions, self.config.sh_degree), features], dim=-1)
         return torch.sigmoid(self.colour_net(inputs))
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """World positions [S, 3] and unit directions [S, 3] -> rgb [S, 3] in [0, 1], sigma [S] per world unit."""
+        fused = self.fused(positions, directions)
+        if fused is not None:
+            return kernels.radiance(fused, kernels.encode(fused, positions), directions)
         sigma, features = self.density(positions)
         return self.colour(features, directions), sigma

@@ -15,6 +15,8 @@ from csd3d.errors import InputError
 from csd3d.memory import check_fits
 from csd3d.schema import Steps, Within
 from custom_kernels import rendering as kernels
+from custom_kernels.field import Field
+from custom_kernels.trace import Traced, trace
 
 BYTES_PER_CELL = 16  # thickness, whether occupied, and copies while these are updated
 CHUNK = 2**18  # cells whose density is computed at once
@@ -95,15 +97,35 @@ class OccupancyGrid(nn.Module):
 
         jitter [R] in [0, 1) of a step, or None; `finer` divides every step into that many.
         """
-        steps = replace(
+        ends = self._ends(rays_o, rays_d)
+        return kernels.march(rays_o, rays_d, *ends, self.grid, self._steps(finer), jitter, self.config.backend)
+
+    def trace(
+        self,
+        field: Field,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        jitter: Tensor | None,
+        finer: int,
+        early_stop: float,
+        with_features: bool,
+    ) -> Traced:
+        """`march`, but every ray ends where less than `early_stop` of its light is left; see custom_kernels.trace."""
+        t_min, t_max = self._ends(rays_o, rays_d)
+        rays = rays_o, rays_d, t_min, t_max, torch.zeros_like(t_min) if jitter is None else jitter
+        return trace(field, rays, self.grid, self._steps(finer), early_stop, with_features)
+
+    def _steps(self, finer: int) -> kernels.Steps:
+        return replace(
             self.steps,
             size=self.steps.size / finer,
             cone_angle=self.steps.cone_angle / finer,
             max_samples=self.steps.max_samples * finer,
         )
+
+    def _ends(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
         t_min, t_max = ray_box(rays_o, rays_d, self.estimator.aabbs[-1])
-        t_min = t_min.clamp(min=self.config.near)
-        return kernels.march(rays_o, rays_d, t_min, t_max, self.grid, steps, jitter, self.config.backend)
+        return t_min.clamp(min=self.config.near), t_max
 
     @torch.no_grad()
     def update(self, step: int, field: nn.Module, generator: torch.Generator) -> None:

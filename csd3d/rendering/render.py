@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
+from csd3d.fields import RadianceField
 from csd3d.rendering.occupancy import OccupancyGrid, RenderConfig
+from csd3d.rendering.shading import ShadedField
+from custom_kernels import field as fields
 from custom_kernels import rendering as kernels
 
 Background = Callable[[Tensor], Tensor]
@@ -50,23 +53,52 @@ def render_rays(
 
     rgb = sum_k w_k rgb_k + (1 - sum_k w_k) background. jitter [R] in [0, 1) shifts the steps of each ray (training);
     None does not (evaluation). With gradients, samples that less than config.early_stop of the light reaches are
-    dropped. Without, steps are config.finer times shorter, and colour is evaluated only where w_k > config.early_stop.
+    dropped. Without, steps are config.finer times shorter, and colour is evaluated only where w_k > config.early_stop;
+    where the compiled kernels trace a field's rays, those samples are dropped too: opacity is at most early_stop lower.
     distortion: also return each ray's distortion loss.
     """
-    training = torch.is_grad_enabled()
-    samples = grid.march(rays_o, rays_d, jitter, 1 if training else config.finer)
-    if training:
-        samples = _lit(field, rays_o, rays_d, samples, config.early_stop)
-        rgbs, sigmas, *more = field(*_points(rays_o, rays_d, samples))
-    else:
-        rgbs, sigmas = _visible_colours(field, rays_o, rays_d, samples, config.early_stop)
-        more = []
+    samples, rgbs, sigmas, *more = _evaluate(field, grid, rays_o, rays_d, jitter, config)
     out = kernels.composite(sigmas, rgbs, samples.t_starts, samples.t_ends, samples.packed_info, config.backend)
     rgb = out.rgb + (1 - out.opacity)[:, None] * background(rays_d)
     depth = out.depth / out.opacity.clamp(min=1e-6)
     spread = _distortion(grid, samples, out.weights) if distortion else None
     penalty = _along_rays(out.weights.detach() * more[0], samples) if more else None
     return Rendered(rgb, depth, out.opacity, len(samples.t_starts), spread, penalty)
+
+
+def _evaluate(
+    field: nn.Module, grid: OccupancyGrid, rays_o: Tensor, rays_d: Tensor, jitter: Tensor | None, config: RenderConfig
+) -> tuple[kernels.Samples, Tensor, ...]:
+    """The samples, their rgb [S, 3] and sigma [S], and a penalty [S] if the field has one and gradients are enabled."""
+    training = torch.is_grad_enabled()
+    finer = 1 if training else config.finer
+    fused = _fused(field, config, rays_o, rays_d)
+    if fused is None:
+        samples = grid.march(rays_o, rays_d, jitter, finer)
+        if not training:
+            return samples, *_visible_colours(field, rays_o, rays_d, samples, config.early_stop)
+        samples = _lit(field, rays_o, rays_d, samples, config.early_stop)
+        return samples, *field(*_points(rays_o, rays_d, samples))
+    plain = isinstance(field, RadianceField)
+    samples, seen, encoded = grid.trace(fused, rays_o, rays_d, jitter, finer, config.early_stop, plain and training)
+    if training:
+        if plain:
+            return samples, *fields.radiance(fused, encoded, rays_d, samples.ray_indices)
+        return samples, *field(*_points(rays_o, rays_d, samples))
+    rows = seen.nonzero()[:, 0]
+    if plain:
+        rgbs = fields.colour_rows(fused, encoded.out, rays_d, samples.ray_indices, rows)
+    else:
+        rgbs = _colours(field, *_points(rays_o, rays_d, samples), rows)
+    return samples, rgbs, encoded.sigma
+
+
+def _fused(field: nn.Module, config: RenderConfig, *rays: Tensor) -> fields.Field | None:
+    """The radiance field whose density this field has, if the compiled kernels can trace its rays."""
+    inner = field.field if isinstance(field, ShadedField) else field
+    if config.backend not in ("auto", "native") or not isinstance(inner, RadianceField):
+        return None
+    return inner.fused(*rays)
 
 
 def _along_rays(values: Tensor, samples: kernels.Samples) -> Tensor:
@@ -92,13 +124,22 @@ def _visible_colours(
     field: nn.Module, rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples, least: float
 ) -> tuple[Tensor, Tensor]:
     positions, directions = _points(rays_o, rays_d, samples)
-    sigmas = field.density(positions)[0]
+    sigmas, features = field.density(positions)
     light = kernels.transmittance(sigmas, samples.t_starts, samples.t_ends, samples.packed_info)
     weights = -light * torch.expm1(-sigmas * (samples.t_ends - samples.t_starts))
-    seen = (weights > least).nonzero()[:, 0]
+    rows = (weights > least).nonzero()[:, 0]
+    if not isinstance(field, RadianceField):
+        return _colours(field, positions, directions, rows), sigmas
     rgbs = torch.zeros_like(positions)
-    rgbs[seen] = field(positions[seen], directions[seen])[0].to(rgbs.dtype)
+    rgbs[rows] = field.colour(features[rows], directions[rows]).to(rgbs.dtype)
     return rgbs, sigmas
+
+
+def _colours(field: nn.Module, positions: Tensor, directions: Tensor, rows: Tensor) -> Tensor:
+    """rgb [S, 3] of the samples `rows`, 0 elsewhere."""
+    rgbs = torch.zeros_like(positions)
+    rgbs[rows] = field(positions[rows], directions[rows])[0].to(rgbs.dtype)
+    return rgbs
 
 
 @torch.no_grad()
