@@ -103,7 +103,7 @@ inline void find_cells(const Level& level, const float* const axes[3], int64_t a
 
 // Points per task where points are independent: many, because each task loads every level's table into the cache once.
 // Results do not depend on it.
-int64_t grain_for(int64_t count, int threads) {
+inline int64_t grain_for(int64_t count, int threads) {
     const int64_t share = count / std::max(threads, 1) + LANES;
     return std::clamp<int64_t>(share, 1024, 131072) / LANES * LANES;
 }

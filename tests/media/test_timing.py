@@ -28,7 +28,8 @@ def lapse(path):
     """Seconds from the flash to the beep, as ffmpeg plays the file."""
     watch = ["-vf", "signalstats,metadata=mode=print:key=lavfi.signalstats.YAVG", "-fps_mode", "passthrough"]
     log = ffmpeg("-i", path, *watch, "-af", "silencedetect=noise=-30dB:d=0.05", "-f", "null", "-")
-    seen = re.findall(r"pts_time:(\S+)\n.*YAVG=(\S+)", log)
+    # lines about the sound come in between
+    seen = re.findall(r"pts_time:(\S+)(?:.*\n)+?.*YAVG=(\S+)", log)
     flash = next(float(time) for time, light in seen if float(light) > 120)
     beep = float(re.search(r"silence_end: (\S+)", log)[1])
     return beep - flash
