@@ -448,6 +448,7 @@ def test_what_is_no_video_is_refused_by_name(tmp_path):
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile whole.mp4\n")
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nwhole.mp4\n#EXT-X-ENDLIST\n")
     names = ("headless.mp4", "sound.mp4", "text.mp4", "empty.mp4", "picture.png", "list.mp4", "list.m3u8", "missing")
+    names += ("x" * 300,)  # longer than any file name
     for name in names:
         with pytest.raises(InputError, match=r"no frame can be decoded|no such file") as error:
             open_video(tmp_path / name)

@@ -18,6 +18,8 @@ EVEN = Fraction(
     5, 1000
 )  # seconds that a frame may be away from an even grid; sound out of step is noticed from 20 ms on
 TICKS = Fraction(3, 2)  # or as many units of the file's own clock, which may be coarse (10 ms in a GIF)
+# but no more than this: the unit of an AVI's clock is a whole frame, and a dropped frame is one unit
+COARSEST = Fraction(15, 1000)
 LONGEST = 3  # a damaged file's clock is not trusted if it makes the video this much longer
 
 
@@ -60,7 +62,7 @@ def read_timing(packets: str, stamps: str, count: int, damaged: bool) -> Timing:
     times.append(times[-1] + (last or 1 / rate))
     tick = header(packets, "tb") or Fraction(0)
     away = max((abs(time - i / rate) for i, time in enumerate(times[:-1])), default=0)
-    if away <= max(EVEN, TICKS * tick) or (damaged and times[-1] > LONGEST * count / rate):
+    if away <= max(EVEN, min(TICKS * tick, COARSEST)) or (damaged and times[-1] > LONGEST * count / rate):
         return Timing(rate, start, None, sound)
     return Timing(rate, start, tuple(times), sound)
 

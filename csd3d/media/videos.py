@@ -4,6 +4,7 @@ A file is decoded once, to raw rgb in a temporary folder (3 H W bytes a frame; s
 read from there on request. The pictures of a folder are decoded on request.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -103,7 +104,7 @@ def open_video(
     if fps is not None and not 0.01 <= fps <= 1000:
         raise InputError(f"fps: {fps}; expected frames a second, 0.01 to 1000")
     limits = Limits(max_frames, max_pixels, max_decoded_gib)
-    return (_open_folder if path.is_dir() else _open_file)(path, fps, limits)
+    return (_open_folder if os.path.isdir(path) else _open_file)(path, fps, limits)
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

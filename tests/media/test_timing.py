@@ -155,3 +155,14 @@ def test_clocks_that_run_backwards_or_are_missing_give_even_frames():
     assert (found.rate, found.times, found.has_sound) == (10, None, False)
     assert read_timing(packets, stamps.replace("500000", "NOPTS"), 3, damaged=False).times is None
     assert read_timing("", "", 1, damaged=False).rate == 24
+
+
+def test_a_dropped_frame_of_an_avi_stays_dropped(tmp_path):
+    """The clock of an AVI counts whole frames, so that a frame's time differs by one unit: far more than 20 ms."""
+    dropped = ",select='not(eq(n,2))'"
+    codecs = ("-c:v", "mpeg4", "-c:a", "pcm_s16le")
+    source = flash_and_beep(tmp_path / "dropped.avi", frames=dropped, codecs=codecs)
+    with open_video(source) as video:
+        assert video.count == 95
+        assert [float(t) for t in video.times[:4]] == pytest.approx([0, 1 / 24, 3 / 24, 4 / 24], abs=1e-4)
+    assert abs(lapse(edited(source, tmp_path)) - lapse(source)) < 0.005
