@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from csd3d.arguments import Parser
+from csd3d.arguments import Parser, show
 from csd3d.errors import InputError, closest
 from csd3d.interrupt import StopRequest
 from csd3d.registry import plugin_fault
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> Path:
         from csd3d.config import read_config
 
         read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
-    print(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds", flush=True)
+    show(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds")
     from csd3d import run as jobs
 
     if args.resume is not None:
@@ -105,14 +105,6 @@ def summary(folder: Path, stopped: bool) -> str:
     if stopped:
         lines.append(f"Stopped before the end. To go on: python launch.py --resume {folder}")
     return "\n".join(lines)
-
-
-def show(text: str) -> None:
-    """Print a text; a reader that stops early, as in `csd3d methods | head`, is not an error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
 
 def check_word(word: str) -> None:
@@ -162,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Aborted. `--resume RUN_DIR` continues from the last checkpoint.", file=sys.stderr)
+        is_job = any(word.startswith("--") for word in argv[:1])
+        hint = " `--resume RUN_DIR` continues from the last checkpoint." if is_job else " Nothing was written."
+        print(f"Aborted.{hint}", file=sys.stderr)
         return 130
     show(summary(folder, stop.requested))
     return 0

@@ -1,6 +1,7 @@
 """The command lines' parser: a mistake is told in one line, with the nearest name, and ends the program with 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,3 +33,11 @@ class Parser(argparse.ArgumentParser):
     @property
     def _hint(self) -> str:
         return f" {self.hint}" if self.hint else ""
+
+
+def show(text: str) -> None:
+    """Print a text; a reader that stops early, as in `csd3d methods | head`, is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end

@@ -35,7 +35,7 @@ class TemporaryFolder:
             left_over = f"{PREFIX}*"
         else:
             parent, mode = beside.absolute().parent, 0o777
-            start = f".{beside.name[:40]}.{kind}-"  # the whole of a long name would be too long with what is added
+            start = _start(kind, beside)
             left_over = f".*.{kind}-*"
         remove_abandoned(parent, left_over)
         lock_file, lock = _new_lock(parent, start)
@@ -53,6 +53,21 @@ class TemporaryFolder:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _start(kind: str, beside: Path) -> str:
+    """How the names of such folders begin; the whole of a long name would be too long with what is added."""
+    return f".{beside.name[:40]}.{kind}-"
+
+
+def is_being_made(kind: str, path: Path) -> bool:
+    """Whether a living process has a `TemporaryFolder` of this kind beside `path`, for it or for one of its name."""
+    for name in os.listdir(path.parent) if fcntl and path.parent.is_dir() else ():
+        if name.startswith(_start(kind, path)) and name.endswith(LOCK):
+            with contextlib.suppress(OSError), open(path.with_name(name), "r+b") as lock:
+                if not _try_to_lock(lock):
+                    return True
+    return False
 
 
 def _new_lock(parent: Path, start: str) -> tuple[Path, IO[bytes]]:

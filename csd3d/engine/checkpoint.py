@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.files import sync_to_disk, write_bytes
+from csd3d.files import make_folder, sync_to_disk, write_bytes
 from csd3d.fingerprint import PREFIX
 
 VERSION = 2
@@ -60,7 +60,7 @@ def save_checkpoint(
     """
     target = Path(folder) / name
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         file = target / f"tensors-{_next_number(target)}.safetensors"
         save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}, str(file))
         sync_to_disk(file)

@@ -277,10 +277,15 @@ def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _no_surface(sigma: np.ndarray, voxel: float, threshold: float) -> None:
+    if float(sigma.min()) >= haze_density(sigma, voxel):
+        raise InputError(
+            f"mesh: no surface in the box, which is solid: the thinnest of {sigma.size} samples is {sigma.min():.3g}; "
+            "set export.mesh.threshold above that, or train longer"
+        )
     peak = float(sigma.max())
     opacity = 100.0 * -math.expm1(-max(peak, 0.0) * voxel)
     why = f"the densest of {sigma.size} samples is {peak:.3g} ({opacity:.2g} % opaque a voxel)"
     raise InputError(
         f"mesh: no surface in the box, {why}; the threshold is {threshold:.3g}: "
-        "move or widen mesh.aabb, lower mesh.threshold, or train longer"
+        "lower export.mesh.threshold, raise export.mesh.resolution, or train longer"
     )

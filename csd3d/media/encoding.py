@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from csd3d.errors import InputError
+from csd3d.files import make_folder
 from csd3d.media import raw_frames
 from csd3d.media.ffmpeg import (
     AUDIO,
@@ -150,7 +151,7 @@ class Encoder:
         self.shape = np.shape(first)
         height, width = _checked(first, self.shape).shape[:2]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
         except OSError as error:
             raise InputError(f"its folder cannot be made ({error.strerror})") from error
         # without tags, players guess different colour matrices

@@ -173,6 +173,8 @@ def test_flipped_bytes_are_read_or_refused(tmp_path):
         ("images", "1 1 0 0 0 0 inf 0 1 a.png\n\n"),
         ("images", "1 1 0 0 0 0 0 0 1 ../../a.png\n\n"),
         ("images", "1 1 0 0\n\n"),
+        ("images", "1 1 0 0 0 0 0 0 1 a.png\n2 1 0 0 0 0 0 1 1 b.png\n"),  # without lines of features
+        ("images", "1 1 0 0 0 0 0 0 1 a.png\n1 2\n"),
         ("points3D", "1 0 0\n"),
         ("points3D", "1 0 0 nan 1 2 3 0.1\n"),
     ],
@@ -186,7 +188,7 @@ def test_malformed_text_is_refused_in_one_line(tmp_path, name, text):
 def test_text_without_features_and_names_with_spaces(tmp_path):
     capture = written(tmp_path, reconstruction("PINHOLE"), ".txt")
     shutil.copy(next((capture / "images").rglob("*.png")), capture / "images" / "a b.png")
-    (capture / "sparse/0/images.txt").write_text("# a comment\n1 1 0 0 0 0.5 0 2 1 a b.png\n\n")
+    (capture / "sparse/0/images.txt").write_text("# a comment\n1 1 0 0 0 0.5 0 2 1 a b.png\n\n\n\n")
     (frame,) = read_listing(capture).frames
     assert frame.name == "a b.png"
     np.testing.assert_allclose(frame.pose[:3, 3], [-0.5, 0, -2])

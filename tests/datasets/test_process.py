@@ -1,5 +1,6 @@
 """Films and photos to posed datasets: a rendered film with known poses, and inputs that are no use."""
 
+import errno
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import launch
 from benchmarks.process import camera_rows, true_errors, write_film
 from csd3d.datasets import SceneConfig, load_capture, process
 from csd3d.datasets.listing import find_reader
+from csd3d.datasets.process import apart
 from csd3d.datasets.process.film import Film
 from csd3d.datasets.process.frames import Look, pick
 from csd3d.datasets.process.photos import exif_focal
@@ -27,6 +29,7 @@ from csd3d.datasets.process.poses import LEAST_SHIFT, agreed_focals, make_pairs,
 from csd3d.datasets.readers import photos
 from csd3d.errors import InputError
 from csd3d.media import decoding, open_video
+from csd3d.temporary import TemporaryFolder
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT, COUNT = 320, 240, 16
@@ -283,6 +286,98 @@ process.process(pathlib.Path({str(world)!r}), pathlib.Path({str(tmp_path / "firs
     (tmp_path / "text.mp4").write_text("no film")
     assert "no video" in refusal(tmp_path / "text.mp4", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+def die(_folder, told):
+    told("at work")
+    os.write(2, b"  what():  [database_sqlite.cc:1389] SQLite error: database or disk is full\n")
+    os.abort()
+
+
+def double(value, told):
+    told(f"doubling {value}")
+    print("what a library prints is no answer")
+    return 2 * value
+
+
+def refuse(_value, _told):
+    raise InputError("no")
+
+
+def test_colmap_may_die_without_csd3d_dying_of_it(tmp_path):
+    lines = []
+    assert apart.call(double, 21, tell=lines.append, folder=tmp_path) == 42
+    with pytest.raises(InputError, match=r"disk is full: free some space, or set TMPDIR"):
+        apart.call(die, 0, tell=lines.append, folder=tmp_path)
+    with pytest.raises(InputError, match=r"^no$"):
+        apart.call(refuse, 0, tell=lines.append, folder=tmp_path)
+    with pytest.raises(InputError, match="memory runs out"):
+        apart.call(kill_itself, tell=lines.append, folder=tmp_path)
+    assert lines == ["doubling 21", "at work"]
+
+
+def kill_itself(_told):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def without_work(monkeypatch):
+    """Films and photos that end in an empty dataset."""
+    monkeypatch.setattr(process, "_into", lambda folder, *_: {"to": folder})
+
+
+def test_what_cannot_be_replaced_in_the_end_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "_into", lambda *_: pytest.fail("worked before the refusal"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    held = TemporaryFolder(process.KIND, beside=tmp_path / "made")
+    with held, pytest.raises(InputError, match="another process is making"):
+        process.process(tmp_path, tmp_path / "made")
+    with pytest.raises(InputError, match="file is no folder"):
+        process.process(tmp_path, tmp_path / "file" / "below")
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match="current folder"):
+        process.process(tmp_path, Path())
+    monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) == tmp_path / "volume")
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(InputError, match="mount point"):
+        process.process(tmp_path, tmp_path / "volume")
+
+
+def test_the_output_may_be_a_link_to_a_folder_that_is_empty_or_not_there(tmp_path, without_work):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+        process.process(tmp_path, tmp_path / f"to-{name}")
+        assert (tmp_path / name).is_dir()
+        assert (tmp_path / f"to-{name}").is_symlink()
+
+
+def test_a_refusal_leaves_no_folders_above_the_output(tmp_path):
+    with pytest.raises(InputError, match="no such film"):
+        process.process(tmp_path / "none.mp4", tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_file_that_could_not_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "read", None, "written")
+
+    monkeypatch.setattr(process, "_into", full)
+    with pytest.raises(InputError, match=r"^written: No space left on device; free some space"):
+        process.process(tmp_path, tmp_path / "out")
+
+
+def test_a_reader_of_the_progress_that_stops_early_does_not_stop_the_work(tmp_path, world):
+    command = [sys.executable, "-c", "import sys, launch; sys.exit(launch.main())", "process", str(world)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    output = tmp_path / "out"
+    with subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.PIPE, env=environment) as running:
+        running.stdout.close()
+        assert running.wait(timeout=300) == 0
+    assert (output / "transforms.json").is_file()
 
 
 # --- films and photos as they come ---

@@ -10,12 +10,15 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from csd3d.engine.checkpoint import save_checkpoint
 from csd3d.engine.run_folder import create_run_folder, held, read_environment
 from csd3d.errors import InputError
 from csd3d.files import make_folder, write_text
+from csd3d.media.encoding import Encoder
 
 
 def test_run_folder_has_everything_and_no_two_are_one(tmp_path):
@@ -150,6 +153,25 @@ def test_a_deleted_run_folder_is_told_in_one_line_and_not_made_again(run, fails)
         work()
     assert "\n" not in str(caught.value)
     assert not run.exists()
+
+
+def test_checkpoints_and_videos_make_no_part_of_a_deleted_run_folder(run):
+    def save():
+        shutil.rmtree(run)
+        save_checkpoint(run / "checkpoints", "fit", {"x": torch.zeros(2)}, {})
+
+    def film():
+        shutil.rmtree(run)
+        with Encoder(run / "videos" / "a.mp4", 24) as writer:
+            writer.add(np.zeros((16, 16, 3), np.uint8))
+
+    for work in (save, film):
+        (run / "config.yaml").write_text("seed: 1\n")
+        with pytest.raises(InputError, match="the run folder was deleted") as caught, held(run):
+            work()
+        assert "\n" not in str(caught.value)
+        assert not run.exists()
+        run.mkdir()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])

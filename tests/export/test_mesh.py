@@ -156,9 +156,14 @@ def test_inner_shell_is_recognised_by_its_winding():
     assert len(keep_components(both, 0.0).faces) == len(outer.faces)
 
 
+def test_a_solid_box_is_not_told_to_lower_the_threshold(tmp_path):
+    with pytest.raises(InputError, match=r"which is solid: .* is 100; set export\.mesh\.threshold above that"):
+        export_mesh(lambda x: torch.full((len(x),), 100.0), None, (-1, -1, -1, 1, 1, 1), tmp_path, MeshConfig(16))
+
+
 @pytest.mark.parametrize("density", [lambda x: torch.zeros(len(x)), lambda x: torch.full((len(x),), 1e-3)])
 def test_empty_surface_says_what_to_change(density, tmp_path):
-    with pytest.raises(InputError, match=r"no surface.*mesh\.aabb.*mesh\.threshold.*train longer") as caught:
+    with pytest.raises(InputError, match=r"no surface.*export\.mesh\.threshold.*train longer") as caught:
         export_mesh(density, field, AABB, tmp_path / "mesh", SMALL)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "mesh").exists()

@@ -4,24 +4,29 @@ Sharp frames (frames.py), their poses by COLMAP (poses.py), and what is written:
 transforms.json, the sparse points, and a report. All of it appears at once, at the end.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from csd3d import files
-from csd3d.arguments import Parser
+from csd3d.arguments import Parser, show
 from csd3d.datasets.points import write_ply
+from csd3d.datasets.process import apart
 from csd3d.datasets.process.frames import Chosen, choose_frames
 from csd3d.datasets.process.poses import MATCHINGS, Posed, agreed_focals, find_poses, import_pycolmap, make_pairs
 from csd3d.errors import InputError
-from csd3d.temporary import TemporaryFolder
+from csd3d.temporary import TemporaryFolder, is_being_made
 
 FRAMES = 120  # of a film
 MAX_FRAMES = 1000
+KIND = "partial"  # of the folder beside the output that is renamed to it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FEW = 0.8  # of the frames posed; below, the report says what to do
 ADVICE = (
     "walk slowly, so that neighbouring pictures overlap by two thirds",
@@ -51,17 +56,16 @@ def process(
         raise InputError(f"--seed: {seed}; expected 0 to {2**31 - 1}")
     import_pycolmap()
     try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise InputError(f"--output: {output} is there and not empty; choose another folder")
-        with _partial(output) as partial, TemporaryFolder("process") as work:
+        place = _place(output)
+        with _parents(place), TemporaryFolder(KIND, beside=place) as partial, TemporaryFolder("process") as work:
             report = _into(partial, work, source, frames, matching, seed, tell)
-            if output.exists():
-                output.rmdir()
-            os.replace(partial, output)
+            if place.exists():
+                place.rmdir()
+            os.replace(partial, place)
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{error.filename or output}: {error.strerror or error}") from error
+        raise InputError(_told(error, output)) from error
     except (RuntimeError, ValueError) as error:  # what COLMAP raises
         raise InputError(f"{source}: COLMAP failed ({' '.join(str(error).split())[:200]})") from error
     return report
@@ -81,7 +85,8 @@ def _into(
     focals = agreed_focals(chosen.sizes, chosen.focals)
     for (width, height), focal in focals.items():
         tell(f"focal length of the photos of {width}x{height} from their EXIF: {focal:.0f} pixels, to begin with")
-    posed = find_poses(pictures, chosen.files, chosen.sizes, focals, pairs, seed, tell)
+    arguments = (pictures, chosen.files, chosen.sizes, focals, pairs, seed)
+    posed = apart.call(find_poses, *arguments, tell=tell, folder=work)
     _write_dataset(folder, chosen, posed)
     report = _report(source, chosen, posed, matching, seed, time.monotonic() - started)
     files.write_text(folder / "process.json", json.dumps(report, indent=1))
@@ -89,10 +94,41 @@ def _into(
     return report
 
 
-def _partial(output: Path) -> TemporaryFolder:
-    """A folder beside `output` to write to; gone at the end, unless it was moved away."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    return TemporaryFolder("partial", beside=output)
+def _place(output: Path) -> Path:
+    """Where `output` is, links followed; InputError, before any work, if nothing could be renamed to it in the end."""
+    place = Path(os.path.realpath(output))
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"--output: {output} is there and not empty; choose another folder")
+    if place.is_dir() and (os.path.ismount(place) or place == Path.cwd()):
+        what = "a mount point" if os.path.ismount(place) else "the current folder"
+        raise InputError(f"--output: {output} is {what}, which cannot be replaced; choose a new folder inside it")
+    if is_being_made(KIND, place):
+        raise InputError(f"--output: another process is making {output}; wait until it ends, or choose another folder")
+    above = next((parent for parent in place.parents if os.path.lexists(parent)), place)
+    if not above.is_dir():
+        raise InputError(f"--output: {above} is no folder, so that there can be none in it; choose another")
+    return place
+
+
+@contextlib.contextmanager
+def _parents(place: Path) -> Iterator[None]:
+    """Makes the folders above `place`, and removes those again if what is done within fails."""
+    missing = [parent for parent in place.parents if not parent.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()
+        raise
+
+
+def _told(error: OSError, output: Path) -> str:
+    """An error of the file system in one line; copying names the file that it reads first."""
+    file = error.filename2 or error.filename or output
+    what = "; free some space there, or choose another disk by --output and TMPDIR" if error.errno in FULL else ""
+    return f"{file}: {error.strerror or error}{what}"
 
 
 def _write_dataset(folder: Path, chosen: Chosen, posed: Posed) -> None:
@@ -181,13 +217,13 @@ def main(argv: Sequence[str]) -> int:
     start = time.monotonic()
 
     def tell(line: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {line}", flush=True)
+        show(f"[{time.monotonic() - start:4.0f} s] {line}")
 
     try:
         report = process(args.source, args.output, args.frames, args.matching, args.seed, tell)
     except KeyboardInterrupt:
         print(f"Stopped; nothing was written to {args.output}.", file=sys.stderr)
         return 130
-    print("\n".join(sentences(report)))
-    print(f"Dataset in {args.output}; to edit it: --config configs/csd-edit-capture.yaml scene.path={args.output}")
+    show("\n".join(sentences(report)))
+    show(f"Dataset in {args.output}; to edit it: --config configs/csd-edit-capture.yaml scene.path={args.output}")
     return 0

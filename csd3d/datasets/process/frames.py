@@ -16,6 +16,7 @@ from skimage.measure import blur_effect
 from csd3d.datasets.process.film import Film
 from csd3d.datasets.process.photos import Photos, shrunk
 from csd3d.errors import InputError
+from csd3d.files import write_bytes
 
 LOOK_SIDE = 640  # of a frame as it is judged
 LEAST_FRAMES = 8
@@ -116,8 +117,8 @@ def _blur(file: Path) -> float:
 def _write(chosen: Chosen, folder: Path, rgb: np.ndarray, origin: str | int) -> None:
     """Writes one frame [H, W, 3] uint8 under the next number."""
     name = f"{len(chosen.files):05}.png"
-    if not cv2.imwrite(str(folder / name), rgb[:, :, ::-1]):
-        raise InputError(f"{folder / name}: cannot be written; is the disk full?")
+    _, encoded = cv2.imencode(".png", rgb[:, :, ::-1])
+    write_bytes(folder / name, encoded.tobytes())
     chosen.files.append(name)
     chosen.origins.append(origin)
     chosen.sizes.append((rgb.shape[1], rgb.shape[0]))

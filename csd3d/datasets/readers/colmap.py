@@ -272,11 +272,28 @@ def _text_images(file: Path) -> list[tuple]:
     lines, rows = _lines(file), []
     while lines and not lines[0].strip():
         del lines[0]
+    for features in lines[1::2]:
+        if not _is_features(features):
+            what = "expected the features of the image above it, x y point for each, or an empty line"
+            raise InputError(f"{file}: {shown(features)}; {what}")
+    while lines and not lines[-1].strip():
+        del lines[-1]  # of the last image's features, or at the end of the file
     for line in lines[::2]:
         _, *pose, camera, name = line.split(maxsplit=9)
         pose = np.array([float(value) for value in pose])
         rows.append((name.strip(), pose[:4], pose[4:], int(camera)))
     return rows
+
+
+def _is_features(line: str) -> bool:
+    """Whether a line can be an image's features: threes of numbers, of which the first ones are looked at."""
+    first = line.split(maxsplit=12)[:12]
+    if len(first) % 3:
+        return False
+    try:
+        return all(math.isfinite(float(value)) for value in first)
+    except ValueError:
+        return False
 
 
 def _text_points(file: Path) -> Points:
