@@ -38,6 +38,7 @@ from csd3d.schema import Chosen, OneOf, path_key
 log = logging.getLogger("csd3d")
 
 AnyReader, AUTO = Annotated[Chosen, OneOf("reader", also=("auto",))], Chosen("auto")
+FARTHEST = 1e4  # sizes of the box between it and the nearest camera
 FOR_MESSAGES = ("Frame.where", "Frame.name", "Listing.folder", "Listing.file", "Listing.reader")  # not what it is
 CHOICES = {
     "orientation": ("auto", "up", "none"),
@@ -155,6 +156,7 @@ def load_capture(config: SceneConfig) -> Capture:
     train, test = _split(frames, config.holdout_every, listing)
     poses = np.stack([frame.pose for frame in frames])
     warn_of_one_place(poses[train.numpy()], str(listing.file))
+    _check_box(listing, poses)
     transform, scale = _normalisation(poses, listing, config)
     moved = torch.from_numpy(move_poses(poses, transform, scale)[:, :3]).float()
     layout = lay_out(frames, config.max_pixels, config.downscale)
@@ -259,6 +261,21 @@ def _pixels(frames: list[Frame], layout: Layout, config: SceneConfig) -> tuple[T
 
 def _is_unbounded(listing: Listing, config: SceneConfig) -> bool:
     return config.unbounded == "true" or (config.unbounded == "auto" and not listing.bounded)
+
+
+def _check_box(listing: Listing, poses: np.ndarray) -> None:
+    """Raise InputError for a scene's box so far from all cameras that they cannot have photographed it."""
+    if listing.box is None or not listing.bounded:
+        return
+    low, high = listing.box
+    away = (
+        np.abs(poses[:, :3, 3] - poses[:, :3, 3].clip(low, high)).max(axis=1).min() / np.ptp(listing.box, axis=0).max()
+    )
+    if away > FARTHEST:
+        raise InputError(
+            f"{listing.file}: aabb: the box is {away:.3g} times its size away from the nearest camera; "
+            "expected the box of what the cameras see, in the coordinates of their positions"
+        )
 
 
 def _normalisation(poses: np.ndarray, listing: Listing, config: SceneConfig) -> tuple[np.ndarray, float]:

@@ -21,6 +21,7 @@ from csd3d.errors import InputError
 log = logging.getLogger("csd3d")
 
 SAME_ASPECT = 0.02  # most relative difference of two sides' ratios; rounding takes up to 0.5 / side
+LEAST_VIEW_DEG, MOST_VIEW_DEG = 1.0, 175.0  # across the picture, of a camera without a fisheye lens
 Size = tuple[int, int]  # width, height
 
 
@@ -147,6 +148,7 @@ def frame_cameras(frames: list[Frame], layout: Layout, camera_to_world: Tensor) 
     sizes = [raster.stated or (raster.width, raster.height) for raster in layout.rasters]
     rows = [_pinhole(frame, *size) for frame, size in zip(frames, sizes, strict=True)]
     values = torch.tensor(rows, dtype=torch.float32)
+    _warn_of_view(frames, rows, sizes)
     longest = max(len(frame.lens) for frame in frames)
     lenses = torch.tensor([frame.lens + (0.0,) * (longest - len(frame.lens)) for frame in frames], dtype=torch.float32)
     cameras = Cameras(
@@ -165,6 +167,16 @@ def frame_cameras(frames: list[Frame], layout: Layout, camera_to_world: Tensor) 
     left, top = torch.tensor([(place.left, place.top) for place in layout.places]).unbind(1)
     (sx, sy), (fx, fy, cx, cy) = scales.unbind(1), values.unbind(1)
     return replace(cameras, fx=fx * sx, fy=fy * sy, cx=cx * sx + left, cy=cy * sy + top)
+
+
+def _warn_of_view(frames: list[Frame], rows: list[tuple[float, float, float, float]], sizes: list[Size]) -> None:
+    """Warn of an angle of view that no camera has: w, h or the focal length is wrong then."""
+    for frame, row, size in zip(frames, rows, sizes, strict=True):
+        angle = math.degrees(2 * math.atan(size[0] / (2 * row[0])))
+        if not LEAST_VIEW_DEG <= angle <= MOST_VIEW_DEG and not frame.fisheye:
+            where = f"{frame.where}: focal length {row[0]:.4g} for {size[0]} pixels"
+            log.warning("%s is an angle of view of %.3g degrees: check w, h and fl_x or camera_angle_x", where, angle)
+            return
 
 
 def _pinhole(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:

@@ -58,19 +58,17 @@ class MeshConfig:
 
     def __post_init__(self):
         if self.crop not in CROPS:
-            raise InputError(f"mesh.crop is {self.crop!r}: it must be one of {', '.join(CROPS)}")
+            raise InputError(f"crop is {self.crop!r}: it must be one of {', '.join(CROPS)}")
         if self.texture_size & (self.texture_size - 1):
             power = 2 ** round(math.log2(max(self.texture_size, 16)))
-            raise InputError(f"mesh.texture_size is {self.texture_size}: it must be a power of two, such as {power}")
+            raise InputError(f"texture_size is {self.texture_size}: it must be a power of two, such as {power}")
         for key, lowest in (("resolution", 8), ("face_budget", 16), ("texture_size", 16), ("chunk", 1)):
             if getattr(self, key) < lowest:
-                raise InputError(f"mesh.{key} is {getattr(self, key)}: it must be at least {lowest}")
+                raise InputError(f"{key} is {getattr(self, key)}: it must be at least {lowest}")
         for key, power, each in (("resolution", 3, BYTES_PER_VOXEL), ("texture_size", 2, BYTES_PER_TEXEL)):
-            check_fits(each * getattr(self, key) ** power, f"mesh.{key}: {getattr(self, key)}", "lower it")
+            check_fits(each * getattr(self, key) ** power, f"{key} {getattr(self, key)}", "lower it")
         if self.threshold is not None and not self.threshold > 0:
-            raise InputError(
-                f"mesh.threshold is {self.threshold}: it must be a positive density, or null for automatic"
-            )
+            raise InputError(f"threshold is {self.threshold}: it must be a positive density, or null for automatic")
 
 
 def export_mesh(
@@ -272,7 +270,7 @@ def decimate(mesh: trimesh.Trimesh, face_budget: int) -> trimesh.Trimesh:
 def _corners(aabb: Sequence[float] | Tensor) -> tuple[np.ndarray, np.ndarray]:
     values = np.array([float(x) for x in aabb])
     if values.shape != (6,) or not np.isfinite(values).all() or not (values[3:] > values[:3]).all():
-        raise InputError(f"mesh.aabb is {values.tolist()}: expected x0, y0, z0, x1, y1, z1 with each low < high")
+        raise InputError(f"the box is {values.tolist()}: expected x0, y0, z0, x1, y1, z1 with each low < high")
     return values[:3], values[3:]
 
 
@@ -287,5 +285,5 @@ def _no_surface(sigma: np.ndarray, voxel: float, threshold: float) -> None:
     why = f"the densest of {sigma.size} samples is {peak:.3g} ({opacity:.2g} % opaque a voxel)"
     raise InputError(
         f"mesh: no surface in the box, {why}; the threshold is {threshold:.3g}: "
-        "lower export.mesh.threshold, raise export.mesh.resolution, or train longer"
+        "lower export.mesh.threshold, raise export.mesh.resolution, lower export.mesh.smoothing, or train longer"
     )

@@ -174,6 +174,11 @@ def test_photos_shrunk_since_scale_the_intrinsics(tmp_path, caplog):
     assert load(write_capture(tmp_path, angle)).cameras.fx[0].item() == pytest.approx(WIDTH / 2 / np.tan(0.5))
 
 
+def test_an_angle_of_view_that_no_camera_has_is_warned_of(tmp_path, caplog):
+    load(write_capture(tmp_path, transforms(w=1000 * WIDTH, h=1000 * HEIGHT)))
+    assert caplog.text.count("is an angle of view of 179.9") + caplog.text.count("is an angle of view of 180") == 1
+
+
 @pytest.mark.parametrize("factor", [2, 0.5])
 def test_masks_of_another_size_are_resized(tmp_path, factor):
     meta = transforms()
@@ -207,6 +212,12 @@ def moved(meta, offset, scale=1.0):
         for row, x in zip(frame["transform_matrix"], offset, strict=False):
             row[3] = row[3] * scale + x
     return meta
+
+
+def test_a_box_that_no_camera_can_have_seen_is_refused(tmp_path):
+    meta = moved(transforms(aabb=[[-1.0] * 3, [1.0] * 3]), (1e7, 0.0, 0.0))
+    with pytest.raises(InputError, match=r"aabb: the box is 5e\+06 times its size away from the nearest camera"):
+        load(write_capture(tmp_path, meta))
 
 
 @pytest.mark.parametrize("box", [False, True])

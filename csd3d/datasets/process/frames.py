@@ -87,9 +87,7 @@ def pick(looks: Sequence[Look], count: int) -> tuple[list[int], Chosen]:
         around = [looks[j].sharpness for j in best[max(0, place - 5) : place + 6]]
         if looks[i].sharpness < MUCH_LESS_SHARP * np.median(around):
             chosen.blurred += 1
-        elif (
-            kept and np.abs(np.subtract(looks[i].thumbnail, looks[kept[-1]].thumbnail, dtype=np.float32)).mean() < ALIKE
-        ):
+        elif kept and _apart(looks[i], looks[kept[-1]]) < ALIKE:
             chosen.repeated += 1
         else:
             kept.append(i)
