@@ -172,7 +172,7 @@ def test_empty_surface_says_what_to_change(density, tmp_path):
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match=r"the box is"):
         extract_mesh(soft_ball(), (-1, -1, 1, 1, 1, -1), SMALL)
-    with pytest.raises(InputError, match=r"mesh\.threshold"):
+    with pytest.raises(InputError, match=r"threshold is -1"):
         MeshConfig(threshold=-1.0)
     with pytest.raises(InputError, match=r"mesh\.face_budget"):
         MeshConfig(face_budget=3)
