@@ -19,6 +19,7 @@ FLAGS = [
     "-fno-trapping-math",
     "-ffp-contract=fast",
     "-fvisibility=hidden",
+    "-Wno-psabi",  # vectors of GCC are passed between inlined functions only
     "-pthread",
 ]
 SOURCES = sorted(str(path) for path in Path("custom_kernels/cpu").glob("*.cpp"))
@@ -82,6 +83,7 @@ setup(
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
         "tcnn": ["tinycudann"],
+        "gsplat": ["gsplat>=1.4"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[
