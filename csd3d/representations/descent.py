@@ -69,8 +69,11 @@ def averaged(model: Assets, average: Average | None) -> Assets:
 def asset_optimiser(model: Assets, config: OptimConfig) -> torch.optim.Adam:
     """Return Adam for `fit.descend`, with the learning rates at share 1 as the groups' "rate"."""
     rates = {"scene": config.learning_rate, "background": config.learning_rate * config.background}
-    groups = [
-        {"params": [p for scene in model.models for p in scene.parameter_groups()[name]], "rate": rate}
-        for name, rate in rates.items()
-    ]
-    return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99), eps=1e-15)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name in rates:
+        for scene in model.models:
+            for parameter in scene.parameter_groups()[name]:
+                share = scene.rate_of(parameter) if hasattr(scene, "rate_of") else 1.0
+                groups.setdefault((name, share), []).append(parameter)
+    listed = [{"params": found, "rate": rates[name] * share} for (name, share), found in groups.items()]
+    return torch.optim.Adam(listed, betas=(0.9, 0.99), eps=1e-15)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from custom_kernels import native
 from custom_kernels import splats as kernels
 from custom_kernels.splats import C0, Splats, View, harmonics, render, rotation_matrices
