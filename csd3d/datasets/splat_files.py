@@ -70,7 +70,7 @@ def _taken_apart(table: np.ndarray, degree: int) -> Splats:
 
     others = (degree + 1) ** 2 - 1
     rest = (
-        columns(_numbered("f_rest", 3 * others)).view(-1, 3, others).mT.contiguous()
+        columns(_numbered("f_rest", 3 * others)).view(len(table), 3, others).mT.contiguous()
     )  # the file has channel by channel
     shape = columns(_numbered("scale", 3)), columns(_numbered("rot", 4)), columns(["opacity"])[:, 0]
     return Splats(columns(list("xyz")), *shape, columns(_numbered("f_dc", 3)), rest)

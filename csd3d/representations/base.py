@@ -10,9 +10,10 @@ sigma [S], density per world unit. A new representation is one file of this fold
 
         def open(self, aabb, generator, unbounded=False, background="learned") -> SceneModel: ...
 
-It renders whole views, so it need not have rays (splats.py has none). The number of its parameters may change in `keep_up` and `fit_step`:
-the `Parameter` objects must stay the same, because optimisers refer to them; only their `.data` is replaced, also by
-`load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose shape has changed start anew.
+It renders whole views, so it need not have rays (splats.py has none). The number of its parameters may change in
+`keep_up` and `fit_step`: the `Parameter` objects must stay the same, because optimisers refer to them; only their
+`.data` is replaced, also by `load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose
+shape has changed start anew.
 """
 
 from collections.abc import Callable, Mapping

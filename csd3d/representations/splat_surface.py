@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SIDE = 160  # voxels along the box's longest side
 TRUNCATION = 4.0  # voxels
+EMPTY = 0.999  # t from which nothing is there
 MOST_VIEWS = 64
 PIXELS = 256  # longest side of the depth pictures
 RINGS = ((-20.0, 12), (15.0, 16), (45.0, 12), (75.0, 6))  # elevation and number of cameras, where none are known
@@ -48,11 +49,11 @@ class Surface:
         self.usual = seen[:3] / seen[3].clamp_min(1e-6)  # where no view has seen the surface
 
     def density(self, positions: Tensor) -> Tensor:
-        """σ [S], 0 outside the box."""
+        """σ [S], 0 away from surfaces and outside the box."""
         t = self._at(self.distance[..., None], positions)[:, 0]
         inside = ((positions.cpu() >= self.low) & (positions.cpu() <= self.high)).all(1)
         sigma = math.log(2) / self.voxel * torch.exp(-TRUNCATION * t)
-        return torch.where(inside, sigma, 0).to(positions)
+        return torch.where(inside & (t < EMPTY), sigma, 0).to(positions)
 
     def colours(self, positions: Tensor) -> Tensor:
         """rgb [S, 3]."""

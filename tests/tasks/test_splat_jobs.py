@@ -1,4 +1,4 @@
-"""Whole jobs on Gaussian splats: an edit, one of a finished scene, and text to 3D; stopped runs end as unbroken ones."""
+"""Whole jobs on Gaussian splats: edits and text to 3D; stopped runs end as unbroken ones."""
 
 import json
 
