@@ -35,11 +35,12 @@ class OptimConfig:
 class Average:
     """Exponential moving average m ← d m + (1 − d) θ of parameters θ with decay d; its first value is θ.
 
-    Where the shape of θ has changed, m starts anew from θ.
+    Where the shape of θ has changed, m starts anew from θ; also in the rows that a scene's `renewed()` returns, a list
+    of (parameter, rows) that have become something else since it was last asked, as splats that moved.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.parameters, self.decay = list(model.parameters()), decay
+        self.model, self.parameters, self.decay = model, list(model.parameters()), decay
         self.means: list[Tensor] = []  # empty before the first step
 
     @torch.no_grad()
@@ -48,6 +49,10 @@ class Average:
         self.means = self.means or [p.clone() for p in self.parameters]
         for i, (mean, p) in enumerate(zip(self.means, self.parameters, strict=True)):
             self.means[i] = mean.lerp_(p, 1 - self.decay) if mean.shape == p.shape else p.clone()
+        own = {id(p): mean for p, mean in zip(self.parameters, self.means, strict=True)}
+        for scene in self.model.modules():
+            for p, rows in scene.renewed() if hasattr(scene, "renewed") else ():
+                own[id(p)][rows] = p[rows]
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": self.means}

@@ -53,6 +53,7 @@ class SplatScene(nn.Module):
         self.degree = 0  # of the harmonics in use
         self.given = False  # the scene is one that was there already: its reconstruction is finished
         self.fits = 0  # fits that were begun; the first is the reconstruction, the next edits
+        self.fresh: Tensor | None = None  # splats that `keep_up` has moved
         self.order: list[int] = []  # views that the fit will see next
         self._surface: tuple[Any, Surface] | None = None  # with what it was made from
 
@@ -139,7 +140,13 @@ class SplatScene(nn.Module):
     def keep_up(self, step: int, generator: torch.Generator) -> None:
         """Move dead splats now and then."""
         if step and step % self.config.relocate_every == 0:
-            self._replace(*move_dead(self.splats, self.config.least_opacity, 0, generator))
+            splats, self.fresh = move_dead(self.splats, self.config.least_opacity, 0, generator)
+            self._replace(splats, self.fresh)
+
+    def renewed(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """The rows that `keep_up` has moved since this was last asked; their average would lie between places."""
+        rows, self.fresh = self.fresh, None
+        return [] if rows is None else [(parameter, rows) for parameter in self.splats]
 
     def start_fit(self, config: FitConfig) -> torch.optim.Adam:
         self.check_device()

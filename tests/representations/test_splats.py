@@ -17,7 +17,7 @@ from csd3d.errors import InputError
 from csd3d.export.placement import capture_placement
 from csd3d.representations.base import open_scene
 from csd3d.representations.batch import AssetConfig, Assets
-from csd3d.representations.descent import OptimConfig, asset_optimiser
+from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
 from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.representations.splat_growth import move_dead
 from csd3d.representations.splats import GaussianSplats
@@ -348,6 +348,19 @@ def test_assets_of_splats_have_learning_rates_of_their_own():
     assert rates[id(model.opacities)] == pytest.approx(0.1)
     assert rates[id(model.means)] == pytest.approx(0.01 * 2.4 * 1.1)
     assert len(rates) == len(list(assets.parameters()))
+
+
+def test_an_average_does_not_lie_between_the_places_of_a_splat_that_moved():
+    assets = Assets(AssetConfig(representation=Chosen("splats", SMALL)), 1, generator())
+    average, model = Average(assets, 0.9), assets.models[0]
+    average.update()
+    with torch.no_grad():
+        model.opacities[:3], model.means[:3] = -9.0, 0.9
+    model.keep_up(5, generator())
+    average.update()
+    means = averaged(assets, average).models[0]
+    assert torch.equal(means.means[:3], model.means[:3])
+    assert torch.equal(means.opacities[:3], model.opacities[:3])
 
 
 def test_lenses_bend_splats_as_they_bend_points():

@@ -1,6 +1,7 @@
 """Whole jobs on Gaussian splats: edits and text to 3D; stopped runs end as unbroken ones."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,17 @@ from tiny_jobs import files_of, metrics_of, write_job
 from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
+from csd3d.config import load_config
 from csd3d.datasets.splat_files import read_splats
+from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 from csd3d.representations.splat_scene import SplatScene
+from csd3d.representations.splats import GaussianSplats
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 from custom_kernels import native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels are not compiled")
+CONFIG = Path(__file__).parents[2] / "configs" / "csd-text-to-3d.yaml"
 SPLATS = ["type: splats", "count: 150", "max_count: 170", "relocate_every: 4"]
 REPRESENTATION = "{" + ", ".join(SPLATS) + "}"
 
@@ -76,6 +82,16 @@ def test_an_edit_of_splats_and_what_it_writes(job, tmp_path, monkeypatch):
     other = run(config, tmp_path / "other", ["compare=[]", "scene.path=scene/scene.ply", "reconstruct.steps=2"])
     assert (other / "report.html").exists()
     assert len(read_splats(other / "mesh" / "splats.ply", "").means) == len(splats.means)
+
+
+def test_a_type_on_the_command_line_takes_the_place_of_a_config_s(tmp_path):
+    """configs/csd-text-to-3d.yaml has keys of the NeRF, which splats do not have."""
+    config = load_config(CONFIG, ["asset.representation.count=9", "asset.representation.type=splats"], TextTo3DConfig)
+    assert config.asset.representation.thing == GaussianSplats(count=9)
+    with pytest.raises(InputError, match="wrong"):
+        load_config(CONFIG, ["asset.representation.type=splats", "asset.representation.wrong=9"], TextTo3DConfig)
+    with pytest.raises(InputError, match="field"):
+        load_config(CONFIG, ["asset.representation.type=splats", "asset.representation.field={}"], TextTo3DConfig)
 
 
 def test_text_to_3d_of_splats(job, tmp_path, monkeypatch):
