@@ -113,7 +113,7 @@ def poses_frame(splats: Splats, transform: np.ndarray, scale: float) -> Splats:
 @torch.no_grad()
 def moved(splats: Splats, rotation: Tensor, scale: float, shift: Tensor) -> Splats:
     """The splats under x → s R x + t; rotation R [3, 3] and shift t [3] are float64. Colours turn with them."""
-    means = scale * splats.means.double() @ rotation.T + shift
+    means = scale * (splats.means.double()[:, None] * rotation).sum(2) + shift
     if len(means) and means.abs().max() > FAR * (means.amax(0) - means.amin(0)).max():
         log.warning("the scene is so far from the origin of its coordinates that splats.ply, in float32, is coarse")
     quats = _multiply(quaternion(rotation), splats.quats.double())
@@ -148,7 +148,9 @@ def _rotated(rest: Tensor, rotation: Tensor) -> Tensor:
     directions = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     directions = torch.nn.functional.normalize(directions, dim=1)
     before, after = (harmonics(d, degree)[:, 1:] for d in (directions @ rotation.double(), directions))
-    return torch.einsum("ij,njc->nic", torch.linalg.lstsq(after, before).solution, rest)
+    # rounded, and without BLAS, whose last digits depend on where the numbers lie in memory
+    turn = torch.linalg.lstsq(after, before).solution.round(decimals=12)
+    return sum(turn[:, k, None] * rest[:, k : k + 1] for k in range(len(turn)))
 
 
 def view_of(cameras: Cameras, index: int) -> View:

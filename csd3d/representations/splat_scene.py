@@ -274,7 +274,7 @@ class SplatScene(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """State of a checkpoint besides parameters and buffers (torch's hook)."""
-        return {"degree": self.degree, "fits": self.fits, "order": self.order, "given": self.given}
+        return {"degree": self.degree, "fits": self.fits, "order": list(self.order), "given": self.given}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` returned."""
