@@ -19,6 +19,7 @@ FLAGS = [
     "-fno-trapping-math",
     "-ffp-contract=fast",
     "-fvisibility=hidden",
+    "-Wno-psabi",  # vectors of GCC are passed between inlined functions only
     "-pthread",
 ]
 SOURCES = sorted(str(path) for path in Path("custom_kernels/cpu").glob("*.cpp"))
@@ -84,6 +85,7 @@ setup(
         "tcnn": ["tinycudann"],
         "openvino": ["openvino>=2026.0"],
         "onnxruntime": ["onnxruntime>=1.20", "onnx>=1.16"],
+        "gsplat": ["gsplat>=1.4"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[

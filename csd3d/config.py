@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from csd3d import registry
 from csd3d.convert import BadValue, build, convert, first_line, nearest
 from csd3d.errors import InputError, InputErrors
 from csd3d.schema import Chosen, OneOf, annotation_at, join, mark_of, members, plain
@@ -234,7 +235,9 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
     """
     tree = read_config(path)
     _check_moved(tree, overrides, path, schema)
-    overridden = [_apply(tree, text, schema) for text in overrides]
+    # types first, which decide about the keys of the file, not about those of the command line
+    ordered = sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".type"))
+    overridden = [_apply(tree, text, schema) for text in ordered]
     _check_interpolations(tree, path)
 
     def source(key: str) -> str:
@@ -300,6 +303,8 @@ def _apply(tree: DictConfig, text: str, schema: type) -> str:
     """Put one override into the tree and return its key."""
     key, raw = _split(text)
     _open_sections(tree, key, schema)
+    if key.endswith(".type"):
+        _drop_keys_of_others(tree, key.removesuffix(".type"), raw, schema)
     try:
         OmegaConf.update(tree, key, _override_value(raw, key, annotation_at(schema, key)), merge=False)
     except InputError:
@@ -317,6 +322,22 @@ def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
         value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
         if isinstance(value, str) and isinstance(mark_of(annotation_at(schema, place)), OneOf):
             OmegaConf.update(tree, place, {"type": value}, merge=False)
+
+
+def _drop_keys_of_others(tree: DictConfig, place: str, name: str, schema: type) -> None:
+    """Before a section becomes another thing: drop keys that only other things have, as `field` of a NeRF."""
+    mark = mark_of(annotation_at(schema, place))
+    section = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
+    if not isinstance(mark, OneOf) or not isinstance(section, DictConfig):
+        return
+    keys = {
+        entry.name: {field.name for field in dataclasses.fields(entry.thing)}
+        for entry in registry.entries(mark.kind)
+        if dataclasses.is_dataclass(entry.thing)
+    }
+    own = keys.get(name, set())
+    for key in set().union(*keys.values()) - own if own else ():
+        section.pop(key, None)
 
 
 def _override_value(raw: str, key: str, annotation: Any) -> Any:

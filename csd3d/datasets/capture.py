@@ -31,15 +31,19 @@ from csd3d.datasets.normalise import (
     warn_of_one_place,
 )
 from csd3d.datasets.reading import shown
+from csd3d.datasets.splat_files import moved as move_splats
+from csd3d.datasets.splat_files import read_splats
 from csd3d.errors import InputError
 from csd3d.memory import size_text
 from csd3d.schema import Chosen, OneOf, path_key
+from custom_kernels.splats import Splats
 
 log = logging.getLogger("csd3d")
 
 AnyReader, AUTO = Annotated[Chosen, OneOf("reader", also=("auto",))], Chosen("auto")
 FARTHEST = 1e4  # sizes of the box between it and the nearest camera
 FOR_MESSAGES = ("Frame.where", "Frame.name", "Listing.folder", "Listing.file", "Listing.reader")  # not what it is
+WITHOUT = (*FOR_MESSAGES, "Listing.splats")  # which has a fingerprint of its own
 CHOICES = {
     "orientation": ("auto", "up", "none"),
     "centre": ("auto", "poses", "focus", "none"),
@@ -99,6 +103,7 @@ class Capture:
     folder: Path
     composited: bool = False  # pictures had alpha and show SceneConfig.background behind the scene
     points: Points | None = None  # the capture's sparse points, if any, in the normalised frame
+    splats: Splats | None = None  # the splats that the scene already is, if it is, in the normalised frame
     reader: str = ""  # title of the reader that read it
     places: Tensor | None = None  # [B, 4] long: left, top, width, height of each picture; None: all fill the raster
     fingerprint: str = ""  # of what was read of it: pictures, masks, poses, and what a reader found
@@ -177,9 +182,10 @@ def load_capture(config: SceneConfig) -> Capture:
         folder=listing.folder,
         composited=composited,
         points=listing.points and _moved(listing.points, transform, scale),
+        splats=None if listing.splats is None else _own_splats(listing.splats, torch.from_numpy(own), own_scale),
         reader=listing.reader,
         places=torch.tensor([astuple(place) for place in layout.places]) if layout.padded else None,
-        fingerprint=fingerprint.of_value(listing, without=FOR_MESSAGES),
+        fingerprint=_fingerprint(listing),
     )
 
 
@@ -308,6 +314,18 @@ def _box(listing: Listing, transform: np.ndarray, scale: float, config: SceneCon
     else:
         box = move_box(listing.box, transform, scale)
     return torch.from_numpy(box).float().reshape(6)
+
+
+def _own_splats(file: Path, transform: Tensor, scale: float) -> Splats:
+    """The splats of a file in the capture's own frame, moved to the normalised frame."""
+    shift = scale * transform[:3, 3]
+    return move_splats(read_splats(file, "scene.path"), transform[:3, :3], scale, shift)
+
+
+def _fingerprint(listing: Listing) -> str:
+    """Of all that was read; without splats it is what it was before there were any."""
+    found = fingerprint.of_value(listing, without=WITHOUT)
+    return found if listing.splats is None else fingerprint.of_value((found, listing.splats))
 
 
 def _moved(points: Points, transform: np.ndarray, scale: float) -> Points:

@@ -75,6 +75,7 @@ class Listing:
     applied_transform: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4]: own frame -> frame of the poses
     applied_scale: float = 1.0  # applied after applied_transform
     reader: str = ""  # title of the reader, set by `read_listing`
+    splats: Path | None = None  # a `.ply` of the splats that the scene already is, in the capture's own frame
 
 
 class Reader(Protocol):

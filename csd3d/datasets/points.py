@@ -1,6 +1,7 @@
 """Sparse points in PLY files: read without trusting them, and written."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def read_ply(path: Path, where: str) -> Points:
 
 def _read_ply(path: Path, where: str) -> Points:
     with path.open("rb") as file:
-        order, count, columns = _header(file, f"{where}: {path}")
+        order, count, columns = ply_header(file, f"{where}: {path}", MAX_POINTS, "points")
         start = file.tell()
         if order:
             row = np.dtype([(name, order + kind) for name, kind in columns])
@@ -57,8 +58,11 @@ def _read_ply(path: Path, where: str) -> Points:
     return Points(xyz, rgb)
 
 
-def _header(file, where: str) -> tuple[str, int, list[tuple[str, str]]]:
-    """Byte order ("" for ASCII), number of vertices, and name and type of their columns; leaves `file` behind it."""
+def ply_header(file: BinaryIO, where: str, most: int, what: str) -> tuple[str, int, list[tuple[str, str]]]:
+    """Byte order ("" for ASCII), number of vertices, and name and type of their columns; leaves `file` behind it.
+
+    Raises InputError if there are more than `most` vertices, which messages call `what`.
+    """
     words: list[list[str]] = []
     while not words or words[-1] != ["end_header"]:
         line = file.readline(1000)
@@ -70,8 +74,8 @@ def _header(file, where: str) -> tuple[str, int, list[tuple[str, str]]]:
     if order is None or not elements or words[elements[0]][1:2] != ["vertex"]:
         raise InputError(f"{where}: expected a PLY file whose first element is its vertices")
     count = words[elements[0]][2] if len(words[elements[0]]) == 3 else ""
-    if not count.isdecimal() or len(count) > 12 or int(count) > MAX_POINTS:
-        raise InputError(f"{where}: its number of points is not between 0 and {MAX_POINTS}")
+    if not count.isdecimal() or len(count) > 12 or int(count) > most:
+        raise InputError(f"{where}: its number of {what} is not between 0 and {most}")
     end = elements[1] if len(elements) > 1 else len(words)
     properties = [line for line in words[elements[0] : end] if line[:1] == ["property"]]
     if any(len(line) != 3 or line[1] not in TYPES for line in properties):

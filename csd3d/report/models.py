@@ -14,6 +14,7 @@ from csd3d.engine.logs import logger, progress
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.export import MeshConfig, Placement, export_mesh, render_mesh
+from csd3d.files import make_folder
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel, surface_depth
 from csd3d.schema import Within
@@ -53,12 +54,16 @@ def save_mesh(
     """Write the mesh of the object called `name`; return a note, turntable frames and figures.
 
     placement: that of a captured scene; None: an object made from words, which stands on nothing that could be taken
-    away.  eyes [N, 3]: where the photos of a scene were taken. If the scene has no surface, nothing is written and the
-    note says so.
+    away.  eyes [N, 3]: where the photos of a scene were taken. If the scene has no surface, no mesh is written and the
+    note says so. A scene that has `write_files(folder, placement)` writes its own files beside the mesh, whatever comes
+    of that.
     """
     config, files = job.config.export.mesh, job.folder / folder
     if placement is None:
         config, placement = replace(config, crop="box"), Placement()
+    if hasattr(model, "write_files"):
+        make_folder(files)
+        model.write_files(files, placement)
     try:
         parts = (
             model.density,

@@ -3,16 +3,17 @@
 Symbols: B views of H × W pixels; rgb in [0, 1]; positions [S, 3] in world units, directions [S, 3] of unit length;
 sigma [S], density per world unit. A new representation is one file of this folder:
 
-    @register("representation", "splats", title="Gaussian splats")
+    @register("representation", "voxels", title="Dense voxels")
     @dataclass(frozen=True)
-    class Splats:
-        count: int = 10_000  # Gaussians at the start
+    class Voxels:
+        side: int = 64  # voxels along each side
 
         def open(self, aabb, generator, unbounded=False, background="learned") -> SceneModel: ...
 
-It renders whole views, so it need not have rays. The number of its parameters may change in `keep_up` and `fit_step`:
-the `Parameter` objects must stay the same, because optimisers refer to them; only their `.data` is replaced, also by
-`load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose shape has changed start anew.
+It renders whole views, so it need not have rays (splats.py has none). The number of its parameters may change in
+`keep_up` and `fit_step`: the `Parameter` objects must stay the same, because optimisers refer to them; only their
+`.data` is replaced, also by `load_state_dict`. Adam's moments (`fit.descend`) and the average of a parameter whose
+shape has changed start anew.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +43,9 @@ class Representation(Protocol):
     It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`),
     `training_bytes`, memory for training one scene, and `bytes_per_ray`, that of a training render (what does not fit
     is then refused before any work), and `supports`, a tuple of "shading", "orientation" and "distortion": what renders
-    do of this. Keys for the rest get a warning.
+    do of this. Keys for the rest get a warning. `hints`, a tuple, names what `open` also takes by keyword of a captured
+    scene where that is known: "points" (its sparse `Points`), "cameras" (those of the training views) and "splats" (the
+    splats that it already is).
     """
 
     def open(
@@ -80,7 +83,10 @@ class SceneModel(Protocol):
     # --------------------------------------------------------------------------------------------------- optimisation
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters, each in one group: "scene", and "background" where that is learned."""
+        """All parameters, each in one group: "scene", and "background" where that is learned.
+
+        A scene may also have `rate_of(parameter)`: the parameter's learning rate as a share of its group's.
+        """
 
     def set_levels(self, levels: int) -> None:
         """Use only the `levels` coarsest levels of detail. Does nothing in a scene without levels."""
@@ -132,8 +138,15 @@ DUTIES = (
 )
 
 
-def open_scene(representation: Representation, *parts: Any, **options: Any) -> SceneModel:
-    """Call `representation.open`; InputError, one line, if what it returns lacks a method of `SceneModel`."""
+def open_scene(
+    representation: Representation, *parts: Any, hints: Mapping[str, Any] | None = None, **options: Any
+) -> SceneModel:
+    """Call `representation.open`; InputError, one line, if what it returns lacks a method of `SceneModel`.
+
+    hints: what is known of a captured scene; the representation gets what its own `hints` name.
+    """
+    taken = getattr(representation, "hints", ())
+    options |= {key: value for key, value in (hints or {}).items() if key in taken}
     model = representation.open(*parts, **options)
     entry = registry.entry_of("representation", representation)
     at = f"{entry.place}: representation {entry.name!r}" if entry else type(representation).__name__

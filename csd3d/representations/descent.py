@@ -36,11 +36,12 @@ class OptimConfig:
 class Average:
     """Exponential moving average m ← d m + (1 − d) θ of parameters θ with decay d; its first value is θ.
 
-    Where the shape of θ has changed, m starts anew from θ.
+    Where the shape of θ has changed, m starts anew from θ; also in the rows that a scene's `renewed()` returns, a list
+    of (parameter, rows) that have become something else since it was last asked, as splats that moved.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.parameters, self.decay = list(model.parameters()), decay
+        self.model, self.parameters, self.decay = model, list(model.parameters()), decay
         self.means: list[Tensor] = []  # empty before the first step
 
     @torch.no_grad()
@@ -49,6 +50,10 @@ class Average:
         self.means = self.means or [p.clone() for p in self.parameters]
         for i, (mean, p) in enumerate(zip(self.means, self.parameters, strict=True)):
             self.means[i] = mean.lerp_(p, 1 - self.decay) if mean.shape == p.shape else p.clone()
+        own = {id(p): mean for p, mean in zip(self.parameters, self.means, strict=True)}
+        for scene in self.model.modules():
+            for p, rows in scene.renewed() if hasattr(scene, "renewed") else ():
+                own[id(p)][rows] = p[rows]
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": self.means}
@@ -70,8 +75,11 @@ def averaged(model: Assets, average: Average | None) -> Assets:
 def asset_optimiser(model: Assets, config: OptimConfig) -> torch.optim.Adam:
     """Return Adam for `fit.descend`, with the learning rates at share 1 as the groups' "rate"."""
     rates = {"scene": config.learning_rate, "background": config.learning_rate * config.background}
-    groups = [
-        {"params": [p for scene in model.models for p in scene.parameter_groups()[name]], "rate": rate}
-        for name, rate in rates.items()
-    ]
-    return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99), eps=1e-15)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name in rates:
+        for scene in model.models:
+            for parameter in scene.parameter_groups()[name]:
+                share = scene.rate_of(parameter) if hasattr(scene, "rate_of") else 1.0
+                groups.setdefault((name, share), []).append(parameter)
+    listed = [{"params": found, "rate": rates[name] * share} for (name, share), found in groups.items()]
+    return torch.optim.Adam(listed, betas=(0.9, 0.99), eps=1e-15)

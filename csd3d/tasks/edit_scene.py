@@ -260,7 +260,8 @@ def reconstruct(job: EditJob) -> FitPhase:
     """Fit the scene to the capture."""
     config, capture, generator = job.config, job.capture, job.generator("reconstruct")
     parts = (capture.aabb, generator, capture.unbounded)
-    model = open_scene(config.representation.thing, *parts).to(job.device)
+    known = {"points": capture.points, "cameras": capture.cameras[capture.train], "splats": capture.splats}
+    model = open_scene(config.representation.thing, *parts, hints=known).to(job.device)
     phase = new_phase(generator, model, capture.images, config.reconstruct)
     fit_phase(job, "reconstruct", phase, capture, config.reconstruct)
     return phase

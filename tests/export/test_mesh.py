@@ -174,7 +174,7 @@ def test_bad_input_is_refused():
         extract_mesh(soft_ball(), (-1, -1, 1, 1, 1, -1), SMALL)
     with pytest.raises(InputError, match=r"threshold is -1"):
         MeshConfig(threshold=-1.0)
-    with pytest.raises(InputError, match=r"mesh\.face_budget"):
+    with pytest.raises(InputError, match=r"face_budget is 3"):
         MeshConfig(face_budget=3)
 
 

@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_config_is_refused(finished, capsys):
         ("fit.patch_size=64", "fit.patch_size"),
         ("reconstruct={patches: 1, patch_size: 64}", "reconstruct.patch_size"),
         ("editors.csd_edit.steps=1", "editors.csd_edit.later_steps"),
-        ("representation=splats", "hashgrid"),
+        ("representation=spheres", "hashgrid"),
         ("representation.render.levels=0", "render.levels"),
         ("reconstruct.steps=many", "reconstruct.steps"),
         ("reconstruct.learning_rate=-1", "learning_rate"),
