@@ -9,14 +9,14 @@ from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth, changed_pixels
 from csd3d.metrics import psnr, psnr_outside, ssim, warped_error
 from csd3d.metrics.motion import mean_of_ranges
-from csd3d.representations.base import SceneModel, surface_depth
+from csd3d.representations.base import SceneModel, render_all, surface_depth
 
 
 def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
     """PSNR and SSIM of the reconstruction on held-out views; None if nothing is held out."""
     if len(capture.test) == 0:
         return {"psnr": None, "ssim": None}
-    rendered = model.render_views(capture.cameras, capture.test).rgb.cpu()
+    rendered = render_all(model, capture.cameras, "evaluate, reconstruction", capture.test).rgb.cpu()
     pictures = rendered, capture.images[capture.test]
     found = {name: _each(capture, capture.test, metric, *pictures) for name, metric in (("psnr", psnr), ("ssim", ssim))}
     return {name: values.mean().item() for name, values in found.items()}
@@ -30,24 +30,28 @@ def _each(capture: Capture, indices: Tensor, metric: Callable[..., Tensor], *fie
     return torch.cat([metric(*(part[None] for part in row)) for row in parts])
 
 
-def evaluate_edit(
-    model: SceneModel, source: SceneModel, images: Tensor, capture: Capture, truth: Truth | None
-) -> dict[str, float | int | None]:
-    """The metrics of one method, for metrics.json.
+def source_surface(source: SceneModel, capture: Capture) -> Tensor:
+    """The depth [T, H, W] of the reconstruction in the training views, infinite where there is no surface."""
+    return surface_depth(render_all(source, capture.cameras, "evaluate, surface", capture.train)).cpu()
 
-    `model` is the edited scene, `source` the reconstruction, `images` [B,H,W,3] the pictures that `model` was last
-    fitted to. The truth is the answer that fits all held-out views best. `warped_error`: mean of the short- and
-    long-range errors, over the object if the truth is known, else over everything that has a surface.
+
+def evaluate_edit(
+    name: str, model: SceneModel, surface: Tensor | None, images: Tensor, capture: Capture, truth: Truth | None
+) -> dict[str, float | int | None]:
+    """The metrics of the method `name`, for metrics.json.
+
+    `model` is the edited scene, `surface` the `source_surface` if the truth is unknown, `images` [B,H,W,3] the pictures
+    that `model` was last fitted to. The truth is the answer that fits all held-out views best. `warped_error`: mean of
+    the short- and long-range errors, over the object if the truth is known, else over everything that has a surface.
     """
     report: dict[str, float | int | None] = dict.fromkeys(("psnr_truth", "ssim_truth", "psnr_outside"))
     train = capture.train
     if truth is None:
-        views = source.render_views(capture.cameras, train)
-        depth, weight = surface_depth(views).cpu(), None
+        depth, weight = surface, None
     else:
         held_out = capture.test if len(capture.test) else train
         answers = [truth.views(scene, held_out).rgb for scene in truth.answers]
-        rendered = model.render_views(capture.cameras, held_out).rgb.cpu()
+        rendered = render_all(model, capture.cameras, f"evaluate, {name}", held_out).rgb.cpu()
         scores = torch.stack([_each(capture, held_out, psnr, rendered, answer) for answer in answers])
         best = int(scores.mean(1).argmax())  # an edit must choose one answer for all views
         ssim_truth = _each(capture, held_out, ssim, rendered, answers[best])

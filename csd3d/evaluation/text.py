@@ -31,7 +31,7 @@ from csd3d.metrics.clip import (
 )
 from csd3d.metrics.fid import frechet_distance
 from csd3d.rendering import Shading
-from csd3d.representations.base import ALBEDO, SceneModel
+from csd3d.representations.base import ALBEDO, render_all
 from csd3d.representations.batch import Assets
 from csd3d.schema import Within, path_key
 
@@ -95,15 +95,12 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
     """Render every method's assets, once for metrics and pictures."""
     cameras = held_out(config, config.evaluate.views, config.evaluate.size)
 
-    def seen(asset: Assets, shading: Shading) -> Tensor:
-        return torch.stack([views_of(model, cameras, shading) for model in asset.models])
+    def seen(name: str, shading: Shading) -> Tensor:
+        what = f"evaluate, {name}, {'colour' if shading == ALBEDO else 'shape'}"
+        models = assets[name].models
+        return torch.stack([render_all(m, cameras, what, shading=shading).rgb.permute(0, 3, 1, 2) for m in models])
 
-    return {name: AssetsSeen(seen(asset, ALBEDO), seen(asset, WHITE)) for name, asset in assets.items()}
-
-
-def views_of(model: SceneModel, cameras: Cameras, shading: Shading) -> Tensor:
-    """Render the cameras' pictures, [V, 3, S, S] in [0, 1]."""
-    return model.render_views(cameras, torch.arange(len(cameras)), shading).rgb.clamp(0, 1).permute(0, 3, 1, 2)
+    return {name: AssetsSeen(seen(name, ALBEDO), seen(name, WHITE)) for name in assets}
 
 
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:

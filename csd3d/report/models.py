@@ -1,7 +1,6 @@
 """Files of a scene or an asset: renders along a camera path, and the mesh."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -15,7 +14,6 @@ from csd3d.engine.phase import Job
 from csd3d.errors import InputError
 from csd3d.export import MeshConfig, Placement, export_mesh, render_mesh
 from csd3d.files import make_folder
-from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel, surface_depth
 from csd3d.schema import Within
 
@@ -32,13 +30,6 @@ class ExportConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     video_frames: Annotated[int, Within(1, 10_000)] = 72  # frames of the orbit video
     video_fps: Annotated[int, Within(1, 240)] = 24  # frames a second of the orbit video
-
-
-def render_path(model: SceneModel, cameras: Cameras, title: str) -> Iterator[Rendered]:
-    """Yield the renders along a path, with fields [H, W, ...], under a progress bar."""
-    for i in progress(range(len(cameras)), title):
-        view = model.render_views(cameras, torch.tensor([i]))
-        yield Rendered(view.rgb[0].clamp(0, 1), view.depth[0], view.opacity[0], view.samples)
 
 
 def save_mesh(

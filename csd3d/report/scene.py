@@ -15,10 +15,10 @@ from csd3d.cameras import Cameras
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth
 from csd3d.export import side_by_side, write_video
-from csd3d.report.models import ExportConfig, render_path
+from csd3d.report.models import ExportConfig
 from csd3d.report.page import ViewRow
 from csd3d.report.pictures import save_each
-from csd3d.representations.base import SceneModel
+from csd3d.representations.base import SceneModel, render_all, render_each
 
 TRUTH_NOTE = "The truth is a render of the edited scene: of its valid edits, the one nearest to the held-out views. "
 METRIC_NOTE = "Disagreement is measured on the edited training views, reprojected by depth."
@@ -62,12 +62,12 @@ def save_pictures(folder: Path, results: SceneResults) -> None:
     capture = results.capture
     held_out = capture.test if len(capture.test) else capture.train[:4]
 
-    def rendered(model: SceneModel) -> list[Tensor]:
-        return capture.cropped(model.render_views(capture.cameras, held_out).rgb, held_out)
+    def rendered(model: SceneModel, name: str) -> list[Tensor]:
+        return capture.cropped(render_all(model, capture.cameras, f"pictures, {name}", held_out).rgb, held_out)
 
-    save_each(folder / "source", rendered(results.before), held_out)
+    save_each(folder / "source", rendered(results.before, "before"), held_out)
     for name, edited in results.edited.items():
-        save_each(folder / name / "held_out", rendered(edited.model), held_out)
+        save_each(folder / name / "held_out", rendered(edited.model, name), held_out)
         save_each(folder / name / "train", capture.cropped(edited.images[capture.train], capture.train), capture.train)
 
 
@@ -75,12 +75,12 @@ def save_videos(
     folder: Path, results: SceneResults, cameras: Cameras, config: ExportConfig
 ) -> tuple[dict[str, Path], Tensor]:
     """Write videos along `cameras`; return those of the report by caption, and the first frame before the edit."""
-    before = [frame.rgb for frame in render_path(results.before, cameras, "video, before")]
+    before = [view.rgb[0] for view in render_each(results.before, cameras, "video, before")]
     scale = max(1, round(VIDEO_SIDE / min(cameras.width, cameras.height)))
     options, videos = {"fps": config.video_fps, "scale": scale}, {}
     write_video(folder / "before.mp4", before, **options)
     for name, edited in results.edited.items():
-        after = [frame.rgb for frame in render_path(edited.model, cameras, f"video, {name}")]
+        after = [view.rgb[0] for view in render_each(edited.model, cameras, f"video, {name}")]
         videos[f"Before and after: {edited.title}"] = folder / f"{name}.mp4"
         write_video(folder / f"{name}.mp4", side_by_side(before, after), **options)
         write_video(folder / f"after-{name}.mp4", after, **options)

@@ -17,10 +17,11 @@ from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.text import AssetsSeen, held_out
 from csd3d.export import write_video
 from csd3d.report.charts import charts
-from csd3d.report.models import render_path, save_mesh
+from csd3d.report.models import save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_each, save_grid
 from csd3d.report.used import used
+from csd3d.representations.base import render_each
 from csd3d.representations.batch import Assets
 
 Titles = Mapping[str, str]
@@ -131,8 +132,8 @@ def save_meshes(job: Job, assets: Assets, cameras: Cameras) -> tuple[list[str], 
 
 def orbit_frames(asset: Assets, cameras: Cameras, label: str) -> list[Tensor]:
     """Render frames [S, N·S, 3] of all assets side by side."""
-    paths = [list(render_path(model, cameras, label)) for model in asset.models]
-    return [torch.cat([view.rgb for view in frame], 1) for frame in zip(*paths, strict=True)]
+    paths = [list(render_each(model, cameras, label)) for model in asset.models]
+    return [torch.cat([view.rgb[0] for view in frame], 1) for frame in zip(*paths, strict=True)]
 
 
 def row_step(config) -> int:

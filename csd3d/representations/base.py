@@ -16,7 +16,7 @@ It renders whole views, so it need not have rays (splats.py has none). The numbe
 shape has changed start anew.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from csd3d import registry
 from csd3d.cameras import Cameras
+from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.rendering import Rendered, Shading
 from csd3d.schema import Chosen
@@ -172,3 +173,22 @@ def ignored_keys(chosen: Chosen, given: Mapping[str, str]) -> list[str]:
 def surface_depth(views: Rendered) -> Tensor:
     """Return the depth [B, H, W] of views, infinite where there is no surface."""
     return torch.where(views.opacity > OPAQUE, views.depth, torch.inf)
+
+
+def render_each(
+    model: SceneModel, cameras: Cameras, title: str, indices: Tensor | None = None, shading: Shading = ALBEDO
+) -> Iterator[Rendered]:
+    """Yield the renders [1, H, W, ...] of the cameras `indices`, or of all, under a progress bar; rgb in [0, 1]."""
+    indices = torch.arange(len(cameras)) if indices is None else indices
+    for i in progress(indices.cpu().split(1), title):
+        view = model.render_views(cameras, i, shading)
+        yield Rendered(view.rgb.clamp(0, 1), view.depth, view.opacity, view.samples)
+
+
+def render_all(
+    model: SceneModel, cameras: Cameras, title: str, indices: Tensor | None = None, shading: Shading = ALBEDO
+) -> Rendered:
+    """Return the renders of `render_each` as one, with fields [B, H, W, ...]."""
+    views = list(render_each(model, cameras, title, indices, shading))
+    fields = (torch.cat([getattr(view, key) for view in views]) for key in ("rgb", "depth", "opacity"))
+    return Rendered(*fields, sum(view.samples for view in views))

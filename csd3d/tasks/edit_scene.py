@@ -21,7 +21,7 @@ from csd3d.engine.phase import Job, Phase
 from csd3d.engine.run_folder import read_environment
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
-from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
+from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, source_surface
 from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
@@ -189,8 +189,9 @@ class EditJob(Job):
         """Measure the reconstruction on held-out photos, edits against the truth and for agreement between views."""
         source, edited = split(done)
         main, results = self.config.editor.name, {}
+        surface = source_surface(source.model, self.capture) if edited and self.truth is None else None
         for name, phase in edited.items():
-            figures = evaluate_edit(phase.model, source.model, phase.images, self.capture, self.truth)
+            figures = evaluate_edit(name, phase.model, surface, phase.images, self.capture, self.truth)
             results[name] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
         seconds = {
             "reconstruct": source.seconds,

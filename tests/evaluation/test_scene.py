@@ -10,6 +10,7 @@ from csd3d.cameras import orbit
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import TrueViews
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
+from csd3d.rendering import Rendered
 
 SIDE, COUNT = 24, 4
 RED, BLUE, GREY = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.8]), torch.tensor([0.5, 0.5, 0.5])
@@ -33,7 +34,12 @@ class Truth:
 
 def model(*views):
     images = torch.stack(views)
-    return SimpleNamespace(render_views=lambda cameras, indices: SimpleNamespace(rgb=images[indices]))
+
+    def render_views(cameras, indices, shading):
+        nothing = torch.zeros(len(indices), SIDE, SIDE)
+        return Rendered(images[indices], nothing, nothing, 0)
+
+    return SimpleNamespace(render_views=render_views)
 
 
 def capture(places=None):
@@ -47,7 +53,7 @@ def capture(places=None):
 
 def judge(views, places=None):
     found = capture(places)
-    return evaluate_edit(model(*views), model(*views), found.images, found, Truth((BLUE, RED)))
+    return evaluate_edit("csd_edit", model(*views), None, found.images, found, Truth((BLUE, RED)))
 
 
 def test_one_answer_is_chosen_for_all_views():
