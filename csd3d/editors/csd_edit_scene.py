@@ -1,5 +1,7 @@
 """CSD-Edit of a scene: at intervals, many training views are edited together (arXiv 2307.04787, section 4.3)."""
 
+import logging
+import time
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -14,6 +16,9 @@ from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import MOST_STEPS, Steps, Within
+
+logger = logging.getLogger("csd3d")
+LONG_S = 10.0  # seconds that a round takes, from which on it is announced
 
 
 @register("scene_editor", "csd_edit", title="CSD-Edit, edited together")
@@ -68,16 +73,26 @@ class CSDEditScene:
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
         along = self.correspondence.thing
         views = edit.render(rows) if number or along is not None else None
+        config = self.edit if number == 0 else self.later_edit()
+        began = time.monotonic()
+
+        def tell(done: int, _: Tensor, diagnostics: dict[str, float]) -> None:
+            report(diagnostics)
+            left = (time.monotonic() - began) * (config.steps - 1)
+            if done == 0 and left > LONG_S:
+                what = f"round {number + 1} of {self.rounds}: {len(rows)} views"
+                logger.info("%s, %d steps, about %.0f s", what, config.steps, left)
+
         z = collaborative_edit(
             prior.predict,
             self.method(prior.defaults),
             source.z[rows],
             self.condition(edit, rows),
-            self.edit if number == 0 else self.later_edit(),
+            config,
             prior.alphas_cumprod,
             edit.generator,
             prompts=source.prompt,
-            callback=lambda _, __, diagnostics: report(diagnostics),
+            callback=tell,
             z_start=edit.encode(views) if number else None,
             correspond=None if along is None else along.open(edit)(rows, views).select,
         )
