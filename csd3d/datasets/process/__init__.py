@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -233,5 +234,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"Stopped; nothing was written to {args.output}.", file=sys.stderr)
         return 130
     show("\n".join(sentences(report)))
-    show(f"Dataset in {args.output}; to edit it: --config configs/csd-edit-capture.yaml scene.path={args.output}")
+    show(f"Dataset in {args.output}; to edit it (without a GPU: docs/captures.md, section 3):")
+    show(f'csd3d --config configs/csd-edit-capture.yaml scene.path={shlex.quote(str(args.output))} prompt="..."')
     return 0
