@@ -71,7 +71,7 @@ def save_checkpoint(
         _remove_others(target, file.name)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{target}: cannot write the checkpoint ({error}); free some space, then --resume, or choose another --output"
+            f"{target}: cannot write the checkpoint ({error}); free some space, then --resume, or change --output"
         ) from error
     return target
 
