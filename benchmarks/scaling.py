@@ -99,7 +99,7 @@ def plot(curves: Mapping[str, Series]) -> str:
     for k, (name, series) in enumerate(curves.items()):
         x, y = k % columns * (WIDTH + 20), k // columns * (HEIGHT + gap)
         points = [math.log10(n) for n in series], list(series.values())
-        chart = chart_svg(Curves(TITLES[name], {name: points}, f"log₁₀ {name.split()[-1]}", log=True))
+        chart = chart_svg(Curves(TITLES[name], {name: points}, "log₁₀ n", log=True))
         place = f'<svg x="{x}" y="{y + gap}" width="{WIDTH}" height="{HEIGHT}" '
         body += [f'<text class="title" x="{x + 8}" y="{y + 18}">{TITLES[name]}: ms</text>', place + chart[5:]]
     rows = -(-len(curves) // columns)
