@@ -44,10 +44,13 @@ def splat_fit(steps: int = STEPS) -> dict[str, float]:
     }
 
 
-def alone() -> dict[str, float]:
-    """`splat_fit` in a process of its own, with its peak memory."""
-    figures, printed = run_child([sys.executable, "-m", "benchmarks.splat_fit"])
-    return json.loads(printed) | {"peak_gib": figures["peak_gib"]}
+def alone(times: int = 2) -> dict[str, float]:
+    """`splat_fit` in a process of its own, with its peak memory; of several times that of the least seconds."""
+    found = []
+    for _ in range(times):
+        figures, printed = run_child([sys.executable, "-m", "benchmarks.splat_fit"])
+        found.append(json.loads(printed) | {"peak_gib": figures["peak_gib"]})
+    return min(found, key=lambda figures: figures["cpu_seconds"])
 
 
 if __name__ == "__main__":
