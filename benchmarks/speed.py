@@ -206,8 +206,9 @@ def main() -> None:
     if options.jobs is not None:
         with tempfile.TemporaryDirectory() as folder:
             results["jobs"] = speed_jobs.run_jobs(options.jobs or list(speed_jobs.JOBS), options.fox, Path(folder))
-        print("jobs:", json.dumps(results["jobs"], indent=2))
     print_bars(results)
+    for name, job in (results.get("jobs") or {}).items():
+        print(f"{name:28} {'not run' if job is None else job['reached']}")
     if options.json:
         write_text(options.json, json.dumps(provenance("speed") | results, indent=2) + "\n")
     if options.plot:

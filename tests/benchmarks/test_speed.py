@@ -1,5 +1,7 @@
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 from xml.dom import minidom
 
 import pytest
@@ -14,6 +16,23 @@ def test_keys_of_every_job_exist(tmp_path):
     for config, *keys in speed_jobs.JOBS.values():
         read(speed_jobs.ROOT / "configs" / f"{config}.yaml", keys)
     assert speed_jobs.LIMITS.keys() == speed_jobs.JOBS.keys()
+
+
+def test_jobs_are_judged_by_their_limits(monkeypatch, tmp_path):
+    def run_child(command):
+        folder = Path(command[command.index("--output") + 1])
+        folder.mkdir()
+        assert f"scene.path={tmp_path}" in command
+        seconds = {"reconstruct": 50.0, "total": 70.0}
+        metrics = {"seconds": seconds, "reconstruction": {"psnr": 26.0}, "results": {"csd_edit": {}}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return {"wall_seconds": 80.0, "cpu_seconds": 90.0, "peak_gib": 1.0}, b""
+
+    monkeypatch.setattr(speed_jobs, "run_child", run_child)
+    found = speed_jobs.run_jobs(["fox_270x480", "fox_135x240"], tmp_path, tmp_path)
+    assert list(found) == ["fox_135x240", "fox_270x480"]
+    assert found["fox_135x240"]["reached"] == {"reconstruct": True, "held_out_psnr": False}
+    assert speed_jobs.run_jobs(["fox_270x480"], None, tmp_path) == {"fox_270x480": None}
 
 
 def test_nerfstudio_s_encoding_interpolates_its_hashed_corners():
