@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.speed_jobs import children_seconds
 from csd3d.errors import InputError
 from csd3d.media import open_video
 from csd3d.priors import Prior, PriorConfig, load_prior
@@ -110,14 +111,6 @@ def psnr(answer: Tensor, expected: Tensor) -> float | None:
     error = (answer - expected).square().mean().item()
     peak = 255.0 if expected.max() > 1 else 1.0
     return 10 * torch.tensor(peak**2 / error).log10().item() if error else None
-
-
-def children_seconds() -> float:
-    """CPU time of the finished child processes."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
