@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from csd3d.cameras import Cameras
-from csd3d.representations.fit import Pictures
 from custom_kernels.splats import C0, Splats, rotation_matrices
 
 if TYPE_CHECKING:
@@ -82,18 +80,6 @@ def surface_points(
     rgb, depth, opacity = (torch.cat([getattr(x, key).cpu() for x in parts]) for key in ("rgb", "depth", "opacity"))
     pick = (opacity > 0.5).nonzero()[:count, 0]
     return (rays_o + depth[:, None] * rays_d)[pick], rgb[pick].clamp(0, 1)
-
-
-def halved(pictures: Pictures, index: int) -> Pictures:
-    """The view `index` alone, at half its size; a pixel is usable if all that it covers are."""
-    size = [math.ceil(side / 2) for side in pictures.images.shape[1:3]]
-
-    def small(x: Tensor) -> Tensor:  # [H, W, C] -> [1, h, w, C]
-        return F.interpolate(x.permute(2, 0, 1)[None].float(), size, mode="area").permute(0, 2, 3, 1)
-
-    masks = None if pictures.masks is None else small(pictures.masks[index][..., None])[..., 0] > 0.999
-    camera = pictures.cameras[index].resized(size[1], size[0])
-    return Pictures(small(pictures.images[index]), camera, masks, pictures.views[:1] * 0)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ALBEDO
 from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fit_loss, learning_rate, make_optimiser
 from csd3d.representations.hashgrid import HashGrid
-from csd3d.representations.splat_growth import halved, move_dead, new_splats, surface_points
+from csd3d.representations.splat_growth import move_dead, new_splats, surface_points
 from csd3d.representations.splat_surface import Surface, depth_shaded
 from custom_kernels import splats as kernels
 
@@ -176,10 +176,7 @@ class SplatScene(nn.Module):
             self._replace(*self._moved(generator), optimiser)
         if not self.order:
             self.order = pictures.views[torch.randperm(len(pictures.views), generator=generator)].tolist()
-        index = self.order.pop()
-        if self.fits == 1 and done < self.config.coarse:
-            pictures, index = halved(pictures, index), 0
-        loss, report = self._loss(pictures, index, config, features, generator)
+        loss, report = self._loss(pictures, self.order.pop(), config, features, generator)
         for group in optimiser.param_groups:
             if group["params"][0] is self.means:
                 group["rate"] = self.rate_of(self.means) * LAST_MEANS**done

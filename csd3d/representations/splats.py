@@ -4,7 +4,7 @@ Symbols as in `base`. `splat_scene` has the scene, `custom_kernels/splats.py` th
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from csd3d.registry import register
 from csd3d.representations.base import BackgroundKind
 from csd3d.representations.splat_growth import new_splats, random_points
 from csd3d.representations.splat_scene import SplatScene
-from csd3d.schema import Within
 from custom_kernels import splats as kernels
 
 STARTS = ("auto", "points", "random", "nerf")
@@ -40,7 +39,6 @@ class GaussianSplats:
         "auto"  # points (of the capture) | random | nerf (surfaces of a quick one); auto: points if there are any
     )
     nerf_steps: int = 60  # steps of the NeRF of `start: nerf`
-    coarse: Annotated[float, Within(0, 1)] = 0.0  # share of a reconstruction's steps that see views at half size
     antialiased: bool = True  # Mip-Splatting's filter: splats thinner than a pixel become fainter, not wider
     relocate_every: int = 50  # steps between moves of splats that have died
     least_opacity: float = 0.02  # below, a splat is dead
