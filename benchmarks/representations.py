@@ -50,19 +50,19 @@ class Subject:
     downscale: float = 1.0
 
 
-FEW = "reconstruct.samples="  # of the hash grid with more, smaller steps than its config asks for
+FEW = "reconstruct.samples="  # of the hash grid with more, smaller steps than the default
 MANY = ("representation.count=12000", "representation.max_count=24000", "reconstruct.learning_rate=5e-3")
 WORLD = Subject(
     {"hashgrid": ("csd-edit-scene",), SMALL: ("csd-edit-scene", FEW + "16384"), "splats": ("csd-edit-splats",)},
     (10, 24),
 )
 REAL = {
-    "hashgrid": ("csd-edit-capture",),
-    SMALL: ("csd-edit-capture", FEW + "32768"),
+    "hashgrid": ("csd-edit-capture", FEW + "65536"),
+    SMALL: ("csd-edit-capture",),
     "splats": ("csd-edit-capture", "representation.type=splats", *MANY),
 }
 SUBJECTS = {name: WORLD for name in SCENES} | {
-    "fox 135x240": Subject(REAL, (25, 60), 2.0),
+    "fox 135x240": Subject(REAL, (25, 60, 75), 2.0),
     "fox 270x480": Subject(REAL, (160,)),  # not run yet
 }
 
@@ -159,21 +159,22 @@ def table(fits: list[dict[str, Any]]) -> str:
     lines.append("|" + "---|" * (2 + len(FIRST_STEPS)))
     groups: dict[tuple[str, float], dict[str, list[dict[str, Any]]]] = {}
     for one in fits:
-        names = [one["subject"], *(["mean of the scenes"] if one["subject"] in SCENES else [])]
-        for name in names:
+        for name in (one["subject"], *(["mean of the scenes"] if one["subject"] in SCENES else [])):
             groups.setdefault((name, one["budget"]), {}).setdefault(one["representation"], []).append(one)
+    figures = [("cpu_seconds", 1), ("psnr", 2), ("ssim", 3), ("memory_mib", 0)]
     for (name, budget), ways in sorted(groups.items()):
         cells = []
         for way in FIRST_STEPS:
-            figures = [("cpu_seconds", 1), ("psnr", 2), ("ssim", 3), ("memory_mib", 0)]
             found = ways.get(way, [])
-            cells.append(", ".join(cell(mean([f[key] for f in found]), digits) for key, digits in figures))
+            partial = name.startswith("mean") and len(found) < len(SCENES)  # no mean of some of the scenes
+            values = [None if partial or not found else mean([f[key] for f in found]) for key, _ in figures]
+            cells.append(", ".join(cell(x, digits) for x, (_, digits) in zip(values, figures, strict=True)))
         lines.append(f"| {name} | {budget:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def main() -> None:
