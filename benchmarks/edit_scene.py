@@ -20,6 +20,8 @@ SCENES = {
     "mug": Scene("mug", "pink", backdrop="beige", sky="gradient", azimuth_deg=75, sun_azimuth_deg=120),
     "chair": Scene("chair", "orange", backdrop="grey", azimuth_deg=200, sun_azimuth_deg=300),
     "robot": Scene("robot", "cyan", backdrop="lavender", sky="horizon", azimuth_deg=10),
+    "donut": Scene("donut", "purple", "checks", "yellow", "metal", "mint", azimuth_deg=45, sun_azimuth_deg=200),
+    "house": Scene("house", "red", "stripes", time="sunset", sky="gradient", azimuth_deg=60, sun_elevation_deg=25),
 }
 AMBIGUOUS = ("paint it a bright colour", "give it a pattern")
 FIGURES = {

@@ -15,11 +15,12 @@ from csd3d.cameras import Cameras
 from custom_kernels.splats import C0, Splats, rotation_matrices
 
 if TYPE_CHECKING:
-    from csd3d.representations.base import SceneModel
+    from csd3d.representations.hashgrid import HashGridScene
 
 FIRST_OPACITY = 0.1
 MOST_COPIES = 16  # of a splat at a time
 SPACING = 0.6  # first standard deviation as a share of the distance between neighbours
+CHUNK = 2**12  # rays at a time
 FAR = 20.0  # sizes of the box up to which an unbounded scene is filled at random
 
 
@@ -66,21 +67,19 @@ def _along_rays(cameras: Cameras, count: int, size: float, generator: torch.Gene
     return rays_o + rays_d * size / nearness
 
 
+@torch.no_grad()
 def surface_points(
-    model: "SceneModel", cameras: Cameras, count: int, generator: torch.Generator
+    model: "HashGridScene", cameras: Cameras, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Points and colours [n, 3] where random rays of the cameras meet a fitted scene's surfaces; n is at most count."""
-    per = math.ceil(count / len(cameras))
-    xyz, rgb = [], []
-    for i in range(len(cameras)):
-        view = model.render_views(cameras, torch.tensor([i]))
-        depth, colour = view.depth[0].flatten().cpu(), view.rgb[0].flatten(0, 1).cpu()
-        solid = (view.opacity[0].flatten().cpu() > 0.5).nonzero()[:, 0]
-        pick = solid[torch.randperm(len(solid), generator=generator)[:per]]
-        rays_o, rays_d = cameras.image_rays(i)
-        xyz.append((rays_o + depth[:, None] * rays_d)[pick])
-        rgb.append(colour[pick].clamp(0, 1))
-    return torch.cat(xyz)[:count], torch.cat(rgb)[:count]
+    drawn = 2 * count  # some meet nothing
+    which = torch.randint(len(cameras), (drawn,), generator=generator)
+    frame = torch.tensor((cameras.width, cameras.height))
+    rays_o, rays_d = cameras.rays(which, torch.rand(drawn, 2, generator=generator) * frame)
+    parts = [model.render_rays(o, d) for o, d in zip(rays_o.split(CHUNK), rays_d.split(CHUNK), strict=True)]
+    rgb, depth, opacity = (torch.cat([getattr(x, key).cpu() for x in parts]) for key in ("rgb", "depth", "opacity"))
+    pick = (opacity > 0.5).nonzero()[:count, 0]
+    return (rays_o + depth[:, None] * rays_d)[pick], rgb[pick].clamp(0, 1)
 
 
 @torch.no_grad()

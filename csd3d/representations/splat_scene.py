@@ -18,7 +18,7 @@ from csd3d.cameras import Cameras
 from csd3d.datasets.splat_files import moved, view_of, write_splats
 from csd3d.errors import InputError
 from csd3d.fields import Background
-from csd3d.rendering import Rendered, Shading
+from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ALBEDO
 from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fit_loss, learning_rate, make_optimiser
 from csd3d.representations.hashgrid import HashGrid
@@ -34,6 +34,7 @@ SETTLED = 0.8  # share of a fit after which no splat is moved any more
 LAST_MEANS = 0.2  # factor on the positions' learning rate at the end of a fit, besides the schedule's
 # learning rates as shares of the optimiser's; positions also times half the box's longest side
 RATES = {"means": 2.4, "log_scales": 3.0, "quats": 1.0, "opacities": 10.0, "dc": 2.0, "rest": 1.0}
+UNBOUNDED = RenderConfig(steps=160, cone_angle=0.03)  # of the NeRF that splats of an unbounded scene start from
 COARSE = 4  # pixels along a side for one evaluation of the learned background, which is smooth
 
 
@@ -236,8 +237,9 @@ class SplatScene(nn.Module):
 
     def _start_from_nerf(self, optimiser: torch.optim.Adam, pictures: Pictures, generator: torch.Generator) -> None:
         """Take the surfaces of a hash-grid NeRF that is fitted for a few steps."""
-        model = HashGrid().open(self.aabb.cpu(), generator, self.unbounded).to(self.means.device)
-        config = FitConfig(steps=self.config.nerf_steps)
+        render, distortion = (UNBOUNDED, 0.05) if self.unbounded else (RenderConfig(), 0.0)
+        model = HashGrid(render=render).open(self.aabb.cpu(), generator, self.unbounded).to(self.means.device)
+        config = FitConfig(steps=self.config.nerf_steps, distortion_weight=distortion)
         adam = model.start_fit(config)
         for step in range(config.steps):
             model.fit_step(adam, pictures, config, step, generator)

@@ -15,11 +15,12 @@ from csd3d.datasets.listing import Points
 from csd3d.datasets.splat_files import moved, quaternion, read_splats, view_of, write_splats
 from csd3d.errors import InputError
 from csd3d.export.placement import capture_placement
+from csd3d.rendering import Rendered
 from csd3d.representations.base import open_scene
 from csd3d.representations.batch import AssetConfig, Assets
 from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
 from csd3d.representations.fit import FitConfig, Pictures
-from csd3d.representations.splat_growth import move_dead
+from csd3d.representations.splat_growth import move_dead, surface_points
 from csd3d.representations.splats import GaussianSplats
 from csd3d.schema import Chosen
 from custom_kernels import native
@@ -143,6 +144,26 @@ def test_a_fit_may_start_from_points_or_from_a_nerf(start):
         assert model.means.shape != before.shape or not torch.allclose(model.means, before, atol=0.1)
     with pytest.raises(InputError, match="start is points"):
         replace(SMALL, start="points").open(BOX, generator())
+
+
+class GlassBall:
+    """A ball of radius 0.5, of which the left half of the world lets light through."""
+
+    def render_rays(self, rays_o, rays_d):
+        along = -(rays_o * rays_d).sum(1)
+        inside = 0.25 - (rays_o + along[:, None] * rays_d).square().sum(1)
+        depth = along - inside.clamp_min(0).sqrt()
+        xyz = rays_o + depth[:, None] * rays_d
+        solid = (inside > 0) & (xyz[:, 0] > 0)
+        return Rendered(xyz + 0.5, depth, solid.float(), 0)
+
+
+def test_points_of_surfaces_lie_on_what_is_solid():
+    xyz, rgb = surface_points(GlassBall(), orbit(5, 2.0, 20.0, 40.0, 16, 16), 300, generator())
+    assert 100 < len(xyz) <= 300
+    assert (xyz[:, 0] > 0).all()
+    torch.testing.assert_close(xyz.norm(dim=1), torch.full((len(xyz),), 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rgb, (xyz + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
 
 
 # ---- moves
