@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace, stop: StopRequest) -> Path:
     """Do the job and return the run folder."""
     if args.config is not None:
-        from csd3d.config import read_config
+        from csd3d.config_files import read_config
 
         read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
     show(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds")

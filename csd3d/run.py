@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from csd3d import __version__, registry
-from csd3d.config import load_config, parse_value, read_config, task_name, to_yaml
+from csd3d.config import load_config, task_name, to_yaml
+from csd3d.config_files import parse_value, read_config
 from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import create_run_folder, held
 from csd3d.errors import InputError

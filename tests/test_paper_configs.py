@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csd3d.config import CONFIGS
+from csd3d.config_files import CONFIGS
 from csd3d.run import read
 from csd3d.schema import Chosen
 
