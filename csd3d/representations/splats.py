@@ -4,7 +4,7 @@ Symbols as in `base`. `splat_scene` has the scene, `custom_kernels/splats.py` th
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from csd3d.registry import register
 from csd3d.representations.base import BackgroundKind
 from csd3d.representations.splat_growth import new_splats, random_points
 from csd3d.representations.splat_scene import SplatScene
+from csd3d.schema import Within
 from custom_kernels import splats as kernels
 
 STARTS = ("auto", "points", "random", "nerf")
@@ -31,16 +32,19 @@ class GaussianSplats:
     representation: {type: splats, count: 20000}
     """
 
-    count: int = 5000  # splats at the start
-    max_count: int = 0  # splats that they may grow to in a fit; 0: as many as at the start
-    sh_degree: int = 3  # degree of the spherical harmonics of a splat's colour, 0 to 3
-    edit_degree: int = 0  # degree in use while an edit runs, so that views that disagree cannot each have their way
+    count: Annotated[int, Within(1, MAX_SPLATS)] = 5000  # splats at the start
+    # splats that they may grow to in a fit; 0: as many as at the start
+    max_count: Annotated[int, Within(0, MAX_SPLATS)] = 0
+    # degree of the spherical harmonics of a splat's colour
+    sh_degree: Annotated[int, Within(0, kernels.MAX_DEGREE)] = 3
+    # degree in use while an edit runs, so that views that disagree cannot each have their way
+    edit_degree: Annotated[int, Within(0, kernels.MAX_DEGREE)] = 0
     start: str = (
         "auto"  # points (of the capture) | random | nerf (surfaces of a quick one); auto: points if there are any
     )
-    nerf_steps: int = 60  # steps of the NeRF of `start: nerf`
+    nerf_steps: Annotated[int, Within(1, 100_000)] = 60  # steps of the NeRF of `start: nerf`
     antialiased: bool = True  # Mip-Splatting's filter: splats thinner than a pixel become fainter, not wider
-    relocate_every: int = 50  # steps between moves of splats that have died
+    relocate_every: Annotated[int, Within(1, 1_000_000)] = 50  # steps between moves of splats that have died
     least_opacity: float = 0.02  # below, a splat is dead
     opacity_penalty: float = 2e-3  # weight of the splats' mean opacity: what is not needed dies
     size_penalty: float = 2e-3  # weight of the splats' mean size, as a share of the box
