@@ -71,6 +71,11 @@ class Cameras:
         scaled = {"fx": self.fx * sx, "cx": self.cx * sx, "fy": self.fy * sy, "cy": self.cy * sy}
         return replace(self, **scaled, width=width, height=height)
 
+    def with_longer_side(self, side: int) -> "Cameras":
+        """The same cameras with pictures whose longer side has `side` pixels."""
+        longer = max(self.width, self.height)
+        return self.resized(max(1, round(self.width * side / longer)), max(1, round(self.height * side / longer)))
+
     @property
     def positions(self) -> Tensor:
         """[B, 3] world units."""
@@ -298,6 +303,11 @@ def side_seen(azimuth_deg: float, front_deg: float = 45.0, back_deg: float = 45.
     if abs(turn) <= front_deg or abs(turn) >= 180 - back_deg:
         return "front" if abs(turn) <= front_deg else "back"
     return "left" if turn > 0 else "right"
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most `most` of the numbers 0 to count − 1, evenly spread, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
 def orbit(

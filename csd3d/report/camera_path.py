@@ -14,7 +14,7 @@ import torch
 from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
-from csd3d.cameras import Cameras, look_at, on_sphere
+from csd3d.cameras import Cameras, evenly, look_at, on_sphere
 from csd3d.datasets import Capture
 from csd3d.datasets.normalise import looks_inward
 from csd3d.evaluation.ground_truth import own_cameras
@@ -85,7 +85,7 @@ def _tour(cameras: Cameras, count: int) -> Tensor:
 
     Each leg takes as long as its length, a turn of the view counting as a way; positions are linear, rotations slerp.
     """
-    chosen = torch.linspace(0, len(cameras) - 1, min(KEY_POSES, len(cameras))).round().long()
+    chosen = evenly(len(cameras), KEY_POSES)
     poses = cameras.camera_to_world[chosen].double().cpu().numpy()
     cost = _costs(poses)
     order = _nearest_neighbours(cost)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras
+from csd3d.cameras import Cameras, evenly
 from csd3d.engine.logs import logger, progress
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
@@ -56,22 +56,13 @@ def save_mesh(
         make_folder(files)
         model.write_files(files, placement)
     try:
-        parts = (
-            model.density,
-            model.radiance,
-            aabb,
-            files,
-            config,
-            str(job.device),
-            object_name(name),
-            placement,
-            eyes,
+        mesh, figures = export_mesh(
+            model.density, model.radiance, aabb, files, config, str(job.device), object_name(name), placement, eyes
         )
-        mesh, figures = export_mesh(*parts)
     except InputError as error:
         logger.error("%s", error)
         return f"No mesh: {error}", [], {}
-    steps = torch.linspace(0, len(cameras) - 1, min(TURNTABLE_FRAMES, len(cameras))).round().long()
+    steps = evenly(len(cameras), TURNTABLE_FRAMES)
     small = min(cameras.width, cameras.height) < SMALL_SIDE
     larger = cameras.resized(cameras.width * 3, cameras.height * 3) if small else cameras
     frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
@@ -84,9 +75,7 @@ def seen_box(model: SceneModel, cameras: Cameras, box: Tensor) -> Tensor:
 
     For captures whose cameras do not look at one point: a room, a street, a wall that was filmed along.
     """
-    chosen = cameras[torch.linspace(0, len(cameras) - 1, min(SEEN_VIEWS, len(cameras))).round().long()]
-    shrink = max(chosen.width, chosen.height) / SEEN_SIDE
-    small = chosen.resized(*(max(1, round(side / shrink)) for side in (chosen.width, chosen.height)))
+    small = cameras[evenly(len(cameras), SEEN_VIEWS)].with_longer_side(SEEN_SIDE)
     depth = surface_depth(model.render_views(small, torch.arange(len(small)))).cpu().flatten(1)
     rays = [small.image_rays(i) for i in range(len(small))]
     points = torch.cat([(o + d * far[:, None])[far < SEEN_REACH] for (o, d), far in zip(rays, depth, strict=True)])

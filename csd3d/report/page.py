@@ -35,7 +35,6 @@ METRICS = {
     "warped_error": ("Disagreement between views", "RMSE", "lower", 4),
     "warped_error_short": ("Disagreement between near views", "RMSE", "lower", 4),
     "warped_error_long": ("Disagreement between far views", "RMSE", "lower", 4),
-    "answer": ("The right answer that is nearest, by its number", "", None, 0),
     "flow_warped_error": ("Flow-warped error", "RMSE", "lower", 4),
     "flow_warped_error_short": ("Flow-warped error, next frame", "RMSE", "lower", 4),
     "flow_warped_error_long": ("Flow-warped error, frames further apart", "RMSE", "lower", 4),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csd3d.cameras import Cameras
+from csd3d.cameras import Cameras, evenly
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth
 from csd3d.export import side_by_side, write_video
@@ -54,7 +54,7 @@ class SceneResults:
     def shown(self) -> Tensor:
         """The training views that the report shows, evenly spread."""
         train = self.capture.train
-        return train[torch.linspace(0, len(train) - 1, min(SHOWN_VIEWS, len(train))).round().long()]
+        return train[evenly(len(train), SHOWN_VIEWS)]
 
 
 def save_pictures(folder: Path, results: SceneResults) -> None:

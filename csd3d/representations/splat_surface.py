@@ -8,20 +8,16 @@ Along a ray that meets the surface squarely ∫σ reaches ln 2 at t = 0, where `
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.cameras import OPENGL, Cameras, orbit
-from csd3d.engine.logs import progress
+from csd3d.cameras import OPENGL, Cameras, evenly, orbit
 from csd3d.rendering import Rendered, Shading
 from csd3d.rendering.shading import lambert
+from csd3d.representations.base import SceneModel, render_each
 from custom_kernels.fusion import DepthView, Volume
-
-if TYPE_CHECKING:
-    from csd3d.representations.base import SceneModel
 
 SIDE = 160  # voxels along the box's longest side
 TRUNCATION = 4.0  # voxels
@@ -35,7 +31,7 @@ DISTANCE, FIELD_OF_VIEW = 3.0, 50.0  # of these, in halves of the box's side; de
 class Surface:
     """Density and colour of what the cameras see of a scene inside a box, nothing outside."""
 
-    def __init__(self, scene: "SceneModel", aabb: Tensor, cameras: Cameras | None) -> None:
+    def __init__(self, scene: SceneModel, aabb: Tensor, cameras: Cameras | None) -> None:
         low, high = aabb[:3].cpu(), aabb[3:].cpu()
         self.voxel = (high - low).max().item() / (SIDE - 1)
         counts = [max(2, round(side / self.voxel) + 1) for side in (high - low).tolist()]
@@ -83,20 +79,18 @@ def around(low: Tensor, high: Tensor) -> Cameras:
     return Cameras(**parts, width=PIXELS, height=PIXELS)
 
 
-def depth_views(scene: "SceneModel", cameras: Cameras):
+def depth_views(scene: SceneModel, cameras: Cameras):
     """Yield the views of at most MOST_VIEWS of the cameras, without their lenses."""
-    shrink = PIXELS / max(cameras.width, cameras.height)
-    cameras = cameras.resized(max(1, round(cameras.width * shrink)), max(1, round(cameras.height * shrink)))
+    cameras = cameras.with_longer_side(PIXELS)
     plain = Cameras(
         cameras.camera_to_world, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height
     )
-    chosen = torch.linspace(0, len(plain) - 1, min(MOST_VIEWS, len(plain))).round().long()
-    for i in progress(chosen.tolist(), "mesh, depth"):
-        seen = scene.render_views(plain, torch.tensor([i]))
+    chosen = evenly(len(plain), MOST_VIEWS)
+    for i, seen in zip(chosen.tolist(), render_each(scene, plain, "mesh, depth", chosen), strict=True):
         pose = plain.camera_to_world[i].cpu()
         rotation = (pose[:, :3] * pose.new_tensor(OPENGL)).T
         intrinsics = tuple(float(x[i]) for x in (plain.fx, plain.fy, plain.cx, plain.cy))
-        rgb, depth, opacity = (x[0].cpu() for x in (seen.rgb.clamp(0, 1), seen.depth, seen.opacity))
+        rgb, depth, opacity = (x[0].cpu() for x in (seen.rgb, seen.depth, seen.opacity))
         yield DepthView(rotation, pose[:, 3], intrinsics, rgb, depth, opacity)
 
 

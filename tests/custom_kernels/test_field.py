@@ -1,13 +1,10 @@
 """The compiled radiance field against csd3d's torch modules in float64, forward and all gradients."""
 
-import ctypes
-
 import pytest
 import torch
 
 from csd3d.fields import FieldConfig, RadianceField
-from custom_kernels import native
-from tests.custom_kernels.test_hashgrid import ISAS, built, needs_native
+from tests.custom_kernels.test_hashgrid import needs_native
 
 pytestmark = needs_native
 BOX = torch.tensor([-1.0, -0.5, -1, 1, 1.5, 2])
@@ -153,12 +150,8 @@ def threads_restored():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa, monkeypatch):
-    if not built(isa).exists():
-        pytest.skip(f"{isa} is not compiled")
-    library = ctypes.CDLL(str(built(isa)))
-    monkeypatch.setattr(native, "library", lambda: library)
+@pytest.mark.usefixtures("instruction_set")
+def test_every_instruction_set():
     for options in (dict(hidden=48), dict(hidden=64, geo_features=15)):
         found, (positions, directions) = field(**options), samples(101)
         assert_close(results(found, positions, directions), truth(found, positions, directions), 5e-5)

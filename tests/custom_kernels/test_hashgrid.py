@@ -1,6 +1,5 @@
 """The hash encoding: its reference against tiny-cuda-nn's loop, the compiled kernel against the reference."""
 
-import ctypes
 import math
 import sys
 import types
@@ -198,12 +197,8 @@ def test_native_bits_do_not_depend_on_threads(monkeypatch, threads):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_instruction_sets_agree(monkeypatch, isa):
-    if not built(isa).exists():
-        pytest.skip(f"{built(isa).name} is not built")
-    library = ctypes.CDLL(str(built(isa)))
-    monkeypatch.setattr(native, "library", lambda: library)
+@pytest.mark.usefixtures("instruction_set")
+def test_instruction_sets_agree():
     case = problem(333, layout=(8, 16, 1024, 12))
     assert_matches_truth(value_and_gradients(native_encode, *case), float64_truth(*case), case[-1])
 

@@ -1,11 +1,9 @@
 """Gaussian splats: the compiled kernel against the float64 reference, which is checked against closed forms."""
 
-import ctypes
 import math
 import sys
 import types
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -158,13 +156,8 @@ def test_no_splats_show_nothing(backend):
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set_computes_the_same(isa, monkeypatch):
-    path = Path(native.__file__).parent / f"_native_{isa}.so"
-    if not path.exists() or not native._REQUIRED_FLAGS[isa] <= native._cpu_flags():
-        pytest.skip(f"{isa} is not built, or not for this processor")
-    library = ctypes.CDLL(str(path))
-    monkeypatch.setattr(native, "require_library", lambda: library)
+@pytest.mark.usefixtures("instruction_set")
+def test_every_instruction_set_computes_the_same():
     splats, view = scene(40), camera(**LENSES["lens"])
     truth = value_and_gradients(splats, view, "reference", dtype=torch.float64)
     assert_alike(value_and_gradients(splats, view, "native"), truth)

@@ -91,9 +91,14 @@ def _number(value: Any) -> float:
 def shrunk(grey: np.ndarray, side: int) -> np.ndarray:
     """A picture [H, W] uint8 averaged down until no side is over `side`."""
     height, width = grey.shape
+    size = _fitting(width, height, side)
+    return grey if size == (width, height) else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+
+
+def _fitting(width: int, height: int, side: int) -> tuple[int, int]:
+    """The size (width, height), shrunk until no side is over `side`."""
     scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return grey if scale == 1 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _read(file: Path) -> np.ndarray:
@@ -108,6 +113,4 @@ def _read(file: Path) -> np.ndarray:
     if min(height, width) < LEAST_SIDE:
         raise InputError(f"{file}: {width}x{height} pixels; expected at least {LEAST_SIDE} a side")
     values, _ = decode(file, "white", turned=True)
-    scale = min(1.0, MAX_SIDE / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.round(255 * area_resize(values, *size)).astype(np.uint8)
+    return np.round(255 * area_resize(values, *_fitting(width, height, MAX_SIDE))).astype(np.uint8)
