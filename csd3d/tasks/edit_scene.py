@@ -123,6 +123,19 @@ class EditSceneConfig:
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
     @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, in thousands of fitted samples; an editor's own work as much as its fit."""
+        fits = [each.steps * each.samples / 1000 for each in (self.reconstruct, self.fit)]
+        shown = 40 * (1 + len(self.methods))  # a rendered frame costs about as much as 40 000 fitted samples
+        parts = {
+            "evaluate": 12 * shown,
+            "video": (18 + self.export.video_frames) * shown,
+            "mesh": 5000.0,
+            "report": 1000.0,
+        }
+        return {"reconstruct": fits[0], **dict.fromkeys(self.methods, 2 * fits[1]), **parts}
+
+    @property
     def ignored(self) -> list[str]:
         """A warning for each key that the representation does not support."""
         fits = [name for name in ("reconstruct", "fit") if getattr(self, name).distortion_weight]
