@@ -50,10 +50,10 @@ class Subject:
     downscale: float = 1.0
 
 
-FEW = "reconstruct.samples="  # of the hash grid with more, smaller steps than the default
+FEW = "reconstruct.samples="  # a step; the configs have few, the field's own default is 65536
 MANY = ("representation.count=12000", "representation.max_count=24000", "reconstruct.learning_rate=5e-3")
 WORLD = Subject(
-    {"hashgrid": ("csd-edit-scene",), SMALL: ("csd-edit-scene", FEW + "16384"), "splats": ("csd-edit-splats",)},
+    {"hashgrid": ("csd-edit-scene", FEW + "65536"), SMALL: ("csd-edit-scene",), "splats": ("csd-edit-splats",)},
     (10, 24),
 )
 REAL = {
