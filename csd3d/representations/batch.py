@@ -203,12 +203,11 @@ def ignored(asset: AssetConfig, losses: LossConfig, shading: ShadingConfig) -> l
     return ignored_keys(asset.representation, given)
 
 
-def check_memory(config: AssetConfig, particles: int, views: int) -> None:
-    """Raise InputError where the assets or a step's renders would not fit in memory, before anything is allocated."""
+def check_memory(config: AssetConfig, particles: int, views: int, device: torch.device | None = None) -> None:
+    """Raise InputError where the assets or a step's renders would not fit on the device, before they are made."""
     side, made_of = max(side for _, side in config.resolution), config.representation.thing
     needed = particles * views * side**2 * getattr(made_of, "bytes_per_ray", 0)
     given = f"particles {particles} × views_per_step {views} at asset.resolution {side}"
-    check_fits(needed, f"{given}: a step", "lower views_per_step, particles or asset.resolution")
-    check_fits(
-        particles * getattr(made_of, "training_bytes", 0), f"particles {particles}: training them", "lower particles"
-    )
+    check_fits(needed, f"{given}: a step", "lower views_per_step, particles or asset.resolution", device)
+    needed = particles * getattr(made_of, "training_bytes", 0)
+    check_fits(needed, f"particles {particles}: training them", "lower particles", device)
