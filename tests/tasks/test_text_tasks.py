@@ -298,9 +298,7 @@ def test_methods_may_be_added_to_a_run_but_not_changed_in_it(image_config, tmp_p
         jobs.resume(folder, ["method=[{type: vsd, learning_rate: 0.1}]"], "cpu", stop=StopRequest())
 
 
-def test_figures_by_the_shipped_clip_are_called_so_and_there_are_none_of_other_words(
-    image_config, tiny_text_prior, tmp_path
-):
+def test_the_shipped_clip_judges_its_own_world_and_words_only(image_config, tiny_text_prior, tmp_path):
     model = shutil.copytree(tiny_text_prior, tmp_path / "model")
     photos = start(image_config, tmp_path / "photos", "method=[sds]", "prompt=a red chair")
     assert json.loads((photos / "metrics.json").read_text())["judge"] is None  # the model is not of the world
