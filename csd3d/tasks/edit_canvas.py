@@ -116,6 +116,11 @@ class EditCanvasConfig:
         """The phases of a run, in order."""
         return ["encode", *self.methods, "results"]
 
+    @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, the edit by one editor being 1."""
+        return {"encode": 0.1, **dict.fromkeys(self.methods, 1.0), "results": 0.2}
+
 
 @register("task", "edit_image", title="Edit of a picture")
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from csd3d.engine.phase import Job, Phase
 from csd3d.engine.run_folder import read_environment
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
-from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, source_surface
+from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged, source_surface
 from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register
@@ -125,6 +125,19 @@ class EditSceneConfig:
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
     @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, in thousands of fitted samples; an editor's own work as much as its fit."""
+        fits = [each.steps * each.samples / 1000 for each in (self.reconstruct, self.fit)]
+        shown = 80 * (1 + len(self.methods))  # a rendered frame costs about as much as 80 000 fitted samples
+        parts = {
+            "evaluate": 12 * shown,
+            "video": (18 + self.export.video_frames) * shown,
+            "mesh": 5000.0,
+            "report": 1000.0,
+        }
+        return {"reconstruct": fits[0], **dict.fromkeys(self.methods, 2 * fits[1]), **parts}
+
+    @property
     def ignored(self) -> list[str]:
         """A warning for each key that the representation does not support."""
         fits = [name for name in ("reconstruct", "fit") if getattr(self, name).distortion_weight]
@@ -197,23 +210,25 @@ class EditJob(Job):
         source, edited = split(done)
         main, results = self.config.editor.name, {}
         surface = source_surface(source.model, self.capture) if edited and self.truth is None else None
+        self.rendered = {name: render_judged(phase.model, self.capture, name) for name, phase in done.items()}
         for name, phase in edited.items():
-            figures = evaluate_edit(name, phase.model, surface, phase.images, self.capture, self.truth)
+            figures = evaluate_edit(self.rendered[name], surface, phase.images, self.capture, self.truth)
             results[name] = figures | phase.figures
         seconds = {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,
             "compare": sum(phase.seconds for name, phase in edited.items() if name != main),
         }
-        reconstruction = evaluate_reconstruction(source.model, self.capture)
+        reconstruction = evaluate_reconstruction(self.rendered["reconstruct"], self.capture)
         return {"seconds": seconds, "reconstruction": reconstruction, "results": results}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, the mesh and the report."""
         config, folder, capture = self.config, self.folder, self.capture
         source, phases = split(done)
-        edited = {name: Edited(title(name), phase.model, phase.images) for name, phase in phases.items()}
-        results = SceneResults(capture, source.model, edited, config.editor.name, self.truth)
+        seen = self.rendered
+        edited = {name: Edited(title(name), phase.model, phase.images, seen[name]) for name, phase in phases.items()}
+        results = SceneResults(capture, source.model, seen["reconstruct"], edited, config.editor.name, self.truth)
         self.announce("video")
         cameras = video_cameras(capture, config.export.video_frames)
         save_pictures(folder / "images", results)

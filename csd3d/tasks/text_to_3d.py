@@ -160,6 +160,13 @@ class TextTo3DConfig:
         return [*self.runs, "evaluate", "video", "mesh", "report"]
 
     @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, in steps of one asset."""
+        made = {name: float(self.particles * run.distill.steps) for name, run in self.runs.items()}
+        frames = self.particles * len(made) * self.export.video_frames
+        return {**made, "evaluate": frames / 10, "video": frames / 4, "mesh": 40.0 * self.particles, "report": 4.0}
+
+    @property
     def ignored(self) -> list[str]:
         """A warning for each key that the representation does not support."""
         return ignored(self.asset, self.losses, self.shading)
