@@ -46,7 +46,7 @@ class Defaults:
     guidance_final: float = 0.0  # that scale at the last step of a distillation; 0: it does not change
     t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
     t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
-    bandwidth: float = 2.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
+    bandwidth: float = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
     working_size: int = 512  # side in pixels of the square pictures that the model was trained on
 
 

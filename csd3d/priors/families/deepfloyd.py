@@ -53,7 +53,7 @@ class DeepFloyd:
             forward,
             schedule.config.prediction_type,
             # guidance as CSD (arXiv 2307.04787) gives for pixels, whose variance is a quarter of a latent's
-            Defaults(guidance_scale=20.0, bandwidth=8.0, working_size=config.sample_size),
+            Defaults(guidance_scale=20.0, bandwidth=12.0, working_size=config.sample_size),
             options,
         )
 
