@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
@@ -144,6 +145,11 @@ class AssetViews:
 
     images: Tensor
     rendered: list[Rendered]
+
+    def at_side(self, side: int) -> Tensor:
+        """The pictures resized to `side` pixels; each of their pixels counts, so each gets a gradient."""
+        reduces = self.images.shape[-1] > side
+        return F.interpolate(self.images, (side, side), mode="bilinear", align_corners=False, antialias=reduces)
 
 
 def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tensor, dict[str, float]]:

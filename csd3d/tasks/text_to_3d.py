@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation.noise import draw_noise_map, world_noise
@@ -233,12 +232,6 @@ def shown_side(config: TextTo3DConfig, prior: Prior) -> int:
     return config.guidance_size or prior.defaults.working_size
 
 
-def at_side(images: Tensor, side: int) -> Tensor:
-    """Square images [B, 3, S, S] resized to `side` pixels; every pixel counts, so every pixel gets a gradient."""
-    reduces = images.shape[-1] > side
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=reduces)
-
-
 def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     """Make the assets by one method."""
     name, prior = run.name, job.prior
@@ -276,7 +269,7 @@ def asset_step(
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
-    z = guide.prior.encode(at_side(shown.images, shown_side(config, guide.prior)))
+    z = guide.prior.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
     if noise_map is not None:
         noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])

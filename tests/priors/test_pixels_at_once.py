@@ -40,8 +40,8 @@ def test_chunks_are_by_pixels_and_change_nothing(codec, calls):
         codec.encode(x, None, 1)
         assert calls == [1] * 5  # never more than the caller allows
         alone = torch.cat([codec.encode(one[None], None, 16) for one in x])
-    torch.testing.assert_close(z, alone, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found, torch.cat([codec.decode(one[None], None, 16) for one in z]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(z, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, torch.cat([codec.decode(one[None], None, 16) for one in z]), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_all_at_once_and_chunks_are_computed_again_for_them(codec, calls, monkeypatch):
