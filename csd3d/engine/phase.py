@@ -110,15 +110,27 @@ class Phase:
     seconds: float = 0.0
     unet_evaluations: int = 0
     skipped: int = 0
+    kernel_mean: float | None = None  # mean kernel value between different particles at the first step they share in
 
     PARTS: ClassVar[tuple[str, ...]] = ("generator",)
     TENSORS: ClassVar[tuple[str, ...]] = ()
-    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped")
+    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped", "kernel_mean")
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.step == self.steps
+
+    def note(self, report: Mapping[str, float]) -> None:
+        """Keep what the figures need of a step's report."""
+        if self.kernel_mean is None and report.get("together"):
+            self.kernel_mean = report["kernel_mean"]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What metrics.json says of the phase itself."""
+        shared = {} if self.kernel_mean is None else {"kernel_mean": self.kernel_mean}
+        return {**shared, "unet_evaluations": self.unet_evaluations, "seconds": self.seconds}
 
     def save(self, folder: Path, name: str, identity: dict) -> None:
         """Write checkpoint `name`, whole or not at all."""
@@ -158,6 +170,7 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
             before = job.prior.unet_evaluations if job.prior else 0
             report = advance(step, curves)
             phase.unet_evaluations += job.prior.unet_evaluations - before if job.prior else 0
+            phase.note(report)
             in_a_row = in_a_row + 1 if report["skipped"] else 0
             phase.skipped += int(report["skipped"])
             phase.step = step + 1

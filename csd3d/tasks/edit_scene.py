@@ -15,7 +15,7 @@ from csd3d import registry
 from csd3d.config import to_yaml
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.editors.fitting import FitPhase, fit_phase, new_phase
-from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.editors.scene import SceneEdit, SceneSource, try_out
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
 from csd3d.engine.run_folder import read_environment
@@ -43,7 +43,7 @@ from csd3d.report.scene import (
 from csd3d.report.used import used
 from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches, check_rays
-from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
+from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental
 
 SMALLEST = 11  # pixels of a side: the window of SSIM
 EDITOR = OneOf("scene_editor", settings="editors")
@@ -72,6 +72,8 @@ class EditSceneConfig:
     )
     reconstruct: FitConfig = field(default_factory=FitConfig)
     fit: FitConfig = field(default_factory=_edit_fit)
+    # shorter side in pixels of the views that the model sees and edits; null: the model's own size
+    working_size: Annotated[int, Within(8, 4096)] | None = None
     keep_detail: bool = True  # restore in edited views what the VAE lost of their photos, where nothing was changed
     # settings by editor name
     editors: Annotated[dict[str, Any], ByName("scene_editor")] = incidental(default_factory=dict)
@@ -155,9 +157,14 @@ class EditSceneConfig:
         check_opens(self.representation.thing, capture.aabb, capture.unbounded)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
         prior.condition(["", self.prompt])  # embedded while there is a text encoder
+        try_out(self.source(prior, capture))
         truth = load_truth(capture, self.prompt)
         contents = {self.scene.path: capture.fingerprint}
         return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth, contents=contents)
+
+    def source(self, prior: Prior, capture: Capture) -> SceneSource:
+        """What all editors of a run share."""
+        return SceneSource(prior, capture, self.prompt, self.keep_detail, self.working_size)
 
 
 @dataclass(kw_only=True)
@@ -192,7 +199,7 @@ class EditJob(Job):
         # an edit must start from the finished reconstruction, so that a resumed run starts it from the same
         if source.finished:
             self.capture = self.capture.completed(lambda i: source.model.render_views(self.capture.cameras, i).rgb)
-        photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
+        photos = self.config.source(self.prior, self.capture)
         for name in self.config.methods if source.finished else ():
             if self.may_run(name):
                 done[name] = edit(self, photos, source.model, name)
@@ -206,7 +213,7 @@ class EditJob(Job):
         self.rendered = {name: render_judged(phase.model, self.capture, name) for name, phase in done.items()}
         for name, phase in edited.items():
             figures = evaluate_edit(self.rendered[name], surface, phase.images, self.capture, self.truth)
-            results[name] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+            results[name] = figures | phase.figures
         seconds = {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,
@@ -287,13 +294,14 @@ def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> Fit
     """Edit the scene by one editor, starting from the reconstruction `start`."""
     config, editor = job.config, job.config.chosen[name].thing
     phase = new_phase(job.generator(name), copy.deepcopy(start), job.capture.images, config.fit)
-    state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed)
+    state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed, config.fit.steps)
 
     def update(step: int, curves: Curves) -> None:
         inner: list[dict[str, float]] = []
         state.images = phase.images  # a resumed phase has loaded others
         editor.update(state, step, inner.append)
         if inner:
+            phase.note(inner[0])
             keys = inner[0].keys()
             curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})
             save_strip(job.folder / "images" / f"preview-{name}.png", phase.images[job.capture.train[:8]])
