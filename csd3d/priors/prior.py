@@ -215,7 +215,10 @@ class Prior:
         self._check(z_t, t, condition)
         if self.options.drop_text_encoder:
             self.release_text_encoder()
-        steps = torch.as_tensor(t, device=self.device).expand(len(z_t))
+        if isinstance(t, int):  # filled on the device: a copy from the host would wait
+            steps = torch.full((len(z_t),), t, device=self.device)
+        else:
+            steps = t.to(self.device).expand(len(z_t))
         rows = [slice(i, i + self.micro_batch) for i in range(0, len(z_t), self.micro_batch)]
         self.unet_evaluations += len(z_t)
         return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()

@@ -258,6 +258,8 @@ def _pretend() -> None:
         setattr(torch.cuda, name, lambda *args, _answer=answer, **options: _answer)
     fork = torch.random.fork_rng
     torch.random.fork_rng = lambda devices=None, *args, **options: fork([], *args, **options)
+    # forward mode asks for shapes by tensors that torch makes beside the wrapper; reverse mode gives the same Jacobian
+    torch.func.jacfwd = torch.func.jacrev
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # .to(device) can't swap the data of a wrapper
 
