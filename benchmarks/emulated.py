@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.golden import ROOT, figures, read_jobs, write_capture
-from benchmarks.runs import provenance
+from csd3d.engine.run_folder import environment
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -108,9 +108,8 @@ def difference(one: object, other: object) -> float:
     return abs(one - other) / max(abs(one), 1.0) if numbers else float("inf")
 
 
-def write_record(path: Path, found: dict[str, dict]) -> None:
+def write_record(path: Path, found: dict[str, dict], made: dict) -> None:
     """Write the record, or renew these jobs of the one that is there; each job has the commit that it ran at."""
-    made = provenance("emulated")["environment"]
     before = json.loads(path.read_text())["jobs"] if path.exists() else {}
     jobs = before | {name: {"commit": made["git"]} | one for name, one in found.items()}
     record = {
@@ -127,7 +126,7 @@ def main() -> int:
     parser.add_argument("--job", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--no-half", action="store_true", help="leave float16 out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write or renew the record here")
-    args = parser.parse_args()
+    args, made = parser.parse_args(), environment()  # at the start: the tree may change meanwhile
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         jobs = chosen_jobs(args.job, write_inputs(folder))
@@ -139,7 +138,7 @@ def main() -> int:
         told = one.get("error") or f"{one['greatest_difference']}, waits a step {one['waits_a_step']}"
         print("ok    " if one["ok"] else "FAILED", name, told)
     if args.json:
-        write_record(args.json, found)
+        write_record(args.json, found, made)
     return int(not all(one["ok"] for one in found.values()))
 
 

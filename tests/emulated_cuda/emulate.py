@@ -219,8 +219,8 @@ def _run(func, args: tuple, kwargs: dict):
 
 def _copied(source: torch.Tensor, a: tuple, k: dict, to_cuda: bool) -> torch.Tensor:
     """x.to(...), never sharing memory with x."""
-    k.pop("non_blocking", None)
-    if _on_cuda(source) != to_cuda:
+    in_the_background = k.pop("non_blocking", False) and to_cuda
+    if _on_cuda(source) != to_cuda and not in_the_background:
         waits("copy to device" if to_cuda else "copy to host")
     out = aten._to_copy.default(*a, **(k | {"device": CPU}))
     out = out.clone() if out is a[0] else out
