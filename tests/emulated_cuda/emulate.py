@@ -2,11 +2,11 @@
 
     python tests/emulated_cuda/emulate.py SCRIPT ARGS...      runs SCRIPT as if torch saw one CUDA device
 
-Refused: operands on two devices, CUDA indices into a CPU tensor, a CPU generator for a CUDA tensor, numpy() or
-data_ptr() of a CUDA tensor. Autocast runs as it would on CUDA (float16). Counted, and printed at the end, by kind and
-by line: what makes the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each mismatch
-once, with its file and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder. Compiled
-CUDA kernels can't run. Speed and memory say nothing; results are the CPU's.
+Refused: operands on two devices, CUDA indices into a CPU tensor, a CPU generator for a CUDA tensor, numpy() of a CUDA
+tensor, its data_ptr() in custom_kernels. Autocast runs as it would on CUDA (float16). Counted, and printed at the end,
+by kind and by line: what makes the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each
+mismatch once, with its file and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder.
+Compiled CUDA kernels can't run. Speed and memory say nothing; results are the CPU's.
 """
 
 import collections
@@ -116,7 +116,10 @@ class CudaTensor(torch.Tensor):
         return new
 
     def data_ptr(self) -> int:
-        raise RuntimeError("data_ptr of an emulated CUDA tensor")
+        """The address, by which tensors are told apart; not for kernels of the CPU, which would read there."""
+        if "/custom_kernels/" in sys._getframe(1).f_code.co_filename:
+            raise RuntimeError("data_ptr of an emulated CUDA tensor")
+        return self.inner.data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
