@@ -114,8 +114,8 @@ def write_record(path: Path, found: dict[str, dict], made: dict) -> None:
     jobs = before | {name: {"commit": made["git"]} | one for name, one in found.items()}
     record = {
         "tolerance": TOLERANCE,
-        "python": made["environment"]["python"],
-        "packages": made["environment"]["packages"],
+        "python": made["python"],
+        "packages": made["packages"],
     }
     path.write_text(json.dumps(record | {"jobs": jobs}, indent=1) + "\n")
 
