@@ -15,8 +15,8 @@ from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
-from csd3d.schema import paths_of, with_paths
 
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
 

@@ -109,11 +109,6 @@ def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
     assert "prior.model" in refused(model)
 
 
-def test_a_file_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is a file" in refused(tmp_path / "model.safetensors")
-
-
 def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port that nothing listens on
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))

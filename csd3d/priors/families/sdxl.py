@@ -47,7 +47,7 @@ class StableDiffusionXL:
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
         zero_null = _zeros_for_empty_prompt(folder)
-        parts = load_parts(folder, StableDiffusionXL.parts, options.device)
+        parts = load_parts(folder, StableDiffusionXL.parts, options)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
         _check_fit(folder, unet.config, codec.channels, parts)

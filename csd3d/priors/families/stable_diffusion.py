@@ -54,7 +54,7 @@ class StableDiffusion:
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
-        parts = load_parts(folder, StableDiffusion.parts, options.device)
+        parts = load_parts(folder, StableDiffusion.parts, options)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
         check_channels(folder, "unet", unet.config, codec.channels, editing=True)
