@@ -27,6 +27,7 @@ from csd3d.priors.condition import Condition
 from csd3d.priors.later import Later
 from csd3d.priors.options import Defaults, Options
 from csd3d.priors.parameterisation import to_epsilon
+from csd3d.priors.quantised import lowered
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
 from csd3d.priors.runtimes import Exported
 from csd3d.priors.text import TextEncoder
@@ -92,17 +93,9 @@ class Prior:
         """The diffusers config of the noise predictor, which need not be open yet."""
         return self.unet.config if self._later is None else self._later.config
 
-    @property
-    def vae(self) -> nn.Module:
-        return self.codec.vae
-
-    @property
-    def text_encoder(self) -> nn.Module:
-        return self.text.parts["text_encoder"]
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.text.parts["tokenizer"]
+    vae = property(lambda self: self.codec.vae)
+    text_encoder = property(lambda self: self.text.parts["text_encoder"])
+    tokenizer = property(lambda self: self.text.parts["tokenizer"])
 
     @property
     def num_train_timesteps(self) -> int:
@@ -217,9 +210,9 @@ class Prior:
         return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The noise predictor's own output for z_t at t [B], of its `prediction_type`, in float32 and with a graph.
+        """The predictor's own output, of its `prediction_type`, for z_t at t [B], with a graph: for training.
 
-        For training: without micro-batches, computed in float32, or in bfloat16 where weights are kept in half.
+        It is computed in one batch and in float32, or in bfloat16 where weights are kept in half.
         """
         network = partial(self._network, autocast=False)
         return call_forward(self.forward, self.family, network, z_t, t, self.alphas_cumprod[t], condition)
@@ -258,6 +251,8 @@ class Prior:
         lower, dtype = self.options.dtype != torch.float32, self.options.dtype
         if not autocast:  # in float16 gradients would underflow
             lower, dtype = self.options.weights != torch.float32, torch.bfloat16
+        if self.options.quantise != "none":  # autocast does not reach into quantised layers
+            (args, options), lower = lowered((args, options), self.options.weights), False
         with torch.autocast(self.device.type, dtype, enabled=lower):
             return self.unet(*args, **options, return_dict=False)[0].float()
 

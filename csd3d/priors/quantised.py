@@ -10,6 +10,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from csd3d.errors import InputError
 
@@ -23,6 +24,12 @@ def check_quantise(name: str) -> None:
         raise InputError(f"prior.quantise: {name!r} is none of {', '.join(QUANTISE)}")
     if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
         raise InputError(f'prior.quantise: {name} needs {PACKAGES[name]}: pip install "csd3d[quantise]"')
+
+
+def lowered(inputs: Any, dtype: torch.dtype) -> Any:
+    """Nested inputs of a network with their tensors of floats in `dtype`; times [B] keep their precision."""
+    floats = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim > 1  # noqa: E731
+    return tree_map(lambda x: x.to(dtype) if floats(x) else x, inputs)
 
 
 def quantisation(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def save_lora(file, prior, parts=("unet", "text_encoder"), seed=0):
     tensors = {}
     for part in parts:
         network = getattr(prior, part)
-        targets = UNET if part == "unet" else ["q_proj", "v_proj"]
+        targets = UNET if part == "unet" else ["q_proj", "out_proj", "fc1"]
         network.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets), adapter_name="made")
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in get_peft_model_state_dict(network, adapter_name="made").items():
