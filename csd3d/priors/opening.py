@@ -32,10 +32,8 @@ Class = type | str  # a class, or its full name: "diffusers.AutoencoderKL"
 CONFIG = "a part of a diffusers model"  # how error messages describe a JSON file of it
 SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
-ZERO_ALPHA, LEAST_ALPHA = (
-    1e-10,
-    2.0**-24,
-)  # ᾱ that is taken for 0 (the cosine schedule ends at 2e-9), and what it becomes
+ZERO_ALPHA = 1e-10  # ᾱ below is taken for 0; a cosine schedule ends at 2e-9
+LEAST_ALPHA = 2.0**-24  # what it becomes
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 
 
@@ -75,10 +73,6 @@ class ModelFolder:
     def config(self, name: str) -> dict[str, Any]:
         """The JSON config of a part; {} without one."""
         return _json(self.part(name) / config_name(name), CONFIG)
-
-    def lacks(self, name: str) -> bool:
-        """Whether the weights of a part are not here."""
-        return not self.has(name)
 
     def open(self, part: str, cls: Any, dtype: torch.dtype | None = None, **options: Any) -> torch.nn.Module:
         """The network of a part, of class `cls`; its weights in `dtype`, or as they are in the file."""

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_prior
+from csd3d.priors import PriorConfig, load_prior, loading, opening
+from csd3d.priors.quantised import lowered
 from csd3d.priors.weights import find_weights, preferred, tensor_shapes, weight_sets
 
 STEM = "diffusion_pytorch_model"
@@ -161,6 +162,36 @@ def test_weights_kept_in_half_are_half_but_for_the_vae(edit_folder):
 )
 def test_ways_of_keeping_weights_are_checked(edit_folder, options, told):
     assert told in refused(edit_folder, **options)
+
+
+def test_the_predictor_alone_is_quantised_as_it_is_loaded(edit_folder, monkeypatch):
+    """With a stub in place of torchao, which need not be installed."""
+    given, load = [], UNet2DConditionModel.from_pretrained
+    monkeypatch.setattr(opening, "quantisation", lambda *told: {"quantization_config": told})
+    monkeypatch.setattr(loading, "check_quantise", lambda _: None)
+    monkeypatch.setattr(
+        UNet2DConditionModel,
+        "from_pretrained",
+        lambda path, quantization_config, **options: given.append(quantization_config) or load(path, **options),
+    )
+    load_prior(PriorConfig(str(edit_folder), device="cpu", quantise="torchao-int8"))
+    assert given == [("torchao-int8", torch.float32, torch.device("cpu"))]
+
+
+def test_torchao_predicts_nearly_the_same(edit_folder):
+    pytest.importorskip("torchao")
+    prior, plain = (
+        load_prior(PriorConfig(str(edit_folder), device="cpu", quantise=way)) for way in ("torchao-int8", "none")
+    )
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    got, wanted = (p.predict_noise(z, 500, p.condition(["red", ""], torch.zeros_like(z))) for p in (prior, plain))
+    assert 0 < (got - wanted).norm() / wanted.norm() < 0.02
+
+
+def test_times_keep_their_precision_in_a_quantised_network():
+    inputs = {"sample": torch.ones(1, 2), "timestep": torch.tensor([999.0]), "ids": torch.ones(1, 2, dtype=torch.long)}
+    kinds = {name: value.dtype for name, value in lowered(inputs, torch.bfloat16).items()}
+    assert kinds == {"sample": torch.bfloat16, "timestep": torch.float32, "ids": torch.long}
 
 
 def test_a_compiled_predictor_is_used_unless_a_method_changes_it(edit_folder, monkeypatch):
