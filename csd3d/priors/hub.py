@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from csd3d.priors.single_file import SingleFile, model_type
 from csd3d.priors.weights import check_shards, preferred, weight_sets, weights_name
 
 HUB_TIMEOUT_S = 5.0
-HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 CONFIGS = ["model_index.json", SETTINGS, "*/*.json"]
 
 
@@ -89,7 +89,7 @@ def find_lora(text: str, folder: ModelFolder, parts: Iterable[str]) -> Lora:
 def _hub_lora(name: str) -> Path:
     repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
-        revision, files, reason = _listed(repository)
+        revision, files, reason = _asked(repository)
         file = file or _lora_name(files or ["pytorch_lora_weights.safetensors"], name)
         return _snapshot(repository, revision, [file], reason) / file
     except InputError as error:
@@ -164,26 +164,35 @@ def with_loras(folder: ModelFolder, loras: Iterable[Lora]) -> ModelFolder:
     return replace(folder, added={**folder.added, **added})
 
 
-def _listed(name: str) -> tuple[str | None, tuple[str, ...], Exception | None]:
-    """The revision of a hub repository and its files; None, () and the reason if the hub cannot be reached."""
-    try:  # depending on its version, the hub's library raises errors of requests, httpx or OSError
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        return info.sha, tuple(file.rfilename for file in info.siblings or ()), None
-    except Exception as error:
-        return None, (), error
+def fetch_folder(name: str, patterns: Sequence[str], key: str) -> Path:
+    """The local copy of a hub repository's files that match `patterns`; `key`: what names it, for the InputError."""
+    revision, _, reason = _asked(name)
+    return _snapshot(name, revision, list(patterns), reason, key)
 
 
 def _hub_configs(name: str) -> HubFolder:
-    revision, files, reason = _listed(name)
+    revision, files, reason = _asked(name)
     return HubFolder(_snapshot(name, revision, CONFIGS, reason), name, revision, files)
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str], reason: Exception | None) -> Path:
+def _asked(name: str) -> tuple[str | None, tuple[str, ...], Exception | None]:
+    """The commit of a repository and its files, or None, () and why the hub did not say."""
+    # depending on its version, the hub's library raises errors of requests, httpx or OSError
+    try:
+        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except Exception as error:
+        return None, (), error
+    return info.sha, tuple(file.rfilename for file in info.siblings or ()), None
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: list[str], reason: Exception | None, key: str = "prior.model"
+) -> Path:
     try:  # if the hub does not answer, use a copy from an earlier run
         offline = revision is None
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:
         raise InputError(
-            f"prior.model: there is no folder {name!r}, and the hub did not give a model of that name "
-            f"({one_line(reason or error)}); point prior.model to a local folder that holds it"
+            f"{key}: there is no folder {name!r}, and the hub did not give a model of that name "
+            f"({one_line(reason or error)}); point {key} to a local folder that holds it"
         ) from None

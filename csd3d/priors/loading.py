@@ -95,6 +95,7 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
         prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
     entry = registry.entry_of("family", family)
     prior.family = entry.title if entry else family.__name__
+    prior.knows = str(folder.settings().get("knows", ""))
     _check_require(folder, prior, require)
     prior.defaults = replace(prior.defaults, **defaults)
     prior.files = model_files(folder, parts, options.kept)

@@ -16,8 +16,10 @@ class Defaults:
     sampling_text_scale: float = 7.5  # guidance scale of the instruction where edited pictures are sampled
     sampling_image_scale: float = 1.5  # guidance scale of the source picture where edited pictures are sampled
     guidance_scale: float = 7.5  # classifier-free guidance scale of a text-to-image model
+    guidance_final: float = 0.0  # that scale at the last step of a distillation; 0: it does not change
     t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
     t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
+    bandwidth: float = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
     working_size: int = 512  # side in pixels of the square pictures that the model was trained on
 
 

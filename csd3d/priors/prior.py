@@ -52,6 +52,7 @@ class Prior:
     unet: nn.Module | Later  # the noise predictor, a UNet or a transformer; if it is a `Later`, reading it opens it
     text: TextEncoder
     family: str = field(default="", kw_only=True)  # title of its family, set by `load_prior`
+    knows: str = field(default="", kw_only=True)  # name of the ground truth that it was trained on, by its csd3d.json
     alphas_cumprod: Tensor  # ᾱ [T]
     forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> the network's output, of prediction_type
     prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow; see `parameterisation`
