@@ -12,10 +12,10 @@ from csd3d.errors import InputError
 
 
 class Later:
-    """A network to be opened by `open`; until then there is its `config`."""
+    """A network to be opened by `open`; until then there is its `outline`, without weights, and its `config`."""
 
-    def __init__(self, config: Any, load: Callable[[], nn.Module]):
-        self.config = config
+    def __init__(self, outline: nn.Module, load: Callable[[], nn.Module]):
+        self.outline, self.config = outline, outline.config
         self._load = load
         self._changes: list[Callable[[nn.Module], None]] = []
 

@@ -141,7 +141,7 @@ def _load_network(folder: ModelFolder, part: str, cls: Any, options: Options) ->
     if predicts and options.drop_text_encoder and options.runtime == "torch" and not options.lora:
         outline = without_weights(cls, config)
         folder.check(part, outline, options.kept)
-        return Later(outline.config, load)
+        return Later(outline.to(dtype), load)
     network = load()
     for lora in options.lora:
         adapters.merge(network, part, lora, folder.config("unet") or folder.config("transformer"))

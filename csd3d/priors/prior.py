@@ -90,9 +90,9 @@ class Prior:
         self.exported = faster(self.unet, self.options, self.device)
 
     @property
-    def predictor_config(self) -> Any:
-        """The diffusers config of the noise predictor, which need not be open yet."""
-        return self.unet.config if self._later is None else self._later.config
+    def outline(self) -> nn.Module:
+        """The noise predictor for its config and sizes: while it is not open yet, without weights."""
+        return self.unet if self._later is None else self._later.outline
 
     vae = property(lambda self: self.codec.vae)
     text_encoder = property(lambda self: self.text.parts["text_encoder"])

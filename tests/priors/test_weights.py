@@ -110,7 +110,7 @@ def test_a_dropped_text_encoder_is_gone_before_the_predictor_is_opened(edit_fold
     prior = load_prior(PriorConfig(str(edit_folder), device="cpu", drop_text_encoder=True, attention="sliced"))
     condition = prior.edit_conditions(["red"], torch.zeros(1, 4, 8, 8))["full"]
     assert "unet" not in vars(prior)
-    assert prior.predictor_config.cross_attention_dim == 16
+    assert prior.outline.config.cross_attention_dim == 16
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     got = prior.predict_noise(z, 500, condition)
     assert not prior.text.parts
