@@ -110,7 +110,8 @@ def load_parts(folder: ModelFolder, classes: Mapping[str, Class], options: Optio
     predictor is a `Later`.
     """
     parts: dict[str, Any] = {}
-    for part, cls in classes.items():
+    # the predictor first: until it is open its weights are there twice, as in the file and as they are kept
+    for part, cls in sorted(classes.items(), key=lambda item: item[0] not in PREDICTORS):
         if part.startswith("tokenizer"):
             parts[part] = open_tokenizer(folder.part(part), class_of(cls))
         else:
