@@ -45,7 +45,7 @@ def find_model(model: str, config: str = "") -> ModelFolder:
         return ModelFolder(folder)
     if folder.is_file():
         return _single_file(folder, config)
-    if re.fullmatch(HUB_NAME, model):
+    if re.fullmatch(HUB_NAME, model) and not model.endswith(".safetensors"):
         return _hub_configs(model)
     raise InputError(f"prior.model: {model!r} is neither a folder or file that exists nor a hub name (owner/name)")
 
@@ -74,10 +74,10 @@ def find_lora(text: str, folder: ModelFolder, parts: Iterable[str]) -> Lora:
     place = Path(name).expanduser()
     if place.is_dir():
         file = place / _lora_name([path.name for path in place.iterdir()], name)
-    elif place.is_file() or not re.fullmatch(HUB_NAME + r"(/.+\.safetensors)?", name):
-        file = place
-    else:
+    elif not place.is_file() and re.fullmatch(rf"{HUB_NAME}(?<!\.safetensors)(/.+\.safetensors)?", name):
         file = _hub_lora(name)
+    else:
+        file = place
     if file.suffix != ".safetensors" or not file.is_file():
         raise InputError(f"prior.lora: {name!r} is no .safetensors file, no folder with one, and no hub name")
     if not (given := parts_in(file)) & set(parts):
@@ -88,12 +88,9 @@ def find_lora(text: str, folder: ModelFolder, parts: Iterable[str]) -> Lora:
 
 def _hub_lora(name: str) -> Path:
     repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    try:
-        revision, files, reason = _asked(repository)
-        file = file or _lora_name(files or ["pytorch_lora_weights.safetensors"], name)
-        return _snapshot(repository, revision, [file], reason) / file
-    except InputError as error:
-        raise InputError(str(error).replace("prior.model:", "prior.lora:").replace("prior.model", "it")) from None
+    revision, files, reason = _asked(repository)
+    file = file or _lora_name(files or ["pytorch_lora_weights.safetensors"], name)
+    return _snapshot(repository, revision, [file], reason, "prior.lora") / file
 
 
 def _lora_name(names: Iterable[str], place: str) -> str:

@@ -78,12 +78,13 @@ class ModelFolder:
         """The network of a part, of class `cls`; its weights in `dtype`, or as they are in the file."""
         return open_network(self.part(part), cls, weights_name(part), dtype, **options)
 
-    def check(self, part: str, network: torch.nn.Module, kept: str) -> None:
-        """Raise InputError unless the weights of a part, by their headers, make the whole `network`."""
+    def check(self, part: str, network: torch.nn.Module, kept: str) -> bool:
+        """Raise InputError unless the headers of a part's weights make the whole `network`; False: they do not tell."""
         place, stem = self.part(part), weights_name(part)
         variant = find_weights(place, stem, kept)
         sets = weight_sets(stem, (file.name for file in place.iterdir()))
         check_tensors(network, shapes_in(place, sets[variant].files), str(place))
+        return True
 
     def index(self) -> dict[str, Any]:
         """model_index.json, of which only plain values are ever used; {} without one."""
@@ -107,7 +108,7 @@ def load_parts(folder: ModelFolder, classes: Mapping[str, Class], options: Optio
     """Open every part of a model with its class: networks with their LoRA on the device, and tokenizers.
 
     Networks are kept in float32 if they are VAEs, else in `options.weights`. If `options.drop_text_encoder`, the noise
-    predictor is a `Later`.
+    predictor is a `Later` where its files can be checked without opening it.
     """
     parts: dict[str, Any] = {}
     # the predictor first: until it is open its weights are there twice, as in the file and as they are kept
@@ -141,8 +142,8 @@ def _load_network(folder: ModelFolder, part: str, cls: Any, options: Options) ->
         load = lambda: folder.open(part, cls, dtype, kept=options.kept).to(device)  # noqa: E731
     if predicts and options.drop_text_encoder and options.runtime == "torch" and not options.lora:
         outline = without_weights(cls, config)
-        folder.check(part, outline, options.kept)
-        return Later(outline.to(dtype), load)
+        if folder.check(part, outline, options.kept):
+            return Later(outline.to(dtype), load)
     network = load()
     for lora in options.lora:
         adapters.merge(network, part, lora, folder.config("unet") or folder.config("transformer"))

@@ -90,10 +90,9 @@ class SingleFile(ModelFolder):
             raise InputError(f"{self.file}: lacks {len(lacking)} tensors of the {part}, {lacking[0]} first")
         return network
 
-    def check(self, part: str, network: torch.nn.Module, kept: str) -> None:
-        """Nothing can be said without converting the file, beyond that it has the part."""
-        if self.lacks(part):
-            super().check(part, network, kept)
+    def check(self, part: str, network: torch.nn.Module, kept: str) -> bool:
+        """False for a part in the file: its tensors have other names until they are converted."""
+        return self.lacks(part) and self.has(part) and super().check(part, network, kept)
 
 
 def model_type(file: Path) -> tuple[str, str, Mapping[str, tuple[int, ...]]]:

@@ -141,6 +141,7 @@ def test_a_lora_for_another_model_is_refused(text_folder, edit_folder, lora, tmp
     [
         ("nowhere.safetensors", "no .safetensors file"),
         (":0.5", "no .safetensors file"),
+        ("loras/nowhere.safetensors:0.5", "no .safetensors file"),
         ("x:1000", "no PLACE or PLACE:SCALE"),
         ("", "no PLACE or PLACE:SCALE"),
     ],
