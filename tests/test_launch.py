@@ -158,7 +158,7 @@ def test_settings_that_a_run_does_not_use_are_warned_of(config, override, warned
 
 
 def test_results_that_exist_are_named(tmp_path):
-    named = ["report.html", "videos/orbit.mp4", "mesh/mesh.glb", "mesh/splats.ply", "metrics.json"]
+    named = ["report.html", "videos/orbit.mp4", "mesh/mesh.glb", "mesh/splats.ply", "mesh/splats.spz", "metrics.json"]
     for name in (*named, "videos/other.txt", "mesh/mesh.ply"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
