@@ -7,12 +7,14 @@ python launch.py keys edit_scene                        the keys of a task, a me
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from csd3d import ranks
 from csd3d.arguments import Parser, show
 from csd3d.errors import InputError, closest
 from csd3d.interrupt import StopRequest
@@ -82,15 +84,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, stop: StopRequest) -> Path:
-    """Do the job and return the run folder."""
+def together() -> contextlib.AbstractContextManager[None]:
+    """Connect the processes that torchrun has started, if there are several."""
+    if ranks.count() == 1:
+        return contextlib.nullcontext()
+    from csd3d.priors.messages import joined
+
+    return joined()
+
+
+def run(args: argparse.Namespace, stop: StopRequest) -> Path | None:
+    """Do the job and return the run folder; None where this process only helps another."""
     if args.config is not None:
         from csd3d.config_files import read_config
 
         read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
-    show(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds")
+    source = args.config or args.resume or args.export
+    if ranks.rank() == 0:
+        show(f"csd3d: {source}; loading, which takes a few seconds")
     from csd3d import run as jobs
 
+    if ranks.rank() > 0:
+        return jobs.assist(source, args.overrides, args.seed, args.device)
     if args.resume is not None:
         return jobs.resume(args.resume, args.overrides, args.device, stop=stop)
     if args.export is not None:
@@ -141,9 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             check_word(argv[0])
         args = parse(argv)
-        with StopRequest() as stop:
+        with StopRequest() as stop, together():
             folder = run(args, stop)
     except InputError as error:
+        if ranks.rank() > 0 and not isinstance(error, ranks.RankLost):
+            return 2  # rank 0 tells it
         for line in getattr(error, "lines", [str(error)]):
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
@@ -158,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = " `--resume RUN_DIR` continues from the last checkpoint." if is_job else " Nothing was written."
         print(f"Aborted.{hint}", file=sys.stderr)
         return 130
-    show(summary(folder, stop.requested))
+    if ranks.rank() == 0:
+        show(summary(folder, stop.requested))
     return 0
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd3d.threads import divided, in_threads
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -53,8 +55,8 @@ class VaeCodec:
 
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
         """x of latents, cropped to `size` if given; ValueError for a `size` larger than the decoded images."""
-        chunks = self.unscaled(z).split(micro_batch)
-        x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks]).float()
+        chunks = [self.unscaled(z)[rows] for rows in divided(len(z), micro_batch)]
+        x = torch.cat(in_threads(lambda chunk: self.vae.decode(chunk, return_dict=False)[0], chunks)).float()
         return x if size is None else _crop(x, size)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -67,7 +69,9 @@ class VaeCodec:
     def _posterior(self, x: Tensor, micro_batch: int) -> "DiagonalGaussianDistribution":
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        parameters = [self.vae.encode(chunk).latent_dist.parameters for chunk in self._pad(x).split(micro_batch)]
+        padded = self._pad(x)
+        chunks = [padded[rows] for rows in divided(len(padded), micro_batch)]
+        parameters = in_threads(lambda chunk: self.vae.encode(chunk).latent_dist.parameters, chunks)
         return DiagonalGaussianDistribution(torch.cat(parameters).float())
 
     def _pad(self, x: Tensor) -> Tensor:
