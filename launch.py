@@ -3,6 +3,8 @@
 python launch.py --config FILE [key.sub=value ...]      a job
 python launch.py methods                                what a config can name; also editors, families, …
 python launch.py process FILM --output DIR              a film or photos to a dataset with camera poses
+python launch.py sweep FILE.yaml --jobs 2               many runs, one table
+python launch.py doctor                                 what is installed and works
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
 """
 
@@ -64,6 +66,8 @@ def epilog() -> str:
         "",
         "what a config can name: csd3d methods | editors | families | representations | readers | tasks",
         "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
+        "many runs, and one table of them: csd3d sweep FILE.yaml (docs/many-machines.md)",
+        "what is installed and works on this machine: csd3d doctor",
         "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
         "configs (each file has the most used keys; a run writes all its keys to its config.yaml):",
@@ -130,7 +134,7 @@ def check_word(word: str) -> None:
     if is_run or word.endswith((".yaml", ".yml")):
         option = "--resume" if is_run else "--config"
         raise InputError(f"csd3d {word}: a job begins with an option, such as {option} {word}; see csd3d --help")
-    known = ["process", "keys", *WORDS]
+    known = ["process", "sweep", "doctor", "keys", *WORDS]
     if "=" not in word:
         near = f"did you mean csd3d {closest(word, known)}?"
         raise InputError(f"csd3d {word}: there is no such command; {near} Known: {', '.join(known)}, and --help")
@@ -148,6 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from csd3d.datasets import process
 
             return process.main(argv[1:])
+        if argv and argv[0] == "sweep":
+            from csd3d import sweep
+
+            return sweep.main(argv[1:])
+        if argv and argv[0] == "doctor":
+            from csd3d import doctor
+
+            return doctor.main(argv[1:])
         if argv and not argv[0].startswith("-"):  # a job begins with an option
             from csd3d import catalogue
 
