@@ -58,6 +58,7 @@ CORE = [
     "numpy>=1.26",
     "scipy>=1.11",
     "pillow>=10.3",
+    "psutil>=5.9",
     "rich>=14.1",
     "scikit-image>=0.22",
     "fast-simplification>=0.1.7",
@@ -78,7 +79,7 @@ setup(
     package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5"],
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
         "tcnn": ["tinycudann"],
@@ -87,6 +88,7 @@ setup(
         "gsplat": ["gsplat>=1.4"],
         "lora": ["peft>=0.13"],
         "quantise": ["torchao>=0.15", "bitsandbytes>=0.45; platform_system != 'Darwin'"],
+        "sweep": ["submitit>=1.5"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[

@@ -17,6 +17,7 @@ _REQUIRED_FLAGS = {
     "avx2": {"avx2", "fma"},
     "baseline": set(),
 }
+_threads: int | None = None  # see `set_num_threads`
 
 
 def _cpu_flags() -> set[str]:
@@ -65,5 +66,16 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def num_threads() -> int:
-    """Threads a kernel may use: torch's own setting."""
-    return torch.get_num_threads()
+    """Threads a kernel may use: those that were set here, else torch's own setting."""
+    return _threads or torch.get_num_threads()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Set the kernels' threads apart from torch's; None: as many as torch has."""
+    global _threads
+    _threads = count
+
+
+def is_set() -> bool:
+    """Whether the kernels' threads are set apart from torch's."""
+    return _threads is not None

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from csd3d.threads import divided, in_threads
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -83,11 +85,11 @@ class VaeCodec:
         """
         graph = torch.is_grad_enabled() and x.requires_grad
         count = self.pixels_at_once(graph) // (x.shape[-2] * x.shape[-1] * unit**2)
-        chunks = x.split(max(1, min(most, count)))
+        chunks = [x[rows] for rows in divided(len(x), max(1, min(most, count)))]
         if graph and len(chunks) > 1:
             found = [checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         else:
-            found = [run(chunk) for chunk in chunks]
+            found = in_threads(run, chunks)
         return found[0] if len(found) == 1 else tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _decoded(self, z: Tensor) -> tuple[Tensor]:

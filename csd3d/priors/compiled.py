@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.errors import InputError, one_line
-from csd3d.priors.calling import is_altered, parts_of
+from csd3d.priors.alterations import is_altered, parts_of
 from csd3d.priors.options import Options
 from csd3d.priors.runtimes import Exported
 

@@ -43,6 +43,10 @@ class Condition:
         """A condition of one element, repeated `batch` times without copying."""
         return self._map(lambda value: value.expand(batch, *value.shape[1:]))
 
+    def to(self, device: torch.device) -> "Condition":
+        """The condition on a device."""
+        return self._map(lambda value: value.to(device))
+
     @property
     def shapes(self) -> tuple:
         """Shapes without the batch; conditions with equal `shapes` can be stacked."""

@@ -110,7 +110,7 @@ def _try_out(prior: Prior) -> None:
     image = prior.source.null(z_t) if prior.source is not None else None
     condition = prior.condition([""], image)
     with torch.no_grad():
-        prior._predict(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
+        prior.predict_part(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:

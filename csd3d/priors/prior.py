@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
+from csd3d.priors.alterations import parts_of
 from csd3d.priors.autoencoder import PixelCodec, SourcePicture, VaeCodec
 from csd3d.priors.calling import call_forward
 from csd3d.priors.camera_embedding import camera_embedding
@@ -29,11 +30,13 @@ from csd3d.priors.options import Defaults, Options
 from csd3d.priors.parameterisation import to_epsilon
 from csd3d.priors.quantised import lowered
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
+from csd3d.priors.rows import predict_rows
 from csd3d.priors.runtimes import Exported
 from csd3d.priors.text import TextEncoder
 
 if TYPE_CHECKING:
     from csd3d.priors.lora import RenderScore
+    from csd3d.priors.team import Team
 
 Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, Condition], Tensor]
 
@@ -73,20 +76,22 @@ class Prior:
             self._take(network)
         self.alphas_cumprod = self.alphas_cumprod.to(self.device, torch.float32)
         self.micro_batch = self.options.micro_batch
+        self.team: Team | None = None  # other processes that predict too
         self.unet_evaluations = 0  # batch elements predicted so far; the caller may reset it
 
     def __getattr__(self, name: str) -> Any:
         later = self.__dict__.get("_later")
-        if name != "unet" or later is None:
+        if name not in ("unet", "parts") or later is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._later = None
         self._take(later.open())
-        return self.unet
+        return self.__dict__[name]
 
     def _take(self, network: nn.Module) -> None:
         self.unet = network.eval().requires_grad_(False)
         if self.options.quantise == "none":
             self.unet = self.unet.to(memory_format=torch.channels_last)
+        self.parts = parts_of(self.unet)  # to see what a method changes in it
         self.exported = faster(self.unet, self.options, self.device)
 
     @property
@@ -206,9 +211,8 @@ class Prior:
         if self.options.drop_text_encoder:
             self.release_text_encoder()
         steps = torch.as_tensor(t, device=self.device).expand(len(z_t))
-        rows = [slice(i, i + self.micro_batch) for i in range(0, len(z_t), self.micro_batch)]
         self.unet_evaluations += len(z_t)
-        return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
+        return torch.cat(predict_rows(self, z_t, steps, condition)).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The predictor's own output, of its `prediction_type`, for z_t at t [B], with a graph: for training.
@@ -233,7 +237,8 @@ class Prior:
 
         return load_expected(folder, self.device)
 
-    def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict_part(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε of rows that go through the network together, with t [B]."""
         z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
         output = call_forward(self.forward, self.family, self._network, z_t, t, alpha_bar, condition)
         return to_epsilon(output, z_t, alpha_bar, self.prediction_type)

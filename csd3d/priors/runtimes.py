@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from csd3d.errors import InputError, one_line
 from csd3d.files import cache_folder, whole_folder
-from csd3d.priors.calling import FlatCall, Inputs, flattened, is_altered, parts_of
+from csd3d.priors.alterations import is_altered, parts_of
+from csd3d.priors.calling import FlatCall, Inputs, flattened
 
 logger = logging.getLogger("csd3d")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # relative error that a wrong graph is far beyond

@@ -16,9 +16,19 @@ def precision(prior: Prior) -> str:
     return computes if computes == stored else f"{computes} with weights in {stored}"
 
 
+def weight_count(prior: Prior) -> int:
+    """The number of parameters of the noise predictor."""
+    return sum(parameter.numel() for parameter in prior.outline.parameters())
+
+
+def is_large(prior: Prior | None) -> bool:
+    """Whether torch needs several threads for one row of this prior: then their number changes last bits."""
+    return prior is not None and weight_count(prior) > LARGE
+
+
 def slow_rows(prior: Prior) -> list[str]:
     """A line where a large predictor meets a processor: how long a prediction takes there, estimated from its size."""
-    count = sum(parameter.numel() for parameter in prior.outline.parameters())
+    count = weight_count(prior)
     if count <= LARGE or prior.device.type != "cpu":
         return []
     seconds = row_seconds(prior, count, torch.get_num_threads())
