@@ -26,10 +26,12 @@ from csd3d.memory import memory_bytes, size_text
 PYTHON = (3, 11)
 INSTALL = "pip install -c constraints.txt -e "
 CARDS = ("/dev/nvidia0", "/proc/driver/nvidia/gpus")  # one of them is there where a driver of NVIDIA's is
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "kornia", "trimesh", "omegaconf")
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "kornia", "trimesh", "omegaconf")
 EXTRAS = {  # name -> (module that is tried, what it is for)
     "process": ("pycolmap", "camera poses of a film or of photos"),
     "metrics": ("open_clip", "published CLIP scores"),
+    "lora": ("peft", "LoRA weights: VSD, prior.lora"),
+    "quantise": ("torchao", "quantised weights"),
     "sweep": ("submitit", "many runs from one file"),
     "openvino": ("openvino", "a faster noise predictor on CPUs"),
     "onnxruntime": ("onnxruntime", "a faster noise predictor on CPUs"),

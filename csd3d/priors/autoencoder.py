@@ -89,7 +89,8 @@ class VaeCodec:
         if graph and len(chunks) > 1:
             found = [checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         else:
-            found = in_threads(run, chunks)
+            together = len(x) <= count  # all may be in memory at once
+            found = in_threads(run, chunks) if together else [run(chunk) for chunk in chunks]
         return found[0] if len(found) == 1 else tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _decoded(self, z: Tensor) -> tuple[Tensor]:

@@ -24,6 +24,7 @@ def predict_rows(prior: "Prior", z_t: Tensor, t: Tensor, condition: Condition) -
     While a method has LoRA weights in the network, this process computes everything, as the others do not have them.
     While it has changed the attention, a call has as many rows as `micro_batch` allows, because rows see one another.
     """
+    network = prior.unet  # it may be opened only now
     hooked = is_hooked(prior.parts)
     on_cpu, others = prior.device.type == "cpu", prior.team
     if hooked:
@@ -36,7 +37,7 @@ def predict_rows(prior: "Prior", z_t: Tensor, t: Tensor, condition: Condition) -
     parts = [(z_t[part], t[part], condition[part]) for part in rows]
     if hooked:
         return [prior.predict_part(*part) for part in parts]
-    if others is None or has_lora(prior.unet):
+    if others is None or has_lora(network):
         return compute(prior, parts)
     return others.predict(prior, parts)
 
