@@ -1,5 +1,7 @@
 """Marching and compositing by the kernels in gpu/, as torch functions; shapes and meaning are in rendering.py."""
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
@@ -23,8 +25,10 @@ def march_triton(
     """
     size, cone, most = steps
     box = aabb.double()
-    space = torch.cat([(box[3:] + box[:3]) / 2, (box[3:] - box[:3]) / 2, box.new_tensor([size, 1 / size, cone])])
-    space = rays_o.contiguous(), rays_d.contiguous(), occupancy.contiguous().view(torch.uint8), blocks, space
+    numbers = torch.cat(
+        [(box[3:] + box[:3]) / 2, (box[3:] - box[:3]) / 2, _on_device((size, 1 / size, cone), box.device)]
+    )
+    space = rays_o.contiguous(), rays_d.contiguous(), occupancy.contiguous().view(torch.uint8), blocks, numbers
     limits = torch.full_like(starts, most, dtype=torch.int64)
     counts, firsts = torch.empty_like(limits), torch.empty_like(starts)
     _march(space, (starts.contiguous(), ends.contiguous(), limits), (firsts, counts), None, cone > 0)
@@ -36,6 +40,12 @@ def march_triton(
         places = firsts, packed[:, 0].contiguous()
         _march(space, (firsts, ends.contiguous(), counts), places, (t_starts, t_ends, ray_indices), cone > 0)
     return t_starts, t_ends, ray_indices, packed
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as float64 on the device, copied there once: a copy makes the host wait."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _march(

@@ -50,6 +50,23 @@ def runs(library: Library, expected: bool = True) -> bool:
     return problem is None
 
 
+def require(library: Library, *tensors: Tensor, tried: bool = True) -> None:
+    """Raise RuntimeError if the library, asked for by name, is not here or these tensors are not for it.
+
+    Without `tried` it may fail its trial.
+    """
+    if importlib.util.find_spec(library.name) is None:
+        raise RuntimeError(f"{library.name} was asked for and is not installed: {library.install}")
+    if any(x.dtype != torch.float32 for x in tensors):
+        raise RuntimeError(f"{library.name} takes float32 tensors, got {[x.dtype for x in tensors]}")
+    if library.name == "triton" and interpreting():
+        return
+    if any(not x.is_cuda for x in tensors):
+        raise RuntimeError(f"{library.name} computes on a GPU, got tensors on {tensors[0].device}")
+    if tried and (problem := obstacle(library)) is not None:
+        raise RuntimeError(f"{problem}; {library.install}")
+
+
 @functools.cache
 def warn_once(line: str) -> None:
     """Log a warning, once a process."""

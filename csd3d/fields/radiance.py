@@ -35,7 +35,7 @@ class FieldConfig:
     density_scale: float = 5.0  # density = density_scale / (longest side of the box) · exp(network output − 1)
     blob_scale: float = 0.0  # added to the network output in the middle of the box, for text to 3D; 0: none
     blob_radius: float = 0.5  # distance where blob_scale's bias is 0, as a share of half the box's shortest side
-    backend: str = "auto"  # auto | reference | native | tcnn
+    backend: str = "auto"  # auto | reference | native | triton | tcnn
 
     def __post_init__(self) -> None:
         for key in ("levels", "features_per_level", "hidden", "colour_layers", "geo_features"):

@@ -40,7 +40,7 @@ class RenderConfig:
     update_every: Steps = 16  # training steps between updates of the grid
     warmup: Steps = 256  # until this training step an update visits every cell, afterwards at most a quarter
     early_stop: float = 1e-4  # samples that less than this share of the light reaches are skipped
-    backend: str = "auto"  # auto | reference | native | nerfacc
+    backend: str = "auto"  # auto | reference | native | triton | nerfacc
 
     def __post_init__(self) -> None:
         positive = ("steps", "max_samples", "finer", "levels", "resolution", "threshold", "update_every", "warmup")

@@ -121,8 +121,8 @@ class SplatScene(nn.Module):
 
     def check_device(self) -> None:
         """Raise InputError on a GPU without gsplat, where the reference would take minutes for a picture."""
-        if self.means.is_cuda and self.config.backend == "auto" and not kernels.has_gsplat():
-            raise InputError(f"representation.type=splats needs gsplat on a GPU: {kernels.GSPLAT_INSTALL}")
+        if self.means.is_cuda and self.config.backend == "auto" and (problem := kernels.gsplat_obstacle()) is not None:
+            raise InputError(f"representation.type=splats needs gsplat on a GPU, but {problem}")
 
     # --------------------------------------------------------------------------------------------------- optimisation
 

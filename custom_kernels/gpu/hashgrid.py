@@ -59,10 +59,9 @@ def share(fraction, FAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def encode(
-    positions, table, offsets, scales, vertices, sizes, hashed, out, count,
-    FEATURES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Features of all levels, out [S, L·F]. WIDTH is FEATURES rounded up to a power of two."""
+    positions, table, offsets, scales, vertices, sizes, hashed, out, count, FEATURES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Features of all levels, out [S, L·F]. A feature at a time: arrays [BLOCK, F] would go through shared memory."""
     level, levels = tl.program_id(1), tl.num_programs(1)
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = point < count
@@ -71,22 +70,20 @@ def encode(
     cx, fx = locate(x, scale)
     cy, fy = locate(y, scale)
     cz, fz = locate(z, scale)
-    feature = tl.arange(0, WIDTH)
-    mask = live[:, None] & (feature < FEATURES)[None, :]
-    value = tl.zeros([BLOCK, WIDTH], dtype=tl.float32)
-    for corner in tl.static_range(8):
-        entry = offset + entry_at(cx, cy, cz, side, size, is_hashed, corner)
-        weight = share(fx, corner & 1) * share(fy, corner >> 1 & 1) * share(fz, corner >> 2)
-        stored = tl.load(table + entry[:, None] * FEATURES + feature[None, :], mask=mask, other=0.0)
-        value += weight[:, None] * stored
     row = point * (levels * FEATURES) + level * FEATURES
-    tl.store(out + row[:, None] + feature[None, :], value, mask=mask)
+    for feature in tl.static_range(FEATURES):
+        value = tl.zeros([BLOCK], dtype=tl.float32)
+        for corner in tl.static_range(8):
+            entry = offset + entry_at(cx, cy, cz, side, size, is_hashed, corner)
+            weight = share(fx, corner & 1) * share(fy, corner >> 1 & 1) * share(fz, corner >> 2)
+            value += weight * tl.load(table + entry * FEATURES + feature, mask=live, other=0.0)
+        tl.store(out + row + feature, value, mask=live)
 
 
 @triton.jit(do_not_specialize=["count"])
 def table_gradient(
     positions, gradient, offsets, scales, vertices, sizes, hashed, out, count,
-    FEATURES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add weight · gradient [S, L·F] to the corners' entries of out [T, F], atomically: the order is not fixed."""
     level, levels = tl.program_id(1), tl.num_programs(1)
@@ -97,28 +94,24 @@ def table_gradient(
     cx, fx = locate(x, scale)
     cy, fy = locate(y, scale)
     cz, fz = locate(z, scale)
-    feature = tl.arange(0, WIDTH)
-    mask = live[:, None] & (feature < FEATURES)[None, :]
     row = point * (levels * FEATURES) + level * FEATURES
-    slope = tl.load(gradient + row[:, None] + feature[None, :], mask=mask, other=0.0)
-    for corner in tl.static_range(8):
-        entry = offset + entry_at(cx, cy, cz, side, size, is_hashed, corner)
-        weight = share(fx, corner & 1) * share(fy, corner >> 1 & 1) * share(fz, corner >> 2)
-        target = out + entry[:, None] * FEATURES + feature[None, :]
-        tl.atomic_add(target, weight[:, None] * slope, mask=mask, sem="relaxed")
+    for feature in tl.static_range(FEATURES):
+        slope = tl.load(gradient + row + feature, mask=live, other=0.0)
+        for corner in tl.static_range(8):
+            entry = offset + entry_at(cx, cy, cz, side, size, is_hashed, corner)
+            weight = share(fx, corner & 1) * share(fy, corner >> 1 & 1) * share(fz, corner >> 2)
+            tl.atomic_add(out + entry * FEATURES + feature, weight * slope, mask=live, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count", "levels"])
 def positions_gradient(
     positions, table, gradient, offsets, scales, vertices, sizes, hashed, out, count, levels,
-    FEATURES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the positions, out [S, 3]; 0 outside [0, 1]. A program sums all levels of its points."""
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = point < count
     x, y, z = load_points(positions, point, live)
-    feature = tl.arange(0, WIDTH)
-    mask = live[:, None] & (feature < FEATURES)[None, :]
     gx = tl.zeros([BLOCK], dtype=tl.float32)
     gy = tl.zeros([BLOCK], dtype=tl.float32)
     gz = tl.zeros([BLOCK], dtype=tl.float32)
@@ -128,11 +121,13 @@ def positions_gradient(
         cy, fy = locate(y, scale)
         cz, fz = locate(z, scale)
         row = point * (levels * FEATURES) + level * FEATURES
-        slope = tl.load(gradient + row[:, None] + feature[None, :], mask=mask, other=0.0)
         for corner in tl.static_range(8):
             entry = offset + entry_at(cx, cy, cz, side, size, is_hashed, corner)
-            stored = tl.load(table + entry[:, None] * FEATURES + feature[None, :], mask=mask, other=0.0)
-            value = scale * tl.sum(stored * slope, axis=1)
+            value = tl.zeros([BLOCK], dtype=tl.float32)
+            for feature in tl.static_range(FEATURES):
+                slope = tl.load(gradient + row + feature, mask=live, other=0.0)
+                value += slope * tl.load(table + entry * FEATURES + feature, mask=live, other=0.0)
+            value *= scale
             wx, wy, wz = share(fx, corner & 1), share(fy, corner >> 1 & 1), share(fz, corner >> 2)
             gx += (2 * (corner & 1) - 1) * wy * wz * value
             gy += (2 * (corner >> 1 & 1) - 1) * wx * wz * value

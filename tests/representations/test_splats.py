@@ -400,7 +400,8 @@ def test_lenses_bend_splats_as_they_bend_points():
 
 def test_a_gpu_without_gsplat_is_told_the_command(monkeypatch, caplog):
     model = SMALL.open(BOX, generator())
-    monkeypatch.setattr("custom_kernels.splats.has_gsplat", lambda: False)
+    problem = """gsplat is not installed: pip install "csd3d[gsplat]\""""
+    monkeypatch.setattr("custom_kernels.splats.gsplat_obstacle", lambda: problem)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     with caplog.at_level(logging.ERROR), pytest.raises(InputError, match=r'pip install "csd3d\[gsplat\]"'):
         model.start_fit(FIT)
