@@ -60,7 +60,9 @@ def march(
     shapes = [tuple(x.shape) for x in (rays_o, rays_d, t_min, t_max, jitter)]
     if shapes != [(rays, 3)] * 2 + [(rays,)] * 3:
         raise ValueError(f"march takes rays [R, 3] twice and t_min, t_max, jitter [R], got {shapes}")
-    return march_by(_choose(backend, rays_o, t_min, t_max, jitter), rays_o, rays_d, t_min, t_max, grid, steps, jitter)
+    return march_by(
+        choose_backend(backend, rays_o, t_min, t_max, jitter), rays_o, rays_d, t_min, t_max, grid, steps, jitter
+    )
 
 
 def march_by(
@@ -115,7 +117,7 @@ def composite(
             f"composite takes sigmas [S], rgbs [S, 3], t_starts, t_ends [S], packed_info [R, 2], got {shapes}"
         )
     lengths_need_grad = t_starts.requires_grad or t_ends.requires_grad
-    chosen = _choose(
+    chosen = choose_backend(
         "reference" if backend == "auto" and lengths_need_grad else backend, sigmas, rgbs, t_starts, t_ends
     )
     inputs = sigmas, rgbs, t_starts, t_ends, packed_info
@@ -143,16 +145,14 @@ def keep(samples: Samples, mask: Tensor) -> Samples:
 # ---- choice of backend
 
 
-def _choose(backend: str, *tensors: Tensor) -> str:
+def choose_backend(backend: str, *tensors: Tensor) -> str:
+    """The backend for these tensors: `auto` resolved, a named one checked (RuntimeError if it cannot run)."""
     if backend not in BACKENDS:
         raise ValueError(f"rendering backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    plain = all(x.dtype == torch.float32 for x in tensors)
     if backend == "auto":
-        return _fastest(tensors[0]) if plain else "reference"
-    if backend != "reference" and not plain:
-        raise ValueError(f"backend {backend!r} takes float32 tensors, got {[x.dtype for x in tensors]}")
+        return _fastest(tensors[0]) if all(x.dtype == torch.float32 for x in tensors) else "reference"
     if backend == "native":
-        native.require_library()
+        native.require(*tensors)
     if backend == "triton":
         require(TRITON, *tensors)
     if backend == "nerfacc":

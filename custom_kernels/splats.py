@@ -68,19 +68,22 @@ def choose_backend(backend: str, splats: Splats, view: View) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     device, plain = splats.means.device, all(x.dtype == torch.float32 for x in splats)
-    on_gpu = device.type == "cuda" and plain and not view.kind
     if backend == "auto":
-        native_runs = device.type == "cpu" and plain and native.library() is not None
-        return "gsplat" if on_gpu and runs(GSPLAT) else "native" if native_runs else "reference"
-    if backend == "gsplat":
-        require(GSPLAT, *splats)
-        if not on_gpu:
-            raise RuntimeError("backend 'gsplat' takes no lens")
-    if backend == "native":
-        native.require_library()
-        if device.type != "cpu" or not plain:
-            raise RuntimeError(f"backend 'native' takes float32 tensors on the CPU, got {splats.means.dtype}, {device}")
+        if device.type == "cuda" and plain and not view.kind:
+            return "gsplat" if runs(GSPLAT) else "reference"
+        return "native" if device.type == "cpu" and plain and native.library() is not None else "reference"
+    check_backend(backend, *splats)
+    if backend == "gsplat" and view.kind:
+        raise RuntimeError("gsplat renders pinhole cameras, and this one has a lens")
     return backend
+
+
+def check_backend(backend: str, *tensors: Tensor) -> None:
+    """Raise RuntimeError if a backend chosen by name cannot run on tensors like these."""
+    if backend == "gsplat":
+        require(GSPLAT, *tensors)
+    if backend == "native":
+        native.require(*tensors)
 
 
 def gsplat_obstacle() -> str | None:

@@ -59,6 +59,11 @@ class RenderConfig:
         if self.backend not in kernels.BACKENDS:
             raise InputError(f"render.backend: must be one of {', '.join(kernels.BACKENDS)}, got {self.backend!r}")
 
+    def check_backend(self, device: torch.device) -> None:
+        """Raise RuntimeError if the backend is one by name that cannot run on the device."""
+        if self.backend != "auto":
+            kernels.choose_backend(self.backend, torch.empty(0, device=device))
+
 
 class _Estimator(OccGridEstimator):
     """nerfacc's estimator, but it visits fewer cells, and none twice in one update: either of two writes could win."""

@@ -86,14 +86,14 @@ def test_named_libraries_need_a_gpu():
 def test_auto_on_a_gpu(gpu, monkeypatch, caplog, working, encoding, marching, lines):
     works(monkeypatch, *working)
     assert hashgrid.choose_backend("auto", POSITIONS, TABLE) == encoding
-    assert rendering._choose("auto", POSITIONS) == marching
-    assert rendering._choose("auto", POSITIONS.double()) == "reference"
+    assert rendering.choose_backend("auto", POSITIONS) == marching
+    assert rendering.choose_backend("auto", POSITIONS.double()) == "reference"
     assert len(caplog.records) == lines
 
 
 def test_nerfacc_by_name_falls_back_where_it_does_not_compile(gpu, monkeypatch, caplog):
     works(monkeypatch, "triton")
-    assert rendering._choose("nerfacc", POSITIONS) == "triton"
+    assert rendering.choose_backend("nerfacc", POSITIONS) == "triton"
     assert "nerfacc is installed but failed its trial: nerfacc.so: undefined symbol" in caplog.text
     with pytest.raises(RuntimeError, match="tinycudann is installed but failed"):
         hashgrid.choose_backend("tcnn", POSITIONS, TABLE)
