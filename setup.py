@@ -47,7 +47,6 @@ CORE = [
     "diffusers>=0.31",
     "transformers>=4.45",
     "accelerate>=1.0",
-    "peft>=0.13",
     "safetensors>=0.4.3",
     "nerfacc>=0.5.3",
     "trimesh>=4.4",
@@ -81,7 +80,7 @@ setup(
     package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", TRITON],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", TRITON],
         "triton": [TRITON],
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
@@ -89,6 +88,8 @@ setup(
         "openvino": ["openvino>=2026.0"],
         "onnxruntime": ["onnxruntime>=1.20", "onnx>=1.16"],
         "gsplat": ["gsplat>=1.4"],
+        "lora": ["peft>=0.13"],
+        "quantise": ["torchao>=0.15", "bitsandbytes>=0.45; platform_system != 'Darwin'"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[

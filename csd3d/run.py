@@ -15,8 +15,8 @@ from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
-from csd3d.schema import paths_of, with_paths
 
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
 
@@ -120,11 +120,14 @@ def banner(job: Any) -> list[str]:
     """Return the first lines of the log: what will be done, where, and on which device."""
     import torch
 
+    from csd3d.priors.speed import precision, slow_rows
+
     config, device = job.config, job.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
     return [
         f"csd3d {__version__}, {config.task}: {config.told}",
-        f"device {device} ({where}), model {config.prior.model}",
+        f"device {device} ({where}), {precision(job.prior)}, model {config.prior.model}",
+        *slow_rows(job.prior),
         used(job),
         f"run folder {job.folder}, previews in its images/",
         f"{len(config.phases)} phases: {', '.join(config.phases)}",

@@ -187,6 +187,6 @@ def make_cover(latents: Latents, window: int, overlap: float) -> Cover:
 
 def window_side(prior: Prior, window: int | None) -> int:
     """Latent pixels along a window's side: `window` if given, else the prior's training size, else 64."""
-    trained = prior.unet.config.get("sample_size")
+    trained = prior.outline.config.get("sample_size")
     trained = min(trained) if isinstance(trained, (list, tuple)) else trained
     return window or trained or 64

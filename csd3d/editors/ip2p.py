@@ -46,6 +46,6 @@ class DownscaledIP2P(IP2P):
 def downscaled_size(prior: Prior, height: int, width: int) -> tuple[int, int]:
     """(H, W) with the longer side at the prior's training size, both multiples of what VAE and UNet divide by."""
     factor = prior.codec.downscale
-    unit = factor * 2 ** (len(prior.unet.down_blocks) - 1)
-    scale = prior.unet.config.sample_size * factor / max(height, width)
+    unit = factor * 2 ** (len(prior.outline.config.down_block_types) - 1)
+    scale = prior.outline.config.sample_size * factor / max(height, width)
     return tuple(max(round(side * scale / unit), 1) * unit for side in (height, width))

@@ -1,6 +1,6 @@
 """Calling a family's `forward`, which may be a plugin's, so that a mistake in it is told in one line.
 
-And calling a network by tensors alone, for what exports it.
+And calling a network by tensors alone, for what exports it, and whether it still is as it was exported.
 """
 
 import inspect
@@ -66,3 +66,23 @@ def flattened(network: nn.Module, args: tuple, options: Mapping[str, Any]) -> tu
         elif value is not None:
             fixed.append((name, value))
     return inputs, tuple(fixed)
+
+
+def parts_of(network: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """The modules of a network with their attention processors."""
+    return [(module, getattr(module, "processor", None)) for module in network.modules()]
+
+
+def is_altered(network: nn.Module, parts: list[tuple[nn.Module, Any]]) -> bool:
+    """Whether a network's `parts`, its modules with their attention processors, are not as they were, or LoRA is on."""
+    if getattr(network, "peft_config", None):
+        switches = (getattr(module, "disable_adapters", None) for module in network.modules())
+        if next((switch for switch in switches if isinstance(switch, bool)), True) is False:  # peft sets all together
+            return True
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or (processor is not None and module.processor is not processor)
+        for module, processor in parts
+    )

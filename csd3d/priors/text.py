@@ -5,7 +5,8 @@ encoders and tokenizers by folder name. A family's `embed` is a function of (par
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from csd3d.errors import InputError
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding, embedding_path, fingerprint, read_embedding, write_embedding
-from csd3d.priors.opening import ModelFolder, one_line
+from csd3d.priors.libraries import one_line
+from csd3d.priors.opening import ModelFolder
 
 logger = logging.getLogger("csd3d")
 Parts = Mapping[str, Any]
@@ -42,7 +44,7 @@ class TextEncoder:
         self.cache, self.model = None, ""
         if cache:
             self.cache = _made(Path(cache).expanduser())
-            self.model = fingerprint({part: folder.part(part) for part in self.parts}, recipe)
+            self.model = fingerprint({part: folder.part(part) for part in self.parts} | dict(folder.added), recipe)
         self._embeddings: dict[str, Embedding] = {}
         for network in (part for part in self.parts.values() if isinstance(part, nn.Module)):
             network.eval().requires_grad_(False)
@@ -63,6 +65,21 @@ class TextEncoder:
         if had_parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have the encoders on the device inside the block, from where they are kept (`prior.offload`)."""
+        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        kept = [next(network.parameters()).device for network in networks]
+        for network, place in zip(networks, kept, strict=True):
+            if place.type != self.device.type:
+                network.to(self.device)
+        try:
+            yield
+        finally:
+            for network, place in zip(networks, kept, strict=True):
+                if place.type != self.device.type:
+                    network.to(place)
+
     @torch.no_grad()
     def _embed(self, prompt: str) -> Embedding:
         path = None if self.cache is None else embedding_path(self.cache, self.model, prompt)
@@ -74,7 +91,8 @@ class TextEncoder:
                 "embed all prompts of a job first, or set it to false"
             )
         try:
-            embedding = self.embed(self.parts, prompt)
+            with self._at_work():
+                embedding = self.embed(self.parts, prompt)
         except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of sizes in a config that do not fit

@@ -1,6 +1,6 @@
 """Every task's job cut to a few steps: `python jobs.py DEVICE FOLDER JOB...` writes FOLDER/figures.json.
 
-A JOB is a name in `JOBS`, with `:float16` for the prior's half precision (CUDA only).
+A JOB is a name in `JOBS`, with `:float16` for the prior's half precision, kept on the host (CUDA only).
 """
 
 import json
@@ -56,6 +56,8 @@ def figures_of(name: str, device: str, folder: Path) -> dict:
     name, _, dtype = name.partition(":")
     config, overrides = JOBS[name]
     overrides = [*overrides, f"prior.dtype={dtype or 'float32'}"]
+    if dtype:  # its weights are kept in half too; what saves memory on a card is tried with it
+        overrides += ["prior.offload=model", "prior.drop_text_encoder=true"]
     started = time.monotonic()
     try:
         jobs.start(CONFIGS / f"{config}.yaml", overrides, folder, 0, device, stop=StopRequest())

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import save_file
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, hub, load_prior
@@ -16,9 +18,9 @@ from csd3d.priors.families.sd3 import StableDiffusion3
 from csd3d.priors.hub import CONFIGS, wanted_files
 
 
-def refused(model) -> str:
+def refused(model, **options) -> str:
     with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), device="cpu"))
+        load_prior(PriorConfig(str(model), device="cpu", **options))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -78,6 +80,41 @@ def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, t
     assert fake_hub.asked == [CONFIGS]
 
 
+def test_the_half_variant_is_downloaded_where_weights_are_kept_in_half(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(edit_folder, tmp_path / "hub")
+    for part in ("unet", "text_encoder"):
+        (whole,) = (fake_hub.folder / part).glob("*.safetensors")
+        shutil.copy(whole, whole.with_suffix(".bf16.safetensors"))
+        shutil.copy(whole, whole.with_suffix(".fp16.safetensors"))
+    load_prior(PriorConfig("someone/model", device="cpu", dtype="bfloat16", weights="bfloat16"))
+    weights = sorted(name for name in fake_hub.asked[1] if name.endswith(".safetensors"))
+    assert weights == [
+        "text_encoder/model.bf16.safetensors",
+        "unet/diffusion_pytorch_model.bf16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_a_shard_that_the_hub_lacks_is_named_before_any_weight_is_fetched(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(edit_folder, tmp_path / "hub")
+    (whole,) = (fake_hub.folder / "unet").glob("*.safetensors")
+    whole.rename(whole.with_name("diffusion_pytorch_model-00002-of-00002.safetensors"))
+    assert "the shard unet/diffusion_pytorch_model-00001-of-00002.safetensors is missing" in refused("someone/model")
+    assert fake_hub.asked == [CONFIGS]
+
+
+def test_a_lora_comes_from_the_hub_with_its_file_alone(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = tmp_path / "hub"
+    fake_hub.folder.mkdir()
+    save_file({"transformer.a.lora_A.weight": torch.zeros(1, 1)}, fake_hub.folder / "style.safetensors")
+    (fake_hub.folder / "style.png").write_bytes(b"not to be fetched")
+    for entry in ("someone/style:0.5", "someone/style/style.safetensors"):
+        fake_hub.asked = []
+        told = refused(edit_folder, lora=[entry])
+        assert "is for another model" in told
+        assert fake_hub.asked == [["style.safetensors"]]
+
+
 def test_everything_that_is_opened_is_downloaded_once():
     taken = [
         "text_encoder/model.safetensors",
@@ -107,11 +144,6 @@ def test_everything_that_is_opened_is_downloaded_once():
 @pytest.mark.parametrize("model", ["", "./nowhere", "/no/such/folder", "a/b/c", "../prior", "plain"])
 def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
     assert "prior.model" in refused(model)
-
-
-def test_a_file_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is a file" in refused(tmp_path / "model.safetensors")
 
 
 def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):

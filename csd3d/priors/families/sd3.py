@@ -51,7 +51,7 @@ class StableDiffusion3:
     def load(folder: ModelFolder, options: Options) -> Prior:
         if options.attention == "sliced":
             raise InputError(f"prior.attention: sliced is for UNets, {folder} holds a transformer; use auto or sdpa")
-        parts = load_parts(folder, _present(folder), options.device)
+        parts = load_parts(folder, _present(folder), options)
         transformer, config = parts["transformer"], parts["transformer"].config
         codec = VaeCodec(parts["vae"], config.patch_size, slicing=options.vae_slicing)
         patches = (config.sample_size // config.patch_size) ** 2

@@ -19,10 +19,10 @@ from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families import stable_diffusion
-from csd3d.priors.families.stable_diffusion import check_embeddings, working_size
+from csd3d.priors.families.stable_diffusion import check_embeddings, defaults_of
 from csd3d.priors.memory import set_attention
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
-from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.prior import Options, Prior
 from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text
 from csd3d.registry import register
 
@@ -47,7 +47,7 @@ class StableDiffusionXL:
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
         zero_null = _zeros_for_empty_prompt(folder)
-        parts = load_parts(folder, StableDiffusionXL.parts, options.device)
+        parts = load_parts(folder, StableDiffusionXL.parts, options)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
         _check_fit(folder, unet.config, codec.channels, parts)
@@ -60,6 +60,7 @@ class StableDiffusionXL:
             options.device,
             options.embedding_cache,
         )
+        edits = unet.config.in_channels == 2 * codec.channels
         return Prior(
             codec,
             unet,
@@ -67,9 +68,9 @@ class StableDiffusionXL:
             schedule.alphas_cumprod,
             partial(forward, downscale=codec.downscale),
             schedule.config.prediction_type,
-            Defaults(working_size=working_size(unet.config, codec.downscale)),
+            defaults_of(unet.config, codec.downscale, edits),
             options,
-            UnscaledLatent() if unet.config.in_channels == 2 * codec.channels else None,
+            UnscaledLatent() if edits else None,
         )
 
 
