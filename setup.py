@@ -66,6 +66,8 @@ CORE = [
     "tensorboard>=2.16",
 ]
 
+TRITON = 'triton>=3.2; platform_system == "Linux"'  # CUDA builds of torch bring the version that they need
+
 setup(
     name="csd3d",
     version="0.1.0",
@@ -79,7 +81,8 @@ setup(
     package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5", TRITON],
+        "triton": [TRITON],
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
         "tcnn": ["tinycudann"],

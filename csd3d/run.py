@@ -128,9 +128,12 @@ def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
 
 def opened(config: Any, device: str) -> Any:
     """Open the job of a config on a device."""
+    from csd3d.backends import check_backends
     from csd3d.engine.phase import Job
 
-    return registry.returned("task", config, "open", config.open(choose(device)), Job)
+    chosen = choose(device)
+    check_backends(config, chosen)
+    return registry.returned("task", config, "open", config.open(chosen), Job)
 
 
 def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_config: Callable[[str], None]) -> None:

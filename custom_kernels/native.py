@@ -54,6 +54,14 @@ def require_library() -> ctypes.CDLL:
     return lib
 
 
+def require(*tensors: Tensor) -> None:
+    """Raise RuntimeError if the kernels, asked for by name, are missing or these tensors are not for them."""
+    require_library()
+    for x in tensors:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            raise RuntimeError(f"backend 'native' takes float32 tensors on the CPU, got {x.dtype}, {x.device}")
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Address of a contiguous CPU tensor's data (null for None)."""
     if tensor is None:
