@@ -52,7 +52,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--seed", metavar="N", type=int, help="the same as seed=N")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
+        "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="default: cuda where there is one"
     )
     return parser
 

@@ -31,7 +31,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-VOLATILE = ("seconds", "peak_memory_gib")  # keys of metrics.json that are left out
+VOLATILE = ("seconds", "peak_memory_gib", "peak_gpu_memory_gib")  # keys of metrics.json that are left out
 TOLERANCE = 1e-6  # relative, of figures
 EVERY_JOB = ("save_seconds=600",)  # a checkpoint or preview every few seconds would depend on the machine's load
 

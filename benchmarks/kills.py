@@ -260,7 +260,7 @@ def flat(value: object, key: str = "metrics") -> Iterator[tuple[str, object]]:
     """Yield (dotted key, value) of nested metrics, without times and memory."""
     if isinstance(value, dict):
         for name, item in value.items():
-            if name not in ("seconds", "peak_memory_gib"):
+            if name not in ("seconds", "peak_memory_gib", "peak_gpu_memory_gib"):
                 yield from flat(item, f"{key}.{name}")
     else:
         yield key, value

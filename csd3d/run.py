@@ -127,13 +127,20 @@ def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
 
 
 def opened(config: Any, device: str) -> Any:
-    """Open the job of a config on a device."""
+    """Open the job of a config on a device; `auto` leaves it to the config's prior.device."""
     from csd3d.backends import check_backends
-    from csd3d.engine.phase import Job
+    from csd3d.devices import choose_device
+    from csd3d.engine.out_of_memory import told_memory
+    from csd3d.engine.phase import Job, forget_peak
 
-    chosen = choose(device)
+    asked = config.prior.device if device == "auto" else device
+    chosen = choose_device(asked, "prior.device" if device == "auto" else "--device")
     check_backends(config, chosen)
-    return registry.returned("task", config, "open", config.open(chosen), Job)
+    forget_peak(chosen)
+    with told_memory(config, chosen):
+        job = registry.returned("task", config, "open", config.open(chosen), Job)
+    job.asked_device = asked
+    return job
 
 
 def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_config: Callable[[str], None]) -> None:
@@ -153,15 +160,19 @@ def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_c
 
 def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()) -> None:
     """Do the job with its log, which begins with a banner and these warnings."""
+    from csd3d.devices import unusable_card
+    from csd3d.engine.out_of_memory import told_memory
     from csd3d.tasks import runner
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
+    card = unusable_card() if job.asked_device == "auto" and job.device.type == "cpu" else None
     with logging_to(folder):
         for line in banner(job):
             logger.info("%s", line)
-        for line in (*warnings, *getattr(job.config, "ignored", ())):
+        for line in (*([card] if card else []), *warnings, *getattr(job.config, "ignored", ())):
             logger.warning("%s", line)
-        runner.run(job)
+        with told_memory(job.config, job.device, job):
+            runner.run(job)
         logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
 
 
@@ -267,13 +278,3 @@ def settle(path: str) -> str:
 def absolute(path: str) -> str:
     """Return a path of a run's config.yaml as `settle` meant it: that of an asset is in csd3d, whatever is here."""
     return str(PACKAGE_ROOT / path) if Path(path).is_relative_to("csd3d/assets") else path
-
-
-def choose(device: str):
-    """Return the torch device for `auto`, `cpu` or `cuda`."""
-    from csd3d.priors import choose_device
-
-    try:
-        return choose_device(device)
-    except InputError as error:  # it names the config's key, but here an option was given
-        raise InputError(str(error).replace("prior.device", "--device")) from None

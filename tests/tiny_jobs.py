@@ -162,6 +162,7 @@ def metrics_of(folder):
     for key in ("encode", "export", "evaluate", "total"):
         metrics["seconds"].pop(key, None)
     metrics.pop("peak_memory_gib")
+    metrics.pop("peak_gpu_memory_gib", None)
     if metrics.get("mesh"):
         metrics["mesh"].pop("seconds")
     return metrics

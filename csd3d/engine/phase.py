@@ -43,6 +43,8 @@ class Job:
     folder: Path = field(default_factory=Path)  # set before it runs, as is `stop`
     stop: StopRequest = field(default_factory=StopRequest)
     contents: dict[str, str] = field(default_factory=dict)  # fingerprints of inputs, by their paths in the config
+    asked_device: str = ""  # "auto" where the device was left to csd3d
+    phase: str = ""  # the one that runs
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Job:
 
         share: of the phase, what is left to do.
         """
-        phases = list(getattr(self.config, "phases", ()))
+        self.phase, phases = name, list(getattr(self.config, "phases", ()))
         place = f"phase {phases.index(name) + 1} of {len(phases)}: " if name in phases else ""
         left = self.outlook.begin(name, share)
         rest = "" if left is None else f"; about {as_clock(left)} left in all"
@@ -215,3 +217,17 @@ def peak_memory_gib() -> float:
     """Return the peak resident memory of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of a card's memory begin anew, with this job."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return metrics.json's figures of memory: of this process, and what torch took of the card, where one is used."""
+    found = {"peak_memory_gib": peak_memory_gib()}
+    if device.type == "cuda":
+        found["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return found

@@ -232,7 +232,7 @@ def read_environment(run_folder: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, processor, threads, accelerator and git commit, as needed to repeat a run."""
+    """Return versions, processor, threads, graphics card and git commit, as needed to repeat a run."""
     import torch
 
     from csd3d import ranks
@@ -247,8 +247,19 @@ def environment() -> dict[str, Any]:
         "threads": native.num_threads(),
         "processes": ranks.count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_card(),
         "git": _git_commit(Path(__file__).parent),
     }
+
+
+def _card() -> dict[str, Any]:
+    """Return what torch needs of a graphics card and how much memory that has, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return {"cuda_version": torch.version.cuda, "gpu_memory_gib": round(total / 2**30, 1)}
 
 
 def _version(package: str) -> str | None:

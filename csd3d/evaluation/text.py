@@ -77,11 +77,11 @@ class AssetsSeen:
     shape: Tensor
 
 
-def check_shown(config, side: int) -> None:
-    """Raise InputError if a step's pictures for the prior, `side` pixels a side, do not fit in memory."""
+def check_shown(config, side: int, device: torch.device) -> None:
+    """Raise InputError if a step's pictures for the prior, `side` pixels a side, do not fit in the device's memory."""
     given = f"guidance_size {side} with {config.particles} × {config.views_per_step} views"
     needed = BYTES_PER_PIXEL * config.particles * config.views_per_step * side**2
-    check_fits(needed, f"{given}: a step's pictures", "lower guidance_size, views_per_step or particles")
+    check_fits(needed, f"{given}: a step's pictures", "lower guidance_size, views_per_step or particles", device)
 
 
 def check_judged(config) -> None:

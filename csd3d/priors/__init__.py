@@ -1,7 +1,7 @@
 """Diffusion models behind one small interface: encode, embed, predict the noise."""
 
 from csd3d.priors.condition import Condition
-from csd3d.priors.loading import PriorConfig, choose_device, load_prior
+from csd3d.priors.loading import PriorConfig, load_prior
 from csd3d.priors.mixture import GaussianMixturePrior, scaled_linear_alphas
 from csd3d.priors.perceptual import load_lpips, perceptual_distance, perceptual_vectors
 from csd3d.priors.prior import Defaults, Prior
@@ -12,7 +12,6 @@ __all__ = [
     "GaussianMixturePrior",
     "Prior",
     "PriorConfig",
-    "choose_device",
     "load_lpips",
     "load_prior",
     "perceptual_distance",

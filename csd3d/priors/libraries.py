@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from csd3d.errors import InputError
 
 
 def opened(path: Path, load: Callable[[], Any]) -> Any:
-    """The result of `load`; any error becomes an InputError that names `path`."""
+    """The result of `load`; any error but a lack of memory becomes an InputError that names `path`."""
     try:
         return load()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # a broken file can raise the errors of a dozen libraries
         raise InputError(f"{path}: could not be opened ({one_line(error)})") from None
 

@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 import torch
 
 from csd3d import registry
+from csd3d.devices import FORMS, choose_device, is_device
 from csd3d.errors import InputError
 from csd3d.priors.adapters import check_lora
 from csd3d.priors.compiled import check_compiler
@@ -40,7 +40,7 @@ class PriorConfig:
     config: str = path_key(identity=False)  # folder or hub name with the configs of a single file; "": as inferred
     lora: list[str] = path_keys()  # LoRA to add, each a file, folder or hub name, with :SCALE if not 1 (extra lora)
     family: str = "auto"  # the kind of model: auto (recognised by its configs), or a registered family's name
-    device: str = incidental("auto")  # auto (CUDA if there is one), cpu, cuda or cuda:N
+    device: str = incidental("auto")  # of the whole job: auto (CUDA if there is one), cpu, cuda, cuda:N; --device wins
     dtype: str = "auto"  # auto (float16 on CUDA, else float32), float32, float16, or bfloat16 (for the VAE too)
     weights: str = counted_as(unless("auto"), "auto")  # as kept: auto (dtype's on CUDA, else float32) or as dtype
     quantise: str = counted_as(unless("none"), "none")  # none, or the predictor: bnb-int8, bnb-nf4, torchao-int8
@@ -56,8 +56,8 @@ class PriorConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
             raise InputError(f"prior.dtype: {self.dtype!r} is none of auto, {', '.join(DTYPES)}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise InputError(f"prior.device: {self.device!r} is none of auto, cpu, cuda, cuda:N")
+        if not is_device(self.device):
+            raise InputError(f"prior.device: {self.device!r} is none of {FORMS}")
         if self.micro_batch < 1:
             raise InputError(f"prior.micro_batch: must be at least 1, got {self.micro_batch}")
         if self.attention not in ATTENTION:
@@ -141,14 +141,6 @@ def find_family(folder: ModelFolder, name: str = "auto") -> Any:
         f"prior.model: {folder}/{part}/config.json: a {kind} is not supported; supported are {known}. "
         "prior.family can name one"
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`; InputError where it does not exist."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"prior.device: {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def has_bfloat16() -> bool:

@@ -20,7 +20,6 @@ from csd3d.canvas.clip import Clip
 from csd3d.canvas.latents import Latents, edited_frames
 from csd3d.config import to_yaml
 from csd3d.engine.logs import progress
-from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.canvas import Metrics, part_count, parts
 from csd3d.export import side_by_side, to_uint8, write_video
 from csd3d.files import make_folder
@@ -165,6 +164,7 @@ class CanvasReport:
     metrics: dict  # as in metrics.json
     shown: dict[str, Shown]  # by method, and of the source
     used: str = ""  # the model
+    environment: dict[str, object] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write images/views.png, the small movies and report.html."""
@@ -189,7 +189,7 @@ class CanvasReport:
             videos=write_movies(self.folder, clip, self.shown),
             curves=charts(self.folder, CURVES),
             config=to_yaml(self.config),
-            environment=read_environment(self.folder),
+            environment=self.environment,
         )
         write_report(self.folder / "report.html", data)
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
-from csd3d.engine.run_folder import read_environment
 from csd3d.evaluation.text import AssetsSeen, held_out
 from csd3d.export import write_video
 from csd3d.report.charts import charts
 from csd3d.report.models import save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_each, save_grid
-from csd3d.report.used import used
+from csd3d.report.used import environment_of, used
 from csd3d.representations.base import render_each
 from csd3d.representations.batch import Assets
 
@@ -44,7 +43,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
         results=metrics["results"],
         judge=metrics["judge"] or "",
         config=to_yaml(job.config),
-        environment=read_environment(job.folder),
+        environment=environment_of(job.folder, job.device),
         **sections,
     )
 

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from csd3d import registry
+from csd3d.engine.phase import peak_memory
+from csd3d.engine.run_folder import read_environment
 
 
 def used(job: Any) -> str:
@@ -21,3 +25,9 @@ def used(job: Any) -> str:
         "Capture": getattr(getattr(job, "capture", None), "reader", ""),
     }
     return " · ".join(f"{what}: {title}" for what, title in found.items() if title)
+
+
+def environment_of(run_folder: Path, device: torch.device) -> dict[str, Any]:
+    """Return what the report shows of the machine: environment.json, and the memory that the run took so far."""
+    memory = {key: round(value, 2) for key, value in peak_memory(device).items()}
+    return read_environment(run_folder) | {"device": str(device)} | memory

@@ -68,12 +68,12 @@ def check_patches(config: FitConfig, size: tuple[int, int], key: str) -> None:
         raise InputError(f"{key}.patch_size: {config.patch_size} is more than the pictures' {min(size)}")
 
 
-def check_rays(config: FitConfig, representation: Any, key: str) -> None:
-    """Raise InputError if a step's renders do not fit in memory; `key` is the config's place."""
+def check_rays(config: FitConfig, representation: Any, key: str, device: torch.device | None = None) -> None:
+    """Raise InputError if a step's renders do not fit in the device's memory; `key` is the config's place."""
     per_ray = getattr(representation, "bytes_per_ray", 0)
     random = min(config.rays, max(config.samples / SAMPLES_PER_RAY, 64))
     given = f"samples {config.samples}, rays {config.rays}, patches {config.patches} of {config.patch_size}²"
-    check_fits(per_ray * (random + config.patches * config.patch_size**2), f"{key}: {given}: a step")
+    check_fits(per_ray * (random + config.patches * config.patch_size**2), f"{key}: {given}: a step", device=device)
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], config: FitConfig) -> torch.optim.Adam:

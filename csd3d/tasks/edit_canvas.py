@@ -26,7 +26,7 @@ from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register, returned
 from csd3d.report.canvas import CanvasReport, previewer, write_results
-from csd3d.report.used import used
+from csd3d.report.used import environment_of, used
 from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental, path_key
 
 Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
@@ -290,7 +290,8 @@ class CanvasJob(Job):
         shown = write_results(self.folder, self.edits, self.main, measured)
         for name, known in metrics["results"].items():
             metrics["results"][name] = measured.figures(name) | known
-        CanvasReport(self.folder, self.config, self.clip, self.main, metrics, shown, used(self)).write()
+        about = used(self), environment_of(self.folder, self.device)
+        CanvasReport(self.folder, self.config, self.clip, self.main, metrics, shown, *about).write()
 
 
 def open_job(

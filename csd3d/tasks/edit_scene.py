@@ -18,7 +18,6 @@ from csd3d.editors.fitting import FitPhase, fit_phase, new_phase
 from csd3d.editors.scene import SceneEdit, SceneSource, try_out
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
-from csd3d.engine.run_folder import read_environment
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged, source_surface
@@ -40,7 +39,7 @@ from csd3d.report.scene import (
     save_videos,
     view_rows,
 )
-from csd3d.report.used import used
+from csd3d.report.used import environment_of, used
 from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches, check_rays
 from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental
@@ -146,7 +145,7 @@ class EditSceneConfig:
     def open(self, device: torch.device) -> "EditJob":
         """Open the capture and the prior; what is wrong with them raises InputError before any work."""
         for key in ("reconstruct", "fit"):
-            check_rays(getattr(self, key), self.representation.thing, key)
+            check_rays(getattr(self, key), self.representation.thing, key, device)
         capture = load_capture(self.scene)
         sides = capture.images.shape[1:3] if capture.places is None else capture.places[:, 2:].flatten().tolist()
         if min(sides) < SMALLEST:
@@ -263,7 +262,7 @@ class EditJob(Job):
             mesh_note=note,
             curves=charts(folder, (("PSNR of the fit, dB", "psnr"), ("Loss", "loss"))),
             config=to_yaml(config),
-            environment=read_environment(folder),
+            environment=environment_of(folder, self.device),
         )
         write_report(folder / "report.html", report)
 

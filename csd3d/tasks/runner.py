@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from csd3d.engine.phase import Job, Phase, all_finished, peak_memory_gib
+from csd3d.engine.phase import Job, Phase, all_finished, peak_memory
 from csd3d.files import write_text
 
 
@@ -46,13 +46,13 @@ def run(job: TaskJob | Job) -> None:
     metrics |= job.measure(done)
     measured = time.monotonic()
     phases = metrics["seconds"] | {"evaluate": measured - worked}
-    write_metrics(job.folder, dict(metrics), phases)  # what was measured is kept even if a file cannot be written
+    write_metrics(job, dict(metrics), phases)  # what was measured is kept even if a file cannot be written
     job.save(done, metrics)
-    write_metrics(job.folder, metrics, phases | {"export": time.monotonic() - measured})
+    write_metrics(job, metrics, phases | {"export": time.monotonic() - measured})
 
 
-def write_metrics(folder: Path, metrics: dict, seconds: dict[str, float]) -> None:
-    """Write metrics.json whole, with the seconds of each part and their sum."""
+def write_metrics(job: TaskJob | Job, metrics: dict, seconds: dict[str, float]) -> None:
+    """Write metrics.json whole, with the seconds of each part, their sum, and the memory so far."""
     metrics["seconds"] = seconds | {"total": sum(seconds.values())}
-    metrics["peak_memory_gib"] = peak_memory_gib()
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", sync=True)
+    metrics |= peak_memory(job.device)
+    write_text(job.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", sync=True)

@@ -144,13 +144,13 @@ class TextTo3DConfig:
         check_memory(self.asset, self.particles, self.views_per_step, device)
         check_judged(self)
         if self.guidance_size is not None:
-            check_shown(self, self.guidance_size)
+            check_shown(self, self.guidance_size, device)
         with at_key("evaluate.clip"):
             check_judge(self.evaluate.clip)
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
-        check_shown(self, shown_side(self, prior))
+        check_shown(self, shown_side(self, prior), device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks)
 
     @property

@@ -120,14 +120,14 @@ class TextToImageConfig:
     def open(self, device: torch.device) -> "ImageJob":
         """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""
         side = self.size or LEAST_SIDE  # a file that cannot be read is refused before a model is fetched
-        check_size(self, side)
+        check_size(self, side, device)
         open_source(self, side)
         with at_key("clip"):
             check_judge(self.clip)
         source_prompts = [self.source.prompt] if self.source.prompt else None
         prior, networks = open_prior(self.prior, device, self.runs, self.texts, source_prompts)
         side = self.size or prior.defaults.working_size
-        check_size(self, side)
+        check_size(self, side, device)
         source = open_source(self, side)
         return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side)
 
@@ -207,10 +207,10 @@ class ImageJob(Job):
         save_pictures(self, self.pictures, self.source, titles, metrics)
 
 
-def check_size(config: TextToImageConfig, side: int) -> None:
-    """Raise InputError if pictures of `side` pixels do not fit in memory."""
+def check_size(config: TextToImageConfig, side: int, device: torch.device) -> None:
+    """Raise InputError if pictures of `side` pixels do not fit in the device's memory."""
     needed = BYTES_PER_PIXEL * config.particles * side**2
-    check_fits(needed, f"particles {config.particles} of size {side}: a step")
+    check_fits(needed, f"particles {config.particles} of size {side}: a step", device=device)
 
 
 def open_source(config: TextToImageConfig, side: int) -> Tensor | None:

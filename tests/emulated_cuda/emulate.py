@@ -3,10 +3,10 @@
     python tests/emulated_cuda/emulate.py SCRIPT ARGS...      runs SCRIPT as if torch saw one CUDA device
 
 Refused: operands on two devices, CUDA indices into a CPU tensor, a CPU generator for a CUDA tensor, numpy() or
-data_ptr() of a CUDA tensor. Autocast runs as it would on CUDA (float16). Counted, and printed at the end: what makes
-the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each mismatch once, with its file
-and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder. Compiled CUDA kernels can't
-run. Speed and memory say nothing; results are the CPU's.
+data_ptr() of a CUDA tensor. Autocast runs as it would on CUDA (float16). Counted, and printed at the end, by kind and
+by line: what makes the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each mismatch
+once, with its file and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder. Compiled
+CUDA kernels can't run. Speed and memory say nothing; results are the CPU's.
 """
 
 import collections
@@ -55,7 +55,8 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 
 aten = torch.ops.aten
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
-SYNCS: collections.Counter = collections.Counter()
+SYNCS: collections.Counter = collections.Counter()  # what made the host wait, by kind
+PLACES: collections.Counter = collections.Counter()  # the same by the project's line
 MISMATCHES: collections.Counter = collections.Counter()
 LENIENT = os.environ.get("EMULATED_CUDA_LENIENT") == "1"
 WATCHED = ("csd3d", "custom_kernels")  # a mismatch is blamed on the innermost frame in one of these
@@ -69,6 +70,16 @@ WAITING = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
     aten.unique_dim.default, aten.bincount.default, aten.equal.default,
 }  # fmt: skip
+
+
+def waits(kind: str) -> None:
+    """Counts what makes the host wait, by its kind and by the innermost line of the project."""
+    SYNCS[kind] += 1
+    frame = sys._getframe(1)  # traceback.extract_stack reads source files: too slow here
+    while frame is not None and not any(f"/{name}/" in frame.f_code.co_filename for name in WATCHED):
+        frame = frame.f_back
+    if frame is not None:
+        PLACES[f"{'/'.join(frame.f_code.co_filename.rsplit('/', 3)[1:])}:{frame.f_lineno}"] += 1
 
 
 class CudaTensor(torch.Tensor):
@@ -90,7 +101,7 @@ class CudaTensor(torch.Tensor):
     numpy = __array__ = _no_numpy
 
     def tolist(self) -> list:
-        SYNCS["tolist"] += 1
+        waits("tolist")
         return self.inner.tolist()
 
     def __deepcopy__(self, memo: dict) -> torch.Tensor:
@@ -145,10 +156,12 @@ def _check(func, args: tuple, flat: list) -> None:
     """Refuses what CUDA refuses of the operands, and counts what makes the host wait."""
     tensors = [x for x in flat if isinstance(x, torch.Tensor)]
     cpu = [x for x in tensors if not _on_cuda(x)]
+    if func is aten.copy_.default and _on_cuda(args[0]) != _on_cuda(args[1]):
+        waits("copy between devices")
     if len(cpu) == len(tensors) or func in CROSS:
         return
     if func in WAITING:
-        SYNCS[str(func)] += 1
+        waits(str(func))
     if func in INDEXING:
         _check_index(func, args)
     elif any(x.dim() > 0 for x in cpu):
@@ -160,7 +173,7 @@ def _check_index(func, args: tuple) -> None:
     """CUDA takes indices from the host, the host takes none from CUDA; values must be where the base is."""
     base, indices = args[0], [i for i in args[1] if i is not None]
     if any(_on_cuda(i) and i.dtype == torch.bool for i in indices):
-        SYNCS["bool index"] += 1
+        waits("bool index")
     if not _on_cuda(base) and any(_on_cuda(i) for i in indices):
         _complain(func, "indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     if len(args) > 2 and _on_cuda(base) != _on_cuda(args[2]) and args[2].dim() > 0:
@@ -188,7 +201,7 @@ def _run(func, args: tuple, kwargs: dict):
     if func is aten._pin_memory.default:
         return args[0]
     if func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
-        SYNCS["repeat_interleave"] += 1
+        waits("repeat_interleave")
     a, k = tree_map(_unwrap, args), tree_map(_unwrap, kwargs)
     if k.get("pin_memory"):
         k["pin_memory"] = False
@@ -208,7 +221,7 @@ def _copied(source: torch.Tensor, a: tuple, k: dict, to_cuda: bool) -> torch.Ten
     """x.to(...), never sharing memory with x."""
     k.pop("non_blocking", None)
     if _on_cuda(source) != to_cuda:
-        SYNCS["copy to device" if to_cuda else "copy to host"] += 1
+        waits("copy to device" if to_cuda else "copy to host")
     out = aten._to_copy.default(*a, **(k | {"device": CPU}))
     out = out.clone() if out is a[0] else out
     return CudaTensor(out) if to_cuda else out
@@ -235,7 +248,7 @@ def _pretend() -> None:
     """What torch.cuda answers while the emulation runs."""
     properties = type("Properties", (), {"total_memory": 24 << 30, "name": "emulated", "major": 9, "minor": 0})()
     answers = {
-        "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "emulated",
+        "is_available": True, "device_count": 1, "current_device": 0, "set_device": None, "get_device_name": "emulated",
         "get_device_capability": (9, 0), "get_device_properties": properties, "synchronize": None, "empty_cache": None,
         "is_bf16_supported": True, "manual_seed_all": None, "is_initialized": True, "_lazy_init": None,
         "max_memory_allocated": 0, "memory_allocated": 0, "reset_peak_memory_stats": None,
@@ -260,12 +273,14 @@ def emulated_cuda() -> Iterator[None]:
 def main() -> None:
     """Runs the script that the command line names."""
     sys.path.insert(0, os.getcwd())
+    sys.modules["emulate"] = sys.modules[__name__]  # so that SCRIPT finds the counts
     sys.argv = sys.argv[1:]
     try:
         with emulated_cuda():
             runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
         print("host waits:", dict(SYNCS.most_common()), file=sys.stderr)
+        print("most of them at:", dict(PLACES.most_common(20)), file=sys.stderr)
         for text, count in MISMATCHES.items():
             print(f"mismatch x {count}: {text}", file=sys.stderr)
 

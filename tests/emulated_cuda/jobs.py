@@ -1,8 +1,9 @@
-"""Every task's job cut to a few steps: `python jobs.py DEVICE FOLDER JOB...` writes FOLDER/figures.json.
+"""Every task's job cut to a few steps: `python jobs.py DEVICE FOLDER` writes FOLDER/figures.json.
 
-A JOB is a name in `JOBS`, with `:float16` for the prior's half precision, kept on the host (CUDA only).
+FOLDER/jobs.json holds {name: [config, overrides]}: those of `JOBS`, or benchmarks/emulated.py's.
 """
 
+import collections
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from csd3d import run as jobs
+from csd3d.engine.phase import Job, Phase
 from csd3d.interrupt import StopRequest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,29 +53,61 @@ JOBS: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-def figures_of(name: str, device: str, folder: Path) -> dict:
-    """Runs a job; its results, or the traceback it died of."""
-    name, _, dtype = name.partition(":")
-    config, overrides = JOBS[name]
-    overrides = [*overrides, f"prior.dtype={dtype or 'float32'}"]
-    if dtype:  # its weights are kept in half too; what saves memory on a card is tried with it
-        overrides += ["prior.offload=model", "prior.drop_text_encoder=true"]
-    started = time.monotonic()
+def figures_of(config: str, overrides: list[str], device: str, folder: Path) -> dict:
+    """Runs a job; its results, or the traceback it died of, and what made the host wait under the emulation."""
+    started, counted = time.monotonic(), Waits()
     try:
-        jobs.start(CONFIGS / f"{config}.yaml", overrides, folder, 0, device, stop=StopRequest())
+        with counted:
+            jobs.start(CONFIGS / f"{config}.yaml", overrides, folder, 0, device, stop=StopRequest())
     except Exception:
         return {"error": traceback.format_exc(), "took": time.monotonic() - started}
     metrics = json.loads((folder / "metrics.json").read_text())
     kept = {key: metrics.get(key) for key in ("results", "reconstruction", "mesh")}
-    return kept | {"took": time.monotonic() - started}
+    return kept | {"took": time.monotonic() - started, "waits": counted.found()}
+
+
+class Waits:
+    """What made the host wait in a job, by the emulation's counts: in all, in each phase's step, and by line."""
+
+    def __init__(self) -> None:
+        emulate = sys.modules.get("emulate")  # emulate.py gives itself this name; not there on the CPU
+        self.places = emulate.PLACES if emulate else collections.Counter()
+        self.steps: dict[str, list[int]] = {}
+        self.phase = ""
+
+    def __enter__(self) -> None:
+        self.before, self.last = self.places.copy(), self.places.total()
+        self.announce, self.note = Job.announce, Phase.note
+
+        def announce(job: Job, name: str, *args, **options) -> None:
+            self.phase, self.last = name, self.places.total()
+            self.announce(job, name, *args, **options)
+
+        def note(phase: Phase, report: dict) -> None:
+            self.steps.setdefault(self.phase, []).append(self.places.total() - self.last)
+            self.note(phase, report)
+            self.last = self.places.total()
+
+        Job.announce, Phase.note = announce, note
+
+    def __exit__(self, *_) -> None:
+        Job.announce, Phase.note = self.announce, self.note
+
+    def found(self) -> dict:
+        """The count of the whole job, that of each step by phase, and the lines that waited most."""
+        during = self.places - self.before
+        return {"all": during.total(), "steps": self.steps, "lines": dict(during.most_common(12))}
 
 
 def main() -> None:
-    """All jobs, one after another."""
-    device, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    """All jobs of FOLDER/jobs.json, one after another."""
+    device, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)  # the other device's jobs run beside these
-    found = {name: figures_of(name, device, folder / name.replace(":", "-")) for name in names}
-    (folder / "figures.json").write_text(json.dumps(found, indent=2))
+    found = {}
+    for name, (config, overrides) in json.loads((folder / "jobs.json").read_text()).items():
+        found[name] = figures_of(config, overrides, device, folder / name)
+        (folder / "figures.json").write_text(json.dumps(found, indent=2))
+        print(name, f"{found[name]['took']:.1f} s", found[name].get("error", "ends"), flush=True)
 
 
 if __name__ == "__main__":
