@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
+BRANCHES = ("null", "image", "full")  # of an editing model's guidance: (∅, ∅), (x̃, ∅), (x̃, y)
+
+
 class VaeCodec:
-    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; only SD3's VAE has a shift_factor.
+    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; SD3's and FLUX's VAEs have a shift_factor.
 
     Images of any size are padded at the right and bottom by reflection to whole multiples of `multiple` pixels (the
     VAE's factor times the denoiser's patch); `decode(z, size)` crops the padding.
@@ -39,13 +42,13 @@ class VaeCodec:
 
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
         """z of images: the posterior's mode, or a sample with a generator. ValueError for too small images."""
-        posterior = self._posterior(x, micro_batch)
+        posterior = self._posterior(self.pad(x), micro_batch)
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return (z - self.shift) * self.scale
 
     def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
         """The posterior's mode, not scaled."""
-        return self._posterior(x, micro_batch).mode()
+        return self._posterior(self.pad(x), micro_batch).mode()
 
     def unscaled(self, z: Tensor) -> Tensor:
         """Latents in the VAE's own scale."""
@@ -55,7 +58,7 @@ class VaeCodec:
         """x of latents, cropped to `size` if given; ValueError for a `size` larger than the decoded images."""
         chunks = self.unscaled(z).split(micro_batch)
         x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in chunks]).float()
-        return x if size is None else _crop(x, size)
+        return x if size is None else self.crop(x, size)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of the encoder: `conv_in`, then each down block."""
@@ -67,10 +70,22 @@ class VaeCodec:
     def _posterior(self, x: Tensor, micro_batch: int) -> "DiagonalGaussianDistribution":
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        parameters = [self.vae.encode(chunk).latent_dist.parameters for chunk in self._pad(x).split(micro_batch)]
+        parameters = [self.parameters(chunk) for chunk in x.split(micro_batch)]
         return DiagonalGaussianDistribution(torch.cat(parameters).float())
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def parameters(self, x: Tensor) -> Tensor:
+        """The posterior's parameters [B, 2C, h, w] of padded images."""
+        return self.vae.encode(x).latent_dist.parameters
+
+    def crop(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Decoded images cropped to `size`; ValueError where it is larger."""
+        height, width = size
+        if height > x.shape[-2] or width > x.shape[-1]:
+            raise ValueError(f"size {height}x{width} is larger than the {x.shape[-2]}x{x.shape[-1]} decoded")
+        return x[..., :height, :width]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Images padded to whole multiples; ValueError for images smaller than one."""
         height, width = x.shape[-2:]
         if min(height, width) < self.multiple:
             raise ValueError(f"images must be at least {self.multiple} pixels a side, got {height}x{width}")
@@ -84,7 +99,10 @@ class SourcePicture(Protocol):
 
     encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): the condition of images
     with a known z.  null(z_t): the null condition; None where the model then takes no image at all.
+    branches: those of `Prior.edit_conditions` that the model has; `null` raises InputError for a model without "null".
     """
+
+    branches: tuple[str, ...]
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
 
@@ -98,6 +116,8 @@ class UnscaledLatent:
 
     The null image is a zero latent (arXiv 2211.09800, section 3.2.1).
     """
+
+    branches = BRANCHES
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor:
         return codec.encode_condition(x, micro_batch)
@@ -143,10 +163,3 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[-2:] == torch.Size(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
-
-
-def _crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = size
-    if height > images.shape[-2] or width > images.shape[-1]:
-        raise ValueError(f"size {height}x{width} is larger than the {images.shape[-2]}x{images.shape[-1]} decoded")
-    return images[..., :height, :width]

@@ -43,6 +43,7 @@ class StableDiffusion:
     @staticmethod
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder, class_embed_types=(None, "projection"))
+        check_channels(folder, "unet", 2)
         unet = folder.config("unet")
         width = unet.get("projection_class_embeddings_input_dim")
         # other models project something else, such as unCLIP's picture embedding
@@ -57,7 +58,6 @@ class StableDiffusion:
         parts = load_parts(folder, StableDiffusion.parts, options.device)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
-        check_channels(folder, "unet", unet.config, codec.channels, editing=True)
         check_width(folder, "unet", unet.config.cross_attention_dim, parts["text_encoder"].config.hidden_size)
         set_attention(unet, options.attention)
         takes_camera = unet.config.class_embed_type == "projection"
