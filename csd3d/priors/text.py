@@ -21,6 +21,7 @@ from csd3d.priors.opening import ModelFolder, one_line
 
 logger = logging.getLogger("csd3d")
 Parts = Mapping[str, Any]
+SEEN_BYTES = 4 << 30  # most memory for embeddings about pictures; of 1024² pixels, each takes 20 MB
 
 
 class TextEncoder:
@@ -76,13 +77,19 @@ class TextEncoder:
             torch.cuda.empty_cache()
 
     def _embed_seen(self, prompt: str, picture: Tensor) -> Embedding:
-        """The embedding of a prompt about one picture; kept in the host's memory, as it has a row for every patch."""
+        """The embedding of a prompt about one picture, which has a row for every patch.
+
+        The last used are kept, in the host's memory: windows of a panorama are other pictures in every step.
+        """
         shown = hashlib.sha256(f"{tuple(picture.shape)}".encode() + picture.numpy().tobytes()).hexdigest()
         key = f"{prompt}\0{shown}"
-        if key not in self._embeddings:
-            embedding = self._embed(prompt, key, picture)
-            self._embeddings[key] = {name: value.cpu() for name, value in embedding.items()}
-        return self._embeddings[key]
+        embedding = self._embeddings.pop(key, None)
+        if embedding is None:
+            embedding = {name: value.cpu() for name, value in self._embed(prompt, key, picture).items()}
+        self._embeddings[key] = embedding  # the last used is the last
+        while len(self._embeddings) > 1 and sum(map(_bytes, self._embeddings.values())) > SEEN_BYTES:
+            del self._embeddings[next(iter(self._embeddings))]
+        return embedding
 
     @torch.no_grad()
     def _embed(self, prompt: str, key: str = "", *picture: Tensor) -> Embedding:
@@ -105,6 +112,10 @@ class TextEncoder:
         if path is not None:
             write_embedding(path, key, embedding)
         return embedding
+
+
+def _bytes(embedding: Embedding) -> int:
+    return sum(value.nbytes for value in embedding.values())
 
 
 def _stacked(embeddings: Sequence[Embedding]) -> Embedding:

@@ -179,6 +179,22 @@ def test_a_picture_is_embedded_once_and_kept_on_disk(qwen_folder, tmp_path, monk
     assert torch.equal(again.condition(["red"], again.encode_condition(first)).text, a)
 
 
+def test_embeddings_of_pictures_that_were_not_used_lately_go(qwen, monkeypatch):
+    monkeypatch.setattr("csd3d.priors.text.SEEN_BYTES", 2 * qwen.condition(["a"], first_of(qwen, 0)).text.nbytes)
+    for seed in (1, 2, 1, 3, 1):
+        qwen.condition(["a"], first_of(qwen, seed))
+    calls = []
+    monkeypatch.setattr(qwen.text_encoder, "forward", counting(qwen.text_encoder.forward, calls))
+    qwen.condition(["a"], first_of(qwen, 1))
+    assert not calls
+    qwen.condition(["a"], first_of(qwen, 2))
+    assert calls
+
+
+def first_of(prior, seed):
+    return prior.encode_condition(images(1, 32, 32, seed))
+
+
 def counting(forward, calls):
     def counted(*args, **options):
         calls.append(1)
