@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_jobs import SCENE
 from tiny_models import save_tiny_flux, save_tiny_qwen_edit
 
 import launch
@@ -50,14 +49,6 @@ def test_pictures_of_odd_sizes_are_edited(tmp_path, models, model, size, wrap):
     assert code == 0
     assert results.keys() == {"csd_edit", "ip2p", "ip2p_downscaled", "ip2p_multidiffusion"}
     assert Image.open(tmp_path / "run" / "result.png").size == size[::-1]
-
-
-def test_a_scene_is_edited_by_csd_edit_and_in2n(tmp_path, models, tiny_capture):
-    job = SCENE.replace("text_scale: 3, image_scale: 1, ", "")
-    text = f"task: edit_scene\nprompt: paint it red\nscene: {{path: {tiny_capture}}}\n"
-    code, results = run(tmp_path, text + f"prior: {{model: {models['qwen']}}}\n" + job)
-    assert code == 0
-    assert {"csd_edit", "in2n"} <= results.keys()
 
 
 @pytest.mark.parametrize(
