@@ -23,7 +23,8 @@ EXAMPLES = (
     'csd-edit-scene.yaml scene.path=MY/CAPTURE prompt="make it winter"',
     'csd-edit-video.yaml video=CLIP.mp4 prompt="make it winter"',
 )
-RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", "mesh/*.glb", "mesh/*.obj", "metrics.json")
+MESHES = ("mesh/*.glb", "mesh/*.obj", "mesh/splats.*")
+RESULTS = ("result.*", "report.html", "images/*.png", "videos/*.mp4", *MESHES, "metrics.json")
 
 
 def build_parser() -> Parser:

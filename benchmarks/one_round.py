@@ -2,10 +2,10 @@
 
 `python -m benchmarks.one_round --json FILE`
 
-The training views of a scene of the procedural world are edited once, as in the first round of
-configs/csd-edit-scene.yaml. "no kernel" is the same with svgd null: no sharing, but the same noise. Figures: the PSNR
-to the right answer that fits all views best, the share of views whose nearest answer is the most common one, and the
-warped error between views. Writes FILE after every edit, and skips edits that it already has.
+The training views of a scene of the procedural world are edited once, as in the first round of the default editor (24
+steps, the baseline of the paper). "no kernel" is the same with svgd null: no sharing, but the same noise. Figures: the
+PSNR to the right answer that fits all views best, the share of views whose nearest answer is the most common one, and
+the warped error between views. Writes FILE after every edit, and skips edits that it already has.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import torch
 from benchmarks.speed_jobs import run_child
 from csd3d.datasets import load_capture
 from csd3d.datasets.capture import SceneConfig
-from csd3d.evaluation.scene import evaluate_reconstruction
+from csd3d.evaluation.scene import evaluate_reconstruction, render_judged
 from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.representations.splats import GaussianSplats
 
@@ -30,7 +30,7 @@ def splat_fit(steps: int = STEPS) -> dict[str, float]:
     for step in range(steps):
         scene.fit_step(optimiser, pictures, config, step, generator)
     seconds = time.process_time() - start
-    found = evaluate_reconstruction(scene, capture)
+    found = evaluate_reconstruction(render_judged(scene, capture, "held out"), capture)
     start = time.process_time()
     scene.render_views(capture.cameras, capture.train[:20])
     view = (time.process_time() - start) / 20

@@ -3,8 +3,12 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csd3d.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 SHARE = 0.8  # of the memory that there is; the rest is the system's and the program's own
 
@@ -20,6 +24,13 @@ def memory_bytes() -> int:
     return found
 
 
+def card_bytes(device: "torch.device") -> int:
+    """The memory of a graphics card, in bytes."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def size_text(count: float) -> str:
     """A number of bytes in words, in the unit that gives it digits: "1.5 GiB", "40 KiB"."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
@@ -29,8 +40,14 @@ def size_text(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def check_fits(needed: float, what: str, lower: str = "lower them") -> None:
-    """Raise InputError if `needed` bytes do not fit; `what` needs them, as "KEY 3 with OTHER 5: a step"."""
-    if needed > SHARE * memory_bytes():
-        there = f"takes about {size_text(needed)}, this machine has {size_text(memory_bytes())}"
+def check_fits(needed: float, what: str, lower: str = "lower them", device: "torch.device | None" = None) -> None:
+    """Raise InputError if `needed` bytes do not fit; `what` needs them, as "KEY 3 with OTHER 5: a step".
+
+    device: where they are needed; None: in this machine's own memory.
+    """
+    on_card = device is not None and device.type == "cuda"
+    have = card_bytes(device) if on_card else memory_bytes()
+    if needed > SHARE * have:
+        place = "this card" if on_card else "this machine"
+        there = f"takes about {size_text(needed)}, {place} has {size_text(have)}"
         raise InputError(f"{what} {there}; {lower}")

@@ -117,11 +117,14 @@ def banner(job: Any) -> list[str]:
     """Return the first lines of the log: what will be done, where, and on which device."""
     import torch
 
+    from csd3d.priors.speed import precision, slow_rows
+
     config, device = job.config, job.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
     return [
         f"csd3d {__version__}, {config.task}: {config.told}",
-        f"device {device} ({where}), model {config.prior.model}",
+        f"device {device} ({where}), {precision(job.prior)}, model {config.prior.model}",
+        *slow_rows(job.prior),
         used(job),
         f"run folder {job.folder}, previews in its images/",
         f"{len(config.phases)} phases: {', '.join(config.phases)}",

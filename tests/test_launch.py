@@ -158,11 +158,12 @@ def test_settings_that_a_run_does_not_use_are_warned_of(config, override, warned
 
 
 def test_results_that_exist_are_named(tmp_path):
-    for name in ("report.html", "mesh/mesh.glb", "videos/orbit.mp4", "metrics.json", "videos/other.txt"):
+    named = ["report.html", "videos/orbit.mp4", "mesh/mesh.glb", "mesh/splats.ply", "mesh/splats.spz", "metrics.json"]
+    for name in (*named, "videos/other.txt", "mesh/mesh.ply"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     lines = launch.summary(tmp_path, stopped=False).splitlines()
-    assert [line.strip() for line in lines[1:]] == ["report.html", "videos/orbit.mp4", "mesh/mesh.glb", "metrics.json"]
+    assert [line.strip() for line in lines[1:]] == named
     assert f"--resume {tmp_path}" in launch.summary(tmp_path, stopped=True).splitlines()[-1]
 
 

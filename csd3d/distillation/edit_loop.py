@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from csd3d.distillation.kernel import OF_MODEL
 from csd3d.distillation.method import Method, Network, Predict
 from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import scheduled_timestep
@@ -30,9 +31,10 @@ class CollaborativeEditConfig(DistillConfig):
     """Settings of `collaborative_edit`; defaults are the paper's for images."""
 
     MIN_STEPS: ClassVar[int] = 0
+    PLACE: ClassVar[str] = "editors.csd_edit.edit"
 
     steps: Annotated[int, Within(0, MOST_STEPS)] = 200  # optimisation steps
-    t_max: float = 0.5  # highest noise level, a fraction of the schedule
+    t_max: float | None = 0.5  # highest noise level, a fraction of the schedule; null: the model's
     svgd: SVGDConfig | None = field(default_factory=SVGDConfig)  # how particles collaborate; null: they do not
     lr: float = 2.0  # step size, in units of z per unit of w Δ
     lr_decay: float = 0.9  # factor of lr after every lr_decay_every steps
@@ -62,18 +64,21 @@ _RULES = {
 
 
 def inner_edit(batch: int | None = None) -> CollaborativeEditConfig:
-    """Settings for one round of an edit that starts at the source: t falls, so that the descent acts as a sampler."""
+    """Settings for one round of an edit that starts at the source: t falls, so that the descent acts as a sampler.
+
+    Noise levels and the kernel's width are the model's: `suits.suited` must put them in.
+    """
     return CollaborativeEditConfig(
         steps=24,
         lr=1.0,
         lr_decay=1.0,
         weight="x0",
         schedule="annealed",
-        t_max=0.8,
-        t_min=0.02,
+        t_max=None,
+        t_min=None,
         batch=batch,
         noise="shared",
-        svgd=SVGDConfig(bandwidth=10.24, normalize="row", repulsion=0.0),
+        svgd=SVGDConfig(bandwidth=OF_MODEL, normalize="row", repulsion=0.0),
     )
 
 

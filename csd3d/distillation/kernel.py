@@ -13,6 +13,7 @@ from torch import Tensor
 
 KERNELS = ("rbf", "imq")
 MEDIANS = ("median", "median_all")
+OF_MODEL = "model"  # the model's own γ, which `suits.suited` puts in its place
 NORMALIZATIONS = ("mean", "row")
 SPACES = ("noisy", "clean", "coarse", "features")
 MIN_RMS_DISTANCE = 1e-3  # latent units; gamma does not grow for particles closer than this
@@ -24,7 +25,8 @@ class SVGDConfig:
     """How particles collaborate (`svgd`). Defaults: the paper's SVGD with the sign of its repulsion corrected."""
 
     kernel: str = "rbf"  # rbf: exp(−γ d²); imq: (1 + γ d²)^(−1/2), with a heavier tail
-    bandwidth: str | float = "median"  # γ: ln(N+1)/median of d² over i≠j; median_all: over all N²; or a number >= 0
+    # γ: median, ln(N+1)/median of d² over i≠j; median_all, over all N²; model, what suits the model; or a number >= 0
+    bandwidth: str | float = "median"
     bandwidth_scale: float = 1.0  # divides γ: 4 makes the kernel twice as wide
     share: bool = True  # false: particles keep their own directions and only repel one another (RSD)
     repulsion: float = 1.0  # λ, 1 in SVGD; 0: none (SDS's random noise already repels once in expectation)
@@ -38,9 +40,9 @@ class SVGDConfig:
         check_choice("svgd.space", self.space, SPACES)
         check_choice("svgd.compat", self.compat, ("corrected", "official"))
         if isinstance(self.bandwidth, str):
-            check_choice("svgd.bandwidth", self.bandwidth, MEDIANS)
+            check_choice("svgd.bandwidth", self.bandwidth, (*MEDIANS, OF_MODEL))
         elif not 0 <= self.bandwidth < math.inf:
-            raise ValueError(f"svgd.bandwidth is {self.bandwidth}: give 'median', 'median_all' or gamma >= 0")
+            raise ValueError(f"svgd.bandwidth is {self.bandwidth}: give 'median', 'median_all', 'model' or gamma >= 0")
         if not 0 < self.bandwidth_scale < math.inf:
             raise ValueError(f"svgd.bandwidth_scale is {self.bandwidth_scale}: give a number above 0")
         if not math.isfinite(self.repulsion):
@@ -87,6 +89,8 @@ def _gamma(N: int, config: SVGDConfig, between: Tensor, everything: Tensor) -> T
     """γ = ln(N+1) / median of d²; a least median keeps it finite for equal particles."""
     if not isinstance(config.bandwidth, str):
         return config.bandwidth / config.bandwidth_scale
+    if config.bandwidth == OF_MODEL:
+        raise ValueError('svgd.bandwidth is "model": give a number, or see distillation.suits')
     over_all = config.official or config.bandwidth == "median_all"
     median = (everything if over_all else between).median()
     floor = (MIN_RELATIVE_MEDIAN * between.mean()).clamp_min(MIN_RMS_DISTANCE**2)

@@ -47,10 +47,11 @@ def check_timesteps(config: "DistillConfig") -> None:
     if config.schedule not in SCHEDULES:
         raise ValueError(f"schedule is {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
     for key in ("t_min", "t_max", "t_late", "switch"):
-        if not 0 <= getattr(config, key) <= 1:
-            raise ValueError(f"{key} is {getattr(config, key)}: give a fraction of the schedule in [0, 1]")
-    highest = min(config.t_max, config.t_late) if config.schedule == "staged" else config.t_max
-    if config.t_min > highest:
+        if (value := getattr(config, key)) is not None and not 0 <= value <= 1:
+            raise ValueError(f"{key} is {value}: give a fraction of the schedule in [0, 1]")
+    ends = [config.t_max, config.t_late if config.schedule == "staged" else None]
+    highest = min((end for end in ends if end is not None), default=1.0)
+    if config.t_min is not None and config.t_min > highest:
         raise ValueError(f"t_min is {config.t_min}: give at most {highest}, the upper end of the range")
 
 

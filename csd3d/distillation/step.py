@@ -30,14 +30,16 @@ class DistillConfig:
     """Settings that all methods share; a method's own are its fields. Times are fractions of the schedule."""
 
     MIN_STEPS: ClassVar[int] = 1
+    PLACE: ClassVar[str] = "distill"  # its key in a config
 
     steps: Annotated[int, Within(0, MOST_STEPS)] = 1000  # optimisation steps; schedules span them
-    guidance_scale: float = 7.5  # ω of classifier-free guidance, ε_∅ + ω (ε_y − ε_∅)
-    guidance_final: float | None = None  # ω at the last step, changing linearly from guidance_scale; null: constant
+    guidance_scale: float | None = 7.5  # ω of classifier-free guidance, ε_∅ + ω (ε_y − ε_∅); null: the model's
+    # ω at the last step, changing linearly; null: as guidance_scale, or the model's where that is null too
+    guidance_final: float | None = None
     weight: str = "sigma2"  # w(t): sigma2 (σ_t²), one, or x0 (σ_t/√ᾱ_t, steps in units of the latent)
     schedule: str = "uniform"  # t: uniform or logit_normal in [t_min, t_max], annealed (t_max to t_min), or staged
-    t_min: float = 0.02  # lowest noise level, a fraction of the schedule
-    t_max: float = 0.98  # highest noise level, a fraction of the schedule
+    t_min: float | None = 0.02  # lowest noise level, a fraction of the schedule; null: the model's
+    t_max: float | None = 0.98  # highest noise level, a fraction of the schedule; null: the model's
     t_late: float = 0.5  # with schedule staged: highest noise level from `switch` on
     switch: float = 0.5  # with schedule staged: fraction of the steps after which t_late replaces t_max
     noise: str = "independent"  # ε: independent, shared by all particles, or camera (a function of the view)
@@ -158,8 +160,11 @@ def step_gradient(
     shared, reports = _combined(deltas, steps, step, config)
     gradient = step_weight(config.weight, step.alpha_bar) * shared
     report = {key: sum(one[key] for one in reports) / len(reports) for key in reports[0]}
-    _warn_if_blind(report, step, config)
+    together = config.svgd is not None and config.svgd.share and len(step.z) > 1
+    if together and step.number == 0:
+        _warn_if_blind(report, config)
     return gradient, {
+        "together": float(together),
         "gradient_rms": gradient.float().square().mean().sqrt().item(),
         "skipped": float(not torch.isfinite(gradient).all()),
         **report,
@@ -285,12 +290,11 @@ def _check_step(method: Method, step: Step, config: DistillConfig) -> None:
         raise ValueError("perp_neg is on: it needs away, the prompts of other views and their weights [N]")
 
 
-def _warn_if_blind(report: dict[str, float], step: Step, config: DistillConfig) -> None:
+def _warn_if_blind(report: dict[str, float], config: DistillConfig) -> None:
     """Warn where a given bandwidth makes all kernel values nearly 0, which switches sharing off."""
-    shares = config.svgd is not None and config.svgd.share and not isinstance(config.svgd.bandwidth, str)
-    if step.number == 0 and len(step.z) > 1 and shares and report["kernel_mean"] < BLIND:
-        text = "svgd: particles hardly share (mean kernel %.1e at the first step): make svgd.bandwidth smaller"
-        logging.getLogger("csd3d").warning(text, report["kernel_mean"])
+    if not isinstance(config.svgd.bandwidth, str) and report["kernel_mean"] < BLIND:
+        text = "particles hardly share: mean kernel %.1e at the first step; lower %s.svgd.bandwidth, which is %g"
+        logging.getLogger("csd3d").warning(text, report["kernel_mean"], config.PLACE, config.svgd.bandwidth)
 
 
 def _name(method: Method) -> str:

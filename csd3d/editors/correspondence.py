@@ -98,7 +98,7 @@ class Depth:
         size, unit = tuple(edit.source.z.shape[2:]), edit.prior.codec.downscale
 
         def of_views(rows: Tensor, views: Rendered) -> Correspondence:
-            cameras = edit.capture.cameras[edit.capture.train[rows]].to(views.depth.device)
+            cameras = edit.cameras[rows].to(views.depth.device)
             return view_correspondence(cameras, surface_depth(views), size, unit).to(edit.prior.device)
 
         return of_views

@@ -16,6 +16,7 @@ from csd3d.distillation.edit_loop import CollaborativeEditConfig, inner_edit, le
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
+from csd3d.distillation.suits import suited
 from csd3d.distillation.svgd import Sharing
 from csd3d.editors.canvas import Canvas, CanvasPhase
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
@@ -113,7 +114,7 @@ class CSDEditCanvas:
         purpose = f"noise/{number}" if config.noise == "shared" else f"noise/{number}/{part}"
         generator, prior = canvas.generator(purpose), canvas.prior
         method = self.method(prior.defaults.text_scale, prior.defaults.image_scale)
-        config = configured(method, config)
+        config = configured(method, suited(config, prior.defaults))
         windows, weights = sweep.part(part, parts)
         t = scheduled_timestep(config, number, prior.num_train_timesteps, generator)
         eps = sweep.noise(windows, phase.z, config.noise, generator)

@@ -11,6 +11,7 @@ from torch import Tensor
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_edit, inner_edit
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
+from csd3d.distillation.suits import suited
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors import Defaults
@@ -73,7 +74,7 @@ class CSDEditScene:
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
         along = self.correspondence.thing
         views = edit.render(rows) if number or along is not None else None
-        config = self.edit if number == 0 else self.later_edit()
+        config = self.inner(number, prior.defaults)
         began = time.monotonic()
 
         def tell(done: int, _: Tensor, diagnostics: dict[str, float]) -> None:
@@ -98,10 +99,12 @@ class CSDEditScene:
         )
         edit.replace(rows, z)
 
-    def later_edit(self) -> CollaborativeEditConfig:
-        """The inner edit of all rounds after the first: fewer steps, lower noise."""
-        t_max = min(self.later_t_max, self.edit.t_max)
-        return replace(self.edit, steps=self.later_steps, t_max=t_max, init="source")
+    def inner(self, number: int, defaults: Defaults) -> CollaborativeEditConfig:
+        """The inner edit of round `number`; rounds after the first take fewer steps at lower noise."""
+        edit = suited(self.edit, defaults)
+        if number == 0:
+            return edit
+        return replace(edit, steps=self.later_steps, t_max=min(self.later_t_max, edit.t_max), init="source")
 
     @torch.no_grad()
     def condition(self, edit: SceneEdit, rows: Tensor) -> Tensor:

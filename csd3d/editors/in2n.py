@@ -21,6 +21,9 @@ from csd3d.schema import Steps, Within
 class InstructNeRF2NeRF:
     """Every `edit_rate` steps, edit the next view by InstructPix2Pix, conditioned on its *original* photo.
 
+    With `edits_per_view`, E edits for V views are spread evenly over the fit instead, so that a short fit edits each
+    view as often as a long one. The released code makes 1500 edits in 15 000 steps, of captures of about 100 photos.
+
     The edit starts at a render of the scene, noised to a random level. Noise "shared" is not in the paper: all views
     get the same ε, as in CSD-Edit, which alone makes them more consistent.
 
@@ -28,6 +31,8 @@ class InstructNeRF2NeRF:
     """
 
     edit_rate: Steps = 10  # steps of the fit between edits
+    # edits of each view in the whole fit, evenly spread, in place of edit_rate; null: by edit_rate
+    edits_per_view: Annotated[float, Within(0, 10_000)] | None = None
     t_min: float = 0.02  # least noise level an edit starts from, a share of the schedule
     t_max: float = 0.98  # largest noise level an edit starts from, a share of the schedule
     ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps of an edit
@@ -45,10 +50,20 @@ class InstructNeRF2NeRF:
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
 
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:
-        """Edit the next view, if an edit is due at `step`."""
-        number, rest = divmod(step, self.edit_rate)
-        if rest:
-            return
+        """Edit the next views, as many as are due at `step`."""
+        for number in self.due(step, edit):
+            self.edit_view(edit, number, report)
+
+    def due(self, step: int, edit: SceneEdit) -> range:
+        """The numbers of the edits that are made before `step`."""
+        if self.edits_per_view is None:
+            number, rest = divmod(step, self.edit_rate)
+            return range(number, number if rest else number + 1)
+        total = round(self.edits_per_view * edit.count)
+        return range(step * total // edit.steps, (step + 1) * total // edit.steps)
+
+    def edit_view(self, edit: SceneEdit, number: int, report: Report) -> None:
+        """Make edit `number`; views are edited in turn."""
         rows = torch.tensor([number % edit.count])
         alphas = edit.prior.alphas_cumprod
         drawn = uniform_timestep(self.t_min, self.t_max, len(alphas), edit.generator)

@@ -1,7 +1,8 @@
 """The edit of a scene: an editor replaces training views while the scene is fitted to them.
 
-Symbols: N training views of H × W pixels, M of them at a time, `rows` [M] long; z [M, C, h, w] their latents. An editor
-is one file of this folder:
+Symbols: N training views of H × W pixels, M of them at a time, `rows` [M] long; z [M, C, h, w] their latents. The prior
+sees photos and renders at its own size H' × W' (`view_size`); edited pictures are brought back to H × W. An editor is
+one file of this folder:
 
     @register("scene_editor", "mine", title="My editor")
     @dataclass(frozen=True)
@@ -13,16 +14,19 @@ is one file of this folder:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from csd3d.cameras import Cameras
 from csd3d.canvas.detail import restore_detail
+from csd3d.canvas.latents import resize
 from csd3d.datasets import Capture
 from csd3d.distillation.method import Query
+from csd3d.errors import InputError
 from csd3d.priors import Prior
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel
@@ -49,11 +53,21 @@ class SceneSource:
     capture: Capture
     prompt: str  # the instruction
     keep_detail: bool = True  # see `restore_detail`
+    side: int | None = None  # shorter side, in pixels, at which the prior sees views; None: its own
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H', W') at which the prior sees photos and renders."""
+        return view_size(tuple(self.capture.images.shape[1:3]), self.side or self.prior.defaults.working_size)
 
     @cached_property
     def photos(self) -> Tensor:
-        """The training photos [N, 3, H, W]."""
-        return self.capture.images[self.capture.train].permute(0, 3, 1, 2)
+        """The training photos [N, 3, H', W']."""
+        return self.shown(self.capture.images[self.capture.train])
+
+    def shown(self, pictures: Tensor) -> Tensor:
+        """Pictures [M, H, W, 3] as the prior sees them, [M, 3, H', W']."""
+        return resize(pictures.permute(0, 3, 1, 2), self.size)
 
     @cached_property
     @torch.no_grad()
@@ -70,12 +84,16 @@ class SceneSource:
     @cached_property
     @torch.no_grad()
     def decoded(self) -> Tensor:
-        """The photos after encoding and decoding, [N, H, W, 3]."""
-        return self.decode(self.z)
+        """The photos after encoding and decoding, [N, 3, H', W'] on the CPU."""
+        return torch.cat([self.decode(part).cpu() for part in self.z.split(self.prior.micro_batch)])
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures [M, H, W, 3] of latents, in the capture's size."""
-        return self.prior.decode(z, size=tuple(self.capture.images.shape[1:3])).permute(0, 2, 3, 1)
+        """Pictures [M, 3, H', W'] of latents."""
+        return self.prior.decode(z, size=self.size)
+
+    def brought_back(self, pictures: Tensor) -> Tensor:
+        """Pictures [M, 3, H', W'] in the capture's size, [M, H, W, 3]."""
+        return resize(pictures, tuple(self.capture.images.shape[1:3])).permute(0, 2, 3, 1)
 
 
 @dataclass(eq=False)
@@ -87,6 +105,7 @@ class SceneEdit:
     images: Tensor  # [B, H, W, 3], all frames of the capture; editors replace training views in place
     generator: torch.Generator
     seed: int = 0  # the run's seed
+    steps: int = 1  # of the whole fit
 
     @property
     def prior(self) -> Prior:
@@ -101,9 +120,16 @@ class SceneEdit:
         """N, the number of training views."""
         return len(self.capture.train)
 
+    @cached_property
+    def cameras(self) -> Cameras:
+        """The training views' cameras [N], of H' × W' pixels."""
+        height, width = self.source.size
+        own = self.capture.cameras[self.capture.train]
+        return own if (height, width) == (own.height, own.width) else own.resized(width, height)
+
     def render(self, rows: Tensor) -> Rendered:
-        """Render the scene as it is now from the training views `rows`."""
-        return self.model.render_views(self.capture.cameras, self.capture.train[rows])
+        """Render the scene as it is now from the training views `rows`, H' × W' pixels each."""
+        return self.model.render_views(self.cameras, rows)
 
     @torch.no_grad()
     def encode(self, views: Rendered) -> Tensor:
@@ -113,11 +139,14 @@ class SceneEdit:
     @torch.no_grad()
     def replace(self, rows: Tensor, z: Tensor) -> None:
         """Replace the training views `rows` by the pictures of edited latents."""
-        decoded = self.source.decode(z)
-        if self.source.keep_detail:
-            photos = self.capture.images[self.capture.train[rows]].to(decoded.device)
-            decoded = restore_detail(decoded, self.source.decoded[rows], photos)
-        self.images[self.capture.train[rows]] = decoded.cpu()
+        source, at_once = self.source, self.prior.micro_batch  # large photos do not fit in memory all together
+        for part, latents in zip(rows.split(at_once), z.split(at_once), strict=True):
+            pictures = source.brought_back(source.decode(latents))
+            if source.keep_detail:
+                photos = self.capture.images[self.capture.train[part]].to(pictures.device)
+                decoded = source.brought_back(source.decoded[part].to(pictures.device))
+                pictures = restore_detail(pictures, decoded, photos)
+            self.images[self.capture.train[part]] = pictures.cpu()
 
     def query(self, z_t: Tensor, t: int, rows: Tensor, prompt: str | None = None, image: bool = True) -> Query:
         """A query for the views `rows` at z_t, under the instruction or another `prompt`, with their photos or without.
@@ -126,3 +155,26 @@ class SceneEdit:
         """
         prompt = self.source.prompt if prompt is None else prompt
         return Query(z_t, t, (prompt,) * len(rows), self.source.image[rows] if image else None)
+
+
+def view_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H', W') of pictures of `size` = (H, W) whose shorter side is made `side` pixels."""
+    scale = side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+@torch.no_grad()
+def try_out(source: SceneSource) -> None:
+    """Encode one view, predict its noise and decode it, so that a model or a size which does not work fails at once.
+
+    Raises InputError in the words of what failed.
+    """
+    one = replace(source, capture=replace(source.capture, train=source.capture.train[:1]))
+    prior = source.prior
+    try:
+        query = Query(one.z, prior.num_train_timesteps // 2, (source.prompt,), one.image)
+        prior.predict({"full": query})
+        one.decode(one.z)
+    except ValueError as error:
+        height, width = source.size
+        raise InputError(f"working_size: a view of {width}x{height} does not suit the model: {error}") from None

@@ -171,9 +171,9 @@ def _progress_lines(
 
 
 def _line(title: str, position: int, total: int | None, elapsed: float, remaining: float | None, detail: str) -> str:
-    parts = [f"{title}: {position}" + (f"/{total}" if total is not None else ""), f"{_clock(elapsed)} elapsed"]
+    parts = [f"{title}: {position}" + (f"/{total}" if total is not None else ""), f"{as_clock(elapsed)} elapsed"]
     if remaining:
-        parts.append(f"ETA {_clock(remaining)}")
+        parts.append(f"ETA {as_clock(remaining)}")
     return ", ".join([*parts, detail] if detail else parts)
 
 
@@ -182,7 +182,8 @@ def _show(line: str) -> None:
     file_only.info("%s", line)
 
 
-def _clock(seconds: float) -> str:
+def as_clock(seconds: float) -> str:
+    """Minutes and seconds, and hours if there are any: 1:05 or 2:00:10."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 

@@ -1,5 +1,6 @@
 """Loops that may be killed at any step: state, checkpoints, curves, progress and stopping."""
 
+import functools
 import resource
 import sys
 import time
@@ -23,7 +24,8 @@ from csd3d.engine.checkpoint import (
     snapshot,
     unpack,
 )
-from csd3d.engine.logs import Curves, logger, progress
+from csd3d.engine.logs import Curves, as_clock, logger, progress
+from csd3d.engine.outlook import Outlook
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 
@@ -72,11 +74,22 @@ class Job:
         """Whether to run or show a phase: after a stop request only if it has a checkpoint."""
         return not self.stop.requested or has_checkpoint(self.folder / "checkpoints" / name)
 
-    def announce(self, name: str, note: str = "") -> None:
-        """Log that a phase begins, with its number among `config.phases`."""
+    @functools.cached_property
+    def outlook(self) -> Outlook:
+        """How long the rest of the run will take, from `config.costs`; without them every phase costs the same."""
+        config = self.config
+        return Outlook(getattr(config, "costs", None) or dict.fromkeys(getattr(config, "phases", ()), 1.0))
+
+    def announce(self, name: str, note: str = "", share: float = 1.0) -> None:
+        """Log that a phase begins, its number among `config.phases`, and how long the rest of the run will take.
+
+        share: of the phase, what is left to do.
+        """
         phases = list(getattr(self.config, "phases", ()))
         place = f"phase {phases.index(name) + 1} of {len(phases)}: " if name in phases else ""
-        logger.info("%s%s%s", place, name, note)
+        left = self.outlook.begin(name, share)
+        rest = "" if left is None else f"; about {as_clock(left)} left in all"
+        logger.info("%s%s%s%s", place, name, note, rest)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose, seeded by the run's seed and the purpose."""
@@ -97,15 +110,27 @@ class Phase:
     seconds: float = 0.0
     unet_evaluations: int = 0
     skipped: int = 0
+    kernel_mean: float | None = None  # mean kernel value between different particles at the first step they share in
 
     PARTS: ClassVar[tuple[str, ...]] = ("generator",)
     TENSORS: ClassVar[tuple[str, ...]] = ()
-    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped")
+    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped", "kernel_mean")
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.step == self.steps
+
+    def note(self, report: Mapping[str, float]) -> None:
+        """Keep what the figures need of a step's report."""
+        if self.kernel_mean is None and report.get("together"):
+            self.kernel_mean = report["kernel_mean"]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What metrics.json says of the phase itself."""
+        shared = {} if self.kernel_mean is None else {"kernel_mean": self.kernel_mean}
+        return {**shared, "unet_evaluations": self.unet_evaluations, "seconds": self.seconds}
 
     def save(self, folder: Path, name: str, identity: dict) -> None:
         """Write checkpoint `name`, whole or not at all."""
@@ -135,7 +160,8 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     phase.load(folder, name, job.identity_of(name))
     phase.steps = steps
     left_alone = phase.finished or (job.stop.requested and phase.step > 0)
-    job.announce(name, f", {phase.step} of {steps} steps done before" if phase.step else "")
+    note = f", {phase.step} of {steps} steps done before" if phase.step else ""
+    job.announce(name, note, 0.0 if left_alone else 1 - phase.step / max(steps, 1))
     if left_alone:
         return
     in_a_row, save = 0, _saver(job, phase, folder, name)
@@ -144,6 +170,7 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
             before = job.prior.unet_evaluations if job.prior else 0
             report = advance(step, curves)
             phase.unet_evaluations += job.prior.unet_evaluations - before if job.prior else 0
+            phase.note(report)
             in_a_row = in_a_row + 1 if report["skipped"] else 0
             phase.skipped += int(report["skipped"])
             phase.step = step + 1

@@ -12,11 +12,20 @@ from csd3d.metrics.motion import mean_of_ranges
 from csd3d.representations.base import SceneModel, render_all, surface_depth
 
 
-def evaluate_reconstruction(model: SceneModel, capture: Capture) -> dict[str, float | None]:
-    """PSNR and SSIM of the reconstruction on held-out views; None if nothing is held out."""
+def judged_views(capture: Capture) -> Tensor:
+    """The indices [T] of the views that scenes are judged by: those held out, or the training views if none are."""
+    return capture.test if len(capture.test) else capture.train
+
+
+def render_judged(model: SceneModel, capture: Capture, name: str) -> Tensor:
+    """The scene [T, H, W, 3] in its `judged_views`, under a progress bar."""
+    return render_all(model, capture.cameras, f"views, {name}", judged_views(capture)).rgb.cpu()
+
+
+def evaluate_reconstruction(rendered: Tensor, capture: Capture) -> dict[str, float | None]:
+    """PSNR and SSIM of the reconstruction as `render_judged`; None if nothing is held out."""
     if len(capture.test) == 0:
         return {"psnr": None, "ssim": None}
-    rendered = render_all(model, capture.cameras, "evaluate, reconstruction", capture.test).rgb.cpu()
     pictures = rendered, capture.images[capture.test]
     found = {name: _each(capture, capture.test, metric, *pictures) for name, metric in (("psnr", psnr), ("ssim", ssim))}
     return {name: values.mean().item() for name, values in found.items()}
@@ -36,22 +45,22 @@ def source_surface(source: SceneModel, capture: Capture) -> Tensor:
 
 
 def evaluate_edit(
-    name: str, model: SceneModel, surface: Tensor | None, images: Tensor, capture: Capture, truth: Truth | None
+    rendered: Tensor, surface: Tensor | None, images: Tensor, capture: Capture, truth: Truth | None
 ) -> dict[str, float | int | None]:
-    """The metrics of the method `name`, for metrics.json.
+    """The metrics of an edit, for metrics.json.
 
-    `model` is the edited scene, `surface` the `source_surface` if the truth is unknown, `images` [B,H,W,3] the pictures
-    that `model` was last fitted to. The truth is the answer that fits all held-out views best. `warped_error`: mean of
-    the short- and long-range errors, over the object if the truth is known, else over everything that has a surface.
+    `rendered` is the edited scene as `render_judged`, `surface` the `source_surface` if the truth is unknown, `images`
+    [B, H, W, 3] the pictures that the scene was last fitted to. The truth is the answer that fits all held-out views
+    best. `warped_error`: mean of the short- and long-range errors, over the object if the truth is known, else over
+    everything that has a surface.
     """
     report: dict[str, float | int | None] = dict.fromkeys(("psnr_truth", "ssim_truth", "psnr_outside"))
     train = capture.train
     if truth is None:
         depth, weight = surface, None
     else:
-        held_out = capture.test if len(capture.test) else train
+        held_out = judged_views(capture)
         answers = [truth.views(scene, held_out).rgb for scene in truth.answers]
-        rendered = render_all(model, capture.cameras, f"evaluate, {name}", held_out).rgb.cpu()
         scores = torch.stack([_each(capture, held_out, psnr, rendered, answer) for answer in answers])
         best = int(scores.mean(1).argmax())  # an edit must choose one answer for all views
         ssim_truth = _each(capture, held_out, ssim, rendered, answers[best])

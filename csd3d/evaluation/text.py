@@ -1,13 +1,14 @@
 """CLIP metrics of results against their text: of pictures, and of assets seen from held-out cameras.
 
 The shipped CLIP knows the procedural world only. Its metrics are named "CLIP (world)" and "FD (world)", and exist only
-for prompts in the world's words. Symbols: V views, D embedding dimensions, K texts.
+for pictures of models that were trained on that world, and for prompts in its words.
+Symbols: V views, D embedding dimensions, K texts.
 """
 
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from csd3d.cameras import Cameras, orbit
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
-from csd3d.evaluation.ground_truth import text_truth
+from csd3d.evaluation.ground_truth import TextTruth, text_truth
 from csd3d.memory import check_fits
 from csd3d.metrics.clip import (
+    INSTALL,
     OPEN_CLIP,
     WORLD,
     ClipModel,
@@ -30,6 +32,7 @@ from csd3d.metrics.clip import (
     view_word_accuracy,
 )
 from csd3d.metrics.fid import frechet_distance
+from csd3d.priors import Prior
 from csd3d.rendering import Shading
 from csd3d.representations.base import ALBEDO, render_all
 from csd3d.representations.batch import Assets
@@ -52,7 +55,8 @@ class EvaluateConfig:
     views: Annotated[int, Within(1, 1000)] = 12  # number of held-out cameras
     elevation_deg: float = 30.0  # elevation of the held-out cameras, -90 to 90
     size: Annotated[int, Within(16, 2048)] = 128  # side of the pictures from the held-out cameras, in pixels
-    clip: str = path_key(identity=False)  # CLIP for the metrics: "" (shipped), a folder, or open_clip:ARCH/WEIGHTS
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    clip: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
@@ -73,12 +77,16 @@ class AssetsSeen:
     shape: Tensor
 
 
-def check_pictures(config) -> None:
-    """Raise InputError if a step's pictures for the prior, or the held-out views, do not fit in memory."""
-    side, judged, count = config.guidance_size, config.evaluate, config.particles
-    given = f"guidance_size {side} with {count} × {config.views_per_step} views"
-    needed = BYTES_PER_PIXEL * count * config.views_per_step * side**2
+def check_shown(config, side: int) -> None:
+    """Raise InputError if a step's pictures for the prior, `side` pixels a side, do not fit in memory."""
+    given = f"guidance_size {side} with {config.particles} × {config.views_per_step} views"
+    needed = BYTES_PER_PIXEL * config.particles * config.views_per_step * side**2
     check_fits(needed, f"{given}: a step's pictures", "lower guidance_size, views_per_step or particles")
+
+
+def check_judged(config) -> None:
+    """Raise InputError if the held-out views do not fit in memory."""
+    judged, count = config.evaluate, config.particles
     views = len(config.runs) * count * judged.views
     given = f"evaluate.size {judged.size} with evaluate.views {judged.views} of {len(config.runs)} × {count} assets"
     needed = 2 * BYTES_PER_PIXEL * views * judged.size**2  # coloured and white
@@ -106,7 +114,7 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
     """Metrics of every method, and the name of the CLIP; empty and None if no CLIP can judge the prompt."""
     config = job.config
-    judge = judge_of([config.prompt], config.evaluate.clip, job.device)
+    judge = judge_of([config.prompt], config.evaluate.clip, job.prior, "evaluate.clip")
 
     def say(prompt: str, view: int) -> str:
         return config.say(prompt, config.evaluate.azimuths_deg[view], config.evaluate.elevation_deg)
@@ -123,18 +131,23 @@ def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], s
 
 @dataclass(frozen=True)
 class Judge:
-    """Metrics by one CLIP."""
+    """Metrics by one CLIP. `knows`: whether ground truth about prompts is about these pictures too."""
 
     clip: ClipModel
+    knows: bool = True
 
     @property
     def name(self) -> str:
         """The CLIP's name, "CLIP (world)" for the shipped one."""
         return self.clip.name
 
+    def truth(self, prompt: str) -> TextTruth | None:
+        """What is known about the prompt; None if nothing is, or the pictures are of another world."""
+        return text_truth(prompt) if self.knows else None
+
     def rank(self, embedded: Tensor, prompt: str, say: Say, seed: int) -> int | None:
         """Rank of the prompt among 32 by mean cosine over the views; None if no ground truth knows it."""
-        truth = text_truth(prompt)
+        truth = self.truth(prompt)
         if truth is None:
             return None
         prompts = [prompt, *truth.distractors(prompt, DISTRACTORS, seed)]
@@ -168,7 +181,7 @@ class Judge:
         """Metrics of N assets in V views: `colour` and `shape` (white, lit) [N,V,3,S,S] in [0, 1]."""
         embedded = torch.stack([self.clip.embed_images(views) for views in colour])
         shapes = torch.stack([self.clip.embed_images(views) for views in shape])
-        truth = text_truth(prompt)
+        truth = self.truth(prompt)
         plain = truth.shape_prompt(prompt) if truth else prompt
         ranks = [self.rank(views, prompt, say, seed) for views in embedded]
         words = [view_word_accuracy(self.clip, views, say(prompt, 0), azimuths_deg)["accuracy"] for views in colour]
@@ -188,21 +201,33 @@ class Judge:
 
     def fd(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
         """Fréchet distance of the embeddings to those of true renders of the prompt; None if there are none."""
-        truth = text_truth(prompt)
+        truth = self.truth(prompt)
         if truth is None:
             return None
         true = truth.true_renders(prompt, azimuths_deg, 30.0, 16, size, seed)
         return frechet_distance(embedded.flatten(0, 1), self.clip.embed_images(true.flatten(0, 1)))
 
 
-def judge_of(prompts: Sequence[str], source: str, device: torch.device | str = "cpu") -> Judge | None:
-    """The judge of these prompts, or None: the shipped CLIP knows only the world's words."""
+def judge_of(prompts: Sequence[str], source: str, prior: Prior, key: str) -> Judge | None:
+    """The judge of a prior's pictures of these prompts, or None; `key`: where the config names `source`."""
     unknown = [prompt for prompt in prompts if text_truth(prompt) is None]
-    if source in ("", WORLD) and unknown:
-        text = "no CLIP metrics: the shipped CLIP does not know %r; evaluate with another one, such as %s"
-        logger.info(text, unknown[0], "open_clip:ViT-bigG-14/laion2b_s39b_b160k")
+    if not may_judge(source, bool(prior.knows), key, f"does not know {unknown[0]!r}" if unknown else ""):
         return None
-    return load_judge(source, device)
+    judge = load_judge(source, prior.device)
+    return judge and replace(judge, knows=bool(prior.knows))
+
+
+def may_judge(source: str, of_world: bool, key: str, reason: str = "") -> bool:
+    """Whether a CLIP can judge pictures; if not, one line says why, and what to set.
+
+    The shipped CLIP, which an empty `source` means, can where they are `of_world` and there is no other `reason`.
+    """
+    if source not in ("", WORLD) or (of_world and not reason):
+        return True
+    reason = reason if of_world else "knows only the toy world, and these pictures are not of it"
+    text = "no CLIP metrics: the shipped CLIP %s; set %s to a folder or hub name of a CLIP, or to %s (%s)"
+    logger.info(text, reason, key, "open_clip:ViT-L-14/laion2b_s32b_b82k", INSTALL)
+    return False
 
 
 def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
@@ -220,7 +245,7 @@ def check_judge(source: str) -> None:
     """Raise InputError if there is no such CLIP, before any work is done; it is loaded at the end."""
     if source.startswith(OPEN_CLIP):
         if importlib.util.find_spec("open_clip") is None:
-            raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed")
+            raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed: {INSTALL}")
     elif source:
         check_clip(source)
 

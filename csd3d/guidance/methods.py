@@ -15,6 +15,7 @@ from torch import Tensor
 from csd3d.distillation.method import Method, Network
 from csd3d.distillation.named import create_method, method_title, named_config, names_for, parse_name
 from csd3d.distillation.step import DistillConfig, distill_step, feature_gradient, possible_prompts
+from csd3d.distillation.suits import suited
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.errors import InputError
 from csd3d.priors import Prior, PriorConfig, load_prior, perceptual_vectors
@@ -41,6 +42,11 @@ MOVED = {  # keys of earlier releases, for both tasks
 
 
 # ------------------------------------------------------------------------------------------------- what a config names
+
+
+def distill_by_model(steps: int) -> DistillConfig:
+    """The `distill` of a text job without keys: guidance and noise levels are the model's."""
+    return DistillConfig(steps=steps, guidance_scale=None, t_min=None, t_max=None, svgd=UNSAID)
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def open_prior(
     Raises InputError where the prior cannot do what a method needs.
     """
     prior = load_prior(dataclasses.replace(config, device=str(device)), require="text")
+    check_suits(prior, runs)
     check_features(prior, runs)
     embed_prompts(prior, runs, prompts, source_prompts)
     return prior, open_networks(prior, runs)
@@ -176,6 +183,15 @@ def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Netw
     return networks
 
 
+def check_suits(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
+    """Raise InputError where keys of `distill` contradict what suits the model."""
+    for run in runs.values():
+        try:
+            suited(run.distill, prior.defaults)
+        except ValueError as error:
+            raise InputError(f"distill: {error}; what the config leaves out is this model's own") from None
+
+
 def check_features(prior: Prior, runs: Mapping[str, MethodRun]) -> None:
     """Raise InputError where a method's kernel compares features and the prior has none."""
     for name, run in runs.items():
@@ -197,7 +213,7 @@ def embed_prompts(
     texts = [
         text
         for run in runs.values()
-        for text in possible_prompts(run.method, run.distill, prompts, source_prompts, away)
+        for text in possible_prompts(run.method, suited(run.distill, prior.defaults), prompts, source_prompts, away)
     ]
     prior.condition(list(dict.fromkeys(texts)))
 
@@ -209,7 +225,7 @@ class Guide:
     """A method with a prior and the method's networks, which are reset."""
 
     def __init__(self, prior: Prior, run: MethodRun, networks: Networks | None, generator: torch.Generator) -> None:
-        self.prior, self.method, self.distill = prior, run.method, run.distill
+        self.prior, self.method, self.distill = prior, run.method, suited(run.distill, prior.defaults)
         self.networks = networks
         if networks is not None:
             networks.reset(generator)

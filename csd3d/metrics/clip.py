@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from csd3d.cameras import side_seen
 from csd3d.errors import InputError
 from csd3d.files import read_json
+from csd3d.priors.hub import HUB_NAME, fetch_folder
 from csd3d.priors.opening import class_of, find_weights, open_network, open_tokenizer, quiet
 
 TwoTowers = nn.Module  # transformers' CLIPModel or VisionTextDualEncoderModel
@@ -26,6 +27,7 @@ KINDS = {"clip": "transformers.CLIPModel", "vision-text-dual-encoder": "transfor
 WORLD = "world"
 WORLD_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
 OPEN_CLIP = "open_clip:"
+FILES = ("*.json", "merges.txt", "model.safetensors")  # of a CLIP in a hub repository
 VIEWS = ("front view", "side view, facing left", "side view, facing right", "back view")
 SAID_VIEW = r",?\s*(front|side|back|overhead) view(, facing (left|right))?\s*\.?\s*$"  # at the end of a prompt
 MEAN, STD = 0.5, 0.25  # normalisation of pixels in [0, 1] for the shipped CLIP
@@ -70,12 +72,14 @@ def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") ->
 
 
 def find_clip(given: str) -> Path:
-    """The folder of a transformers CLIP; InputError where there is none."""
+    """The folder of a transformers CLIP, downloaded if it is a hub name; InputError where there is none."""
     folder = WORLD_FOLDER if given == WORLD else Path(given).expanduser()
+    if not folder.exists() and re.fullmatch(HUB_NAME, given):
+        return fetch_folder(given, FILES, "CLIP")
     if not folder.is_dir():
         raise InputError(
             f"CLIP: {given!r} is no folder ({folder}); give {WORLD}, a folder that transformers' CLIPModel was saved "
-            f"to, or {OPEN_CLIP}ARCHITECTURE/WEIGHTS"
+            f"to, a hub name, or {OPEN_CLIP}ARCHITECTURE/WEIGHTS"
         )
     return folder
 

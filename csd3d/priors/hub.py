@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from csd3d.errors import InputError
 from csd3d.priors.opening import SETTINGS, ModelFolder, config_name, one_line, weight_files, weights_name
 
 HUB_TIMEOUT_S = 5.0
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 CONFIGS = ["model_index.json", SETTINGS, "*/*.json"]
 
 
@@ -38,7 +39,7 @@ def find_model(model: str) -> ModelFolder:
         return ModelFolder(folder)
     if folder.is_file():
         raise InputError(f"prior.model: {model} is a file; give the diffusers folder that holds unet, vae and the rest")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if re.fullmatch(HUB_NAME, model):
         return _hub_configs(model)
     raise InputError(f"prior.model: {model!r} is neither a folder that exists nor a hub name (owner/name)")
 
@@ -85,23 +86,35 @@ def model_files(folder: ModelFolder, parts: Iterable[str]) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.is_file()}
 
 
+def fetch_folder(name: str, patterns: Sequence[str], key: str) -> Path:
+    """The local copy of a hub repository's files that match `patterns`; `key`: what names it, for the InputError."""
+    revision, _, reason = _asked(name)
+    return _snapshot(name, revision, list(patterns), reason, key)
+
+
 def _hub_configs(name: str) -> HubFolder:
-    # depending on its version, the hub's library raises errors of requests, httpx or OSError
-    revision, files, reason = None, (), None
-    try:
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        revision, files = info.sha, tuple(file.rfilename for file in info.siblings or ())
-    except Exception as error:
-        reason = error
+    revision, files, reason = _asked(name)
     return HubFolder(_snapshot(name, revision, CONFIGS, reason), name, revision, files)
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str], reason: Exception | None) -> Path:
+def _asked(name: str) -> tuple[str | None, tuple[str, ...], Exception | None]:
+    """The commit of a repository and its files, or None, () and why the hub did not say."""
+    # depending on its version, the hub's library raises errors of requests, httpx or OSError
+    try:
+        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except Exception as error:
+        return None, (), error
+    return info.sha, tuple(file.rfilename for file in info.siblings or ()), None
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: list[str], reason: Exception | None, key: str = "prior.model"
+) -> Path:
     try:  # if the hub does not answer, use a copy from an earlier run
         offline = revision is None
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:
         raise InputError(
-            f"prior.model: there is no folder {name!r}, and the hub did not give a model of that name "
-            f"({one_line(reason or error)}); point prior.model to a local folder that holds it"
+            f"{key}: there is no folder {name!r}, and the hub did not give a model of that name "
+            f"({one_line(reason or error)}); point {key} to a local folder that holds it"
         ) from None

@@ -67,6 +67,7 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
         prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
     entry = registry.entry_of("family", family)
     prior.family = entry.title if entry else family.__name__
+    prior.knows = str(folder.settings().get("knows", ""))
     _check_require(folder, prior, require)
     if config.distilled_guidance is not None and prior.distilled_guidance is None:
         told = f"{folder}, of the family {prior.family!r}, is not told a guidance scale"

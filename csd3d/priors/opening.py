@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Class = type | str  # a class, or its full name: "diffusers.AutoencoderKL"
 CONFIG = "a part of a diffusers model"  # how error messages describe a JSON file of it
-SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "parts": ...}
+SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "knows": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 

@@ -43,8 +43,10 @@ class Defaults:
     sampling_text_scale: float = 7.5  # guidance scale of the instruction where edited pictures are sampled
     sampling_image_scale: float = 1.5  # guidance scale of the source picture where edited pictures are sampled
     guidance_scale: float = 7.5  # classifier-free guidance scale of a text-to-image model
+    guidance_final: float = 0.0  # that scale at the last step of a distillation; 0: it does not change
     t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
     t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
+    bandwidth: float = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
     working_size: int = 512  # side in pixels of the square pictures that the model was trained on
 
 
@@ -76,6 +78,7 @@ class Prior:
     unet: nn.Module  # the noise predictor, a UNet or a transformer
     text: TextEncoder
     family: str = field(default="", kw_only=True)  # title of its family, set by `load_prior`
+    knows: str = field(default="", kw_only=True)  # name of the ground truth that it was trained on, by its csd3d.json
     alphas_cumprod: Tensor  # ᾱ [T]
     forward: Forward  # (network, z_t, t [B], ᾱ_t [B], condition) -> the network's output, of prediction_type
     prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow; see `parameterisation`

@@ -54,6 +54,7 @@ METRICS = {
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
     "distinct_colour": ("Distinct colours among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
+    "kernel_mean": ("Kernel between different particles, first step", "", None, 3),
     "unet_evaluations": ("UNet evaluations", "", None, 0),
     "seconds": ("Time taken", "s", None, 1),
 }

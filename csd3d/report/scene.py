@@ -14,11 +14,12 @@ from torch import Tensor
 from csd3d.cameras import Cameras, evenly
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import Truth
+from csd3d.evaluation.scene import judged_views
 from csd3d.export import side_by_side, write_video
 from csd3d.report.models import ExportConfig
 from csd3d.report.page import ViewRow
 from csd3d.report.pictures import save_each
-from csd3d.representations.base import SceneModel, render_all, render_each
+from csd3d.representations.base import SceneModel, render_each
 
 TRUTH_NOTE = "The truth is a render of the edited scene: of its valid edits, the one nearest to the held-out views. "
 METRIC_NOTE = "Disagreement is measured on the edited training views, reprojected by depth."
@@ -33,6 +34,7 @@ class Edited:
     title: str  # what reports call the editor
     model: SceneModel  # the edited scene
     images: Tensor  # [B, H, W, 3], the capture's frames, training views as edited
+    rendered: Tensor  # [T, H, W, 3], the edited scene in the views that it is judged by
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class SceneResults:
 
     capture: Capture
     before: SceneModel  # the scene as reconstructed
+    rendered: Tensor  # [T, H, W, 3], that scene in the views that scenes are judged by
     edited: dict[str, Edited]  # by the editor's name in the config, the main one first if it is there
     main: str  # the name of the main editor
     truth: Truth | None  # the right edit, if it is known
@@ -60,14 +63,10 @@ class SceneResults:
 def save_pictures(folder: Path, results: SceneResults) -> None:
     """Write held-out renders of the source and of every editor, and the edited training views."""
     capture = results.capture
-    held_out = capture.test if len(capture.test) else capture.train[:4]
-
-    def rendered(model: SceneModel, name: str) -> list[Tensor]:
-        return capture.cropped(render_all(model, capture.cameras, f"pictures, {name}", held_out).rgb, held_out)
-
-    save_each(folder / "source", rendered(results.before, "before"), held_out)
+    shown = capture.test if len(capture.test) else judged_views(capture)[:4]
+    save_each(folder / "source", capture.cropped(results.rendered[: len(shown)], shown), shown)
     for name, edited in results.edited.items():
-        save_each(folder / name / "held_out", rendered(edited.model, name), held_out)
+        save_each(folder / name / "held_out", capture.cropped(edited.rendered[: len(shown)], shown), shown)
         save_each(folder / name / "train", capture.cropped(edited.images[capture.train], capture.train), capture.train)
 
 

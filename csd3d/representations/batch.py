@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
@@ -145,6 +146,11 @@ class AssetViews:
     images: Tensor
     rendered: list[Rendered]
 
+    def at_side(self, side: int) -> Tensor:
+        """The pictures resized to `side` pixels; each of their pixels counts, so each gets a gradient."""
+        reduces = self.images.shape[-1] > side
+        return F.interpolate(self.images, (side, side), mode="bilinear", align_corners=False, antialias=reduces)
+
 
 def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the losses whose weight at `step` is not 0, and each of them unweighted: means over rays.
@@ -203,12 +209,11 @@ def ignored(asset: AssetConfig, losses: LossConfig, shading: ShadingConfig) -> l
     return ignored_keys(asset.representation, given)
 
 
-def check_memory(config: AssetConfig, particles: int, views: int) -> None:
-    """Raise InputError where the assets or a step's renders would not fit in memory, before anything is allocated."""
+def check_memory(config: AssetConfig, particles: int, views: int, device: torch.device | None = None) -> None:
+    """Raise InputError where the assets or a step's renders would not fit on the device, before they are made."""
     side, made_of = max(side for _, side in config.resolution), config.representation.thing
     needed = particles * views * side**2 * getattr(made_of, "bytes_per_ray", 0)
     given = f"particles {particles} × views_per_step {views} at asset.resolution {side}"
-    check_fits(needed, f"{given}: a step", "lower views_per_step, particles or asset.resolution")
-    check_fits(
-        particles * getattr(made_of, "training_bytes", 0), f"particles {particles}: training them", "lower particles"
-    )
+    check_fits(needed, f"{given}: a step", "lower views_per_step, particles or asset.resolution", device)
+    needed = particles * getattr(made_of, "training_bytes", 0)
+    check_fits(needed, f"particles {particles}: training them", "lower particles", device)

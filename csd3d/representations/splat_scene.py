@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from csd3d.cameras import Cameras
 from csd3d.datasets.splat_files import moved, view_of, write_splats
+from csd3d.datasets.spz import write_spz
 from csd3d.errors import InputError
 from csd3d.fields import Background
 from csd3d.rendering import RenderConfig, Rendered, Shading
@@ -267,10 +268,15 @@ class SplatScene(nn.Module):
         return self._surface[1]
 
     def write_files(self, folder: Path, placement: "Placement") -> None:
-        """Write `splats.ply` in the placement's own frame; the background is not in it."""
-        parts = (torch.from_numpy(placement.rotation), 1 / placement.scale, torch.from_numpy(placement.shift))
+        """Write `splats.ply` in the placement's own frame and `splats.spz`, y up as in GLB; without the background."""
+        rotation, axes = (torch.from_numpy(x) for x in (placement.rotation, placement.axes))
+        shift = torch.from_numpy(placement.shift)
         splats = kernels.Splats(*(x.detach().cpu() for x in self.splats))
-        write_splats(folder / "splats.ply", moved(splats, *parts), placement.frame)
+        write_splats(folder / "splats.ply", moved(splats, rotation, 1 / placement.scale, shift), placement.frame)
+        upright = moved(
+            splats, axes @ rotation, 1 / placement.scale, axes @ (shift - torch.from_numpy(placement.offset))
+        )
+        write_spz(folder / "splats.spz", upright, self.config.antialiased)
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 

@@ -21,7 +21,7 @@ from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.canvas import make_metrics
-from csd3d.evaluation.text import check_judge, load_judge
+from csd3d.evaluation.text import check_judge, load_judge, may_judge
 from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.registry import register, returned
@@ -67,7 +67,8 @@ class EditCanvasConfig:
     overlap: float = 0.25  # overlap of neighbouring windows, as a share of their side
     keep_detail: bool = True  # restore what the autoencoder lost, where nothing was edited
     tile_pixels: Annotated[int, Within(2**16, 2**28)] | None = None  # most pixels encoded at once; null: automatic
-    clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    clip: str = path_key(identity=False)
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, and between previews
     max_pixels: int = incidental(MAX_PIXELS)  # most pixels of a picture, a mask or a frame of a video
@@ -114,6 +115,11 @@ class EditCanvasConfig:
     def phases(self) -> list[str]:
         """The phases of a run, in order."""
         return ["encode", *self.methods, "results"]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, the edit by one editor being 1."""
+        return {"encode": 0.1, **dict.fromkeys(self.methods, 1.0), "results": 0.2}
 
 
 @register("task", "edit_image", title="Edit of a picture")
@@ -267,10 +273,12 @@ class CanvasJob(Job):
 
     def measure(self, done: dict[str, Phase]) -> dict:
         """Return seconds and evaluations; `save` adds the figures, since it reads the finished frames once."""
-        self.judge = load_judge(self.config.clip, self.device)
+        file = getattr(self.config, "image", "") or getattr(self.config, "video", "")
+        judged = may_judge(self.config.clip, bool(self.prior.knows) and not file, "clip")
+        self.judge = load_judge(self.config.clip, self.device) if judged else None
         others = sum(phase.seconds for name, phase in done.items() if name != self.main)
         seconds = {"encode": self.encode_seconds, "edit": done[self.main].seconds, "compare": others}
-        results = {n: {"unet_evaluations": p.unet_evaluations, "seconds": p.seconds} for n, p in done.items()}
+        results = {name: phase.figures for name, phase in done.items()}
         return {"seconds": seconds, "results": results, "judge": self.judge and self.judge.name}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:

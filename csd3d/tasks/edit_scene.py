@@ -15,13 +15,13 @@ from csd3d import registry
 from csd3d.config import to_yaml
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.editors.fitting import FitPhase, fit_phase, new_phase
-from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.editors.scene import SceneEdit, SceneSource, try_out
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase
 from csd3d.engine.run_folder import read_environment
 from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
-from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, source_surface
+from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged, source_surface
 from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.priors.queries import check_image_scale
@@ -44,7 +44,7 @@ from csd3d.report.scene import (
 from csd3d.report.used import used
 from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches, check_rays
-from csd3d.schema import ByName, Chosen, OneOf, by_name, choose, incidental
+from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental
 
 SMALLEST = 11  # pixels of a side: the window of SSIM
 EDITOR = OneOf("scene_editor", settings="editors")
@@ -73,6 +73,8 @@ class EditSceneConfig:
     )
     reconstruct: FitConfig = field(default_factory=FitConfig)
     fit: FitConfig = field(default_factory=_edit_fit)
+    # shorter side in pixels of the views that the model sees and edits; null: the model's own size
+    working_size: Annotated[int, Within(8, 4096)] | None = None
     keep_detail: bool = True  # restore in edited views what the VAE lost of their photos, where nothing was changed
     # settings by editor name
     editors: Annotated[dict[str, Any], ByName("scene_editor")] = incidental(default_factory=dict)
@@ -124,6 +126,19 @@ class EditSceneConfig:
         return ["reconstruct", *self.methods, "evaluate", "video", "mesh", "report"]
 
     @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, in thousands of fitted samples; an editor's own work as much as its fit."""
+        fits = [each.steps * each.samples / 1000 for each in (self.reconstruct, self.fit)]
+        shown = 80 * (1 + len(self.methods))  # a rendered frame costs about as much as 80 000 fitted samples
+        parts = {
+            "evaluate": 12 * shown,
+            "video": (18 + self.export.video_frames) * shown,
+            "mesh": 5000.0,
+            "report": 1000.0,
+        }
+        return {"reconstruct": fits[0], **dict.fromkeys(self.methods, 2 * fits[1]), **parts}
+
+    @property
     def ignored(self) -> list[str]:
         """A warning for each key that the representation does not support."""
         fits = [name for name in ("reconstruct", "fit") if getattr(self, name).distortion_weight]
@@ -145,9 +160,14 @@ class EditSceneConfig:
         for name, chosen in self.chosen.items():
             check_image_scale(prior, getattr(chosen.thing, "image_scale", None), f"editors.{name}.image_scale")
         prior.embed_ahead(["", self.prompt])
+        try_out(self.source(prior, capture))
         truth = load_truth(capture, self.prompt)
         contents = {self.scene.path: capture.fingerprint}
         return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth, contents=contents)
+
+    def source(self, prior: Prior, capture: Capture) -> SceneSource:
+        """What all editors of a run share."""
+        return SceneSource(prior, capture, self.prompt, self.keep_detail, self.working_size)
 
 
 @dataclass(kw_only=True)
@@ -182,7 +202,7 @@ class EditJob(Job):
         # an edit must start from the finished reconstruction, so that a resumed run starts it from the same
         if source.finished:
             self.capture = self.capture.completed(lambda i: source.model.render_views(self.capture.cameras, i).rgb)
-        photos = SceneSource(self.prior, self.capture, self.config.prompt, self.config.keep_detail)
+        photos = self.config.source(self.prior, self.capture)
         for name in self.config.methods if source.finished else ():
             if self.may_run(name):
                 done[name] = edit(self, photos, source.model, name)
@@ -193,23 +213,25 @@ class EditJob(Job):
         source, edited = split(done)
         main, results = self.config.editor.name, {}
         surface = source_surface(source.model, self.capture) if edited and self.truth is None else None
+        self.rendered = {name: render_judged(phase.model, self.capture, name) for name, phase in done.items()}
         for name, phase in edited.items():
-            figures = evaluate_edit(name, phase.model, surface, phase.images, self.capture, self.truth)
-            results[name] = figures | {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+            figures = evaluate_edit(self.rendered[name], surface, phase.images, self.capture, self.truth)
+            results[name] = figures | phase.figures
         seconds = {
             "reconstruct": source.seconds,
             "edit": edited[main].seconds if main in edited else 0.0,
             "compare": sum(phase.seconds for name, phase in edited.items() if name != main),
         }
-        reconstruction = evaluate_reconstruction(source.model, self.capture)
+        reconstruction = evaluate_reconstruction(self.rendered["reconstruct"], self.capture)
         return {"seconds": seconds, "reconstruction": reconstruction, "results": results}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, the mesh and the report."""
         config, folder, capture = self.config, self.folder, self.capture
         source, phases = split(done)
-        edited = {name: Edited(title(name), phase.model, phase.images) for name, phase in phases.items()}
-        results = SceneResults(capture, source.model, edited, config.editor.name, self.truth)
+        seen = self.rendered
+        edited = {name: Edited(title(name), phase.model, phase.images, seen[name]) for name, phase in phases.items()}
+        results = SceneResults(capture, source.model, seen["reconstruct"], edited, config.editor.name, self.truth)
         self.announce("video")
         cameras = video_cameras(capture, config.export.video_frames)
         save_pictures(folder / "images", results)
@@ -275,13 +297,14 @@ def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> Fit
     """Edit the scene by one editor, starting from the reconstruction `start`."""
     config, editor = job.config, job.config.chosen[name].thing
     phase = new_phase(job.generator(name), copy.deepcopy(start), job.capture.images, config.fit)
-    state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed)
+    state = SceneEdit(source, phase.model, phase.images, phase.generator, config.seed, config.fit.steps)
 
     def update(step: int, curves: Curves) -> None:
         inner: list[dict[str, float]] = []
         state.images = phase.images  # a resumed phase has loaded others
         editor.update(state, step, inner.append)
         if inner:
+            phase.note(inner[0])
             keys = inner[0].keys()
             curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})
             save_strip(job.folder / "images" / f"preview-{name}.png", phase.images[job.capture.train[:8]])

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation.noise import draw_noise_map, world_noise
@@ -16,14 +15,22 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
-from csd3d.evaluation.text import EvaluateConfig, check_judge, check_pictures, evaluate, held_out, held_out_views
+from csd3d.evaluation.text import (
+    EvaluateConfig,
+    check_judge,
+    check_judged,
+    check_shown,
+    evaluate,
+    held_out,
+    held_out_views,
+)
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
-    UNSAID,
     Guide,
     MethodRun,
     Networks,
+    distill_by_model,
     method_runs,
     open_prior,
     settle_distill,
@@ -72,14 +79,15 @@ class TextTo3DConfig:
     particles: Annotated[int, Within(1, 1024)] = 1  # number of assets
     views_per_step: Annotated[int, Within(1, 1024)] = 4  # views of each asset in a step
     share: str = "auto"  # what shares scores: views of an asset, assets at a camera, all; auto: views if one asset
-    guidance_size: Annotated[int, Within(8, 4096)] = 128  # pixels along a side of the views that the prior sees
+    # pixels along a side of the views that the prior sees; null: the model's own size
+    guidance_size: Annotated[int, Within(8, 4096)] | None = None
     prior: PriorConfig = field(default_factory=PriorConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     asset: AssetConfig = field(default_factory=AssetConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
-    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=600, svgd=UNSAID))
+    distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=600))
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = incidental(default_factory=EvaluateConfig)
     export: ExportConfig = incidental(default_factory=ExportConfig)
@@ -133,19 +141,29 @@ class TextTo3DConfig:
 
     def open(self, device: torch.device) -> "AssetJob":
         """Open the prior and the networks; what is wrong with them raises InputError before any work."""
-        check_memory(self.asset, self.particles, self.views_per_step)
-        check_pictures(self)
+        check_memory(self.asset, self.particles, self.views_per_step, device)
+        check_judged(self)
+        if self.guidance_size is not None:
+            check_shown(self, self.guidance_size)
         with at_key("evaluate.clip"):
             check_judge(self.evaluate.clip)
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        check_shown(self, shown_side(self, prior))
         return AssetJob(config=self, device=device, prior=prior, networks=networks)
 
     @property
     def phases(self) -> list[str]:
         """The phases of a run, in order."""
         return [*self.runs, "evaluate", "video", "mesh", "report"]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """About what each phase costs, in steps of one asset."""
+        made = {name: float(self.particles * run.distill.steps) for name, run in self.runs.items()}
+        frames = self.particles * len(made) * self.export.video_frames
+        return {**made, "evaluate": frames / 10, "video": frames / 4, "mesh": 40.0 * self.particles, "report": 4.0}
 
     @property
     def ignored(self) -> list[str]:
@@ -198,7 +216,7 @@ class AssetJob(Job):
         self.views = held_out_views(self.config, self.assets)
         figures, judge = evaluate(self, self.views)
         for name, phase in done.items():
-            figures[name] |= {"unet_evaluations": phase.unet_evaluations, "seconds": phase.seconds}
+            figures[name] |= phase.figures
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
         return {"judge": judge, "seconds": seconds, "results": figures}
@@ -207,6 +225,11 @@ class AssetJob(Job):
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
         metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
+
+
+def shown_side(config: TextTo3DConfig, prior: Prior) -> int:
+    """Side in pixels of the views that the prior sees."""
+    return config.guidance_size or prior.defaults.working_size
 
 
 def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
@@ -246,8 +269,7 @@ def asset_step(
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
-    side = config.guidance_size
-    z = guide.prior.encode(F.interpolate(shown.images, (side, side), mode="bilinear", align_corners=False))
+    z = guide.prior.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
     if noise_map is not None:
         noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
@@ -307,7 +329,7 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
 def camera_noise_map(job: Job, prior: Prior) -> Tensor:
     """Draw FSD's sphere of noise, which stays the same for the whole run."""
     config = job.config
-    channels, *size = prior.latent_shape(config.guidance_size, config.guidance_size)
+    channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
     fov = sum(config.views.fov_deg) / 2
     return draw_noise_map(channels, tuple(size), fov, job.generator("camera noise"))
 

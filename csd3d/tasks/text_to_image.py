@@ -20,10 +20,10 @@ from csd3d.evaluation.text import check_judge, judge_of
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
-    UNSAID,
     Guide,
     MethodRun,
     Networks,
+    distill_by_model,
     method_runs,
     open_prior,
     settle_distill,
@@ -35,6 +35,7 @@ from csd3d.report.text import save_pictures
 from csd3d.representations.pictures import PictureParticles
 from csd3d.schema import ByName, Chosen, OneOf, Within, incidental, path_key
 
+LEAST_SIDE = 8  # pixels
 BYTES_PER_PIXEL = 100  # pictures, and latents with their gradients and moments
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=(*ALIASES, "all"))]
 
@@ -69,13 +70,15 @@ class TextToImageConfig:
     seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     particles: Annotated[int, Within(1, 1024)] = 4  # pictures of each prompt
-    size: Annotated[int, Within(8, 4096)] = 128  # pixels along a side of a picture
+    # pixels along a side of a picture; null: the model's own size
+    size: Annotated[int, Within(LEAST_SIDE, 4096)] | None = None
     space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
-    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=300, svgd=UNSAID))
-    clip: str = path_key(identity=False)  # CLIP for metrics: a folder or open_clip:NAME/WEIGHTS; "": the shipped one
+    distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    clip: str = path_key(identity=False)
     save_seconds: float = incidental(30.0)  # seconds between checkpoints
 
     MOVED: ClassVar[dict[str, str]] = MOVED
@@ -83,9 +86,8 @@ class TextToImageConfig:
     def __post_init__(self) -> None:
         if not self.texts:
             raise ValueError('prompts is empty: say what to draw, such as prompt="a red chair"')
-        for key in ("particles", "size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
+        if self.particles < 1:
+            raise ValueError(f"particles is {self.particles}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
         if self.distill.perp_neg:
@@ -117,14 +119,17 @@ class TextToImageConfig:
 
     def open(self, device: torch.device) -> "ImageJob":
         """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""
-        needed = BYTES_PER_PIXEL * self.particles * self.size**2
-        check_fits(needed, f"particles {self.particles} of size {self.size}: a step")
-        source = open_source(self)
+        side = self.size or LEAST_SIDE  # a file that cannot be read is refused before a model is fetched
+        check_size(self, side)
+        open_source(self, side)
         with at_key("clip"):
             check_judge(self.clip)
         source_prompts = [self.source.prompt] if self.source.prompt else None
         prior, networks = open_prior(self.prior, device, self.runs, self.texts, source_prompts)
-        return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source)
+        side = self.size or prior.defaults.working_size
+        check_size(self, side)
+        source = open_source(self, side)
+        return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side)
 
     @property
     def parts(self) -> dict[str, tuple[str, int]]:
@@ -155,6 +160,7 @@ class ImageJob(Job):
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
     source: Tensor | None  # [1, 3, S, S] in [0, 1], the picture to edit
+    side: int  # S, pixels along a side of a picture
 
     @property
     def wanted(self) -> list[str]:
@@ -177,7 +183,7 @@ class ImageJob(Job):
     def measure(self, done: dict[str, Phase]) -> dict:
         """Measure how well each method's pictures fit their prompts."""
         config = self.config
-        judge = judge_of(config.texts, config.clip, self.device)
+        judge = judge_of(config.texts, config.clip, self.prior, "clip")
         self.pictures: dict[str, list[Tensor]] = {}
         results = {}
         for name in config.runs:
@@ -187,6 +193,8 @@ class ImageJob(Job):
             found = self.pictures[name] = [phase.model.images(self.prior).cpu() for phase in phases]
             evaluations = sum(phase.unet_evaluations for phase in phases)
             results[name] = {"seconds": sum(phase.seconds for phase in phases), "unet_evaluations": evaluations}
+            if shared := [phase.kernel_mean for phase in phases if phase.kernel_mean is not None]:
+                results[name]["kernel_mean"] = sum(shared) / len(shared)
             if judge:
                 results[name] |= judge.score_pictures(found, config.texts[: len(found)], config.seed)
         seconds = {"distil": sum(result["seconds"] for result in results.values())}
@@ -199,15 +207,21 @@ class ImageJob(Job):
         save_pictures(self, self.pictures, self.source, titles, metrics)
 
 
-def open_source(config: TextToImageConfig) -> Tensor | None:
-    """Return the source [1, 3, S, S] in [0, 1], if there is one: the middle square, averaged down to `size` pixels.
+def check_size(config: TextToImageConfig, side: int) -> None:
+    """Raise InputError if pictures of `side` pixels do not fit in memory."""
+    needed = BYTES_PER_PIXEL * config.particles * side**2
+    check_fits(needed, f"particles {config.particles} of size {side}: a step")
+
+
+def open_source(config: TextToImageConfig, side: int) -> Tensor | None:
+    """Return the source [1, 3, S, S] in [0, 1], if there is one: the middle square, averaged down to S = `side` pixels.
 
     Raises InputError where it cannot be read or is too small.
     """
     if not config.source.image:
         return None
     with at_key("source.image"):
-        pixels = read_square(Path(config.source.image), config.size)
+        pixels = read_square(Path(config.source.image), side)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
@@ -215,7 +229,7 @@ def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
     """Optimise the particles of one prompt by one method; `name` is the phase's."""
     config, prior = job.config, job.prior
     guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
-    model = PictureParticles(prior, config.particles, config.size, config.space, job.generator("start"), job.source)
+    model = PictureParticles(prior, config.particles, job.side, config.space, job.generator("start"), job.source)
     if run.distill.weight == "x0":
         optimiser: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 1.0)
     else:

@@ -100,3 +100,13 @@ def test_scales_are_the_priors_unless_given():
 def test_settings_that_mean_nothing_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         InstructNeRF2NeRF(**keys)
+
+
+@pytest.mark.parametrize("steps", [4, 40, 333])
+def test_each_view_is_edited_as_often_however_long_the_fit_is(source, steps):
+    editor, edit = InstructNeRF2NeRF(edits_per_view=3), new_edit(source)
+    edit.steps = steps
+    due = [number for step in range(steps) for number in editor.due(step, edit)]
+    assert due == list(range(3 * 5))
+    each = [len(editor.due(step, edit)) for step in range(steps)]
+    assert max(each) - min(each) <= 1

@@ -9,7 +9,7 @@ import torch
 from csd3d.cameras import orbit
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import TrueViews
-from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction
+from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged
 from csd3d.rendering import Rendered
 
 SIDE, COUNT = 24, 4
@@ -53,7 +53,8 @@ def capture(places=None):
 
 def judge(views, places=None):
     found = capture(places)
-    return evaluate_edit("csd_edit", model(*views), None, found.images, found, Truth((BLUE, RED)))
+    rendered = render_judged(model(*views), found, "csd_edit")
+    return evaluate_edit(rendered, None, found.images, found, Truth((BLUE, RED)))
 
 
 def test_one_answer_is_chosen_for_all_views():
@@ -75,4 +76,6 @@ def test_padding_does_not_count():
     assert [figures["psnr_truth"], figures["ssim_truth"], figures["psnr_outside"]] == pytest.approx([100, 1, 100])
     assert judge(views)["psnr_truth"] < 12
     source = [picture(torch.tensor([0.1, 0.8, 0.1])) * (view.sum(-1, keepdim=True) > 0) for view in views]
-    assert evaluate_reconstruction(model(*source), capture(places)) == {"psnr": 100, "ssim": 1}
+    found = capture(places)
+    rendered = render_judged(model(*source), found, "reconstruct")
+    assert evaluate_reconstruction(rendered, found) == {"psnr": 100, "ssim": 1}

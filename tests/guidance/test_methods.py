@@ -25,7 +25,7 @@ from csd3d.guidance.methods import (
     open_networks,
     settle_distill,
 )
-from csd3d.priors import PriorConfig, load_prior, perceptual_distance, perceptual_vectors
+from csd3d.priors import Defaults, PriorConfig, load_prior, perceptual_distance, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction
 from csd3d.priors.prior import Prior
 from csd3d.schema import Chosen
@@ -99,6 +99,8 @@ def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():
 
 class Embedding:
     """A prior that lists what it is asked to embed."""
+
+    defaults = Defaults()
 
     def __init__(self):
         self.asked = []
@@ -276,7 +278,7 @@ def test_every_query_of_a_method_is_told_the_camera(name):
         seen.extend(asked.values())
         return {key: torch.zeros_like(query.z_t) for key, query in asked.items()}
 
-    prior = SimpleNamespace(predict=predict, alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
+    prior = SimpleNamespace(predict=predict, alphas_cumprod=torch.linspace(0.99, 0.01, 1000), defaults=Defaults())
     guide = Guide(prior, runs_of(name)[name], None, seeded())
     view, pose = torch.tensor([[10.0, 20.0, 4.0], [90.0, 30.0, 4.0]]), torch.zeros(2, 12)
     guide.step(torch.zeros(2, 4, 4, 4), 0, seeded(1), prompts=TEXTS, view=view, pose=pose)

@@ -380,3 +380,11 @@ def test_keys_that_a_representation_does_not_support_are_named_once():
         ignored(AssetConfig(representation=Chosen("blobs", Blobs())), LossConfig(sparsity=1.0), ShadingConfig()) == []
     )
     assert ignored(AssetConfig(levels=[(0, 3)]), losses, shading) == []  # the hash grid supports all
+
+
+def test_reduced_pictures_give_every_pixel_a_gradient_and_keep_the_mean():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    small = AssetViews(images, []).at_side(8)
+    small.sum().backward()
+    assert (images.grad > 0).all()
+    torch.testing.assert_close(small.mean(), images.mean(), rtol=0.01, atol=0)

@@ -25,6 +25,7 @@ from csd3d.representations.splats import GaussianSplats
 from csd3d.schema import Chosen
 from custom_kernels import native
 from custom_kernels.splats import C0, Splats, render, rotation_matrices
+from tests.datasets.test_spz import unpacked
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels are not compiled")
 BOX = torch.tensor([-1.0, -1, -1, 1, 1, 1])
@@ -246,7 +247,8 @@ def test_files_are_in_the_captures_own_frame(tmp_path):
     transform[:3, :3], transform[:3, 3], scale = rotation, torch.tensor([0.5, 1.0, -2.0]), 0.4
     model = SMALL.open(BOX, generator(), background="black")
     model.take(textured())
-    model.write_files(tmp_path, capture_placement(transform.numpy(), scale, BOX.numpy()))
+    placement = capture_placement(transform.numpy(), scale, BOX.numpy())
+    model.write_files(tmp_path, placement)
     cameras = orbit(2, 3.0, 20.0, 45.0, 40, 40)
     pose = cameras.camera_to_world.double()
     own = torch.cat(
@@ -256,6 +258,10 @@ def test_files_are_in_the_captures_own_frame(tmp_path):
         read_splats(tmp_path / "splats.ply", ""), view_of(replace(cameras, camera_to_world=own.float()), 1), degree=3
     )
     torch.testing.assert_close(found.rgb, model.render_views(cameras, torch.tensor([1])).rgb[0], atol=3e-4, rtol=0)
+    upright = unpacked((tmp_path / "splats.spz").read_bytes())[0].means.double()  # as the GLB, y up
+    torch.testing.assert_close(
+        upright, torch.from_numpy(placement.gltf(model.means.detach().numpy())), atol=1e-5, rtol=0
+    )
 
 
 def spoil(path, change):

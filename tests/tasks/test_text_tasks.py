@@ -1,6 +1,7 @@
 """Text to image and to 3D as a user runs them, on a tiny random prior: what is left behind, and resuming."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -297,11 +298,16 @@ def test_methods_may_be_added_to_a_run_but_not_changed_in_it(image_config, tmp_p
         jobs.resume(folder, ["method=[{type: vsd, learning_rate: 0.1}]"], "cpu", stop=StopRequest())
 
 
-def test_figures_by_the_shipped_clip_are_called_so_and_there_are_none_of_other_words(image_config, tmp_path):
-    known = start(image_config, tmp_path / "known", "method=[sds]", "prompt=a red chair")
+def test_the_shipped_clip_judges_its_own_world_and_words_only(image_config, tiny_text_prior, tmp_path):
+    model = shutil.copytree(tiny_text_prior, tmp_path / "model")
+    photos = start(image_config, tmp_path / "photos", "method=[sds]", "prompt=a red chair")
+    assert json.loads((photos / "metrics.json").read_text())["judge"] is None  # the model is not of the world
+    assert "knows only the toy world" in (photos / "log.txt").read_text()
+    (model / "csd3d.json").write_text('{"knows": "world"}')
+    known = start(image_config, tmp_path / "known", "method=[sds]", "prompt=a red chair", f"prior.model={model}")
     assert json.loads((known / "metrics.json").read_text())["judge"] == "CLIP (world)"
     assert "CLIP (world) similarity to the prompt" in (known / "report.html").read_text()
-    other = start(image_config, tmp_path / "other", "method=[sds]", "prompt=the Queen of Sheba")
+    other = start(image_config, tmp_path / "other", "method=[sds]", "prompt=a Queen", f"prior.model={model}")
     metrics = json.loads((other / "metrics.json").read_text())
     assert metrics["judge"] is None
     assert metrics["results"]["sds"].keys() == {"seconds", "unet_evaluations"}

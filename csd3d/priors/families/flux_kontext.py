@@ -23,6 +23,7 @@ from torch import Tensor
 from csd3d.priors.autoencoder import VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import ModelFolder, check_width, load_flow_schedule, load_parts, read_config
 from csd3d.priors.prior import Defaults, Options, Prior
@@ -97,7 +98,7 @@ def open_flux(folder: ModelFolder, options: Options, guidance: float, source: So
     told = None
     if config.guidance_embeds:
         told = guidance if options.distilled_guidance is None else options.distilled_guidance
-    scale = guidance if told is None else 1.0
+    scale, edits = guidance if told is None else 1.0, source is not None
     return Prior(
         codec,
         transformer,
@@ -111,6 +112,7 @@ def open_flux(folder: ModelFolder, options: Options, guidance: float, source: So
             sampling_text_scale=scale,
             sampling_image_scale=1.0,
             guidance_scale=scale,
+            t_max=EDIT_T_MAX if edits else Defaults.t_max,
             working_size=WORKING_SIZE,
         ),
         options,

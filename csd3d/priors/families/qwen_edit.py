@@ -26,6 +26,7 @@ from csd3d.files import read_json
 from csd3d.priors.autoencoder import VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import CONFIG, ModelFolder, check_width, load_flow_schedule, load_parts, read_config
 from csd3d.priors.prior import Defaults, Options, Prior
@@ -107,6 +108,7 @@ class QwenImageEdit:
                 sampling_text_scale=4.0,
                 sampling_image_scale=1.0,
                 guidance_scale=4.0,
+                t_max=EDIT_T_MAX,
                 working_size=WORKING_SIZE,
             ),
             options,
@@ -131,22 +133,18 @@ class FrameCodec(VaeCodec):
         self.shift = torch.tensor(config.latents_mean, device=device).view(-1, 1, 1)
         self.scale = 1 / torch.tensor(config.latents_std, device=device).view(-1, 1, 1)
 
-    def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
-        """x of latents, cropped to `size` if given."""
-        frames = self.unscaled(z)[:, :, None].split(micro_batch)
-        x = torch.cat([self.vae.decode(chunk, return_dict=False)[0] for chunk in frames])[:, :, 0].float()
-        return x if size is None else self.crop(x, size)
+    @property
+    def width(self) -> int:
+        return self.vae.config.base_dim
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of the encoder: `conv_in`, then each down block."""
-        maps = [self.vae.encoder.conv_in(x[:, :, None])]
-        for block in self.vae.encoder.down_blocks:
-            maps.append(block(maps[-1]))
-        return [x[:, :, 0] for x in maps]
+    def _decoded(self, z: Tensor) -> tuple[Tensor]:
+        return (self.vae.decode(z[:, :, None], return_dict=False)[0][:, :, 0],)
 
-    def parameters(self, x: Tensor) -> Tensor:
-        """The posterior's parameters [B, 2C, h, w]."""
-        return self.vae.encode(x[:, :, None]).latent_dist.parameters[:, :, 0]
+    def _parameters(self, x: Tensor) -> tuple[Tensor]:
+        return (self.vae.encode(x[:, :, None]).latent_dist.parameters[:, :, 0],)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(maps[:, :, 0] for maps in super()._maps(x[:, :, None]))
 
 
 class SeenSource:

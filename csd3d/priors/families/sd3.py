@@ -23,6 +23,7 @@ from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_flow_schedule, load_parts
 from csd3d.priors.prior import Defaults, Options, Prior
@@ -83,7 +84,10 @@ class StableDiffusion3:
             alphas_cumprod,
             partial(forward, timesteps=len(alphas_cumprod)),
             "flow",
-            Defaults(working_size=config.sample_size * codec.downscale),
+            Defaults(
+                t_max=Defaults.t_max if source is None else EDIT_T_MAX,
+                working_size=config.sample_size * codec.downscale,
+            ),
             options,
             source,
         )

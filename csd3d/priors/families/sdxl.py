@@ -19,10 +19,10 @@ from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families import stable_diffusion
-from csd3d.priors.families.stable_diffusion import check_embeddings, working_size
+from csd3d.priors.families.stable_diffusion import check_embeddings, defaults_of
 from csd3d.priors.memory import set_attention
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
-from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.prior import Options, Prior
 from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text
 from csd3d.registry import register
 
@@ -64,6 +64,7 @@ class StableDiffusionXL:
             options.device,
             options.embedding_cache,
         )
+        edits = unet.config.in_channels == 2 * codec.channels
         return Prior(
             codec,
             unet,
@@ -71,9 +72,9 @@ class StableDiffusionXL:
             schedule.alphas_cumprod,
             partial(forward, downscale=codec.downscale),
             schedule.config.prediction_type,
-            Defaults(working_size=working_size(unet.config, codec.downscale)),
+            defaults_of(unet.config, codec.downscale, edits),
             options,
-            UnscaledLatent() if unet.config.in_channels == 2 * codec.channels else None,
+            UnscaledLatent() if edits else None,
         )
 
 

@@ -9,6 +9,7 @@ UNet has `class_embed_type` "projection" and the width of `camera_embedding`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_
 from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, clip_tokens
 from csd3d.registry import register
+
+EDIT_T_MAX = 0.8  # noise level from which CSD-Edit starts
 
 
 @register("family", "stable_diffusion", title="Stable Diffusion 1.x and 2.x, InstructPix2Pix")
@@ -61,6 +64,7 @@ class StableDiffusion:
         check_width(folder, "unet", unet.config.cross_attention_dim, parts["text_encoder"].config.hidden_size)
         set_attention(unet, options.attention)
         takes_camera = unet.config.class_embed_type == "projection"
+        edits = unet.config.in_channels == 2 * codec.channels
         return Prior(
             codec,
             unet,
@@ -68,9 +72,9 @@ class StableDiffusion:
             schedule.alphas_cumprod,
             forward,
             schedule.config.prediction_type,
-            Defaults(working_size=working_size(unet.config, codec.downscale)),
+            defaults_of(unet.config, codec.downscale, edits),
             options,
-            UnscaledLatent() if unet.config.in_channels == 2 * codec.channels else None,
+            UnscaledLatent() if edits else None,
             unet.config.projection_class_embeddings_input_dim if takes_camera else 0,
         )
 
@@ -104,6 +108,12 @@ def check_embeddings(folder: ModelFolder, class_embed_types: tuple[str | None, .
     for key, known in {"time_cond_proj_dim": (None,), "class_embed_type": class_embed_types}.items():
         if unet.get(key) not in known:
             raise InputError(f"{folder}/unet/config.json: {key} = {unet[key]!r} is not supported")
+
+
+def defaults_of(config: Any, downscale: int, edits: bool) -> Defaults:
+    """What suits a predictor with this config. Edits start below pure noise, to keep the source's layout."""
+    own = Defaults(working_size=working_size(config, downscale))
+    return replace(own, t_max=EDIT_T_MAX) if edits else own
 
 
 def working_size(config: Any, downscale: int) -> int:
