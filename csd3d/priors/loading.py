@@ -4,7 +4,7 @@ import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
@@ -21,7 +21,7 @@ from csd3d.priors.options import Defaults, Options
 from csd3d.priors.prior import Prior
 from csd3d.priors.quantised import QUANTISE, check_quantise
 from csd3d.priors.runtimes import Exported, check_installed, check_runtime, counted
-from csd3d.schema import counted_as, incidental, path_key, path_keys
+from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +50,8 @@ class PriorConfig:
     micro_batch: int = incidental(16)  # most elements sent through a network at once; fewer need less memory
     attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
+    # guidance scale that a distilled model (FLUX) is told; null: the model's default
+    distilled_guidance: Annotated[float, Within(0, 100)] | None = counted_as(lambda scale: scale, None)
     drop_text_encoder: bool = incidental(False)  # free the text encoder before the noise predictor is opened
     embedding_cache: str = path_key(identity=False, made=True)  # folder that keeps embeddings of prompts; "": none
 
@@ -97,6 +99,9 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     prior.family = entry.title if entry else family.__name__
     prior.knows = str(folder.settings().get("knows", ""))
     _check_require(folder, prior, require)
+    if config.distilled_guidance is not None and prior.distilled_guidance is None:
+        told = f"{folder}, of the family {prior.family!r}, is not told a guidance scale"
+        raise InputError(f"prior.distilled_guidance: {told}; leave it out")
     prior.defaults = replace(prior.defaults, **defaults)
     prior.files = model_files(folder, parts, options.kept)
     if isinstance(prior.exported, Exported) and not prior.exported.folder.is_dir():
@@ -137,6 +142,8 @@ def find_family(folder: ModelFolder, name: str = "auto") -> Any:
     # models of one class differ in the other inputs of their predictor
     inputs = [f"{key} = {value!r}" for key, value in config.items() if value and key.endswith("_embed_type")]
     kind = " with ".join([str(config.get("_class_name")), *([", ".join(inputs)] if inputs else [])])
+    if pipeline := folder.index().get("_class_name"):  # models of one transformer may differ in the pipeline alone
+        kind += f" of a {pipeline}"
     raise InputError(
         f"prior.model: {folder}/{part}/config.json: a {kind} is not supported; supported are {known}. "
         "prior.family can name one"

@@ -119,11 +119,9 @@ def load_parts(folder: ModelFolder, classes: Mapping[str, Class], options: Optio
             parts[part] = _load_network(folder, part, class_of(cls), options)
     for part in (part for part in parts if part.startswith("tokenizer")):
         encoder = part.replace("tokenizer", "text_encoder")
-        if len(parts[part]) > parts[encoder].config.vocab_size:
-            raise InputError(
-                f"{folder}: {encoder} ({parts[encoder].config.vocab_size} tokens) does not suit {part} "
-                f"({len(parts[part])} tokens)"
-            )
+        known = parts[encoder].config.get_text_config().vocab_size
+        if len(parts[part]) > known:
+            raise InputError(f"{folder}: {encoder} ({known} tokens) does not suit {part} ({len(parts[part])} tokens)")
     return parts
 
 
@@ -159,11 +157,14 @@ def _check_class(folder: ModelFolder, part: str, config: Mapping[str, Any], cls:
 
 
 def class_of(cls: Class) -> type:
-    """The class of that full name, imported now; a class is returned as it is."""
+    """The class of that full name, imported now; a class is returned as it is. InputError where it is too new."""
     if isinstance(cls, type):
         return cls
     module, _, name = cls.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError:
+        raise InputError(f"prior.model: it needs a {module} that has {name}: pip install -U {module}") from None
 
 
 def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: str = "text") -> None:
@@ -172,13 +173,20 @@ def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: st
         raise InputError(f"{folder}/{part}: is for {what} of width {takes}, the text encoders give {given}")
 
 
-def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, editing: bool) -> None:
-    """Raise InputError unless the predictor takes and gives `latent` channels; an editing model takes twice as many."""
-    if config.in_channels not in (latent, 2 * latent if editing else latent) or config.out_channels != latent:
-        also = f" or {2 * latent} (editing)" if editing else ""
+def check_channels(folder: ModelFolder, part: str, *editing: int) -> None:
+    """Raise InputError, by the configs alone, unless the predictor takes and gives as many channels as the VAE's z has.
+
+    An editing model takes one of `editing` times as many. Channels that a config does not say are diffusers' own.
+    """
+    usual = 4 if part == "unet" else 16
+    latent = read_config(folder, "vae").get("latent_channels", 4)
+    config = read_config(folder, part)
+    takes, gives = (config.get(key, usual) for key in ("in_channels", "out_channels"))
+    if not isinstance(latent, int) or takes not in (latent, *(times * latent for times in editing)) or gives != latent:
+        also = "".join(f" or {times}x" for times in editing) + (" (editing)" if editing else "")
         raise InputError(
-            f"{folder}/{part}: {config.in_channels} channels in and {config.out_channels} out do not suit a VAE "
-            f"of {latent}: {latent} (text to image){also} in and {latent} out would"
+            f"{folder}/{part}/config.json: {takes!r} channels in and {gives!r} out do not suit a VAE of {latent!r}: as "
+            f"many (text to image){also} in and as many out would"
         )
 
 
@@ -199,12 +207,16 @@ def open_network(
 
 
 def open_tokenizer(path: Path, cls: type) -> Any:
-    """The tokenizer of class `cls`, CLIP's or T5's, in a folder."""
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    """The tokenizer of class `cls`, CLIP's, T5's or Qwen2's, in a folder."""
+    from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
     files = {file.name for file in path.iterdir()} if path.is_dir() else set()
     # where files are missing, transformers silently makes an empty vocabulary
-    if cls is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+    if (
+        cls in (CLIPTokenizer, Qwen2Tokenizer)
+        and "tokenizer.json" not in files
+        and not {"vocab.json", "merges.txt"} <= files
+    ):
         raise InputError(f"{path}: missing; needs tokenizer.json, or vocab.json with merges.txt")
     if cls is T5TokenizerFast and "tokenizer.json" not in files:
         if "spiece.model" not in files:

@@ -37,6 +37,7 @@ class Options:
     micro_batch: int = 16
     attention: str = "auto"
     vae_slicing: bool = False
+    distilled_guidance: float | None = None
     drop_text_encoder: bool = False
     embedding_cache: str = ""
     runtime: str = "torch"

@@ -22,7 +22,7 @@ from csd3d.errors import InputError
 from csd3d.priors.alterations import parts_of
 from csd3d.priors.autoencoder import PixelCodec, SourcePicture, VaeCodec
 from csd3d.priors.calling import call_forward
-from csd3d.priors.camera_embedding import camera_embedding
+from csd3d.priors.camera_embedding import view_embedding
 from csd3d.priors.compiled import Compiled, faster
 from csd3d.priors.condition import Condition
 from csd3d.priors.later import Later
@@ -62,6 +62,7 @@ class Prior:
     defaults: Defaults = field(default_factory=Defaults)
     options: Options = field(default_factory=Options)
     source: SourcePicture | None = None  # for an editing model
+    distilled_guidance: float | None = field(default=None, kw_only=True)  # what the predictor is told; None: nothing
     camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: none
     files: Mapping[str, Path] = field(default_factory=dict)  # what it was opened from, by name; empty: not known
 
@@ -138,7 +139,8 @@ class Prior:
 
     def condition_from_latent(self, z: Tensor) -> Tensor:
         """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""
-        return self._source().from_latent(self.codec, z)
+        with self._vae_at_work():
+            return self._source().from_latent(self.codec, z)
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z requires a gradient."""
@@ -163,24 +165,28 @@ class Prior:
     def condition(self, prompts: Sequence[str], image: Tensor | None = None, view: Tensor | None = None) -> Condition:
         """The condition of a batch of prompts for `predict_noise`, with pooled embeddings if the model takes them.
 
-        image: see `encode_condition`.  view [B, 3]: azimuth and elevation in degrees, distance; ignored by models that
-        take no camera.
+        image: see `encode_condition`; some text encoders see it too.  view [B, 3]: azimuth and elevation in degrees,
+        distance; ignored by models that take no camera.
         """
-        return Condition(**self.text(prompts), image=image, camera=self._camera(len(prompts), view))
+        return Condition(**self.text(prompts, image), image=image, camera=self._camera(len(prompts), view))
+
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        """Embed prompts while there is a text encoder; nothing where it sees the picture that goes with a prompt."""
+        if self.text.sees is None:
+            self.text(prompts)
 
     def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
         """The branches of an editing model's guidance: "null" (∅, ∅), "image" (x̃, ∅), "full" (x̃, y).
+
+        Without "null" for a model that always takes a picture.
 
         `prompts` has one prompt per image. InstructPix2Pix, arXiv 2211.09800, Eq. 3:
 
             ε = ε(∅, ∅) + s_I (ε(x̃, ∅) − ε(∅, ∅)) + s_T (ε(x̃, y) − ε(x̃, ∅))
         """
-        nothing = [null_prompt] * len(image)
-        return {
-            "null": self.condition(nothing, self._source().null(image)),
-            "image": self.condition(nothing, image),
-            "full": self.condition(prompts, image),
-        }
+        source, nothing = self._source(), [null_prompt] * len(image)
+        images = {branch: source.null(image) if branch == "null" else image for branch in source.branches}
+        return {name: self.condition(prompts if name == "full" else nothing, x) for name, x in images.items()}
 
     def release_text_encoder(self) -> None:
         """Free the text encoders. Prompts that were embedded before, or are in the embedding cache, still work."""
@@ -263,13 +269,7 @@ class Prior:
             return self.unet(*args, **options, return_dict=False)[0].float()
 
     def _camera(self, count: int, view: Tensor | None) -> Tensor | None:
-        if not self.takes_camera:
-            return None
-        if view is None:
-            return torch.zeros(count, self.camera_width, device=self.device)
-        if view.shape != (count, 3):
-            raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
-        return camera_embedding(*view.to(self.device, torch.float32).unbind(1))
+        return view_embedding(view, count, self.camera_width, self.device) if self.takes_camera else None
 
     def _source(self) -> SourcePicture:
         if self.source is None:

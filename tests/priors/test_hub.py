@@ -1,5 +1,6 @@
 """A hub's models: what is downloaded, in which order, and what a user reads where it can't be."""
 
+import json
 import shutil
 import socket
 import time
@@ -9,7 +10,6 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
 from csd3d.errors import InputError
@@ -66,17 +66,41 @@ def test_configs_come_first_then_what_the_family_opens(fake_hub, sdxl_folder, tm
     assert not any("fp16" in name or name.endswith(".bin") for name in fake_hub.asked[1])
 
 
-def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, tmp_path):
+UNET, FLUX = {"_class_name": "UNet2DConditionModel", "out_channels": 4}, {"_class_name": "FluxTransformer2DModel"}
+OTHERS = {  # pipeline: the configs of its predictor and its VAE, and what is said of them
+    "Flux2Pipeline": ("transformer", {"_class_name": "Flux2Transformer2DModel"}, {}, "a Flux2Transformer2DModel of a"),
+    "SanaPipeline": ("transformer", {"_class_name": "SanaTransformer2DModel"}, {}, "a SanaTransformer2DModel of a"),
+    "KandinskyV22Pipeline": ("unet", UNET | {"addition_embed_type": "image"}, {}, "addition_embed_type = 'image' of a"),
+    "QwenImagePipeline": ("transformer", {"_class_name": "QwenImageTransformer2DModel"}, {}, "of a QwenImagePipeline"),
+    "FluxFillPipeline": ("transformer", FLUX | {"in_channels": 384}, {}, "of a FluxFillPipeline is not"),
+    "FluxPipeline": (
+        "transformer",
+        FLUX | {"in_channels": 128},
+        {"latent_channels": 16},
+        "128 does not suit a VAE of 16",
+    ),
+    "StableDiffusionInpaintPipeline": (
+        "unet",
+        UNET | {"in_channels": 9},
+        {"latent_channels": 4},
+        "9 channels in and 4 out",
+    ),
+}
+
+
+@pytest.mark.parametrize("pipeline", OTHERS)
+def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, tmp_path, pipeline):
+    part, predictor, vae, said = OTHERS[pipeline]
     fake_hub.folder = tmp_path / "hub"
-    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 4, "num_attention_heads": 1}
-    flux = FluxTransformer2DModel(
-        in_channels=4, joint_attention_dim=4, pooled_projection_dim=4, **sizes, axes_dims_rope=(2, 1, 1)
-    )
-    flux.save_pretrained(fake_hub.folder / "transformer")
+    files = {f"{part}/config.json": predictor, "vae/config.json": vae, "model_index.json": {"_class_name": pipeline}}
+    for name, config in files.items():
+        (fake_hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (fake_hub.folder / name).write_text(json.dumps(config))
     message = refused("someone/model")
-    assert "FluxTransformer2DModel" in message
-    assert "sd3 (Stable Diffusion 3 and 3.5)" in message
-    assert "stable_diffusion" in message
+    assert said in message
+    if not vae:  # else the family is known, and the model is another of it
+        for name in ("sd3 (Stable Diffusion 3", "stable_diffusion", "flux_kontext (FLUX.1 Kontext)", "qwen_edit"):
+            assert name in message
     assert fake_hub.asked == [CONFIGS]
 
 
