@@ -3,16 +3,20 @@
 python launch.py --config FILE [key.sub=value ...]      a job
 python launch.py methods                                what a config can name; also editors, families, …
 python launch.py process FILM --output DIR              a film or photos to a dataset with camera poses
+python launch.py sweep FILE.yaml --jobs 2               many runs, one table
+python launch.py doctor                                 what is installed and works
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from csd3d import ranks
 from csd3d.arguments import Parser, show
 from csd3d.devices import FORMS, is_device
 from csd3d.errors import InputError, closest
@@ -72,6 +76,8 @@ def epilog() -> str:
         "",
         "what a config can name: csd3d methods | editors | families | representations | readers | tasks",
         "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
+        "many runs, and one table of them: csd3d sweep FILE.yaml (docs/many-machines.md)",
+        "what is installed and works on this machine: csd3d doctor",
         "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
         "configs (each file has the most used keys; a run writes all its keys to its config.yaml):",
@@ -92,15 +98,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, stop: StopRequest) -> Path:
-    """Do the job and return the run folder."""
+def together() -> contextlib.AbstractContextManager[None]:
+    """Connect the processes that torchrun has started, if there are several."""
+    if ranks.count() == 1:
+        return contextlib.nullcontext()
+    from csd3d.priors.messages import joined
+
+    return joined()
+
+
+def run(args: argparse.Namespace, stop: StopRequest) -> Path | None:
+    """Do the job and return the run folder; None where this process only helps another."""
     if args.config is not None:
         from csd3d.config_files import read_config
 
         read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
-    show(f"csd3d: {args.config or args.resume or args.export}; loading, which takes a few seconds")
+    source = args.config or args.resume or args.export
+    if ranks.rank() == 0:
+        show(f"csd3d: {source}; loading, which takes a few seconds")
     from csd3d import run as jobs
 
+    if ranks.rank() > 0:
+        return jobs.assist(source, args.overrides, args.seed, args.device)
     if args.resume is not None:
         return jobs.resume(args.resume, args.overrides, args.device, stop=stop)
     if args.export is not None:
@@ -125,7 +144,7 @@ def check_word(word: str) -> None:
     if is_run or word.endswith((".yaml", ".yml")):
         option = "--resume" if is_run else "--config"
         raise InputError(f"csd3d {word}: a job begins with an option, such as {option} {word}; see csd3d --help")
-    known = ["process", "keys", *WORDS]
+    known = ["process", "sweep", "doctor", "keys", *WORDS]
     if "=" not in word:
         near = f"did you mean csd3d {closest(word, known)}?"
         raise InputError(f"csd3d {word}: there is no such command; {near} Known: {', '.join(known)}, and --help")
@@ -143,6 +162,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from csd3d.datasets import process
 
             return process.main(argv[1:])
+        if argv and argv[0] == "sweep":
+            from csd3d import sweep
+
+            return sweep.main(argv[1:])
+        if argv and argv[0] == "doctor":
+            from csd3d import doctor
+
+            return doctor.main(argv[1:])
         if argv and not argv[0].startswith("-"):  # a job begins with an option
             from csd3d import catalogue
 
@@ -151,9 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             check_word(argv[0])
         args = parse(argv)
-        with StopRequest() as stop:
+        with StopRequest() as stop, together():
             folder = run(args, stop)
     except InputError as error:
+        if ranks.rank() > 0 and not isinstance(error, ranks.RankLost):
+            return 2  # rank 0 tells it
         for line in getattr(error, "lines", [str(error)]):
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
@@ -168,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = " `--resume RUN_DIR` continues from the last checkpoint." if is_job else " Nothing was written."
         print(f"Aborted.{hint}", file=sys.stderr)
         return 130
-    show(summary(folder, stop.requested))
+    if ranks.rank() == 0:
+        show(summary(folder, stop.requested))
     return 0
 
 

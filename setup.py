@@ -47,7 +47,6 @@ CORE = [
     "diffusers>=0.31",
     "transformers>=4.45",
     "accelerate>=1.0",
-    "peft>=0.13",
     "safetensors>=0.4.3",
     "nerfacc>=0.5.3",
     "trimesh>=4.4",
@@ -59,12 +58,15 @@ CORE = [
     "numpy>=1.26",
     "scipy>=1.11",
     "pillow>=10.3",
+    "psutil>=5.9",
     "rich>=14.1",
     "scikit-image>=0.22",
     "fast-simplification>=0.1.7",
     "xatlas>=0.0.9",
     "tensorboard>=2.16",
 ]
+
+TRITON = 'triton>=3.2; platform_system == "Linux"'  # CUDA builds of torch bring the version that they need
 
 setup(
     name="csd3d",
@@ -79,13 +81,17 @@ setup(
     package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5", TRITON],
+        "triton": [TRITON],
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
         "tcnn": ["tinycudann"],
         "openvino": ["openvino>=2026.0"],
         "onnxruntime": ["onnxruntime>=1.20", "onnx>=1.16"],
         "gsplat": ["gsplat>=1.4"],
+        "lora": ["peft>=0.13"],
+        "quantise": ["torchao>=0.15", "bitsandbytes>=0.45; platform_system != 'Darwin'"],
+        "sweep": ["submitit>=1.5"],
     },
     entry_points={"console_scripts": ["csd3d=launch:main"]},
     ext_modules=[

@@ -32,9 +32,7 @@ from csd3d import run as jobs
 from csd3d.interrupt import StopRequest
 from custom_kernels import hashgrid, rendering
 
-# backend=reference: nerfacc compiles itself at its first use, which has a section of its own
 SCENE = [
-    "representation.render.backend=reference",
     "reconstruct.steps=200", "reconstruct.samples=32768", "fit.steps=40", "fit.samples=32768",
     "editors.csd_edit.edit_every=20", "editors.csd_edit.edit.steps=4", "editors.csd_edit.later_steps=1",
     "editors.in2n.edit_rate=10", "editors.in2n.ddim_steps=4",
@@ -42,7 +40,7 @@ SCENE = [
     "export.mesh.face_budget=4000",
 ]  # fmt: skip
 ASSET = [
-    "asset.representation.render.backend=reference", "distill.steps=60", "asset.levels=[[0,3],[20,5]]",
+    "distill.steps=60", "asset.levels=[[0,3],[20,5]]",
     "asset.resolution=[[0,32],[40,64]]", "losses.opacity=[10,0,60,300]", "losses.distortion=[10,0,60,300]",
     "evaluate.views=4", "export.video_frames=8", "export.mesh.resolution=80", "export.mesh.texture_size=256",
 ]  # fmt: skip
@@ -123,13 +121,17 @@ def check_encode(device: str) -> dict:
 
 
 def check_render(device: str) -> dict:
-    """Compare marching and compositing of 2^14 rays, by the reference on the device and `auto` on the CPU."""
+    """Compare marching and compositing of 2^14 rays, by the `auto` backend of each."""
     found, marched, results = {}, {}, {}
     for place in ("cpu", device):
         rays, grid, steps = render_problem(place)
 
-        def march(rays=rays, grid=grid, steps=steps, backend="auto" if place == "cpu" else "reference"):
-            return rendering.march(*rays, grid, steps, backend=backend)
+        def march(
+            rays=rays,
+            grid=grid,
+            steps=steps,
+        ):
+            return rendering.march(*rays, grid, steps)
 
         marched[place] = march()
         found[f"{place}_march_ms"] = milliseconds(place, march, 3)
@@ -140,8 +142,7 @@ def check_render(device: str) -> dict:
     for place in ("cpu", device):
         leaves = [x.to(place).requires_grad_() for x in (sigmas, rgbs)]
         rest = [x.to(place) for x in (samples.t_starts, samples.t_ends, samples.packed_info)]
-        backend = "auto" if place == "cpu" else "reference"
-        draw = lambda leaves=leaves, rest=rest, backend=backend: rendering.composite(*leaves, *rest, backend=backend)  # noqa: E731
+        draw = lambda leaves=leaves, rest=rest: rendering.composite(*leaves, *rest)  # noqa: E731
         out = draw()
         grads = torch.autograd.grad(out.rgb.square().sum() + out.depth.sum(), leaves)
         results[place] = {"rgb": out.rgb, "depth": out.depth, "sigma_grad": grads[0], "rgb_grad": grads[1]}
@@ -181,40 +182,26 @@ def keep_pictures(folder: Path, target: Path) -> None:
         shutil.copy(path, target / path.name)
 
 
-NERFACC = """
-import json, time, torch
-from benchmarks.kernels import render_problem
-from custom_kernels import rendering
-started = time.monotonic()
-rays, grid, steps = render_problem("cuda")
-own = rendering.march(*rays, grid, steps, backend="reference")
-other = rendering.march(*rays, grid, steps, backend="nerfacc")
-torch.cuda.synchronize()
-found = {"compile_s": time.monotonic() - started, "samples": [len(own.t_starts), len(other.t_starts)]}
-for name in ("reference", "nerfacc"):
-    for _ in range(2):
-        torch.cuda.synchronize(); started = time.monotonic()
-        rendering.march(*rays, grid, steps, backend=name)
-        torch.cuda.synchronize(); found[name + "_march_ms"] = 1000 * (time.monotonic() - started)
-print("FOUND" + json.dumps(found))
-"""
+def library(name: str) -> Callable[[Check], dict]:
+    """Return a section that compares a library's kernels with torch, in a process of its own; see gpu_kernels."""
 
+    def run(check: Check) -> dict:
+        small = check.rehearse or check.device == "cpu"
+        if small and name != "triton":
+            return {"skipped": "for CUDA"}
+        # nerfacc compiles for one kind of card only, to save time
+        more = {"MAX_JOBS": "16", "TORCH_EXTENSIONS_DIR": str(check.work / name)}
+        if not small:
+            more["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        command = [sys.executable, "-m", "benchmarks.gpu_kernels", name, *(["--rehearse"] if small else [])]
+        limit = max(10.0, min(600.0 if small else 150.0, check.left - 5))
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | more, capture_output=True, text=True, timeout=limit, check=False
+        )
+        answer = next((line[5:] for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
+        return {"failed": done.stderr[-1500:]} if answer is None else json.loads(answer)
 
-def nerfacc(check: Check) -> dict:
-    """Compile nerfacc's CUDA sources and compare its marching; in a process of its own, because it may hang."""
-    if check.device != "cuda":
-        return {"skipped": "for CUDA"}
-    variables = {"MAX_JOBS": "16", "TORCH_CUDA_ARCH_LIST": "9.0", "TORCH_EXTENSIONS_DIR": str(check.work / "nerfacc")}
-    command = [sys.executable, "-c", NERFACC]
-    limit = max(10.0, min(150.0, check.left - 5))
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=limit, check=False
-    )
-    answer = next((line[5:] for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
-    if answer is not None:
-        return json.loads(answer)
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    return {"failed": done.stderr[-1500:], "errors": errors[:8]}
+    return run
 
 
 def large_text_to_3d(check: Check) -> dict:
@@ -230,10 +217,10 @@ def large_text_to_3d(check: Check) -> dict:
     return job("text_to_3d", *([] if check.rehearse else keys), f"prior.model={model}")(check)
 
 
-ON_THE_CPU = "representation.render.backend=auto"
 SECTIONS: dict[str, tuple[Callable[[Check], dict], float]] = {  # and the seconds each takes on an H100, roughly
     "machine": (machine, 1),
     "kernels": (kernels, 6),
+    "triton against torch": (library("triton"), 30),
     "fit": (fit, 15),
     "edit_scene float32": (job("edit_scene", dtype="float32"), 40),
     "precision": (precision, 6),
@@ -247,11 +234,9 @@ SECTIONS: dict[str, tuple[Callable[[Check], dict], float]] = {  # and the second
     "edit_panorama": (job("edit_panorama"), 10),
     "compiled": (compiled, 60),
     "edit_scene float16": (job("edit_scene", dtype="float16"), 40),
-    "edit_scene on the CPU": (
-        job("edit_scene", "representation.render.backend=auto", dtype="float32", device="cpu"),
-        50,
-    ),
-    "nerfacc": (nerfacc, 60),
+    "edit_scene on the CPU": (job("edit_scene", dtype="float32", device="cpu"), 50),
+    "tcnn against torch": (library("tcnn"), 15),
+    "nerfacc against torch": (library("nerfacc"), 60),
     "large_text_to_3d": (large_text_to_3d, 40),
 }
 

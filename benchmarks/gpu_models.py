@@ -79,7 +79,7 @@ def unet_rows(check: Check) -> dict:
     """Measure the full-size UNet at 64×64 latents: milliseconds a row by batch size, dtype and dtype of the weights."""
     found, side, batches = {}, 8 if check.rehearse else 64, (1, 4) if check.rehearse else (1, 4, 16, 48)
     for dtype in ("float16", "bfloat16", "float32") if check.device == "cuda" else ("float32",):
-        prior = open_full(check, dtype=dtype, micro_batch=max(batches))
+        prior = open_full(check, dtype=dtype, weights="float32", micro_batch=max(batches))
         found[dtype] = rows_of(check, prior, batches if dtype == "float16" else batches[1:3], side)
         if dtype == "float16":
             with counted_waits(check.device) as waits:
@@ -131,8 +131,6 @@ def _vae_call(prior: Prior, images: torch.Tensor, name: str) -> Callable[[], obj
 def compiled(check: Check) -> dict:
     """Measure torch.compile on the full-size UNet with float16 weights: seconds to compile, milliseconds a row."""
     prior = open_full(check, dtype="float16" if check.device == "cuda" else "float32")
-    if check.device == "cuda":
-        prior.unet.half()
     side, rows = (8, 4) if check.rehearse else (64, 16)
     found = {"eager_ms_a_row": milliseconds(check.device, lambda: predict(prior, rows, side), 3) / rows}
     wanted = predict(prior, rows, side)

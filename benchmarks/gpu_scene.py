@@ -31,9 +31,9 @@ def shipped_capture(side: int | None = None) -> Capture:
 class Fit:
     """A new scene and its optimiser, fitted to a capture step by step."""
 
-    def __init__(self, check: Check, capture: Capture, config: FitConfig, backend: str = "reference") -> None:
+    def __init__(self, check: Check, capture: Capture, config: FitConfig, backend: str = "auto") -> None:
         self.generator, self.config = torch.Generator().manual_seed(0), config
-        settings = HashGrid(FieldConfig(), RenderConfig(backend=backend))
+        settings = HashGrid(FieldConfig(backend=backend), RenderConfig(backend=backend))
         self.model = settings.open(capture.aabb, self.generator, capture.unbounded).to(check.device)
         self.optimiser = self.model.start_fit(config)
         self.pictures = Pictures(capture.images, capture.cameras, capture.masks, capture.train)
@@ -57,6 +57,11 @@ def fit(check: Check) -> dict:
     with counted_waits(check.device) as waits:
         for _ in range(4):
             fitted.advance()
+    if check.device == "cuda":  # what Triton's kernels are worth in a whole step
+        plain = Fit(check, capture, fitted.config, "reference")
+        for _ in range(steps):
+            plain.advance()
+        found["step_ms_by_torch"] = milliseconds(check.device, plain.advance, 32, 0)
     found["waits_in_4_steps"] = dict(waits.most_common(25))
     for side in (128,) if check.rehearse else (128, 512):
         cameras = capture.cameras.resized(side, side)

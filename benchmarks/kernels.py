@@ -70,7 +70,7 @@ def bench_encode(device: str, budget: float) -> dict[str, dict[str, float]]:
         return hashgrid.hash_encode(positions, table, offsets, resolutions, backend=backend)
 
     results = {}
-    names = ("reference", "native", "tcnn")
+    names = ("reference", "native", "triton", "tcnn")
     for backend in usable(names, lambda name: hashgrid.choose_backend(name, positions, table)):
         with torch.no_grad():
             forward = best_seconds(lambda name=backend: encode(name), budget, device)
@@ -90,7 +90,7 @@ def encode_error(device: str) -> dict[str, dict[str, float]]:
     truth = hashgrid.hash_encode_reference(positions, doubles, offsets, resolutions)
     (truth_grad,) = torch.autograd.grad(truth, doubles, cotangent.double())
     results = {}
-    for backend in ("reference", "native", "tcnn"):
+    for backend in ("reference", "native", "triton", "tcnn"):
         try:
             out = hashgrid.hash_encode(positions, table, offsets, resolutions, backend=backend)
         except RuntimeError:
@@ -154,7 +154,7 @@ def bench_render(device: str, budget: float) -> dict[str, dict[str, float]]:
     rgbs = torch.rand(count, 3, generator=generator).to(device).requires_grad_()
     rest = (samples.t_starts, samples.t_ends, samples.packed_info)
     results = {}
-    names = ("reference", "native", "nerfacc")
+    names = ("reference", "native", "triton", "nerfacc")
     for backend in usable(names, lambda name: rendering.march(*rays, grid, steps, backend=name)):
         march = best_seconds(lambda name=backend: rendering.march(*rays, grid, steps, backend=name), budget, device)
         with torch.no_grad():

@@ -44,7 +44,8 @@ def build(schema: type, given: dict, key: str, base: Any) -> Any:
             place = join(key, field.name)
             values[field.name] = convert(given[field.name], hints[field.name], place, default, values)
             if field.metadata.get("path"):
-                _check_path(values[field.name], place)
+                for path in values[field.name] if isinstance(values[field.name], list) else [values[field.name]]:
+                    _check_path(path, place)
         elif isinstance(default, Chosen) and default.thing is not None and mark_of(hints[field.name]) is not None:
             values[field.name] = _convert_chosen({}, mark_of(hints[field.name]), field.name, default, values)
         elif default is dataclasses.MISSING:

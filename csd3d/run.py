@@ -1,22 +1,23 @@
 """Starts, resumes and exports jobs: finds the task, the device and the run folder."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from csd3d import __version__, registry
+from csd3d import __version__, ranks, registry
 from csd3d.config import load_config, task_name, to_yaml
 from csd3d.config_files import parse_value, read_config
 from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
+from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
-from csd3d.schema import paths_of, with_paths
 
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
 
@@ -33,18 +34,21 @@ def start(
     """Start the job of a config file in a new run folder, and return the folder."""
     config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
     # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
-    job = opened(with_paths(config, shipped), device)  # raises for bad input before a folder is made
-    folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
-    with held(folder):
-        work(job, folder, stop, unused(config, overrides))
+    # it raises for bad input before a folder is made
+    with opening(lambda: opened(with_paths(config, shipped), device)) as job:
+        folder = create_run_folder(config.name, to_yaml(config), output=output, argv=sys.argv)
+        with held(folder):
+            work(job, folder, stop, unused(config, overrides))
     return folder
 
 
 def resume(run_folder: Path, overrides: Sequence[str], device: str, *, stop: StopRequest) -> Path:
     """Continue a run from its checkpoints; the places of inputs in `overrides` are kept in its config.yaml."""
     config_file = config_of(run_folder)
-    with held(run_folder) as replace_config:
-        job = reopen(config_file, overrides, device)
+    with (
+        held(run_folder) as replace_config,
+        opening(lambda: reopen(config_file, overrides, device)) as job,
+    ):
         keep_places(job, config_file, overrides, replace_config)
         work(job, run_folder, stop)
     return run_folder
@@ -58,13 +62,58 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
     config_file = config_of(run_folder)
     if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
         raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
-    with held(run_folder) as replace_config:
-        job = reopen(config_file, overrides, device)
+    with (
+        held(run_folder) as replace_config,
+        opening(lambda: reopen(config_file, overrides, device)) as job,
+    ):
         keep_places(job, config_file, overrides, replace_config)
         stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
         work(job, run_folder, stop)
         stop.requested = False
     return run_folder
+
+
+@contextlib.contextmanager
+def opening(open_job: Callable[[], Any]) -> Iterator[Any]:
+    """The opened job, computed on any number of threads and processes to the same bytes, see `threads` and `team`."""
+    from csd3d import threads
+    from csd3d.priors.speed import is_large
+    from csd3d.priors.team import Team
+
+    with threads.pinned():
+        job = open_job()
+        if job.device.type != "cpu" or is_large(job.prior):
+            threads.release()
+        if ranks.count() == 1:
+            yield job
+            return
+        job.prior.team = Team(job.content_of(job.config.prior.model))
+        try:
+            yield job
+        finally:
+            job.prior.team.end()
+
+
+def assist(source: Path, overrides: Sequence[str], seed: int | None, device: str) -> None:
+    """Predict for rank 0, which does the job of `source`, a config or a run folder; for the other ranks of torchrun."""
+    from csd3d import threads
+    from csd3d.priors import team
+    from csd3d.priors.speed import is_large
+
+    with threads.pinned():
+        try:
+            if source.is_dir():
+                job = reopen(config_of(source), overrides, device)
+            else:
+                given = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+                job = opened(with_paths(with_paths(read(source, given), settle), shipped), device)
+        except InputError as error:
+            team.hello(error=str(error))
+            return
+        if job.device.type != "cpu" or is_large(job.prior):
+            threads.release()
+        team.hello(job.content_of(job.config.prior.model))
+        team.serve(job.prior)
 
 
 def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
@@ -79,12 +128,14 @@ def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
 
 def opened(config: Any, device: str) -> Any:
     """Open the job of a config on a device; `auto` leaves it to the config's prior.device."""
+    from csd3d.backends import check_backends
     from csd3d.devices import choose_device
     from csd3d.engine.out_of_memory import told_memory
     from csd3d.engine.phase import Job, forget_peak
 
     asked = config.prior.device if device == "auto" else device
     chosen = choose_device(asked, "prior.device" if device == "auto" else "--device")
+    check_backends(config, chosen)
     forget_peak(chosen)
     with told_memory(config, chosen):
         job = registry.returned("task", config, "open", config.open(chosen), Job)
@@ -130,9 +181,12 @@ def banner(job: Any) -> list[str]:
     import torch
 
     from csd3d.priors.speed import precision, slow_rows
+    from custom_kernels import native
 
     config, device = job.config, job.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {native.num_threads()}"
+    if job.prior is not None and getattr(job.prior, "team", None):
+        where += f"; {ranks.count()} processes"
     return [
         f"csd3d {__version__}, {config.task}: {config.told}",
         f"device {device} ({where}), {precision(job.prior)}, model {config.prior.model}",

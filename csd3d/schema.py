@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import os
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -61,43 +60,9 @@ def path_key(default: str = "", identity: bool = True, made: bool = False) -> An
     return dataclasses.field(default=default, metadata={"path": True, "identity": identity, "made": made})
 
 
-def with_paths(config: Any, change: Callable[[str], str]) -> Any:
-    """Return the config with `change` applied to every `path_key`, at any depth."""
-    if isinstance(config, Chosen):
-        return dataclasses.replace(config, thing=with_paths(config.thing, change))
-    if isinstance(config, dict):
-        return {name: with_paths(item, change) for name, item in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(with_paths(item, change) for item in config)
-    if not dataclasses.is_dataclass(config):
-        return config
-    values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
-    changed = {
-        field.name: change(os.path.abspath(os.path.expanduser(value)) if value and field.metadata["made"] else value)
-        if field.metadata.get("path") and isinstance(value, str)
-        else with_paths(value, change)
-        for field, value in values.items()
-    }
-    return dataclasses.replace(config, **{n: v for n, v in changed.items() if v is not getattr(config, n)})
-
-
-def paths_of(config: Any, key: str = "") -> dict[str, str]:
-    """Return {dotted key: value} of every `path_key` that names an input and is not empty, at any depth."""
-    if isinstance(config, Chosen):
-        return paths_of(config.thing, key)
-    if isinstance(config, dict):
-        parts = {join(key, name): item for name, item in config.items()}
-    elif isinstance(config, (list, tuple)):
-        parts = {f"{key}[{number}]": item for number, item in enumerate(config)}
-    elif dataclasses.is_dataclass(config):
-        fields = {join(key, field.name): (field, getattr(config, field.name)) for field in dataclasses.fields(config)}
-        parts = {place: value for place, (field, value) in fields.items() if not field.metadata.get("path")}
-        own = {place: value for place, (f, value) in fields.items() if place not in parts and not f.metadata["made"]}
-        found = {place: value for place, value in own.items() if value and isinstance(value, str)}
-        return found | {k: v for place, item in parts.items() for k, v in paths_of(item, place).items()}
-    else:
-        return {}
-    return {k: v for place, item in parts.items() for k, v in paths_of(item, place).items()}
+def path_keys() -> Any:
+    """A field with a list of such paths, each with or without ":NUMBER" behind; the files count by what is opened."""
+    return dataclasses.field(default_factory=list, metadata={"path": True, "identity": False, "made": False})
 
 
 @dataclasses.dataclass(frozen=True)

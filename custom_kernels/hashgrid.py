@@ -9,12 +9,11 @@ entries); a larger one is hashed. Positions are shifted by half a cell, p = x (N
 different levels do not coincide.
 
 Backends: `reference` (torch; any device and floating type), `native` (C++, float32 on the CPU; bit-identical for any
-number of threads), `tcnn` (tinycudann, float32 on CUDA).
+number of threads), `triton` (float32 on CUDA; the table's gradient is summed by atomics, so its last bits vary, except
+under torch.use_deterministic_algorithms, where the reference sums it), `tcnn` (tinycudann, float32 on CUDA).
 """
 
 import ctypes
-import functools
-import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -24,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom_kernels import native
+from custom_kernels.libraries import TCNN, TRITON
+from custom_kernels.trials import require, runs
 
 PRIMES = (1, 2654435761, 805459861)
 NATIVE_FEATURES = (1, 2, 4, 8)
-BACKENDS = ("auto", "reference", "native", "tcnn")
-TCNN_INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
+BACKENDS = ("auto", "reference", "native", "triton", "tcnn")
 
 
 def grid_layout(
@@ -63,15 +63,21 @@ def hash_encode(
 
     positions [S, 3] in [0, 1] (clamped; the gradient is 0 outside), table [T, F], offsets [L+1] and resolutions [L] of
     `grid_layout`. Differentiable once, in the table and in the positions. `auto` is native if possible (CPU, float32,
-    compiled), else the reference. Raises ValueError for wrong shapes, RuntimeError if a backend chosen by name is
-    missing.
+    compiled), on CUDA the first of triton and tcnn that runs there, else the reference. Raises ValueError for wrong
+    shapes, RuntimeError if a backend chosen by name is missing.
     """
     _check(positions, table, offsets, resolutions)
     backend = choose_backend(backend, positions, table)
     if backend == "native":
         return _encode(positions.contiguous(), table.contiguous(), list(offsets), list(resolutions))
+    if backend == "triton":
+        from custom_kernels.hashgrid_triton import encode_triton
+
+        return encode_triton(positions, table, offsets, resolutions)
     if backend == "tcnn":
-        return _tcnn_encode(positions, table, tuple(offsets), tuple(resolutions))
+        from custom_kernels.hashgrid_tcnn import encode_tcnn
+
+        return encode_tcnn(positions, table, offsets, resolutions)
     return hash_encode_reference(positions, table, offsets, resolutions)
 
 
@@ -79,17 +85,26 @@ def choose_backend(backend: str, positions: Tensor, table: Tensor) -> str:
     """The backend that `hash_encode` uses: `auto` resolved, a named one checked (RuntimeError if it cannot run)."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    obstacle = _native_obstacle(positions, table)
-    compiling = torch.compiler.is_compiling()  # torch.compile cannot trace the search for the library
     if backend == "auto":
-        return "native" if obstacle is None and (compiling or native.library() is not None) else "reference"
-    if backend == "native" and not compiling:
-        native.require_library()
-    if backend == "native" and obstacle is not None:
-        raise RuntimeError(f"backend 'native' cannot take this: {obstacle}")
-    if backend == "tcnn" and (importlib.util.find_spec("tinycudann") is None or not positions.is_cuda):
-        raise RuntimeError(f"backend 'tcnn' needs CUDA tensors (got {positions.device}) and tinycudann: {TCNN_INSTALL}")
+        return _fastest(positions, table)
+    if backend == "native":
+        if not torch.compiler.is_compiling():  # torch.compile cannot trace the search for the library
+            native.require_library()
+        if (obstacle := _native_obstacle(positions, table)) is not None:
+            raise RuntimeError(f"backend 'native' cannot take this: {obstacle}")
+    if backend in ("triton", "tcnn"):
+        require(TRITON if backend == "triton" else TCNN, positions, table)
     return backend
+
+
+def _fastest(positions: Tensor, table: Tensor) -> str:
+    compiling = torch.compiler.is_compiling()
+    if _native_obstacle(positions, table) is None:
+        return "native" if compiling or native.library() is not None else "reference"
+    if positions.is_cuda and positions.dtype == table.dtype == torch.float32 and not compiling:
+        # tinycudann need not be there, so nothing is said if it is not
+        return "triton" if runs(TRITON) else "tcnn" if runs(TCNN, expected=False) else "reference"
+    return "reference"
 
 
 def _native_obstacle(positions: Tensor, table: Tensor) -> str | None:
@@ -237,30 +252,3 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, No
 
 
 _encode.register_autograd(_backward, setup_context=_setup_context)
-
-
-# ---- tcnn
-
-
-@functools.lru_cache(maxsize=8)
-def _tcnn_encoding(offsets: tuple[int, ...], resolutions: tuple[float, ...], features: int) -> torch.nn.Module:
-    import tinycudann
-
-    levels, largest = len(resolutions), max(b - a for a, b in itertools.pairwise(offsets))
-    config = {
-        "otype": "HashGrid",
-        "n_levels": levels,
-        "n_features_per_level": features,
-        "log2_hashmap_size": math.ceil(math.log2(largest)),
-        "base_resolution": round(resolutions[0]),
-        "per_level_scale": (resolutions[-1] / resolutions[0]) ** (1 / max(levels - 1, 1)),
-    }
-    encoding = tinycudann.Encoding(3, config, dtype=torch.float32)
-    if encoding.params.numel() != offsets[-1] * features:
-        raise RuntimeError(f"tinycudann lays this grid out differently: {encoding.params.numel()} parameters, {config}")
-    return encoding
-
-
-def _tcnn_encode(positions: Tensor, table: Tensor, offsets: tuple[int, ...], resolutions: tuple[float, ...]) -> Tensor:
-    encoding = _tcnn_encoding(offsets, resolutions, table.shape[1])
-    return torch.func.functional_call(encoding, {"params": table.flatten()}, (positions.clamp(0, 1),)).to(table.dtype)

@@ -17,6 +17,7 @@ _REQUIRED_FLAGS = {
     "avx2": {"avx2", "fma"},
     "baseline": set(),
 }
+_threads: int | None = None  # see `set_num_threads`
 
 
 def _cpu_flags() -> set[str]:
@@ -53,6 +54,14 @@ def require_library() -> ctypes.CDLL:
     return lib
 
 
+def require(*tensors: Tensor) -> None:
+    """Raise RuntimeError if the kernels, asked for by name, are missing or these tensors are not for them."""
+    require_library()
+    for x in tensors:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            raise RuntimeError(f"backend 'native' takes float32 tensors on the CPU, got {x.dtype}, {x.device}")
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Address of a contiguous CPU tensor's data (null for None)."""
     if tensor is None:
@@ -65,5 +74,16 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def num_threads() -> int:
-    """Threads a kernel may use: torch's own setting."""
-    return torch.get_num_threads()
+    """Threads a kernel may use: those that were set here, else torch's own setting."""
+    return _threads or torch.get_num_threads()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Set the kernels' threads apart from torch's; None: as many as torch has."""
+    global _threads
+    _threads = count
+
+
+def is_set() -> bool:
+    """Whether the kernels' threads are set apart from torch's."""
+    return _threads is not None

@@ -18,13 +18,13 @@ same bytes for any number of threads), `gsplat` (float32 on CUDA; no lens, its o
 """
 
 import ctypes
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from custom_kernels import native
+from custom_kernels.libraries import GSPLAT
 from custom_kernels.splats_reference import (
     BLUR,
     C0,
@@ -37,11 +37,11 @@ from custom_kernels.splats_reference import (
     render_reference,
     rotation_matrices,
 )
+from custom_kernels.trials import obstacle, require, runs
 
 __all__ = ["C0", "Image", "Splats", "View", "harmonics", "render", "rotation_matrices"]
 
 BACKENDS = ("auto", "reference", "native", "gsplat")
-GSPLAT_INSTALL = 'pip install "csd3d[gsplat]"'
 
 
 def render(
@@ -49,7 +49,7 @@ def render(
 ) -> Image:
     """Render one view, differentiably in the splats (once); harmonics up to `degree` are used.
 
-    Splats that are not finite are not seen. `auto` is gsplat on CUDA if it is installed, native if possible, else the
+    Splats that are not finite are not seen. `auto` is gsplat on CUDA if it runs there, native if possible, else the
     reference. Raises ValueError for wrong shapes, RuntimeError if a backend chosen by name cannot run, and where the
     splats are so many and so large that they reach more than 2²⁸ tiles.
     """
@@ -59,7 +59,7 @@ def render(
         rgb, light, deep = _Native.apply(*splats, view, degree, antialiased, depth)
         return Image(rgb, light, deep if depth else None)
     if backend == "gsplat":
-        return _render_gsplat(splats, view, degree, antialiased, depth)
+        return render_gsplat(splats, view, degree, antialiased, depth)
     return render_reference(splats, view, degree=degree, antialiased=antialiased, depth=depth)
 
 
@@ -68,24 +68,27 @@ def choose_backend(backend: str, splats: Splats, view: View) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     device, plain = splats.means.device, all(x.dtype == torch.float32 for x in splats)
-    cuda = None if device.type == "cuda" and plain and not view.kind else "float32 tensors on CUDA and no lens"
-    if not has_gsplat():
-        cuda = f"gsplat: {GSPLAT_INSTALL}"
     if backend == "auto":
-        native_runs = device.type == "cpu" and plain and native.library() is not None
-        return "gsplat" if cuda is None else "native" if native_runs else "reference"
-    if backend == "gsplat" and cuda is not None:
-        raise RuntimeError(f"backend 'gsplat' needs {cuda}")
-    if backend == "native":
-        native.require_library()
-        if device.type != "cpu" or not plain:
-            raise RuntimeError(f"backend 'native' takes float32 tensors on the CPU, got {splats.means.dtype}, {device}")
+        if device.type == "cuda" and plain and not view.kind:
+            return "gsplat" if runs(GSPLAT) else "reference"
+        return "native" if device.type == "cpu" and plain and native.library() is not None else "reference"
+    check_backend(backend, *splats)
+    if backend == "gsplat" and view.kind:
+        raise RuntimeError("gsplat renders pinhole cameras, and this one has a lens")
     return backend
 
 
-def has_gsplat() -> bool:
-    """Whether gsplat is installed."""
-    return importlib.util.find_spec("gsplat") is not None
+def check_backend(backend: str, *tensors: Tensor) -> None:
+    """Raise RuntimeError if a backend chosen by name cannot run on tensors like these."""
+    if backend == "gsplat":
+        require(GSPLAT, *tensors)
+    if backend == "native":
+        native.require(*tensors)
+
+
+def gsplat_obstacle() -> str | None:
+    """Why gsplat does not render on this machine's GPU, or None; tried at the first call."""
+    return obstacle(GSPLAT)
 
 
 def _check(splats: Splats, degree: int) -> None:
@@ -191,7 +194,8 @@ class _Native(torch.autograd.Function):
 # ---- gsplat
 
 
-def _render_gsplat(splats: Splats, view: View, degree: int, antialiased: bool, depth: bool) -> Image:
+def render_gsplat(splats: Splats, view: View, degree: int, antialiased: bool, depth: bool) -> Image:
+    """`render` by gsplat: float32 on CUDA, no lens."""
     import gsplat
 
     means = splats.means

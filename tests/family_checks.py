@@ -1,8 +1,10 @@
 """What the tests of all model families share: pictures, noise, opening a prior and its diffusers pipeline."""
 
 import torch
+from PIL import Image
 
 from csd3d.priors import PriorConfig, load_prior
+from csd3d.priors.flow import flow_time
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 networks whose convolutions may be summed in another order
 LOOP = {"rtol": 1e-3, "atol": 1e-4}  # after a few steps
@@ -31,3 +33,17 @@ def guided(prior, z, t):
     """Classifier-free guidance with the project's one convention."""
     null, text = (prior.predict_noise(z, t, prior.condition([prompt]).expand(len(z))) for prompt in ("", PROMPT))
     return null + SCALE * (text - null)
+
+
+def eight_bits(picture):
+    """Pictures [1, 3, H, W] rounded to 255ths, and the same as PIL's."""
+    pixels = (picture * 255).round()
+    return pixels / 255, Image.fromarray(pixels[0].permute(1, 2, 0).to(torch.uint8).numpy())
+
+
+def flow_step(prior, predict, x, t):
+    """One Euler step of a flow from x at the time of t to a clean picture; `predict` gives ε of z_t."""
+    alpha_bar = prior.alphas_cumprod[t]
+    s = flow_time(alpha_bar).item()
+    eps = predict(x * (alpha_bar.sqrt() + (1 - alpha_bar).sqrt()))
+    return x - s * (eps - x) / (1 - s)

@@ -50,7 +50,12 @@ def figures(tmp_path_factory) -> tuple[dict, dict]:
     folder = tmp_path_factory.mktemp("emulated")
     jobs, emulate = str(FOLDER / "jobs.py"), str(FOLDER / "emulate.py")
     whole = {name: (config, [*keys, "prior.dtype=float32"]) for name, (config, keys) in JOBS.items()}
-    half = {HALF: (JOBS["edit_image"][0], [*JOBS["edit_image"][1], "prior.dtype=float16"])}
+    lower = [
+        "prior.dtype=float16",
+        "prior.offload=model",
+        "prior.drop_text_encoder=true",
+    ]
+    half = {HALF: (JOBS["edit_image"][0], [*JOBS["edit_image"][1], *lower])}
     cuda = begin(folder / "cuda", [emulate, jobs, "cuda"], whole | half)
     cpu = begin(folder / "cpu", [jobs, "cpu"], whole)
     return finish(cpu, folder / "cpu"), finish(cuda, folder / "cuda")

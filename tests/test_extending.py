@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from PIL import Image
-from tiny_models import build_t5, build_text_encoder, build_tokenizer, build_vae
+from tiny_models import save_tiny_flux
 
 from csd3d import registry
 from csd3d.cameras import orbit
 from csd3d.datasets import SceneConfig, load_capture
 from csd3d.distillation.method import Query
+from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.representations.base import open_scene
 from csd3d.representations.fit import FitConfig, Pictures
@@ -93,46 +93,19 @@ def test_the_reader_reads(tmp_path):
     assert torch.allclose(capture.cameras.camera_to_world, cameras.camera_to_world, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def kontext(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kontext")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer, (tokenizer_2, text_encoder_2) = build_tokenizer(folder / "tokenizer"), build_t5(48)
-        sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
-        pipeline = FluxKontextPipeline(
-            vae=build_vae(latent_channels=16, scaling_factor=0.36, shift_factor=0.11),
-            transformer=FluxTransformer2DModel(
-                in_channels=64,
-                joint_attention_dim=48,
-                pooled_projection_dim=16,
-                axes_dims_rope=(4, 6, 6),
-                guidance_embeds=True,
-                **sizes,
-            ),
-            text_encoder=build_text_encoder(tokenizer),
-            tokenizer=tokenizer,
-            text_encoder_2=text_encoder_2,
-            tokenizer_2=tokenizer_2,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        )
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
-
-
-def test_the_family_packs_tokens_as_diffusers_does_and_looks_at_the_source(kontext, tmp_path):
+def test_the_family_predicts_as_csd3ds_own(tmp_path):
     example(tmp_path, "my_kontext")
-    prior = load_prior(PriorConfig(str(kontext), device="cpu"), "edit")
+    folder = str(save_tiny_flux(tmp_path / "kontext"))
+    with pytest.raises(InputError, match=r"flux_kontext .* and my_kontext .*prior\.family=NAME"):
+        load_prior(PriorConfig(folder, device="cpu"))
+    theirs = load_prior(PriorConfig(folder, family="my_kontext", device="cpu"), "edit")
+    own = load_prior(PriorConfig(folder, family="flux_kontext", device="cpu", distilled_guidance=1.0), "edit")
     z = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(0))
-    picture = prior.encode_condition(torch.rand(2, 3, *(side * prior.codec.downscale for side in (4, 6))))
-    assert picture.shape == z.shape
+    picture = theirs.encode_condition(torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)))
     seen = Query(z, 500, ("red", "blue"), picture)
-    eps = prior.predict({"seen": seen, "unseen": replace(seen, image=None), "other": replace(seen, image=-picture)})
-    assert all(torch.isfinite(value).all() and value.shape == z.shape for value in eps.values())
+    asked = {"seen": seen, "unseen": replace(seen, image=None), "other": replace(seen, image=-picture)}
+    eps, expected = theirs.predict(asked), own.predict(asked)
+    for name in asked:
+        torch.testing.assert_close(eps[name], expected[name], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(eps["seen"], eps["other"])
     assert not torch.allclose(eps["seen"], eps["unseen"])
-    module = registry.get("family", "my_kontext").thing.load.__globals__
-    tokens, places = module["pack"](z, 1)
-    assert torch.equal(tokens, FluxKontextPipeline._pack_latents(z, 2, 16, 4, 6))
-    ids = FluxKontextPipeline._prepare_latent_image_ids(2, 2, 3, "cpu", torch.float32)
-    assert torch.equal(places, ids + torch.tensor([1.0, 0.0, 0.0]))

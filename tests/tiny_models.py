@@ -6,10 +6,15 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
     IFPipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -23,6 +28,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -199,8 +207,11 @@ def save_tiny_if(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0) -> Path:
-    """Stable Diffusion 3: patches of two latents, 16 channels, text of width 48, a pooled text of 16 + 12."""
+def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0, **more) -> Path:
+    """Stable Diffusion 3: patches of two latents, 16 channels, text of width 48, a pooled text of 16 + 12.
+
+    `more`: of the transformer; 32 or 48 `in_channels` make an UltraEdit of it.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizers = {name: build_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")}
@@ -208,7 +219,6 @@ def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0) -> Path:
         transformer = SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
-            in_channels=16,
             out_channels=16,
             num_layers=2,
             attention_head_dim=8,
@@ -217,6 +227,7 @@ def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0) -> Path:
             caption_projection_dim=16,
             pooled_projection_dim=28,
             pos_embed_max_size=8,
+            **{"in_channels": 16} | more,
         ).eval()
         vae = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
         pipeline = StableDiffusion3Pipeline(
@@ -230,4 +241,105 @@ def save_tiny_sd3(folder: Path, t5: bool = True, seed: int = 0) -> Path:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_flux(folder: Path, kontext: bool = True, guided: bool = True, seed: int = 0) -> Path:
+    """FLUX.1: 16 channels in tokens of 2 x 2, T5 of width 48, CLIP's pooled text of width 16; Kontext edits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, (tokenizer_2, text_encoder_2) = build_tokenizer(folder / "tokenizer"), build_t5(48)
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            guidance_embeds=guided,
+        ).eval()
+        vae = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+        pipeline = (FluxKontextPipeline if kontext else FluxPipeline)(
+            vae=build_vae(**vae, use_quant_conv=False, use_post_quant_conv=False),
+            transformer=transformer,
+            text_encoder=build_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+QWEN_SPECIALS = [
+    f"<|{name}|>" for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+]
+
+
+def build_qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """One token for each byte, and the special ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", *QWEN_SPECIALS]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder, model_max_length=4096)
+    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_SPECIALS})
+    return tokenizer
+
+
+def build_qwen_vl(tokenizer: Qwen2Tokenizer, width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL that sees patches of 8 x 8 pixels, of which 2 x 2 become a token."""
+    names = ("vision_start", "vision_end", "image", "video")
+    words = dict(zip(names, QWEN_SPECIALS[2:], strict=True))
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(word) for name, word in words.items()}
+    same = {"intermediate_size": 32, "hidden_act": "silu"}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "patch_size": 8,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={**text, **same, "bos_token_id": None, "eos_token_id": None},
+        vision_config={**vision, **same},
+        **ids,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def save_tiny_qwen_edit(folder: Path, plus: bool = False, seed: int = 0) -> Path:
+    """Qwen-Image-Edit, or its successor 2509: 16 channels in tokens of 2 x 2, text of width 32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = build_qwen_tokenizer(folder / "tokenizer")
+        sizes = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32}
+        parts = {
+            "vae": AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 2], num_res_blocks=1).eval(),
+            "transformer": QwenImageTransformer2DModel(
+                in_channels=64, out_channels=16, axes_dims_rope=(4, 6, 6), **sizes
+            ),
+            "text_encoder": build_qwen_vl(tokenizer),
+            "tokenizer": tokenizer,
+            "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    (folder / "processor").mkdir()
+    (folder / "processor" / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 256, "max_pixels": 65536}))
+    kind = "QwenImageEditPlusPipeline" if plus else "QwenImageEditPipeline"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     return folder

@@ -104,17 +104,18 @@ def edited_frames(edits: Mapping[str, tuple[Latents, Tensor]]) -> Iterator[tuple
             yield number, source[i], frames
 
 
-def working_size(clip: Clip, window: int, unit: int, wrap: bool) -> tuple[int, int]:
+def working_size(clip: Clip, window: int, unit: int, wrap: bool, multiple: int | None = None) -> tuple[int, int]:
     """The working size (H', W') for windows of `window` latent pixels of `unit` pixels: the clip's own size if large.
 
     A clip that fits into one window is enlarged until its longer side fills the window; a narrower one until its
-    shorter side does, so that objects have the size that the prior was trained on. With `wrap`, W' is a multiple of
-    `unit`. Raises InputError if enlarging gives more than `MAX_PIXELS`.
+    shorter side does, so that objects have the size that the prior was trained on. No side is below `multiple`
+    pixels (`unit` by default); with `wrap`, W' is a multiple of them. Raises InputError if enlarging gives more than
+    `MAX_PIXELS`.
     """
-    own, (short, long) = window * unit, sorted(clip.size)
+    own, multiple, (short, long) = window * unit, multiple or unit, sorted(clip.size)
     scale = own / long if long <= own else max(1, own / short)
-    height, width = (max(unit, round(side * scale)) for side in clip.size)
-    width = max(1, round(width / unit)) * unit if wrap else width
+    height, width = (max(multiple, round(side * scale)) for side in clip.size)
+    width = max(1, round(width / multiple)) * multiple if wrap else width
     if scale > 1 and height * width > MAX_PIXELS:
         raise InputError(
             f"{clip.name}: {clip.width}x{clip.height} is too narrow: enlarged for a prior of {own} pixels it "

@@ -18,7 +18,7 @@ config keys:
 Symbols: z [F, C, H, W] latents of F frames; M windows of [C, h, w] that cover them; K instructions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Protocol
@@ -33,7 +33,9 @@ from csd3d.distillation.method import Query
 from csd3d.distillation.multidiffusion import window_shares
 from csd3d.distillation.schedule import timestep
 from csd3d.engine.phase import Phase
+from csd3d.errors import InputError, at_key
 from csd3d.priors import Prior
+from csd3d.priors.queries import check_image_scale
 from csd3d.schema import Within
 
 
@@ -125,6 +127,12 @@ class Canvas:
         """The source's latents [F, C, H, W] on the prior's device."""
         return self.latents.z.to(self.device)
 
+    @cached_property
+    @torch.no_grad()
+    def image(self) -> Tensor:
+        """The source as the prior's image condition [F, ...], which windows are cut from as from z."""
+        return self.prior.condition_from_latent(self.z)
+
     def predict(self, asked: dict[str, Query]) -> dict[str, Tensor]:
         """`prior.predict`, with zeros for queries of which no row is needed."""
         wanted = {name: query for name, query in asked.items() if query.rows is None or len(query.rows)}
@@ -163,7 +171,7 @@ class Canvas:
 
     def condition(self) -> Tensor:
         """The windows' source pictures as the prior's image condition, [M, C, h, w]."""
-        return self.gather(self.prior.condition_from_latent(self.z))
+        return self.gather(self.image)
 
     def prompts(self, count: int) -> tuple[str, ...]:
         """The instruction, `count` times."""
@@ -186,7 +194,23 @@ def make_cover(latents: Latents, window: int, overlap: float) -> Cover:
 
 
 def window_side(prior: Prior, window: int | None) -> int:
-    """Latent pixels along a window's side: `window` if given, else the prior's training size, else 64."""
-    trained = prior.unet.config.get("sample_size")
+    """Latent pixels along a window's side: `window` if given, else the prior's training size."""
+    trained = prior.outline.config.get("sample_size")
     trained = min(trained) if isinstance(trained, (list, tuple)) else trained
-    return window or trained or 64
+    return window or trained or prior.defaults.working_size // prior.codec.downscale
+
+
+def check_prior(prior: Prior, window: int, sampling: Sampling, editors: Mapping[str, CanvasEditor]) -> None:
+    """Raise InputError for a prior that cannot do what the job's keys say, before any work is done.
+
+    window: the side in latent pixels; a transformer takes whole tokens.
+    """
+    whole = prior.codec.multiple // prior.codec.downscale
+    if window % whole:
+        raise InputError(f"window: {window} latent pixels: {prior.family} takes multiples of {whole}")
+    check_image_scale(prior, sampling.image_scale, "sampling.image_scale")
+    for name, editor in editors.items():
+        check_image_scale(prior, getattr(editor, "image_scale", None), f"editors.{name}.image_scale")
+        if hasattr(editor, "check"):
+            with at_key(name):
+                editor.check(prior)

@@ -139,7 +139,7 @@ class CSDEditCanvas:
         return {
             "z": own,
             "source": source,
-            "image": canvas.prior.condition_from_latent(source),
+            "image": gather(canvas.image, windows),
             "prompts": canvas.prompts(count),
             "instructions": tuple((told,) * count for told in canvas.instructions),
             "shares": shares,

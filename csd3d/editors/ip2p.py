@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csd3d.distillation.ddim import ddim_sample
-from csd3d.editors.canvas import Canvas
+from csd3d.editors.canvas import Canvas, window_side
 from csd3d.editors.sampled import WINDOWS_AT_ONCE, SampledFromNoise
 from csd3d.priors import Prior
 from csd3d.registry import register
@@ -44,8 +44,10 @@ class DownscaledIP2P(IP2P):
 
 
 def downscaled_size(prior: Prior, height: int, width: int) -> tuple[int, int]:
-    """(H, W) with the longer side at the prior's training size, both multiples of what VAE and UNet divide by."""
+    """(H, W) with the longer side at the prior's training size, both multiples of what VAE and predictor divide by."""
     factor = prior.codec.downscale
-    unit = factor * 2 ** (len(prior.unet.down_blocks) - 1)
-    scale = prior.unet.config.sample_size * factor / max(height, width)
+    unit = prior.codec.multiple
+    if blocks := prior.outline.config.get("down_block_types"):
+        unit = factor * 2 ** (len(blocks) - 1)
+    scale = window_side(prior, None) * factor / max(height, width)
     return tuple(max(round(side * scale / unit), 1) * unit for side in (height, width))

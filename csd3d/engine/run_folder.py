@@ -235,13 +235,17 @@ def environment() -> dict[str, Any]:
     """Return versions, processor, threads, graphics card and git commit, as needed to repeat a run."""
     import torch
 
+    from csd3d import ranks
+    from custom_kernels import native
+
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": native.num_threads(),
+        "processes": ranks.count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **_card(),
         "git": _git_commit(Path(__file__).parent),

@@ -13,7 +13,7 @@ from csd3d.memory import check_fits
 from csd3d.schema import Within
 from custom_kernels import field as kernels
 from custom_kernels import native
-from custom_kernels.hashgrid import BACKENDS, grid_layout, hash_encode, init_table
+from custom_kernels.hashgrid import BACKENDS, choose_backend, grid_layout, hash_encode, init_table
 
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
@@ -35,7 +35,7 @@ class FieldConfig:
     density_scale: float = 5.0  # density = density_scale / (longest side of the box) · exp(network output − 1)
     blob_scale: float = 0.0  # added to the network output in the middle of the box, for text to 3D; 0: none
     blob_radius: float = 0.5  # distance where blob_scale's bias is 0, as a share of half the box's shortest side
-    backend: str = "auto"  # auto | reference | native | tcnn
+    backend: str = "auto"  # auto | reference | native | triton | tcnn
 
     def __post_init__(self) -> None:
         for key in ("levels", "features_per_level", "hidden", "colour_layers", "geo_features"):
@@ -52,6 +52,12 @@ class FieldConfig:
         sizes = ("levels", "log2_hashmap_size", "features_per_level", "hidden", "colour_layers", "geo_features")
         given = ", ".join(f"{key} {getattr(self, key)}" for key in sizes)
         check_fits(self.training_bytes, f"{given}: training a field of these sizes")
+
+    def check_backend(self, device: torch.device) -> None:
+        """Raise RuntimeError if the backend is one by name that cannot run on the device."""
+        if self.backend != "auto":
+            table = torch.empty(0, self.features_per_level, device=device)
+            choose_backend(self.backend, torch.empty(0, 3, device=device), table)
 
     @property
     def training_bytes(self) -> int:

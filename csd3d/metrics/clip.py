@@ -20,7 +20,9 @@ from csd3d.cameras import side_seen
 from csd3d.errors import InputError
 from csd3d.files import read_json
 from csd3d.priors.hub import HUB_NAME, fetch_folder
-from csd3d.priors.opening import class_of, find_weights, open_network, open_tokenizer, quiet
+from csd3d.priors.libraries import quiet
+from csd3d.priors.opening import class_of, open_network, open_tokenizer
+from csd3d.priors.weights import find_weights
 
 TwoTowers = nn.Module  # transformers' CLIPModel or VisionTextDualEncoderModel
 KINDS = {"clip": "transformers.CLIPModel", "vision-text-dual-encoder": "transformers.VisionTextDualEncoderModel"}

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from csd3d.threads import divided, in_threads
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 LEAST_PIXELS, MOST_PIXELS = 2**18, 2**21  # at once, however wide or narrow the VAE is
 
 
+BRANCHES = ("null", "image", "full")  # of an editing model's guidance: (∅, ∅), (x̃, ∅), (x̃, y)
+
+
 class VaeCodec:
-    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; only SD3's VAE has a shift_factor.
+    """Latents of a VAE, z = (E(x) − shift_factor) · scaling_factor; SD3's and FLUX's VAEs have a shift_factor.
 
     Images of any size are padded at the right and bottom by reflection to whole multiples of `multiple` pixels (the
     VAE's factor times the denoiser's patch); `decode(z, size)` crops the padding.
@@ -37,6 +42,11 @@ class VaeCodec:
         self.multiple = self.downscale * patch
         self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
+    @property
+    def width(self) -> int:
+        """Channels of the first level."""
+        return self.vae.config.block_out_channels[0]
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of `height` x `width` pixels, padding included."""
         h, w = (-(-side // self.multiple) * self.multiple // self.downscale for side in (height, width))
@@ -44,13 +54,13 @@ class VaeCodec:
 
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
         """z of images: the posterior's mode, or a sample with a generator. ValueError for too small images."""
-        posterior = self._posterior(x, micro_batch)
+        posterior = self._posterior(self.pad(x), micro_batch)
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return (z - self.shift) * self.scale
 
     def encode_condition(self, x: Tensor, micro_batch: int) -> Tensor:
         """The posterior's mode, not scaled."""
-        return self._posterior(x, micro_batch).mode()
+        return self._posterior(self.pad(x), micro_batch).mode()
 
     def unscaled(self, z: Tensor) -> Tensor:
         """Latents in the VAE's own scale."""
@@ -71,8 +81,7 @@ class VaeCodec:
         Activations take about 20 bytes a pixel and channel of the first level, and four times that with a graph:
         Stable Diffusion's VAE needs 1.6 GiB for the 2^19 pixels that it may take, and 3.3 GiB for 2^18 with a graph.
         """
-        width = self.vae.config.block_out_channels[0]
-        return min(MOST_PIXELS, max(LEAST_PIXELS, 2 ** (25 if gradient else 26) // width))
+        return min(MOST_PIXELS, max(LEAST_PIXELS, 2 ** (25 if gradient else 26) // self.width))
 
     def _in_chunks(
         self, run: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, most: int, unit: int
@@ -83,11 +92,12 @@ class VaeCodec:
         """
         graph = torch.is_grad_enabled() and x.requires_grad
         count = self.pixels_at_once(graph) // (x.shape[-2] * x.shape[-1] * unit**2)
-        chunks = x.split(max(1, min(most, count)))
+        chunks = [x[rows] for rows in divided(len(x), max(1, min(most, count)))]
         if graph and len(chunks) > 1:
             found = [checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         else:
-            found = [run(chunk) for chunk in chunks]
+            together = len(x) <= count  # all may be in memory at once
+            found = in_threads(run, chunks) if together else [run(chunk) for chunk in chunks]
         return found[0] if len(found) == 1 else tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _decoded(self, z: Tensor) -> tuple[Tensor]:
@@ -105,10 +115,11 @@ class VaeCodec:
     def _posterior(self, x: Tensor, micro_batch: int) -> "DiagonalGaussianDistribution":
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        (parameters,) = self._in_chunks(self._parameters, self._pad(x), micro_batch, 1)
+        (parameters,) = self._in_chunks(self._parameters, x, micro_batch, 1)
         return DiagonalGaussianDistribution(parameters.float())
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
+        """Images padded to whole multiples; ValueError for images smaller than one."""
         height, width = x.shape[-2:]
         if min(height, width) < self.multiple:
             raise ValueError(f"images must be at least {self.multiple} pixels a side, got {height}x{width}")
@@ -122,7 +133,10 @@ class SourcePicture(Protocol):
 
     encode(codec, x, micro_batch): the condition of images x in [−1, 1].  from_latent(codec, z): the condition of images
     with a known z.  null(z_t): the null condition; None where the model then takes no image at all.
+    branches: those of `Prior.edit_conditions` that the model has; `null` raises InputError for a model without "null".
     """
+
+    branches: tuple[str, ...]
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor: ...
 
@@ -136,6 +150,8 @@ class UnscaledLatent:
 
     The null image is a zero latent (arXiv 2211.09800, section 3.2.1).
     """
+
+    branches = BRANCHES
 
     def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor:
         return codec.encode_condition(x, micro_batch)

@@ -28,6 +28,15 @@ def camera_embedding(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tenso
     return torch.cat((turns.sin(), turns.cos(), height.sin(), height.cos(), far, torch.ones_like(far)), 1)
 
 
+def view_embedding(view: Tensor | None, count: int, width: int, device: torch.device) -> Tensor:
+    """`camera_embedding` of views [count, 3], zeros of `width` without any; ValueError for other shapes."""
+    if view is None:
+        return torch.zeros(count, width, device=device)
+    if view.shape != (count, 3):
+        raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
+    return camera_embedding(*view.to(device, torch.float32).unbind(1))
+
+
 def no_camera(count: int, device: torch.device | str = "cpu") -> Tensor:
     """Vectors [count,K] that mean no camera: zeros."""
     return torch.zeros(count, CAMERA_WIDTH, device=device)

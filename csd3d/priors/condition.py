@@ -15,6 +15,7 @@ class Condition:
     pooled [B, P]: pooled embeddings of the prompts, which SDXL and Stable Diffusion 3 need.  time_ids [B, 6]: SDXL's
     (height, width) of the source, (top, left) of its crop and (height, width) of the target, in pixels; None is the
     uncropped picture of z_t.  camera [B, K]: the embedding of the camera, for models that take it; zeros mean none.
+    mask [B, L]: true for the tokens of `text` that count; None: all do.
     """
 
     text: Tensor
@@ -22,13 +23,14 @@ class Condition:
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     camera: Tensor | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.text.ndim != 3:
             raise ValueError(f"Condition.text must be [B, L, D], got {tuple(self.text.shape)}")
         if self.image is not None and (self.image.ndim != 4 or len(self.image) != len(self.text)):
             raise ValueError(f"Condition.image must be [{len(self.text)}, C, h, w], got {tuple(self.image.shape)}")
-        for name, width in (("pooled", "P"), ("time_ids", 6), ("camera", "K")):
+        for name, width in (("pooled", "P"), ("time_ids", 6), ("camera", "K"), ("mask", "L")):
             value = getattr(self, name)
             if value is not None and (value.ndim != 2 or len(value) != len(self.text)):
                 raise ValueError(f"Condition.{name} must be [{len(self.text)}, {width}], got {tuple(value.shape)}")
@@ -42,6 +44,10 @@ class Condition:
     def expand(self, batch: int) -> "Condition":
         """A condition of one element, repeated `batch` times without copying."""
         return self._map(lambda value: value.expand(batch, *value.shape[1:]))
+
+    def to(self, device: torch.device) -> "Condition":
+        """The condition on a device."""
+        return self._map(lambda value: value.to(device))
 
     @property
     def shapes(self) -> tuple:

@@ -23,14 +23,15 @@ SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # number and size of the samples of a large
 
 
 def fingerprint(parts: Mapping[str, Path], recipe: str) -> str:
-    """A hash of what embeddings depend on: the folders of the model's text encoders, and the `recipe` for using them.
+    """A hash of what embeddings depend on: folders or files of the text encoders, and the `recipe` for using them.
 
     Large files are hashed by name, size, modification time and evenly spaced samples, because reading gigabytes would
     take as long as embedding. So a copy of a model may have another fingerprint, and its prompts are embedded again.
     """
     digest = hashlib.sha256(recipe.encode())
     for part, folder in sorted(parts.items()):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files = [folder] if folder.is_file() else folder.rglob("*")
+        for path in sorted(path for path in files if path.is_file()):
             size = path.stat().st_size
             large = f"{path.stat().st_mtime_ns}" if size > WHOLE_BYTES else ""
             digest.update(f"\0{part}/{path.relative_to(folder)}\0{size}\0{large}\0".encode())

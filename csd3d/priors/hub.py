@@ -1,15 +1,20 @@
-"""Finding a model: a diffusers folder on disk, or a hub name, whose configs are downloaded before its weights."""
+"""Finding a model: a diffusers folder, one file, or a hub name, whose configs are downloaded before its weights."""
 
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
 from csd3d.errors import InputError
-from csd3d.priors.opening import SETTINGS, ModelFolder, config_name, one_line, weight_files, weights_name
+from csd3d.paths import split_number
+from csd3d.priors.adapters import Lora, parts_in
+from csd3d.priors.libraries import one_line
+from csd3d.priors.opening import SETTINGS, ModelFolder, config_name
+from csd3d.priors.single_file import SingleFile, model_type
+from csd3d.priors.weights import check_shards, preferred, weight_sets, weights_name
 
 HUB_TIMEOUT_S = 5.0
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
@@ -28,49 +33,111 @@ class HubFolder(ModelFolder):
     files: tuple[str, ...] = field(default=(), repr=False)
 
 
-def find_model(model: str) -> ModelFolder:
-    """The folder `model`, or the local copy of the hub repository of that name.
+def find_model(model: str, config: str = "") -> ModelFolder:
+    """The folder or file `model`, or the local copy of the hub repository of that name.
 
-    Raises InputError where it is neither; for a hub name, within seconds if the hub can't be reached and nothing is
+    config: where a single file's configs are, a folder or a hub name; "" leaves the hub's to be inferred.  Raises
+    InputError where there is no such model; for a hub name, within seconds if the hub can't be reached and nothing is
     cached.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         return ModelFolder(folder)
     if folder.is_file():
-        raise InputError(f"prior.model: {model} is a file; give the diffusers folder that holds unet, vae and the rest")
-    if re.fullmatch(HUB_NAME, model):
+        return _single_file(folder, config)
+    if re.fullmatch(HUB_NAME, model) and not model.endswith(".safetensors"):
         return _hub_configs(model)
-    raise InputError(f"prior.model: {model!r} is neither a folder that exists nor a hub name (owner/name)")
+    raise InputError(f"prior.model: {model!r} is neither a folder or file that exists nor a hub name (owner/name)")
 
 
-def fetch_weights(folder: ModelFolder, parts: Mapping[str, type]) -> None:
-    """Download the `parts` of a hub model; does nothing for a folder on disk."""
-    if isinstance(folder, HubFolder):
-        _snapshot(folder.name, folder.revision, wanted_files(parts, folder.files), None)
+def _single_file(file: Path, config: str) -> SingleFile:
+    known, usual, shapes = model_type(file)
+    try:
+        configs = find_model(config or usual)
+    except InputError as error:
+        reason = str(error).removeprefix("prior.model: ")
+        raise InputError(
+            f"prior.config: {file} is taken for a {known!r} model, whose configs and tokenizers are not there: "
+            f"{reason}; set prior.config to a diffusers folder of the same kind"
+        ) from None
+    if isinstance(configs, SingleFile):
+        raise InputError(f"prior.config: {config} is a file; give a diffusers folder with configs and tokenizers")
+    return SingleFile(configs.path, added={"": file}, file=file, shapes=shapes, configs=configs)
 
 
-def wanted_files(parts: Iterable[str], files: Iterable[str]) -> list[str]:
+def find_lora(text: str, folder: ModelFolder, parts: Iterable[str]) -> Lora:
+    """The file and scale of an entry of `prior.lora`; a hub's is downloaded.
+
+    Raises InputError where there is none, or none for the `parts` of the model in `folder`.
+    """
+    name, scale = split_number(text)
+    place = Path(name).expanduser()
+    if place.is_dir():
+        file = place / _lora_name([path.name for path in place.iterdir()], name)
+    elif not place.is_file() and re.fullmatch(rf"{HUB_NAME}(?<!\.safetensors)(/.+\.safetensors)?", name):
+        file = _hub_lora(name)
+    else:
+        file = place
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise InputError(f"prior.lora: {name!r} is no .safetensors file, no folder with one, and no hub name")
+    if not (given := parts_in(file)) & set(parts):
+        theirs = ", ".join(sorted(given)) or "parts that are not named"
+        raise InputError(f"prior.lora: {file}: is for another model than {folder}: it has weights for {theirs}")
+    return Lora(file, float(scale[1:] or 1))
+
+
+def _hub_lora(name: str) -> Path:
+    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    revision, files, reason = _asked(repository)
+    file = file or _lora_name(files or ["pytorch_lora_weights.safetensors"], name)
+    return _snapshot(repository, revision, [file], reason, "prior.lora") / file
+
+
+def _lora_name(names: Iterable[str], place: str) -> str:
+    """The LoRA's file among those of a folder."""
+    found = [name for name in names if name.endswith(".safetensors")]
+    usual = [name for name in found if name == "pytorch_lora_weights.safetensors"]
+    if len(usual or found) != 1:
+        raise InputError(f"prior.lora: {place}: has {len(found)} .safetensors files; add the name of one to it")
+    return (usual or found)[0]
+
+
+def fetch_weights(folder: ModelFolder, parts: Mapping[str, type], kept: str = "float32") -> None:
+    """Download the `parts` of a hub model, and check that no shard is missing, of a folder on disk too."""
+    parts = list(parts)
+    if isinstance(folder, SingleFile):
+        folder, parts = folder.configs, [part for part in parts if part.startswith("tokenizer")]
+    if isinstance(folder, HubFolder) and parts:
+        _snapshot(folder.name, folder.revision, wanted_files(parts, folder.files, kept), None)
+    for part in parts:
+        place = folder.part(part)
+        sets = weight_sets(weights_name(part), (file.name for file in place.iterdir())) if place.is_dir() else {}
+        if sets and not part.startswith("tokenizer"):
+            check_shards(place, sets[preferred(sets, kept)])
+
+
+def wanted_files(parts: Iterable[str], files: Iterable[str], kept: str = "float32") -> list[str]:
     """The files that `parts` are opened from: those of tokenizers, and one set of safetensors for each network.
 
-    If a network has several sets, the first in the order of `weight_files` is taken.
+    If a network has several sets, the one for weights `kept` in that precision is taken, see `weights.preferred`.
+    Raises InputError where a shard of it is not among the files.
     """
     files, wanted = sorted(files), []
     for part in parts:
+        inside = [name.removeprefix(f"{part}/") for name in files if fnmatch.fnmatch(name, f"{part}/*")]
         if part.startswith("tokenizer"):
-            wanted += [name for name in files if fnmatch.fnmatch(name, f"{part}/*")]
+            wanted += [f"{part}/{name}" for name in inside]
             continue
-        for whole, shards, index in weight_files(weights_name(part)).values():
-            if f"{part}/{whole}" in files:
-                wanted.append(f"{part}/{whole}")
-                break
-            if found := fnmatch.filter(files, f"{part}/{shards}"):
-                wanted += [*found, f"{part}/{index}"]
-                break
+        sets = weight_sets(weights_name(part), inside)
+        if sets:
+            chosen = sets[preferred(sets, kept)]
+            if chosen.missing:
+                raise InputError(f"prior.model: the shard {part}/{chosen.missing} is missing, of {chosen.count}")
+            wanted += [f"{part}/{name}" for name in chosen.files]
     return wanted
 
 
-def model_files(folder: ModelFolder, parts: Iterable[str]) -> dict[str, Path]:
+def model_files(folder: ModelFolder, parts: Iterable[str], kept: str = "float32") -> dict[str, Path]:
     """The files that a model of these parts is opened from, by their names in it; {} without parts.
 
     Other files of the folder (other precisions, pictures, a safety checker) are no part of the model.
@@ -79,11 +146,19 @@ def model_files(folder: ModelFolder, parts: Iterable[str]) -> dict[str, Path]:
     for part in parts:
         place = folder.part(part)
         names = [f"{part}/{file.name}" for file in place.iterdir()] if place.is_dir() else []
-        wanted = [*wanted_files([part], names), f"{part}/{config_name(part)}"]
+        wanted = [*wanted_files([part], names, kept), f"{part}/{config_name(part)}"]
         found |= {name: place / Path(name).name for name in wanted}
     others = ("model_index.json", SETTINGS, f"scheduler/{config_name('scheduler')}") if parts else ()
     found |= {name: folder.path / name for name in others}
+    if parts:
+        found |= folder.added
     return {name: path for name, path in found.items() if path.is_file()}
+
+
+def with_loras(folder: ModelFolder, loras: Iterable[Lora]) -> ModelFolder:
+    """The folder with these LoRA among the files that the model depends on."""
+    added = {f"lora {number} x {lora.scale!r}": lora.file for number, lora in enumerate(loras)}
+    return replace(folder, added={**folder.added, **added})
 
 
 def fetch_folder(name: str, patterns: Sequence[str], key: str) -> Path:

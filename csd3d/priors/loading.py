@@ -2,38 +2,57 @@
 
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
 from csd3d import registry
 from csd3d.devices import FORMS, choose_device, is_device
 from csd3d.errors import InputError
-from csd3d.priors.hub import fetch_weights, find_model, model_files
+from csd3d.priors.adapters import check_lora
+from csd3d.priors.compiled import check_compiler
+from csd3d.priors.hub import fetch_weights, find_lora, find_model, model_files, with_loras
+from csd3d.priors.libraries import quiet
 from csd3d.priors.memory import ATTENTION
-from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder, quiet
-from csd3d.priors.prior import Defaults, Options, Prior
-from csd3d.priors.runtimes import check_installed, check_runtime, counted
-from csd3d.schema import counted_as, incidental, path_key
+from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder
+from csd3d.priors.options import Defaults, Options
+from csd3d.priors.prior import Prior
+from csd3d.priors.quantised import QUANTISE, check_quantise
+from csd3d.priors.runtimes import Exported, check_installed, check_runtime, counted
+from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def unless(default: Any) -> Callable[[Any], Any]:
+    """What a checkpoint's identity says of a key: nothing where it has its default."""
+    return lambda value: None if value == default else value
 
 
 @dataclass
 class PriorConfig:
     """Which diffusion model, and how it runs."""
 
-    model: str = path_key()  # a diffusers folder, or a hub name such as timbrooks/instruct-pix2pix
+    model: str = path_key()  # a diffusers folder, one .safetensors, or a hub name such as timbrooks/instruct-pix2pix
+    config: str = path_key(identity=False)  # folder or hub name with the configs of a single file; "": as inferred
+    lora: list[str] = path_keys()  # LoRA to add, each a file, folder or hub name, with :SCALE if not 1 (extra lora)
     family: str = "auto"  # the kind of model: auto (recognised by its configs), or a registered family's name
     device: str = incidental("auto")  # of the whole job: auto (CUDA if there is one), cpu, cuda, cuda:N; --device wins
     dtype: str = "auto"  # auto (float16 on CUDA, else float32), float32, float16, or bfloat16 (for the VAE too)
+    weights: str = counted_as(unless("auto"), "auto")  # as kept: auto (dtype's on CUDA, else float32) or as dtype
+    quantise: str = counted_as(unless("none"), "none")  # none, or the predictor: bnb-int8, bnb-nf4, torchao-int8
+    compile: bool = counted_as(unless(False), False)  # torch.compile the noise predictor: slow start, faster steps
+    offload: str = incidental("none")  # none, or model: on a card, predictor and text encoder wait on the host
     runtime: str = counted_as(counted, "torch")  # noise predictor's: torch, or on a CPU openvino, onnxruntime (extras)
     micro_batch: int = incidental(16)  # most elements sent through a network at once; fewer need less memory
     attention: str = incidental("auto")  # auto (as diffusers chooses), sdpa, or sliced (less memory, UNets only)
     vae_slicing: bool = incidental(False)  # the VAE takes one image at a time, whatever micro_batch is
-    drop_text_encoder: bool = incidental(False)  # free the text encoder before the first noise is predicted
+    # guidance scale that a distilled model (FLUX) is told; null: the model's default
+    distilled_guidance: Annotated[float, Within(0, 100)] | None = counted_as(lambda scale: scale, None)
+    drop_text_encoder: bool = incidental(False)  # free the text encoder before the noise predictor is opened
     embedding_cache: str = path_key(identity=False, made=True)  # folder that keeps embeddings of prompts; "": none
 
     def __post_init__(self) -> None:
@@ -46,6 +65,15 @@ class PriorConfig:
         if self.attention not in ATTENTION:
             raise InputError(f"prior.attention: {self.attention!r} is none of {', '.join(ATTENTION)}")
         check_runtime(self.runtime, self.dtype, self.attention)
+        for key, known in {"weights": ("auto", *DTYPES), "offload": ("none", "model"), "quantise": QUANTISE}.items():
+            if getattr(self, key) not in known:
+                raise InputError(f"prior.{key}: {getattr(self, key)!r} is none of {', '.join(known)}")
+        clashes = {"quantise": ("lora", "offload", "compile"), "runtime": ("quantise", "compile", "offload")}
+        usual = {"runtime": "torch", "quantise": "none", "offload": "none", "compile": False, "lora": []}
+        for key, others in clashes.items():
+            for other in others:
+                if getattr(self, key) != usual[key] and getattr(self, other) != usual[other]:
+                    raise InputError(f"prior.{other}: does not go with prior.{key}={getattr(self, key)}; leave one out")
 
 
 def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = None) -> Prior:
@@ -55,21 +83,28 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     are downloaded only after its configs show that it is supported.
     """
     options = _options(config)
-    folder = find_model(config.model)
+    folder = find_model(config.model, config.config)
     family = find_family(folder, config.family)
+    parts = getattr(family, "parts", {})
     defaults = _own_defaults(folder)
     if check := getattr(family, "check", None):
         check(folder)
-    fetch_weights(folder, getattr(family, "parts", {}))
+    if config.lora:
+        loras = tuple(find_lora(text, folder, parts) for text in config.lora)
+        folder, options = with_loras(folder, loras), replace(options, lora=loras)
+    fetch_weights(folder, parts, options.kept)
     with quiet():
         prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
     entry = registry.entry_of("family", family)
     prior.family = entry.title if entry else family.__name__
     prior.knows = str(folder.settings().get("knows", ""))
     _check_require(folder, prior, require)
+    if config.distilled_guidance is not None and prior.distilled_guidance is None:
+        told = f"{folder}, of the family {prior.family!r}, is not told a guidance scale"
+        raise InputError(f"prior.distilled_guidance: {told}; leave it out")
     prior.defaults = replace(prior.defaults, **defaults)
-    prior.files = model_files(folder, getattr(family, "parts", {}))
-    if prior.exported is not None and not prior.exported.folder.is_dir():
+    prior.files = model_files(folder, parts, options.kept)
+    if isinstance(prior.exported, Exported) and not prior.exported.folder.is_dir():
         _try_out(prior)
     return prior
 
@@ -80,7 +115,7 @@ def _try_out(prior: Prior) -> None:
     image = prior.source.null(z_t) if prior.source is not None else None
     condition = prior.condition([""], image)
     with torch.no_grad():
-        prior._predict(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
+        prior.predict_part(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:
@@ -107,6 +142,8 @@ def find_family(folder: ModelFolder, name: str = "auto") -> Any:
     # models of one class differ in the other inputs of their predictor
     inputs = [f"{key} = {value!r}" for key, value in config.items() if value and key.endswith("_embed_type")]
     kind = " with ".join([str(config.get("_class_name")), *([", ".join(inputs)] if inputs else [])])
+    if pipeline := folder.index().get("_class_name"):  # models of one transformer may differ in the pipeline alone
+        kind += f" of a {pipeline}"
     raise InputError(
         f"prior.model: {folder}/{part}/config.json: a {kind} is not supported; supported are {known}. "
         "prior.family can name one"
@@ -128,10 +165,21 @@ def _options(config: PriorConfig) -> Options:
     if dtype == "float16" and device.type == "cpu":
         raise InputError("prior.dtype: float16 needs CUDA; on the CPU use float32 or bfloat16")
     check_installed(config.runtime, device)
+    check_quantise(config.quantise)
+    check_lora(config.lora)
+    if config.compile:
+        check_compiler(device)
+    weights = {"auto": dtype if device.type == "cuda" else "float32"}.get(config.weights, config.weights)
+    if weights not in ("float32", dtype):
+        raise InputError(
+            f"prior.weights: {weights} needs prior.dtype={weights}, which computes in it; here that is {dtype}"
+        )
+    offload = config.offload if device.type == "cuda" else "none"  # elsewhere all is on the host
     if dtype == "bfloat16" and device.type == "cpu" and not has_bfloat16():
         logger.warning("prior.dtype: bfloat16: this processor has no instructions for it, float32 is faster")
-    same = {option.name for option in fields(Options)} - {"device", "dtype"}
-    return Options(device, DTYPES[dtype], **{name: getattr(config, name) for name in same})
+    same = {option.name for option in fields(Options)} - {"device", "dtype", "weights", "offload", "lora"}
+    same = {name: getattr(config, name) for name in same}
+    return Options(device, DTYPES[dtype], DTYPES[weights], offload, **same)
 
 
 def _check_require(folder: ModelFolder, prior: Prior, require: str | None) -> None:

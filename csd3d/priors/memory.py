@@ -1,17 +1,24 @@
 """How a UNet computes attention: faster, or in less memory."""
 
+from functools import partial
+
 from torch import nn
+
+from csd3d.priors.later import Later
 
 ATTENTION = ("auto", "sdpa", "sliced")
 
 
-def set_attention(unet: nn.Module, mode: str) -> None:
+def set_attention(unet: nn.Module | Later, mode: str) -> None:
     """Set how a UNet computes attention; the result is the same.
 
     auto: as diffusers chooses; sdpa: torch's fused kernels, which keep no attention matrix; sliced: the matrix of half
     the heads of one element at a time, for devices without a fused kernel that saves memory.
     """
     if mode == "auto":
+        return
+    if isinstance(unet, Later):
+        unet.then(partial(set_attention, mode=mode))
         return
     from diffusers.models import attention_processor as ap
 

@@ -8,9 +8,9 @@ diffusers and transformers take seconds to import, so they are imported where a 
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,12 @@ import torch
 
 from csd3d.errors import InputError
 from csd3d.files import read_json
+from csd3d.priors import adapters
+from csd3d.priors.later import Later, check_tensors, without_weights
+from csd3d.priors.libraries import opened
+from csd3d.priors.options import Options
+from csd3d.priors.quantised import quantisation
+from csd3d.priors.weights import find_weights, shapes_in, weight_sets, weights_name
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -26,6 +32,8 @@ Class = type | str  # a class, or its full name: "diffusers.AutoencoderKL"
 CONFIG = "a part of a diffusers model"  # how error messages describe a JSON file of it
 SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "knows": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
+ZERO_ALPHA = 1e-10  # ᾱ below is taken for 0; a cosine schedule ends at 2e-9
+LEAST_ALPHA = 2.0**-24  # what it becomes
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 
 
@@ -38,6 +46,7 @@ class ModelFolder:
     """
 
     path: Path
+    added: Mapping[str, Path] = field(default_factory=dict, kw_only=True)  # files elsewhere that belong to the model
 
     def __str__(self) -> str:
         return str(self.path)
@@ -65,6 +74,18 @@ class ModelFolder:
         """The JSON config of a part; {} without one."""
         return _json(self.part(name) / config_name(name), CONFIG)
 
+    def open(self, part: str, cls: Any, dtype: torch.dtype | None = None, **options: Any) -> torch.nn.Module:
+        """The network of a part, of class `cls`; its weights in `dtype`, or as they are in the file."""
+        return open_network(self.part(part), cls, weights_name(part), dtype, **options)
+
+    def check(self, part: str, network: torch.nn.Module, kept: str) -> bool:
+        """Raise InputError unless the headers of a part's weights make the whole `network`; False: they do not tell."""
+        place, stem = self.part(part), weights_name(part)
+        variant = find_weights(place, stem, kept)
+        sets = weight_sets(stem, (file.name for file in place.iterdir()))
+        check_tensors(network, shapes_in(place, sets[variant].files), str(place))
+        return True
+
     def index(self) -> dict[str, Any]:
         """model_index.json, of which only plain values are ever used; {} without one."""
         return _json(self.path / "model_index.json", CONFIG)
@@ -83,30 +104,67 @@ def config_name(part: str) -> str:
     return "scheduler_config.json" if part == "scheduler" else "config.json"
 
 
-def load_parts(folder: ModelFolder, classes: Mapping[str, Class], device: torch.device) -> dict[str, Any]:
-    """Open every part of a model with its class: networks in float32 on `device`, and tokenizers."""
+def load_parts(folder: ModelFolder, classes: Mapping[str, Class], options: Options) -> dict[str, Any]:
+    """Open every part of a model with its class: networks with their LoRA on the device, and tokenizers.
+
+    Networks are kept in float32 if they are VAEs, else in `options.weights`. If `options.drop_text_encoder`, the noise
+    predictor is a `Later` where its files can be checked without opening it.
+    """
     parts: dict[str, Any] = {}
-    for part, cls in classes.items():
+    # the predictor first: until it is open its weights are there twice, as in the file and as they are kept
+    for part, cls in sorted(classes.items(), key=lambda item: item[0] not in PREDICTORS):
         if part.startswith("tokenizer"):
             parts[part] = open_tokenizer(folder.part(part), class_of(cls))
         else:
-            parts[part] = load_network(folder, part, class_of(cls)).to(device, torch.float32)
+            parts[part] = _load_network(folder, part, class_of(cls), options)
     for part in (part for part in parts if part.startswith("tokenizer")):
         encoder = part.replace("tokenizer", "text_encoder")
-        if len(parts[part]) > parts[encoder].config.vocab_size:
-            raise InputError(
-                f"{folder}: {encoder} ({parts[encoder].config.vocab_size} tokens) does not suit {part} "
-                f"({len(parts[part])} tokens)"
-            )
+        known = parts[encoder].config.get_text_config().vocab_size
+        if len(parts[part]) > known:
+            raise InputError(f"{folder}: {encoder} ({known} tokens) does not suit {part} ({len(parts[part])} tokens)")
     return parts
 
 
+def _load_network(folder: ModelFolder, part: str, cls: Any, options: Options) -> "torch.nn.Module | Later":
+    """The network of a part, in its precision and where it is to be."""
+    config = read_config(folder, part)
+    _check_class(folder, part, config, cls)
+    predicts = part in PREDICTORS
+    dtype = options.weights if predicts or part.startswith("text_encoder") else torch.float32
+    # with offload, what is not at work is on the host; the VAE is small, and its gradients need it to stay
+    device = torch.device("cpu") if options.offload == "model" and dtype is options.weights else options.device
+    if predicts and options.quantise != "none":
+        quantised = quantisation(options.quantise, options.dtype, options.device)
+        load = partial(folder.open, part, cls, dtype, kept=options.kept, **quantised)
+    else:
+        load = lambda: folder.open(part, cls, dtype, kept=options.kept).to(device)  # noqa: E731
+    if predicts and options.drop_text_encoder and options.runtime == "torch" and not options.lora:
+        outline = without_weights(cls, config)
+        if folder.check(part, outline, options.kept):
+            return Later(outline.to(dtype), load)
+    network = load()
+    for lora in options.lora:
+        adapters.merge(network, part, lora, folder.config("unet") or folder.config("transformer"))
+    return network
+
+
+def _check_class(folder: ModelFolder, part: str, config: Mapping[str, Any], cls: type) -> None:
+    """Raise InputError where the config of a part names another class."""
+    listed = config.get("architectures")
+    kind = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
+    if kind not in (cls.__name__, None):
+        raise InputError(f"{folder.part(part)}/config.json: holds a {kind}, a {cls.__name__} is needed")
+
+
 def class_of(cls: Class) -> type:
-    """The class of that full name, imported now; a class is returned as it is."""
+    """The class of that full name, imported now; a class is returned as it is. InputError where it is too new."""
     if isinstance(cls, type):
         return cls
     module, _, name = cls.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError:
+        raise InputError(f"prior.model: it needs a {module} that has {name}: pip install -U {module}") from None
 
 
 def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: str = "text") -> None:
@@ -115,69 +173,50 @@ def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: st
         raise InputError(f"{folder}/{part}: is for {what} of width {takes}, the text encoders give {given}")
 
 
-def check_channels(folder: ModelFolder, part: str, config: Any, latent: int, editing: bool) -> None:
-    """Raise InputError unless the predictor takes and gives `latent` channels; an editing model takes twice as many."""
-    if config.in_channels not in (latent, 2 * latent if editing else latent) or config.out_channels != latent:
-        also = f" or {2 * latent} (editing)" if editing else ""
+def check_channels(folder: ModelFolder, part: str, *editing: int) -> None:
+    """Raise InputError, by the configs alone, unless the predictor takes and gives as many channels as the VAE's z has.
+
+    An editing model takes one of `editing` times as many. Channels that a config does not say are diffusers' own.
+    """
+    usual = 4 if part == "unet" else 16
+    latent = read_config(folder, "vae").get("latent_channels", 4)
+    config = read_config(folder, part)
+    takes, gives = (config.get(key, usual) for key in ("in_channels", "out_channels"))
+    if not isinstance(latent, int) or takes not in (latent, *(times * latent for times in editing)) or gives != latent:
+        also = "".join(f" or {times}x" for times in editing) + (" (editing)" if editing else "")
         raise InputError(
-            f"{folder}/{part}: {config.in_channels} channels in and {config.out_channels} out do not suit a VAE "
-            f"of {latent}: {latent} (text to image){also} in and {latent} out would"
+            f"{folder}/{part}/config.json: {takes!r} channels in and {gives!r} out do not suit a VAE of {latent!r}: as "
+            f"many (text to image){also} in and as many out would"
         )
 
 
-def load_network(folder: ModelFolder, part: str, cls: type) -> torch.nn.Module:
-    """The network of class `cls` in `folder`/`part`."""
-    path, config = folder.part(part), read_config(folder, part)
-    listed = config.get("architectures")
-    kind = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
-    if kind not in (cls.__name__, None):
-        raise InputError(f"{path}/config.json: holds a {kind}, a {cls.__name__} is needed")
-    return open_network(path, cls, weights_name(part))
+def open_network(
+    path: Path, cls: Any, stem: str, dtype: torch.dtype | None = None, kept: str = "float32", **options: Any
+) -> torch.nn.Module:
+    """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors.
 
-
-def open_network(path: Path, cls: type, stem: str) -> torch.nn.Module:
-    """The network of class `cls` in a folder, from weights called `stem` that hold every one of its tensors."""
-    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    variant = find_weights(path, stem)
+    kept: the precision whose variant is preferred.
+    """
+    options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options |= {} if dtype is None else {"torch_dtype": dtype}
+    variant = find_weights(path, stem, kept)
     model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
     return model
 
 
-def weights_name(part: str) -> str:
-    """The file name of a part's weights without its suffix; transformers names text encoders, diffusers the rest."""
-    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-
-
-def weight_files(stem: str) -> dict[str | None, tuple[str, str, str]]:
-    """By variant, best first: the whole file, the pattern of its shards, the shards' index. None is full precision."""
-    return {
-        None: (f"{stem}.safetensors", f"{stem}-0*-of-*.safetensors", f"{stem}.safetensors.index.json"),
-        "fp16": (f"{stem}.fp16.safetensors", f"{stem}.fp16-0*-of-*.safetensors", f"{stem}.safetensors.index.fp16.json"),
-    }
-
-
-def find_weights(folder: Path, stem: str) -> str | None:
-    """The best variant of the safetensors weights in a folder; InputError where there are none."""
-    for variant, (whole, _, index) in weight_files(stem).items():
-        if (folder / whole).is_file() or (folder / index).is_file():
-            return variant
-    if pickles := [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]:
-        raise InputError(
-            f"{folder}: has only {pickles[0].name}, a pickle, which can run code and is not opened; save the pipeline "
-            "again with save_pretrained(folder, safe_serialization=True)"
-        )
-    raise InputError(f"{folder}: {stem}.safetensors is missing")
-
-
 def open_tokenizer(path: Path, cls: type) -> Any:
-    """The tokenizer of class `cls`, CLIP's or T5's, in a folder."""
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    """The tokenizer of class `cls`, CLIP's, T5's or Qwen2's, in a folder."""
+    from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
     files = {file.name for file in path.iterdir()} if path.is_dir() else set()
     # where files are missing, transformers silently makes an empty vocabulary
-    if cls is CLIPTokenizer and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+    if (
+        cls in (CLIPTokenizer, Qwen2Tokenizer)
+        and "tokenizer.json" not in files
+        and not {"vocab.json", "merges.txt"} <= files
+    ):
         raise InputError(f"{path}: missing; needs tokenizer.json, or vocab.json with merges.txt")
     if cls is T5TokenizerFast and "tokenizer.json" not in files:
         if "spiece.model" not in files:
@@ -201,7 +240,27 @@ def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
             f"{folder}/scheduler/scheduler_config.json: {kind} with prediction_type {prediction!r} is not supported; "
             "epsilon, v_prediction and sample are"
         )
-    return opened(folder.part("scheduler"), lambda: DDIMScheduler.from_config(config))
+    schedule = opened(folder.part("scheduler"), lambda: DDIMScheduler.from_config(config))
+    return _away_from_zero(folder, schedule, prediction)
+
+
+def _away_from_zero(folder: ModelFolder, schedule: "DDIMScheduler", prediction: str) -> "DDIMScheduler":
+    """The schedule with 2⁻²⁴ in place of ᾱ_T = 0, as diffusers' Euler schedulers have it.
+
+    Models with zero terminal SNR (arXiv 2305.08891) have ᾱ_T = 0, where ẑ_0 = (z_t − σ ε)/√ᾱ is 0/0. At 2⁻²⁴ the
+    rounding of float32 still leaves ẑ_0 three digits, and to the network z_t is the same. InputError for epsilon, which
+    says nothing of ẑ_0 there.
+    """
+    alphas = schedule.alphas_cumprod
+    if not alphas.isfinite().all() or alphas.max() > 1 or alphas.min() < 0:
+        raise InputError(f"{folder}/scheduler/scheduler_config.json: its betas do not make a noise schedule")
+    if prediction == "epsilon" and alphas.min() < ZERO_ALPHA:
+        raise InputError(
+            f"{folder}/scheduler/scheduler_config.json: prediction_type epsilon with zero terminal SNR "
+            "(rescale_betas_zero_snr) cannot be: the noise says nothing of the picture there; v_prediction could be"
+        )
+    schedule.alphas_cumprod = torch.where(alphas < ZERO_ALPHA, LEAST_ALPHA, alphas)
+    return schedule
 
 
 def load_flow_schedule(folder: ModelFolder) -> "FlowMatchEulerDiscreteScheduler":
@@ -224,38 +283,3 @@ def read_config(folder: ModelFolder, part: str) -> dict[str, Any]:
     if config := folder.config(part):
         return config
     raise InputError(f"prior.model: {folder} lacks {part}/{config_name(part)}; give a complete diffusers folder")
-
-
-def opened(path: Path, load: Callable[[], Any]) -> Any:
-    """The result of `load`; any error but a lack of memory becomes an InputError that names `path`."""
-    try:
-        return load()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # a broken file can raise the errors of a dozen libraries
-        raise InputError(f"{path}: could not be opened ({one_line(error)})") from None
-
-
-def one_line(error: Exception) -> str:
-    """An error in at most 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars and tables of the loaders; what matters in them is checked here."""
-    import diffusers
-    import transformers
-
-    logs = (transformers.utils.logging, diffusers.utils.logging)
-    levels, bars = [log.get_verbosity() for log in logs], transformers.utils.logging.is_progress_bar_enabled()
-    for log in logs:
-        log.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.set_verbosity(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()

@@ -19,62 +19,40 @@ from torch import Tensor, nn
 
 from csd3d.distillation.method import Network, Query
 from csd3d.errors import InputError
+from csd3d.priors.alterations import parts_of
 from csd3d.priors.autoencoder import PixelCodec, SourcePicture, VaeCodec
 from csd3d.priors.calling import call_forward
-from csd3d.priors.camera_embedding import camera_embedding
+from csd3d.priors.camera_embedding import view_embedding
+from csd3d.priors.compiled import Compiled, faster
 from csd3d.priors.condition import Condition
+from csd3d.priors.later import Later
+from csd3d.priors.options import Defaults, Options
 from csd3d.priors.parameterisation import to_epsilon
+from csd3d.priors.quantised import lowered
 from csd3d.priors.queries import NO_NETWORKS, predict_queries
+from csd3d.priors.rows import predict_rows
 from csd3d.priors.runtimes import Exported
 from csd3d.priors.text import TextEncoder
 
 if TYPE_CHECKING:
     from csd3d.priors.lora import RenderScore
+    from csd3d.priors.team import Team
 
 Forward = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, Condition], Tensor]
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Settings for a model, used wherever a config says null. A model's csd3d.json can change them."""
-
-    text_scale: float = 7.5  # guidance scale of the instruction in a collaborative edit
-    image_scale: float = 1.5  # guidance scale of the source picture in a collaborative edit
-    sampling_text_scale: float = 7.5  # guidance scale of the instruction where edited pictures are sampled
-    sampling_image_scale: float = 1.5  # guidance scale of the source picture where edited pictures are sampled
-    guidance_scale: float = 7.5  # classifier-free guidance scale of a text-to-image model
-    guidance_final: float = 0.0  # that scale at the last step of a distillation; 0: it does not change
-    t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
-    t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
-    bandwidth: float = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
-    working_size: int = 512  # side in pixels of the square pictures that the model was trained on
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a prior runs: the keys of `PriorConfig`, with device and precision resolved."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    micro_batch: int = 16
-    attention: str = "auto"
-    vae_slicing: bool = False
-    drop_text_encoder: bool = False
-    embedding_cache: str = ""
-    runtime: str = "torch"
 
 
 @dataclass(eq=False)
 class Prior:
     """A frozen diffusion model; every family returns one.
 
-    All networks are in eval mode with float32 weights. The text encoders run in float32. If `options.dtype` is lower,
-    the noise predictor runs under autocast, and for bfloat16 the VAE too; float16 would overflow in it. The predictor
-    may be computed by another library, see `runtimes`. Latents and images are returned as contiguous float32.
+    All networks are in eval mode. The VAE's weights are float32, those of the noise predictor and the text encoders of
+    `options.weights`. If `options.dtype` is lower than float32, the predictor runs under autocast, and for bfloat16 the
+    VAE too; float16 would overflow in it. The predictor may be opened when it is first needed, see `later`, and be
+    computed by another library, see `runtimes`. Latents and images are returned as contiguous float32.
     """
 
     codec: VaeCodec | PixelCodec  # images to latents and back
-    unet: nn.Module  # the noise predictor, a UNet or a transformer
+    unet: nn.Module | Later  # the noise predictor, a UNet or a transformer; if it is a `Later`, reading it opens it
     text: TextEncoder
     family: str = field(default="", kw_only=True)  # title of its family, set by `load_prior`
     knows: str = field(default="", kw_only=True)  # name of the ground truth that it was trained on, by its csd3d.json
@@ -84,29 +62,47 @@ class Prior:
     defaults: Defaults = field(default_factory=Defaults)
     options: Options = field(default_factory=Options)
     source: SourcePicture | None = None  # for an editing model
+    distilled_guidance: float | None = field(default=None, kw_only=True)  # what the predictor is told; None: nothing
     camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: none
     files: Mapping[str, Path] = field(default_factory=dict)  # what it was opened from, by name; empty: not known
 
     def __post_init__(self) -> None:
-        self.unet = self.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.device = next(self.unet.parameters()).device
+        self.device = self.options.device
+        self.exported: Exported | Compiled | None = None
+        network = self.__dict__.pop("unet")
+        self._later = network if isinstance(network, Later) else None
+        if self._later is None:
+            if self.options.offload == "none":
+                self.device = next(network.parameters()).device
+            self._take(network)
         self.alphas_cumprod = self.alphas_cumprod.to(self.device, torch.float32)
         self.micro_batch = self.options.micro_batch
-        runtime, dtype = self.options.runtime, self.options.dtype
-        self.exported = None if runtime == "torch" else Exported(self.unet, runtime, dtype)
+        self.team: Team | None = None  # other processes that predict too
         self.unet_evaluations = 0  # batch elements predicted so far; the caller may reset it
 
-    @property
-    def vae(self) -> nn.Module:
-        return self.codec.vae
+    def __getattr__(self, name: str) -> Any:
+        later = self.__dict__.get("_later")
+        if name not in ("unet", "parts") or later is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._later = None
+        self._take(later.open())
+        return self.__dict__[name]
+
+    def _take(self, network: nn.Module) -> None:
+        self.unet = network.eval().requires_grad_(False)
+        if self.options.quantise == "none":
+            self.unet = self.unet.to(memory_format=torch.channels_last)
+        self.parts = parts_of(self.unet)  # to see what a method changes in it
+        self.exported = faster(self.unet, self.options, self.device)
 
     @property
-    def text_encoder(self) -> nn.Module:
-        return self.text.parts["text_encoder"]
+    def outline(self) -> nn.Module:
+        """The noise predictor for its config and sizes: while it is not open yet, without weights."""
+        return self.unet if self._later is None else self._later.outline
 
-    @property
-    def tokenizer(self) -> Any:
-        return self.text.parts["tokenizer"]
+    vae = property(lambda self: self.codec.vae)
+    text_encoder = property(lambda self: self.text.parts["text_encoder"])
+    tokenizer = property(lambda self: self.text.parts["tokenizer"])
 
     @property
     def num_train_timesteps(self) -> int:
@@ -133,21 +129,22 @@ class Prior:
 
         Raises ValueError for other shapes than [B, 3, H, W], or images smaller than a latent pixel.
         """
-        with self._vae_precision():
+        with self._vae_at_work():
             return self.codec.encode(self._normalised(images), generator, self.micro_batch).contiguous()
 
     def encode_condition(self, images: Tensor) -> Tensor:
         """The image condition of source pictures. ValueError for a model that does not edit."""
-        with self._vae_precision():
+        with self._vae_at_work():
             return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
 
     def condition_from_latent(self, z: Tensor) -> Tensor:
         """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""
-        return self._source().from_latent(self.codec, z)
+        with self._vae_at_work():
+            return self._source().from_latent(self.codec, z)
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images of z, of `size` = (H, W) if given; clamped to [0, 1] unless z requires a gradient."""
-        with self._vae_precision():
+        with self._vae_at_work():
             images = self.codec.decode(z.float(), size, self.micro_batch) / 2 + 0.5
         return (images if images.requires_grad else images.clamp(0, 1)).contiguous()
 
@@ -156,7 +153,7 @@ class Prior:
 
         Raises ValueError for a pixel-space model, which has no VAE.
         """
-        with self._vae_precision():
+        with self._vae_at_work():
             return [maps.float() for maps in self.codec.features(self._normalised(images))]
 
     # --------------------------------------------------------------------------------------------------------- prompts
@@ -168,24 +165,28 @@ class Prior:
     def condition(self, prompts: Sequence[str], image: Tensor | None = None, view: Tensor | None = None) -> Condition:
         """The condition of a batch of prompts for `predict_noise`, with pooled embeddings if the model takes them.
 
-        image: see `encode_condition`.  view [B, 3]: azimuth and elevation in degrees, distance; ignored by models that
-        take no camera.
+        image: see `encode_condition`; some text encoders see it too.  view [B, 3]: azimuth and elevation in degrees,
+        distance; ignored by models that take no camera.
         """
-        return Condition(**self.text(prompts), image=image, camera=self._camera(len(prompts), view))
+        return Condition(**self.text(prompts, image), image=image, camera=self._camera(len(prompts), view))
+
+    def embed_ahead(self, prompts: Sequence[str]) -> None:
+        """Embed prompts while there is a text encoder; nothing where it sees the picture that goes with a prompt."""
+        if self.text.sees is None:
+            self.text(prompts)
 
     def edit_conditions(self, prompts: Sequence[str], image: Tensor, null_prompt: str = "") -> dict[str, Condition]:
         """The branches of an editing model's guidance: "null" (∅, ∅), "image" (x̃, ∅), "full" (x̃, y).
+
+        Without "null" for a model that always takes a picture.
 
         `prompts` has one prompt per image. InstructPix2Pix, arXiv 2211.09800, Eq. 3:
 
             ε = ε(∅, ∅) + s_I (ε(x̃, ∅) − ε(∅, ∅)) + s_T (ε(x̃, y) − ε(x̃, ∅))
         """
-        nothing = [null_prompt] * len(image)
-        return {
-            "null": self.condition(nothing, self._source().null(image)),
-            "image": self.condition(nothing, image),
-            "full": self.condition(prompts, image),
-        }
+        source, nothing = self._source(), [null_prompt] * len(image)
+        images = {branch: source.null(image) if branch == "null" else image for branch in source.branches}
+        return {name: self.condition(prompts if name == "full" else nothing, x) for name, x in images.items()}
 
     def release_text_encoder(self) -> None:
         """Free the text encoders. Prompts that were embedded before, or are in the embedding cache, still work."""
@@ -219,23 +220,19 @@ class Prior:
             steps = torch.full((len(z_t),), t, device=self.device)
         else:
             steps = t.to(self.device).expand(len(z_t))
-        rows = [slice(i, i + self.micro_batch) for i in range(0, len(z_t), self.micro_batch)]
         self.unet_evaluations += len(z_t)
-        return torch.cat([self._predict(z_t[row], steps[row], condition[row]) for row in rows]).contiguous()
+        return torch.cat(predict_rows(self, z_t, steps, condition)).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The noise predictor's own output for z_t at t [B], of its `prediction_type`, in float32 and with a graph.
+        """The predictor's own output, of its `prediction_type`, for z_t at t [B], with a graph: for training.
 
-        For training: without micro-batches and autocast.
+        It is computed in one batch and in float32, or in bfloat16 where weights are kept in half.
         """
         network = partial(self._network, autocast=False)
         return call_forward(self.forward, self.family, network, z_t, t, self.alphas_cumprod[t], condition)
 
     def lora(self, rank: int, generator: torch.Generator) -> "RenderScore":
-        """VSD's network on this prior's weights: see `lora.RenderScore`.
-
-        Raises InputError where the prior does not support it, or peft is not installed.
-        """
+        """VSD's network on this prior's weights, see `lora.RenderScore`; InputError where it cannot be had."""
         from csd3d.priors.lora import RenderScore  # which imports this module
 
         try:
@@ -249,30 +246,33 @@ class Prior:
 
         return load_expected(folder, self.device)
 
-    def _predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict_part(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε of rows that go through the network together, with t [B]."""
         z_t, alpha_bar = z_t.float(), self.alphas_cumprod[t]
         output = call_forward(self.forward, self.family, self._network, z_t, t, alpha_bar, condition)
         return to_epsilon(output, z_t, alpha_bar, self.prediction_type)
 
-    def _vae_precision(self) -> torch.autocast:
+    def _vae_at_work(self) -> torch.autocast:
+        if self.options.offload == "model" and self._later is None:
+            self.unet.to("cpu")  # its room on the card is the VAE's now
         lower = self.options.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
 
     def _network(self, *args: Any, autocast: bool = True, **options: Any) -> Tensor:
+        if self.options.offload == "model":
+            self.unet.to(self.device)
         if autocast and self.exported is not None and self.exported.holds():
             return self.exported(*args, **options)
-        lower = autocast and self.options.dtype != torch.float32
-        with torch.autocast(self.device.type, self.options.dtype, enabled=lower):
+        lower, dtype = self.options.dtype != torch.float32, self.options.dtype
+        if not autocast:  # in float16 gradients would underflow
+            lower, dtype = self.options.weights != torch.float32, torch.bfloat16
+        if self.options.quantise != "none":  # autocast does not reach into quantised layers
+            (args, options), lower = lowered((args, options), self.options.weights), False
+        with torch.autocast(self.device.type, dtype, enabled=lower):
             return self.unet(*args, **options, return_dict=False)[0].float()
 
     def _camera(self, count: int, view: Tensor | None) -> Tensor | None:
-        if not self.takes_camera:
-            return None
-        if view is None:
-            return torch.zeros(count, self.camera_width, device=self.device)
-        if view.shape != (count, 3):
-            raise ValueError(f"view must be [{count}, 3]: azimuth, elevation, distance; got {tuple(view.shape)}")
-        return camera_embedding(*view.to(self.device, torch.float32).unbind(1))
+        return view_embedding(view, count, self.camera_width, self.device) if self.takes_camera else None
 
     def _source(self) -> SourcePicture:
         if self.source is None:

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from csd3d.distillation.method import Network, Query
+from csd3d.errors import InputError
 from csd3d.priors.condition import Condition
+
+if TYPE_CHECKING:
+    from csd3d.priors.prior import Prior
 
 NO_NETWORKS: Mapping[str, Network] = MappingProxyType({})
 
@@ -53,6 +57,15 @@ def predict_queries(
         for (query, *_), part in zip(group, eps.split(counts), strict=True):
             answers[query.key] = spread(query, part)
     return {name: answers[query.key] for name, query in queries.items()}
+
+
+def check_image_scale(prior: "Prior", scale: float | None, key: str) -> None:
+    """Raise InputError where a job's `key` guides by the picture, and the model has no prediction without one."""
+    if prior.source is not None and "null" not in prior.source.branches and scale not in (None, 1):
+        raise InputError(
+            f"{key}: {scale:g}, but {prior.family or 'this model'} has no prediction without a source picture to guide "
+            "away from: leave it out, or set it to 1"
+        )
 
 
 def restricted(query: Query) -> Query:

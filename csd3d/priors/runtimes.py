@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from csd3d.errors import InputError, one_line
 from csd3d.files import cache_folder, whole_folder
+from csd3d.priors.alterations import is_altered, parts_of
 from csd3d.priors.calling import FlatCall, Inputs, flattened
 
 logger = logging.getLogger("csd3d")
@@ -81,13 +82,13 @@ class Exported:
     def __init__(self, network: nn.Module, runtime: str, dtype: torch.dtype):
         self.network, self.runtime, self.dtype = network, runtime, dtype
         self.folder = cache_folder("runtimes") / f"{runtime}-{fingerprint(network, runtime)[:32]}"
-        self._parts = [(module, getattr(module, "processor", None)) for module in network.modules()]
+        self._parts = parts_of(network)
         self._opened: dict[tuple, Callable[[Inputs], Tensor]] = {}
         self._told = False
 
     def holds(self) -> bool:
         """Whether the network may be computed by the runtime now; see the module's docstring."""
-        if not (torch.is_grad_enabled() or _is_altered(self.network, self._parts)):
+        if not (torch.is_grad_enabled() or is_altered(self.network, self._parts)):
             return True
         if not self._told:
             self._told = True
@@ -275,21 +276,6 @@ RUNTIMES = ("torch", *BACKENDS)
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _is_altered(network: nn.Module, parts: list[tuple[nn.Module, Any]]) -> bool:
-    """Whether a network's `parts`, its modules with their attention processors, are not as they were, or LoRA is on."""
-    if getattr(network, "peft_config", None):
-        switches = (getattr(module, "disable_adapters", None) for module in network.modules())
-        if next((switch for switch in switches if isinstance(switch, bool)), True) is False:  # peft sets all together
-            return True
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or "forward" in module.__dict__
-        or (processor is not None and module.processor is not processor)
-        for module, processor in parts
-    )
 
 
 def _version(package: str) -> str | None:

@@ -11,14 +11,24 @@ UNET_SHARE = 0.114  # of a UNet's parameters that act on each pixel of its laten
 
 def precision(prior: Prior) -> str:
     """The dtypes of the noise predictor, such as "float16 with weights in float32"."""
-    weights = next(prior.unet.parameters()).dtype
+    weights = next(prior.outline.parameters()).dtype
     computes, stored = (str(dtype).removeprefix("torch.") for dtype in (prior.options.dtype, weights))
     return computes if computes == stored else f"{computes} with weights in {stored}"
 
 
+def weight_count(prior: Prior) -> int:
+    """The number of parameters of the noise predictor."""
+    return sum(parameter.numel() for parameter in prior.outline.parameters())
+
+
+def is_large(prior: Prior | None) -> bool:
+    """Whether torch needs several threads for one row of this prior: then their number changes last bits."""
+    return prior is not None and weight_count(prior) > LARGE
+
+
 def slow_rows(prior: Prior) -> list[str]:
     """A line where a large predictor meets a processor: how long a prediction takes there, estimated from its size."""
-    count = sum(parameter.numel() for parameter in prior.unet.parameters())
+    count = weight_count(prior)
     if count <= LARGE or prior.device.type != "cpu":
         return []
     seconds = row_seconds(prior, count, torch.get_num_threads())
@@ -35,5 +45,5 @@ def row_seconds(prior: Prior, count: int, threads: int) -> float:
     """
     side, codec = prior.defaults.working_size, prior.codec
     _, height, width = prior.latent_shape(side, side)
-    share = UNET_SHARE if hasattr(prior.unet, "down_blocks") else (codec.downscale / codec.multiple) ** 2
+    share = UNET_SHARE if hasattr(prior.outline, "down_blocks") else (codec.downscale / codec.multiple) ** 2
     return 2 * count * height * width * share / (CORE * threads)

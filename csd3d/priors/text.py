@@ -1,11 +1,14 @@
 """Prompts to embeddings, which are kept in memory and on disk; and the text encoders that several families share.
 
 The embedding of a prompt is {"text": [L, D]} and, for some models, "pooled" [P], in float32. `parts` are a model's text
-encoders and tokenizers by folder name. A family's `embed` is a function of (parts, prompt).
+encoders and tokenizers by folder name. A family's `embed` is a function of (parts, prompt), or of (parts, prompt,
+picture) where the text encoder sees the source picture too.
 """
 
+import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +18,58 @@ from torch import Tensor, nn
 from csd3d.errors import InputError
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding, embedding_path, fingerprint, read_embedding, write_embedding
-from csd3d.priors.opening import ModelFolder, one_line
+from csd3d.priors.libraries import one_line
+from csd3d.priors.opening import ModelFolder
 
 logger = logging.getLogger("csd3d")
 Parts = Mapping[str, Any]
+SEEN_BYTES = 4 << 30  # most memory for embeddings about pictures; of 1024² pixels, each takes 20 MB
 
 
 class TextEncoder:
     """A model's text encoders, and the embeddings so far: in memory and, with a `cache` folder, on disk.
 
     Other `parts` are ignored. `recipe` names what `embed` does; different recipes have separate files in the cache.
-    Raises InputError where the cache folder cannot be made.
+    `sees`: for a text encoder that sees the source picture, the picture (uint8, on the CPU) of one row of
+    `Condition.image`. Raises InputError where the cache folder cannot be made.
     """
 
     def __init__(
         self,
         folder: ModelFolder,
         parts: Parts,
-        embed: Callable[[Parts, str], Embedding],
+        embed: Callable[..., Embedding],
         recipe: str,
         device: torch.device,
         cache: str = "",
+        sees: Callable[[Tensor], Tensor] | None = None,
     ):
         self.parts = {part: value for part, value in parts.items() if part.startswith(("text_encoder", "tokenizer"))}
-        self.folder, self.embed, self.device = folder, embed, device
+        self.folder, self.embed, self.device, self.sees = folder, embed, device, sees
         self.cache, self.model = None, ""
         if cache:
             self.cache = _made(Path(cache).expanduser())
-            self.model = fingerprint({part: folder.part(part) for part in self.parts}, recipe)
+            self.model = fingerprint({part: folder.part(part) for part in self.parts} | dict(folder.added), recipe)
         self._embeddings: dict[str, Embedding] = {}
         for network in (part for part in self.parts.values() if isinstance(part, nn.Module)):
             network.eval().requires_grad_(False)
 
-    def __call__(self, prompts: Sequence[str]) -> Embedding:
-        """{"text": [B, L, D], "pooled": [B, P] if any}. InputError for a new prompt after `release`."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                embedding = self._embed(prompt)
-                self._embeddings[prompt] = {name: value.to(self.device) for name, value in embedding.items()}
-        found = [self._embeddings[prompt] for prompt in prompts]
-        return {name: torch.stack([embedding[name] for embedding in found]) for name in found[0]}
+    def __call__(self, prompts: Sequence[str], image: Tensor | None = None) -> Embedding:
+        """{"text": [B, L, D], "pooled": [B, P] if any, "mask": [B, L] where the prompts differ in length}.
+
+        `image` [B, ...], see `Condition`, is used where the text encoder `sees` it. InputError for a new prompt after
+        `release`, ValueError where the picture is missing.
+        """
+        if self.sees is None:
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in self._embeddings:
+                    embedding = self._embed(prompt)
+                    self._embeddings[prompt] = {name: value.to(self.device) for name, value in embedding.items()}
+            return _stacked([self._embeddings[prompt] for prompt in prompts])
+        if image is None:
+            raise ValueError("this model's text encoder sees the source picture: build conditions with an image")
+        found = [self._embed_seen(prompt, self.sees(row)) for prompt, row in zip(prompts, image, strict=True)]
+        return {name: value.to(self.device) for name, value in _stacked(found).items()}
 
     def release(self) -> None:
         """Free the text encoders; the embeddings stay."""
@@ -63,10 +78,42 @@ class TextEncoder:
         if had_parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have the encoders on the device inside the block, from where they are kept (`prior.offload`)."""
+        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        kept = [next(network.parameters()).device for network in networks]
+        for network, place in zip(networks, kept, strict=True):
+            if place.type != self.device.type:
+                network.to(self.device)
+        try:
+            yield
+        finally:
+            for network, place in zip(networks, kept, strict=True):
+                if place.type != self.device.type:
+                    network.to(place)
+
+    def _embed_seen(self, prompt: str, picture: Tensor) -> Embedding:
+        """The embedding of a prompt about one picture, which has a row for every patch.
+
+        The last used are kept, in the host's memory: windows of a panorama are other pictures in every step.
+        """
+        shown = hashlib.sha256(f"{tuple(picture.shape)}".encode() + picture.numpy().tobytes()).hexdigest()
+        key = f"{prompt}\0{shown}"
+        embedding = self._embeddings.pop(key, None)
+        if embedding is None:
+            embedding = {name: value.cpu() for name, value in self._embed(prompt, key, picture).items()}
+        self._embeddings[key] = embedding  # the last used is the last
+        while len(self._embeddings) > 1 and sum(map(_bytes, self._embeddings.values())) > SEEN_BYTES:
+            del self._embeddings[next(iter(self._embeddings))]
+        return embedding
+
     @torch.no_grad()
-    def _embed(self, prompt: str) -> Embedding:
-        path = None if self.cache is None else embedding_path(self.cache, self.model, prompt)
-        if path is not None and (embedding := read_embedding(path, prompt)) is not None:
+    def _embed(self, prompt: str, key: str = "", *picture: Tensor) -> Embedding:
+        """The embedding by `embed`, or from the file of `key` (the prompt by default)."""
+        key = key or prompt
+        path = None if self.cache is None else embedding_path(self.cache, self.model, key)
+        if path is not None and (embedding := read_embedding(path, key)) is not None:
             return embedding
         if not self.parts:
             raise InputError(
@@ -74,14 +121,30 @@ class TextEncoder:
                 "embed all prompts of a job first, or set it to false"
             )
         try:
-            embedding = self.embed(self.parts, prompt)
+            with self._at_work():
+                embedding = self.embed(self.parts, prompt, *picture)
         except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of sizes in a config that do not fit
             raise InputError(f"{self.folder}: its text encoder cannot embed {prompt!r} ({one_line(error)})") from error
         if path is not None:
-            write_embedding(path, prompt, embedding)
+            write_embedding(path, key, embedding)
         return embedding
+
+
+def _bytes(embedding: Embedding) -> int:
+    return sum(value.nbytes for value in embedding.values())
+
+
+def _stacked(embeddings: Sequence[Embedding]) -> Embedding:
+    """Embeddings as one batch; texts of different lengths are padded with zeros, and get a mask."""
+    lengths = torch.tensor([len(embedding["text"]) for embedding in embeddings])
+    if len(set(lengths.tolist())) == 1:
+        return {name: torch.stack([embedding[name] for embedding in embeddings]) for name in embeddings[0]}
+    texts = nn.utils.rnn.pad_sequence([embedding["text"] for embedding in embeddings], batch_first=True)
+    mask = torch.arange(texts.shape[1]) < lengths[:, None]
+    rest = {name: torch.stack([e[name] for e in embeddings]) for name in embeddings[0] if name != "text"}
+    return {"text": texts, "mask": mask.to(texts.device), **rest}
 
 
 def _made(cache: Path) -> Path:

@@ -4,10 +4,10 @@ A picture of at most `pixels` is processed whole. A larger one is cut into tiles
 the network, and only the middle of each tile is kept. Tiles end at the picture's borders, so padding acts as it would
 on the whole picture. Two kinds of layers look at all pixels at once and need care:
 
-- GroupNorm. If each tile normalised itself, tiles would differ in tint. Every GroupNorm uses one mean and variance for
-  all tiles, measured on `samples` tiles together, over their kept parts. If these are all tiles, the result equals that
-  of the whole picture up to rounding. Otherwise the statistics are estimates from evenly spread tiles; they are the
-  same everywhere, so there are no seams.
+- GroupNorm, which Qwen's autoencoder has not. If each tile normalised itself, tiles would differ in tint. Every
+  GroupNorm uses one mean and variance for all tiles, measured on `samples` tiles together, over their kept parts. If
+  these are all tiles, the result equals that of the whole picture up to rounding. Otherwise the statistics are
+  estimates from evenly spread tiles; they are the same everywhere, so there are no seams.
 - Attention in the middle block, in Stable Diffusion's autoencoders but not in the shipped one: it stays within a tile.
 
 Lengths are in latent pixels, each `downscale` pixels of the picture.
@@ -49,9 +49,9 @@ class TiledVae:
         if not hasattr(prior.codec, "vae"):
             raise ValueError("this prior works on pixels: it has no autoencoder to tile")
         self.prior, self.wrap, self.samples = prior, wrap, samples
-        self.pixels = pixels or min(2**21, max(2**20, 2**25 // prior.vae.config.block_out_channels[0]))
+        self.pixels = pixels or min(2**21, max(2**20, 2**25 // _sizes(prior.vae)[2]))
         self.tile = tile or self.pixels // samples
-        self.unit = prior.codec.downscale
+        self.unit, self.multiple = prior.codec.downscale, prior.codec.multiple
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -59,12 +59,12 @@ class TiledVae:
 
         ValueError where pictures wrap around and their width is not a whole number of latent pixels.
         """
-        if self.wrap and images.shape[-1] % self.unit:
-            raise ValueError(f"a picture that wraps around must be a multiple of {self.unit} wide, got {images.shape}")
+        if self.wrap and images.shape[-1] % self.multiple:
+            raise ValueError(f"a picture that wraps around must be a multiple of {self.multiple} wide: {images.shape}")
         if whole := self._whole(*images.shape[-2:]):
             return torch.cat([self.prior.encode(part) for part in images.split(whole)])
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit), mode="reflect")
+        images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
         vae = self.prior.vae
         measure, reach = (lambda x: vae.encoder(x * 2 - 1)), encoder_reach(vae)
         return torch.stack([self._tiled(x, vae.encoder, measure, self.prior.encode, reach, self.unit) for x in images])
@@ -100,8 +100,10 @@ class TiledVae:
         with shared_norms(network) as norms:
             sample = [tiles[int((i + 0.5) * len(tiles) / self.samples)] for i in range(self.samples)]
             sample = list(dict.fromkeys(sample if len(tiles) > self.samples else tiles))
-            with norms.measuring([(row.kept, column.kept) for row, column in sample], (rows[0].size, columns[0].size)):
-                measure(torch.stack([_cut(x, row, column, unit) for row, column in sample]))
+            kept = [(row.kept, column.kept) for row, column in sample]
+            if norms.used:
+                with norms.measuring(kept, (rows[0].size, columns[0].size)):
+                    measure(torch.stack([_cut(x, row, column, unit) for row, column in sample]))
             for row, column in tiles:
                 tile = run(_cut(x, row, column, unit)[None])[0]
                 scale = tile.shape[1] // row.size
@@ -112,10 +114,11 @@ class TiledVae:
         return whole
 
     def _split(self, height: int, width: int, reach: int) -> tuple[list["Tile"], list["Tile"]]:
-        """Tiles along both sides, of at most `tile` pixels."""
-        area = max(16, self.tile // self.unit**2)
+        """Tiles along both sides, of at most `tile` pixels; whole multiples, as the codec would pad others."""
+        area, whole = max(16, self.tile // self.unit**2), self.multiple // self.unit
         tall = min(height, max(math.isqrt(area), area // width))
-        wide = area // tall
+        tall -= tall % whole
+        wide = area // tall // whole * whole
         return split_side(height, tall, reach, False), split_side(width, wide, reach, self.wrap)
 
 
@@ -163,16 +166,26 @@ def split_side(length: int, size: int, reach: int, wrap: bool) -> list[Tile]:
     return [Tile(start, size, begin, end, length) for start, begin, end in ends]
 
 
+def _sizes(vae: nn.Module) -> tuple[int, int, int]:
+    """Levels, blocks in a level of the encoder, and channels of the first, of a VAE of pictures or Qwen's of videos."""
+    config = vae.config
+    if hasattr(config, "dim_mult"):
+        return len(config.dim_mult), config.num_res_blocks, config.base_dim
+    return len(config.block_out_channels), config.layers_per_block, config.block_out_channels[0]
+
+
 def encoder_reach(vae: nn.Module) -> int:
     """Receptive field of the encoder in latent pixels; every 3×3 convolution adds one pixel of its level."""
-    levels, blocks = len(vae.config.block_out_channels), 2 * vae.config.layers_per_block
+    levels, layers, _ = _sizes(vae)
+    blocks = 2 * layers
     pixels = 1 + sum(2**i * blocks for i in range(levels)) + sum(2 * 2**i for i in range(levels - 1))
     return math.ceil(pixels / 2 ** (levels - 1)) + 4 + 1
 
 
 def decoder_reach(vae: nn.Module) -> int:
     """Receptive field of the decoder in latent pixels."""
-    levels, blocks = len(vae.config.block_out_channels), 2 * (vae.config.layers_per_block + 1)
+    levels, layers, _ = _sizes(vae)
+    blocks = 2 * (layers + 1)
     reach = sum(blocks / 2**i for i in range(levels)) + sum(1 / 2**i for i in range(1, levels))
     return math.ceil(1 + 4 + reach + 1 / 2 ** (levels - 1))
 
@@ -182,6 +195,7 @@ class SharedNorms:
 
     def __init__(self) -> None:
         self.statistics: Statistics = {}
+        self.used = True  # whether the network has any
         self.kept: Sequence[tuple[slice, slice]] = ()
         self.size = (0, 0)
 
@@ -219,6 +233,7 @@ class SharedNorms:
 def shared_norms(network: nn.Module) -> Iterator[SharedNorms]:
     """Let a network's GroupNorms use the statistics of a `SharedNorms` inside the block."""
     norms, modules = SharedNorms(), [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
+    norms.used = bool(modules)
     try:
         for module in modules:
             module.forward = partial(norms.forward, module)

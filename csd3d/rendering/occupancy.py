@@ -40,7 +40,7 @@ class RenderConfig:
     update_every: Steps = 16  # training steps between updates of the grid
     warmup: Steps = 256  # until this training step an update visits every cell, afterwards at most a quarter
     early_stop: float = 1e-4  # samples that less than this share of the light reaches are skipped
-    backend: str = "auto"  # auto | reference | native | nerfacc
+    backend: str = "auto"  # auto | reference | native | triton | nerfacc
 
     def __post_init__(self) -> None:
         positive = ("steps", "max_samples", "finer", "levels", "resolution", "threshold", "update_every", "warmup")
@@ -58,6 +58,11 @@ class RenderConfig:
         check_fits(needed, f"render.resolution: {self.resolution} with levels {self.levels}: the grid")
         if self.backend not in kernels.BACKENDS:
             raise InputError(f"render.backend: must be one of {', '.join(kernels.BACKENDS)}, got {self.backend!r}")
+
+    def check_backend(self, device: torch.device) -> None:
+        """Raise RuntimeError if the backend is one by name that cannot run on the device."""
+        if self.backend != "auto":
+            kernels.choose_backend(self.backend, torch.empty(0, device=device))
 
 
 class _Estimator(OccGridEstimator):

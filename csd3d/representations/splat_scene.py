@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from csd3d.cameras import Cameras
 from csd3d.datasets.splat_files import moved, view_of, write_splats
 from csd3d.datasets.spz import write_spz
-from csd3d.errors import InputError
 from csd3d.fields import Background
 from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ALBEDO
@@ -123,8 +122,7 @@ class SplatScene(nn.Module):
 
     def check_device(self) -> None:
         """Raise InputError on a GPU without gsplat, where the reference would take minutes for a picture."""
-        if self.means.is_cuda and self.config.backend == "auto" and not kernels.has_gsplat():
-            raise InputError(f"representation.type=splats needs gsplat on a GPU: {kernels.GSPLAT_INSTALL}")
+        self.config.check_backend(self.means.device)
 
     # --------------------------------------------------------------------------------------------------- optimisation
 

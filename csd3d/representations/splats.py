@@ -71,6 +71,13 @@ class GaussianSplats:
         if not 0 < self.least_opacity < 0.1:
             raise ValueError(f"least_opacity is {self.least_opacity}: give a number above 0, below 0.1")
 
+    def check_backend(self, device: torch.device) -> None:
+        """Raise InputError on a GPU where `auto` is not gsplat, RuntimeError for a name that cannot run there."""
+        if self.backend == "auto" and device.type == "cuda" and (problem := kernels.gsplat_obstacle()) is not None:
+            raise InputError(f"representation.type=splats needs gsplat on a GPU, but {problem}")
+        if self.backend != "auto":
+            kernels.check_backend(self.backend, torch.empty(0, device=device))
+
     def open(
         self,
         aabb: Tensor,

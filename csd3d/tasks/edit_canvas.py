@@ -16,7 +16,7 @@ from csd3d.canvas.clip import Captions, Clip, DemoConfig, contents_of, open_clip
 from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
 from csd3d.distillation.edit_loop import CollaborativeEditConfig
-from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, make_cover, window_side
+from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, check_prior, make_cover, window_side
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
@@ -299,11 +299,10 @@ def open_job(
 ) -> CanvasJob:
     """Open the prior, check that it can edit the clip, and embed the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
-    size = working_size(clip, window_side(prior, config.window), prior.codec.downscale, wrap)
-    for editor in config.methods.values():
-        if hasattr(editor, "check"):
-            editor.check(prior)
-    prior.condition(["", *config.instructions])
+    window = window_side(prior, config.window)
+    size = working_size(clip, window, prior.codec.downscale, wrap, prior.codec.multiple)
+    check_prior(prior, window, config.sampling, config.methods)
+    prior.embed_ahead(["", *config.instructions])
     with at_key("clip"):
         check_judge(config.clip)
     return CanvasJob(config=config, device=device, prior=prior, clip=clip, size=size, masks=masks, wrap=wrap)

@@ -23,6 +23,7 @@ from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged, source_surface
 from csd3d.export import Placement, capture_placement, write_scene_json
 from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.priors.queries import check_image_scale
 from csd3d.registry import register
 from csd3d.report.camera_path import looks_at_one_point, video_cameras, write_camera_path
 from csd3d.report.charts import charts
@@ -155,7 +156,9 @@ class EditSceneConfig:
             check_patches(getattr(self, key), tuple(capture.images.shape[1:3]), key)
         check_opens(self.representation.thing, capture.aabb, capture.unbounded)
         prior = load_prior(dataclasses.replace(self.prior, device=str(device)), require="edit")
-        prior.condition(["", self.prompt])  # embedded while there is a text encoder
+        for name, chosen in self.chosen.items():
+            check_image_scale(prior, getattr(chosen.thing, "image_scale", None), f"editors.{name}.image_scale")
+        prior.embed_ahead(["", self.prompt])
         try_out(self.source(prior, capture))
         truth = load_truth(capture, self.prompt)
         contents = {self.scene.path: capture.fingerprint}

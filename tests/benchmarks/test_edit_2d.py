@@ -25,6 +25,7 @@ def embed_texts(texts):
 def run(tmp_path_factory, tmp_path, monkeypatch, capsys):
     """Runs the command line on tiny inputs; what it printed, and the JSON it wrote."""
     prior = save_tiny_pipeline(tmp_path_factory.mktemp("prior"))
+    (prior / "csd3d.json").write_text('{"knows": "world"}')  # else no CLIP judges its pictures of the world
     judge = Judge(ClipModel("CLIP (mean colours)", lambda x: F.normalize(x.mean((2, 3)), dim=-1), embed_texts))
     monkeypatch.setattr(edit_canvas, "load_judge", lambda source, device: judge)
     small = ["world.width=64", "world.height=32", "world.frames=3"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from custom_kernels import hashgrid, native
+from custom_kernels import hashgrid, hashgrid_tcnn, native
 from custom_kernels.hashgrid import (
     choose_backend,
     grid_layout,
@@ -318,10 +318,10 @@ def test_tcnn_gets_the_same_grid(monkeypatch):
             return hash_encode_reference(x, table, self.offsets, self.resolutions)
 
     monkeypatch.setitem(sys.modules, "tinycudann", types.SimpleNamespace(Encoding=Encoding))
-    hashgrid._tcnn_encoding.cache_clear()
+    hashgrid_tcnn._encoding.cache_clear()
     case = problem(50)
     expected = value_and_gradients(hash_encode_reference, *case)
-    got = value_and_gradients(lambda x, t, o, r: hashgrid._tcnn_encode(x, t, tuple(o), tuple(r)), *case)
-    hashgrid._tcnn_encoding.cache_clear()
+    got = value_and_gradients(hashgrid_tcnn.encode_tcnn, *case)
+    hashgrid_tcnn._encoding.cache_clear()
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

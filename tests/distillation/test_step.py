@@ -180,6 +180,7 @@ def test_a_kernel_too_narrow_to_share_is_warned_about_once(caplog):
         assert not caplog.text
         step(SDS(), config)
     assert "particles hardly share" in caplog.text
+    assert "lower distill.svgd.bandwidth, which is 100" in caplog.text
 
 
 def test_a_methods_own_keys_win():

@@ -220,6 +220,14 @@ def test_a_folder_that_is_not_there_is_named():
         load_clip("/no/such")
 
 
+def test_a_hub_name_is_downloaded_as_a_transformers_clip(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(clip_module, "fetch_folder", lambda *parts: asked.append(parts) or folder)
+    check_clip("openai/clip-vit-large-patch14")
+    assert asked == [("openai/clip-vit-large-patch14", clip_module.FILES, "CLIP")]
+    assert load_clip("openai/clip-vit-large-patch14").name == "CLIP (openai/clip-vit-large-patch14)"
+
+
 def test_open_clip_is_asked_for_by_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(InputError, match=r'pip install -e "\.\[metrics\]"'):

@@ -1,5 +1,6 @@
 """A hub's models: what is downloaded, in which order, and what a user reads where it can't be."""
 
+import json
 import shutil
 import socket
 import time
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from diffusers import FluxTransformer2DModel
+import torch
+from safetensors.torch import save_file
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, hub, load_prior
@@ -16,9 +18,9 @@ from csd3d.priors.families.sd3 import StableDiffusion3
 from csd3d.priors.hub import CONFIGS, wanted_files
 
 
-def refused(model) -> str:
+def refused(model, **options) -> str:
     with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), device="cpu"))
+        load_prior(PriorConfig(str(model), device="cpu", **options))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -64,18 +66,77 @@ def test_configs_come_first_then_what_the_family_opens(fake_hub, sdxl_folder, tm
     assert not any("fp16" in name or name.endswith(".bin") for name in fake_hub.asked[1])
 
 
-def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, tmp_path):
+UNET, FLUX = {"_class_name": "UNet2DConditionModel", "out_channels": 4}, {"_class_name": "FluxTransformer2DModel"}
+OTHERS = {  # pipeline: the configs of its predictor and its VAE, and what is said of them
+    "Flux2Pipeline": ("transformer", {"_class_name": "Flux2Transformer2DModel"}, {}, "a Flux2Transformer2DModel of a"),
+    "SanaPipeline": ("transformer", {"_class_name": "SanaTransformer2DModel"}, {}, "a SanaTransformer2DModel of a"),
+    "KandinskyV22Pipeline": ("unet", UNET | {"addition_embed_type": "image"}, {}, "addition_embed_type = 'image' of a"),
+    "QwenImagePipeline": ("transformer", {"_class_name": "QwenImageTransformer2DModel"}, {}, "of a QwenImagePipeline"),
+    "FluxFillPipeline": ("transformer", FLUX | {"in_channels": 384}, {}, "of a FluxFillPipeline is not"),
+    "FluxPipeline": (
+        "transformer",
+        FLUX | {"in_channels": 128},
+        {"latent_channels": 16},
+        "128 does not suit a VAE of 16",
+    ),
+    "StableDiffusionInpaintPipeline": (
+        "unet",
+        UNET | {"in_channels": 9},
+        {"latent_channels": 4},
+        "9 channels in and 4 out",
+    ),
+}
+
+
+@pytest.mark.parametrize("pipeline", OTHERS)
+def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, tmp_path, pipeline):
+    part, predictor, vae, said = OTHERS[pipeline]
     fake_hub.folder = tmp_path / "hub"
-    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 4, "num_attention_heads": 1}
-    flux = FluxTransformer2DModel(
-        in_channels=4, joint_attention_dim=4, pooled_projection_dim=4, **sizes, axes_dims_rope=(2, 1, 1)
-    )
-    flux.save_pretrained(fake_hub.folder / "transformer")
+    files = {f"{part}/config.json": predictor, "vae/config.json": vae, "model_index.json": {"_class_name": pipeline}}
+    for name, config in files.items():
+        (fake_hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (fake_hub.folder / name).write_text(json.dumps(config))
     message = refused("someone/model")
-    assert "FluxTransformer2DModel" in message
-    assert "sd3 (Stable Diffusion 3 and 3.5)" in message
-    assert "stable_diffusion" in message
+    assert said in message
+    if not vae:  # else the family is known, and the model is another of it
+        for name in ("sd3 (Stable Diffusion 3", "stable_diffusion", "flux_kontext (FLUX.1 Kontext)", "qwen_edit"):
+            assert name in message
     assert fake_hub.asked == [CONFIGS]
+
+
+def test_the_half_variant_is_downloaded_where_weights_are_kept_in_half(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(edit_folder, tmp_path / "hub")
+    for part in ("unet", "text_encoder"):
+        (whole,) = (fake_hub.folder / part).glob("*.safetensors")
+        shutil.copy(whole, whole.with_suffix(".bf16.safetensors"))
+        shutil.copy(whole, whole.with_suffix(".fp16.safetensors"))
+    load_prior(PriorConfig("someone/model", device="cpu", dtype="bfloat16", weights="bfloat16"))
+    weights = sorted(name for name in fake_hub.asked[1] if name.endswith(".safetensors"))
+    assert weights == [
+        "text_encoder/model.bf16.safetensors",
+        "unet/diffusion_pytorch_model.bf16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_a_shard_that_the_hub_lacks_is_named_before_any_weight_is_fetched(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(edit_folder, tmp_path / "hub")
+    (whole,) = (fake_hub.folder / "unet").glob("*.safetensors")
+    whole.rename(whole.with_name("diffusion_pytorch_model-00002-of-00002.safetensors"))
+    assert "the shard unet/diffusion_pytorch_model-00001-of-00002.safetensors is missing" in refused("someone/model")
+    assert fake_hub.asked == [CONFIGS]
+
+
+def test_a_lora_comes_from_the_hub_with_its_file_alone(fake_hub, edit_folder, tmp_path):
+    fake_hub.folder = tmp_path / "hub"
+    fake_hub.folder.mkdir()
+    save_file({"transformer.a.lora_A.weight": torch.zeros(1, 1)}, fake_hub.folder / "style.safetensors")
+    (fake_hub.folder / "style.png").write_bytes(b"not to be fetched")
+    for entry in ("someone/style:0.5", "someone/style/style.safetensors"):
+        fake_hub.asked = []
+        told = refused(edit_folder, lora=[entry])
+        assert "is for another model" in told
+        assert fake_hub.asked == [["style.safetensors"]]
 
 
 def test_everything_that_is_opened_is_downloaded_once():
@@ -107,11 +168,6 @@ def test_everything_that_is_opened_is_downloaded_once():
 @pytest.mark.parametrize("model", ["", "./nowhere", "/no/such/folder", "a/b/c", "../prior", "plain"])
 def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(model):
     assert "prior.model" in refused(model)
-
-
-def test_a_file_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is a file" in refused(tmp_path / "model.safetensors")
 
 
 def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch, tmp_path):

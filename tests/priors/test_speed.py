@@ -16,7 +16,7 @@ def prior_of(count=859_500_000, dtype=torch.float32, unet=True):
     if unet:
         network.down_blocks = ()
     return SimpleNamespace(
-        unet=network, device=torch.device("cpu"), defaults=Defaults(), options=SimpleNamespace(dtype=dtype),
+        outline=network, device=torch.device("cpu"), defaults=Defaults(), options=SimpleNamespace(dtype=dtype),
         codec=SimpleNamespace(downscale=8, multiple=16), latent_shape=lambda h, w: (4, h // 8, w // 8),
     )  # fmt: skip
 

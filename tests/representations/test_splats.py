@@ -1,7 +1,6 @@
 """Gaussian splats as a representation: fit, moves, checkpoints, files, surface."""
 
 import copy
-import logging
 import math
 from dataclasses import replace
 
@@ -404,12 +403,12 @@ def test_lenses_bend_splats_as_they_bend_points():
         torch.testing.assert_close(found, cameras.project(point, 0)[0][0], atol=0.1, rtol=0)
 
 
-def test_a_gpu_without_gsplat_is_told_the_command(monkeypatch, caplog):
-    model = SMALL.open(BOX, generator())
-    monkeypatch.setattr("custom_kernels.splats.has_gsplat", lambda: False)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
-    with caplog.at_level(logging.ERROR), pytest.raises(InputError, match=r'pip install "csd3d\[gsplat\]"'):
-        model.start_fit(FIT)
+def test_a_gpu_without_gsplat_is_told_the_command(monkeypatch):
+    problem = """gsplat is not installed: pip install "csd3d[gsplat]\""""
+    monkeypatch.setattr("custom_kernels.splats.gsplat_obstacle", lambda: problem)
+    with pytest.raises(InputError, match=r'needs gsplat on a GPU, but .*pip install "csd3d\[gsplat\]"'):
+        SMALL.check_backend(torch.device("cuda"))
+    SMALL.check_backend(torch.device("cpu"))
 
 
 def test_given_cameras_need_not_be_on_one_device_with_nothing():

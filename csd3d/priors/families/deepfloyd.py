@@ -38,7 +38,7 @@ class DeepFloyd:
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
-        parts = load_parts(folder, DeepFloyd.parts, options.device)
+        parts = load_parts(folder, DeepFloyd.parts, options)
         schedule = load_noise_schedule(folder)
         unet, config = parts["unet"], parts["unet"].config
         _check_channels(folder, config)

@@ -2,6 +2,10 @@
 
 Its text encoders are two CLIPs and T5, which may be left out. `flow` derives ε from its velocity.
 
+UltraEdit (arXiv 2407.05282) is an editing model made from it as InstructPix2Pix was from SD: the transformer takes the
+unscaled latent of the source picture as more channels and, in the version with a mask, that of a picture that is white
+where it may edit. We give it a white one: all of the picture. As in its authors' code its z has no shift.
+
     prior:
       model: stabilityai/stable-diffusion-3.5-medium
 """
@@ -16,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.errors import InputError
-from csd3d.priors.autoencoder import VaeCodec
+from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
+from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
 from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_flow_schedule, load_parts
 from csd3d.priors.prior import Defaults, Options, Prior
@@ -30,7 +35,7 @@ T5_TOKENS = 256
 T5 = ("text_encoder_3", "tokenizer_3")
 
 
-@register("family", "sd3", title="Stable Diffusion 3 and 3.5")
+@register("family", "sd3", title="Stable Diffusion 3 and 3.5, UltraEdit")
 class StableDiffusion3:
     parts = {  # noqa: RUF012 (never changed)
         "vae": "diffusers.AutoencoderKL",
@@ -48,15 +53,21 @@ class StableDiffusion3:
         return folder.config("transformer").get("_class_name") == "SD3Transformer2DModel"
 
     @staticmethod
+    def check(folder: ModelFolder) -> None:
+        check_channels(folder, "transformer", 2, 3)
+
+    @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
         if options.attention == "sliced":
             raise InputError(f"prior.attention: sliced is for UNets, {folder} holds a transformer; use auto or sdpa")
-        parts = load_parts(folder, _present(folder), options.device)
+        parts = load_parts(folder, _present(folder), options)
         transformer, config = parts["transformer"], parts["transformer"].config
         codec = VaeCodec(parts["vae"], config.patch_size, slicing=options.vae_slicing)
         patches = (config.sample_size // config.patch_size) ** 2
         alphas_cumprod = flow_schedule(load_flow_schedule(folder), patches)
-        check_channels(folder, "transformer", config, codec.channels, editing=False)
+        source = (None, UnscaledLatent(), MaskedLatent())[config.in_channels // codec.channels - 1]
+        if source is not None:
+            codec.shift = 0.0
         _check_text(folder, config, parts)
         text = TextEncoder(
             folder,
@@ -73,9 +84,35 @@ class StableDiffusion3:
             alphas_cumprod,
             partial(forward, timesteps=len(alphas_cumprod)),
             "flow",
-            Defaults(working_size=config.sample_size * codec.downscale),
+            Defaults(
+                t_max=Defaults.t_max if source is None else EDIT_T_MAX,
+                working_size=config.sample_size * codec.downscale,
+            ),
             options,
+            source,
         )
+
+
+class MaskedLatent(UnscaledLatent):
+    """UltraEdit's source with a mask: the unscaled modes of the picture and of a white one, side by side.
+
+    The null image is zeros for both, as in its authors' pipeline.
+    """
+
+    def encode(self, codec: VaeCodec, x: Tensor, micro_batch: int) -> Tensor:
+        return self._with_mask(codec, codec.encode_condition(x, micro_batch))
+
+    def from_latent(self, codec: VaeCodec, z: Tensor) -> Tensor:
+        return self._with_mask(codec, codec.unscaled(z))
+
+    def null(self, z_t: Tensor) -> Tensor:
+        return torch.zeros_like(z_t).repeat(1, 2, 1, 1)
+
+    @torch.no_grad()
+    def _with_mask(self, codec: VaeCodec, image: Tensor) -> Tensor:
+        height, width = (side * codec.downscale for side in image.shape[2:])
+        mask = codec.encode_condition(image.new_ones(1, 3, height, width), 1)
+        return torch.cat([image, mask.expand_as(image)], 1)
 
 
 def embed(parts: Mapping[str, Any], prompt: str, width: int) -> Embedding:
@@ -106,6 +143,8 @@ def forward(
     Raises ValueError for a condition without pooled text.
     """
     x_s, s = flow_input(z_t, alpha_bar)
+    if condition.image is not None:
+        x_s = torch.cat([x_s, condition.image], 1)
     return network(
         hidden_states=x_s,
         timestep=s * timesteps,

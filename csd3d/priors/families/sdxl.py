@@ -37,7 +37,6 @@ class StableDiffusionXL:
         "text_encoder_2": "transformers.CLIPTextModelWithProjection",
         "tokenizer_2": "transformers.CLIPTokenizer",
     }
-    check = staticmethod(check_embeddings)
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
@@ -45,12 +44,17 @@ class StableDiffusionXL:
         return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") == "text_time"
 
     @staticmethod
+    def check(folder: ModelFolder) -> None:
+        check_embeddings(folder)
+        check_channels(folder, "unet", 2)
+
+    @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
         zero_null = _zeros_for_empty_prompt(folder)
-        parts = load_parts(folder, StableDiffusionXL.parts, options.device)
+        parts = load_parts(folder, StableDiffusionXL.parts, options)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
-        _check_fit(folder, unet.config, codec.channels, parts)
+        _check_fit(folder, unet.config, parts)
         set_attention(unet, options.attention)
         text = TextEncoder(
             folder,
@@ -104,9 +108,8 @@ def forward(
     return stable_diffusion.forward(network, z_t, t, alpha_bar, condition, added_cond_kwargs=added)
 
 
-def _check_fit(folder: ModelFolder, config: Any, latent: int, parts: Mapping[str, Any]) -> None:
+def _check_fit(folder: ModelFolder, config: Any, parts: Mapping[str, Any]) -> None:
     clips = [parts[part].config for part in ("text_encoder", "text_encoder_2")]
-    check_channels(folder, "unet", config, latent, editing=True)
     check_width(folder, "unet", config.cross_attention_dim, sum(clip.hidden_size for clip in clips))
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     check_width(folder, "unet", pooled, clips[1].projection_dim, "pooled text")

@@ -46,6 +46,7 @@ class StableDiffusion:
     @staticmethod
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder, class_embed_types=(None, "projection"))
+        check_channels(folder, "unet", 2)
         unet = folder.config("unet")
         width = unet.get("projection_class_embeddings_input_dim")
         # other models project something else, such as unCLIP's picture embedding
@@ -57,10 +58,9 @@ class StableDiffusion:
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
-        parts = load_parts(folder, StableDiffusion.parts, options.device)
+        parts = load_parts(folder, StableDiffusion.parts, options)
         schedule = load_noise_schedule(folder)
         unet, codec = parts["unet"], VaeCodec(parts["vae"], slicing=options.vae_slicing)
-        check_channels(folder, "unet", unet.config, codec.channels, editing=True)
         check_width(folder, "unet", unet.config.cross_attention_dim, parts["text_encoder"].config.hidden_size)
         set_attention(unet, options.attention)
         takes_camera = unet.config.class_embed_type == "projection"
@@ -75,7 +75,7 @@ class StableDiffusion:
             defaults_of(unet.config, codec.downscale, edits),
             options,
             UnscaledLatent() if edits else None,
-            unet.config.projection_class_embeddings_input_dim if takes_camera else 0,
+            camera_width=unet.config.projection_class_embeddings_input_dim if takes_camera else 0,
         )
 
 

@@ -12,11 +12,11 @@ from diffusers import (
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
 )
-from family_checks import LOOP, PROMPT, SCALE, images, noise, opened, quiet_pipeline
-from tiny_models import save_tiny_sdxl
+from family_checks import LOOP, PROMPT, SCALE, flow_step, images, noise, opened, quiet_pipeline
+from tiny_models import save_tiny_sd3, save_tiny_sdxl
 
 from csd3d.distillation.method import Query
-from csd3d.priors.flow import flow_time
+from csd3d.priors.flow import flow_input
 
 SIZE = {"height": 32, "width": 48}
 
@@ -84,12 +84,31 @@ def test_deepfloyd(if_folder):
     torch.testing.assert_close(ours, seen[0], **LOOP)
 
 
-def test_stable_diffusion_3(sd3_folder):
-    pipeline, prior, x = quiet_pipeline(StableDiffusion3Pipeline, sd3_folder), opened(sd3_folder), noise(1, 16, 4, 6)
+@pytest.mark.parametrize("newer", [False, True])
+def test_stable_diffusion_3_and_3_5(sd3_folder, tmp_path, newer):
+    folder = save_tiny_sd3(tmp_path / "3.5", qk_norm="rms_norm", dual_attention_layers=(0,)) if newer else sd3_folder
+    pipeline, prior, x = quiet_pipeline(StableDiffusion3Pipeline, folder), opened(folder), noise(1, 16, 4, 6)
     expected = pipeline(
         PROMPT, sigmas=[0.5], guidance_scale=SCALE, **SIZE, latents=x, output_type="latent"
     ).images  # from s(0.5) to 0 at once
+    torch.testing.assert_close(flow_step(prior, lambda z_t: guided(prior, z_t, 499), x, 499), expected, **LOOP)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ultraedit(tmp_path, masked):
+    """Its pipeline is not in diffusers; this is what the authors' one gives the transformer."""
+    folder = save_tiny_sd3(tmp_path / "model", in_channels=48 if masked else 32)
+    prior, z_t, picture = opened(folder, "edit"), noise(1, 16, 4, 6), images(1)
+    vae = prior.vae
+    image, white = (vae.encode(2 * x - 1).latent_dist.mode() for x in (picture, torch.ones_like(picture)))
+    torch.testing.assert_close(prior.encode(picture), image * vae.config.scaling_factor)  # without a shift
+    condition = torch.cat([image, white], 1) if masked else image
+    torch.testing.assert_close(prior.encode_condition(picture), condition, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prior.condition_from_latent(prior.encode(picture)), condition, rtol=1e-4, atol=1e-5)
     alpha_bar = prior.alphas_cumprod[499]
-    s = flow_time(alpha_bar).item()
-    eps = guided(prior, x * (alpha_bar.sqrt() + (1 - alpha_bar).sqrt()), 499)
-    torch.testing.assert_close(x - s * (eps - x) / (1 - s), expected, **LOOP)
+    x_s, s = flow_input(z_t, alpha_bar[None])
+    for name, part in (("null", torch.zeros_like(condition)), ("image", condition), ("full", condition)):
+        text = prior.condition([PROMPT if name == "full" else ""], condition)
+        velocity = prior.unet(torch.cat([x_s, part], 1), text.text, text.pooled, 1000 * s).sample
+        ours = answers(prior, z_t, 499, condition)[name]
+        torch.testing.assert_close(ours, x_s + (1 - s) * velocity, rtol=1e-4, atol=1e-5)
