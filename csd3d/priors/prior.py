@@ -216,12 +216,10 @@ class Prior:
         self._check(z_t, t, condition)
         if self.options.drop_text_encoder:
             self.release_text_encoder()
-        if isinstance(t, int):  # filled on the device: a copy from the host would wait
-            steps = torch.full((len(z_t),), t, device=self.device)
-        else:
-            steps = t.to(self.device).expand(len(z_t))
+        # filled on the device: a copy from the host would wait
+        t = torch.full((len(z_t),), t, device=self.device) if isinstance(t, int) else t
         self.unet_evaluations += len(z_t)
-        return torch.cat(predict_rows(self, z_t, steps, condition)).contiguous()
+        return torch.cat(predict_rows(self, z_t, t.to(self.device).expand(len(z_t)), condition)).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The predictor's own output, of its `prediction_type`, for z_t at t [B], with a graph: for training.
