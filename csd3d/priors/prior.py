@@ -216,8 +216,7 @@ class Prior:
         self._check(z_t, t, condition)
         if self.options.drop_text_encoder:
             self.release_text_encoder()
-        # filled on the device: a copy from the host would wait
-        t = torch.full((len(z_t),), t, device=self.device) if isinstance(t, int) else t
+        t = torch.full((len(z_t),), t, device=self.device) if isinstance(t, int) else t  # a copy to a card would wait
         self.unet_evaluations += len(z_t)
         return torch.cat(predict_rows(self, z_t, t.to(self.device).expand(len(z_t)), condition)).contiguous()
 
