@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 SHORTEST = 1.0  # seconds; shorter phases say nothing about the pace
+LEAST = 0.1  # share of all costs that must be done before anything is said
 
 
 class Outlook:
@@ -22,7 +23,7 @@ class Outlook:
         self.now: tuple[float, float] | None = None  # the present phase: when it began, and what it costs
 
     def begin(self, name: str, share: float = 1.0) -> float | None:
-        """The seconds until the run ends, as the phase `name` begins; None until a phase has been timed.
+        """The seconds until the run ends, as the phase `name` begins; None until enough has been timed.
 
         share: of that phase, what is left to do in a run that was resumed.
         """
@@ -34,4 +35,5 @@ class Outlook:
         after = names[names.index(name) + 1 :] if name in names else []
         cost = share * self.costs.get(name, 0.0)
         self.now = self.clock(), cost
-        return self.seconds / self.paid * (cost + sum(self.costs[each] for each in after)) if self.paid else None
+        left = cost + sum(self.costs[each] for each in after)
+        return self.seconds / self.paid * left if self.paid > LEAST * (self.paid + left) else None

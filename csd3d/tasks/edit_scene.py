@@ -126,16 +126,16 @@ class EditSceneConfig:
 
     @property
     def costs(self) -> dict[str, float]:
-        """About what each phase costs, in thousands of fitted samples; an editor's own work as much as its fit."""
+        """About what each phase costs, in thousands of fitted samples; an editor's own work three times its fit."""
         fits = [each.steps * each.samples / 1000 for each in (self.reconstruct, self.fit)]
-        shown = 80 * (1 + len(self.methods))  # a rendered frame costs about as much as 80 000 fitted samples
+        shown = 55 * (1 + len(self.methods))  # a rendered frame costs about as much as 55 000 fitted samples
         parts = {
             "evaluate": 12 * shown,
             "video": (18 + self.export.video_frames) * shown,
             "mesh": 5000.0,
             "report": 1000.0,
         }
-        return {"reconstruct": fits[0], **dict.fromkeys(self.methods, 2 * fits[1]), **parts}
+        return {"reconstruct": fits[0], **dict.fromkeys(self.methods, 4 * fits[1]), **parts}
 
     @property
     def ignored(self) -> list[str]:

@@ -41,6 +41,15 @@ def test_a_resumed_phase_counts_with_what_it_had_left_and_a_finished_one_not_at_
     assert outlook.begin("c") == pytest.approx(7)
 
 
+def test_nothing_is_said_while_little_is_known():
+    clock, outlook = timed({"a": 1.0, "b": 50.0, "c": 1.0})
+    outlook.begin("a")
+    clock.now += 5
+    assert outlook.begin("b") is None
+    clock.now += 50
+    assert outlook.begin("c") == pytest.approx(55 / 51)
+
+
 def test_a_phase_without_a_cost_changes_nothing():
     clock, outlook = timed({"a": 1.0, "b": 1.0})
     outlook.begin("a")
