@@ -18,6 +18,7 @@ from pathlib import Path
 
 from csd3d import ranks
 from csd3d.arguments import Parser, show
+from csd3d.devices import FORMS, is_device
 from csd3d.errors import InputError, closest
 from csd3d.interrupt import StopRequest
 from csd3d.registry import plugin_fault
@@ -52,9 +53,17 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--seed", metavar="N", type=int, help="the same as seed=N")
     parser.add_argument(
-        "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="default: cuda where there is one"
-    )
+        "--device", metavar="NAME", type=device_name, default="auto",
+        help=f"{FORMS}; default: auto, the config's prior.device, which is cuda where there is one",
+    )  # fmt: skip
     return parser
+
+
+def device_name(text: str) -> str:
+    """Return the name of a device; argparse tells an error of this type."""
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {FORMS}")
+    return text
 
 
 def epilog() -> str:

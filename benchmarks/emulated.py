@@ -5,7 +5,7 @@
 The emulation (tests/emulated_cuda/emulate.py) raises at the first operation that CUDA would refuse. Each job of
 emulated.yaml runs on the CPU and on the emulation in float32, where all its figures must agree within 1e-4, and on the
 emulation in float16 (autocast), where it must end. The record also has what made the host wait: in the whole job, in
-each step, and by line. Speed and memory of a card can't be had this way. Exits with 1 if a job fails.
+each step (the median), and by line. Speed and memory of a card can't be had this way. Exits with 1 if a job fails.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.golden import ROOT, figures, read_jobs, write_capture
-from benchmarks.runs import provenance
+from csd3d.engine.run_folder import environment
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -108,13 +108,25 @@ def difference(one: object, other: object) -> float:
     return abs(one - other) / max(abs(one), 1.0) if numbers else float("inf")
 
 
+def write_record(path: Path, found: dict[str, dict], made: dict) -> None:
+    """Write the record, or renew these jobs of the one that is there; each job has the commit that it ran at."""
+    before = json.loads(path.read_text())["jobs"] if path.exists() else {}
+    jobs = before | {name: {"commit": made["git"]} | one for name, one in found.items()}
+    record = {
+        "tolerance": TOLERANCE,
+        "python": made["python"],
+        "packages": made["packages"],
+    }
+    path.write_text(json.dumps(record | {"jobs": jobs}, indent=1) + "\n")
+
+
 def main() -> int:
     """The command line; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--no-half", action="store_true", help="leave float16 out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write or renew the record here")
+    args, made = parser.parse_args(), environment()  # at the start: the tree may change meanwhile
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         jobs = chosen_jobs(args.job, write_inputs(folder))
@@ -126,8 +138,7 @@ def main() -> int:
         told = one.get("error") or f"{one['greatest_difference']}, waits a step {one['waits_a_step']}"
         print("ok    " if one["ok"] else "FAILED", name, told)
     if args.json:
-        record = provenance("emulated") | {"tolerance": TOLERANCE, "jobs": found}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(args.json, found, made)
     return int(not all(one["ok"] for one in found.values()))
 
 

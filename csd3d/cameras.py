@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csd3d.waits import sent
+
 NEWTON_STEPS = 25  # mild lenses need 3; the rest is for steps that had to be halved
 OPENGL = (1.0, -1.0, -1.0)  # OpenCV's camera axes (y down, z forward) to OpenGL's
 Angle = TypeVar("Angle", float, Tensor)
@@ -58,7 +60,7 @@ class Cameras:
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: sent(tensor, torch.device(device)))
 
     def _map(self, function) -> "Cameras":
         names = ("camera_to_world", "fx", "fy", "cx", "cy", "distortion", "fisheye")

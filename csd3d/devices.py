@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from csd3d.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 FORMS = "auto, cpu, cuda, cuda:N"
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")  # there where NVIDIA's driver is loaded, also within a container
@@ -24,12 +26,14 @@ def is_device(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name) is not None
 
 
-def choose_device(name: str, key: str = "prior.device") -> torch.device:
+def choose_device(name: str, key: str = "prior.device") -> "torch.device":
     """The device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is CUDA where there is one.
 
     A CUDA device becomes torch's current one, which kernels run on. Raises InputError, which begins with `key`, where
     the device does not exist: it names those that do, or says why a card that is there cannot be used.
     """
+    import torch  # takes seconds, and the command line only asks `is_device`
+
     if not is_device(name):
         raise InputError(f"{key}: {name!r} is none of {FORMS}")
     with warnings.catch_warnings():  # of a driver that is too old: `unusable_card` says so, and what to do
@@ -50,6 +54,8 @@ def choose_device(name: str, key: str = "prior.device") -> torch.device:
 
 def unusable_card() -> str | None:
     """Why torch cannot use a graphics card of NVIDIA that is there, and what to install; None without such a card."""
+    import torch
+
     driver = driver_version()
     if driver is None:
         return None
@@ -89,6 +95,8 @@ def driver_version() -> tuple[int, ...] | None:
 
 
 def _cuda_error() -> str:
+    import torch
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

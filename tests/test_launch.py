@@ -52,7 +52,7 @@ def test_arguments_reach_the_job(jobs, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "argv",
-    ["", "a=1", "--config a --resume b", "--resume a --seed 1", "--resume a --output b", "--config a --device tpu",
+    ["", "a=1", "--config a --resume b", "--resume a --seed 1", "--resume a --output b",
      "--config a --seed x", "--config a --nonsense"],
 )  # fmt: skip
 def test_mistakes_in_the_command_line(jobs, argv, capsys):

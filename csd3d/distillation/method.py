@@ -92,9 +92,9 @@ class Step:
     sharing: Sharing | None = None
     features: Tensor | None = None
 
-    @property
+    @cached_property
     def alpha_bar(self) -> float:
-        """ᾱ_t."""
+        """ᾱ_t; read once, because the host waits for it."""
         return self.alphas_cumprod[self.t].item()
 
     @cached_property

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from csd3d.waits import sent
+
 NOISES = ("independent", "shared")
 
 
@@ -18,7 +20,7 @@ def draw_noise(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         raise ValueError(f"noise is {kind!r}: choose one of {', '.join(NOISES)}")
     shape = like.shape if kind == "independent" else (1, *like.shape[1:])
     eps = torch.randn(shape, generator=generator, device=generator.device)
-    return eps.to(like).expand_as(like)
+    return sent(eps.to(like.dtype), like.device).expand_as(like)
 
 
 def add_noise(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:

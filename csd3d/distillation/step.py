@@ -21,6 +21,7 @@ from csd3d.distillation.noise import NOISES, draw_noise
 from csd3d.distillation.schedule import WEIGHTS, annealed_fraction, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
 from csd3d.schema import MOST_STEPS, Within
+from csd3d.waits import to_host
 
 BLIND = 0.01  # mean off-diagonal kernel below which particles hardly collaborate
 
@@ -159,21 +160,24 @@ def step_gradient(
     deltas = [registry.returned("method", method, "direction", delta, Tensor) for delta in found]
     shared, reports = _combined(deltas, steps, step, config)
     gradient = step_weight(config.weight, step.alpha_bar) * shared
-    report = {key: sum(one[key] for one in reports) / len(reports) for key in reports[0]}
+    found = {(k, key): value for k, one in enumerate(reports) for key, value in one.items()}
+    found |= {"rms": gradient.float().square().mean().sqrt(), "finite": torch.isfinite(gradient).all()}
+    found = to_host(found)
+    report = {key: sum(found[k, key] for k in range(len(reports))) / len(reports) for key in reports[0]}
     together = config.svgd is not None and config.svgd.share and len(step.z) > 1
     if together and step.number == 0:
         _warn_if_blind(report, config)
     return gradient, {
         "together": float(together),
-        "gradient_rms": gradient.float().square().mean().sqrt().item(),
-        "skipped": float(not torch.isfinite(gradient).all()),
+        "gradient_rms": found["rms"],
+        "skipped": 1 - found["finite"],
         **report,
     }
 
 
 def _combined(
     deltas: list[Tensor], steps: list[Step], step: Step, config: DistillConfig
-) -> tuple[Tensor, list[dict[str, float]]]:
+) -> tuple[Tensor, list[dict[str, float | Tensor]]]:
     """G without w(t), and the diagnostics of every set of particles that was combined."""
     sharing, noisy = step.sharing if config.svgd is not None else None, step.z_t
     if sharing is not None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_matrix
+from csd3d.waits import to_host
 
 COARSE = 4  # side, in latent pixels, of the squares that space "coarse" averages
 
@@ -36,22 +37,27 @@ class Sums:
     coefficient: float
     acts: bool = True
     pairs: Tensor | None = None  # [N, N] bool: the entries of K to report; None: all but the diagonal
-    report: Mapping[str, float] = field(default_factory=dict)
+    report: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     def gradient(self) -> Tensor:
         """G [N, D], to be *descended*."""
         force = self.coefficient * self.force if self.acts else 0.0
         return (self.score - force) / self.total
 
-    def diagnostics(self) -> dict[str, float]:
-        """The report of `combine` for these sums."""
-        off = ~torch.eye(len(self.K), dtype=torch.bool, device=self.K.device) if self.pairs is None else self.pairs
+    def diagnostics(self) -> dict[str, float | Tensor]:
+        """The report of `combine` for these sums; tensors are left on the device, to be read together."""
+        others = off_diagonal(self.K) if self.pairs is None else self.K[self.pairs]
         ratio = abs(self.coefficient) * self.force.norm() / self.score.norm().clamp_min(1e-12)
-        report = {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": ratio.item()}
-        if off.any():
-            report["kernel_mean"] = self.K[off].mean().item()
-            report["kernel_spread"] = self.K[off].std(correction=0).item()
+        report = {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": ratio}
+        if len(others):
+            report |= {"kernel_mean": others.mean(), "kernel_spread": others.std(correction=0)}
         return {**report, **self.report}
+
+
+def off_diagonal(square: Tensor) -> Tensor:
+    """The entries [N (N − 1), ...] of [N, N, ...] with i ≠ j, row by row; a mask would make the host wait."""
+    count = len(square)
+    return square.flatten(0, 1)[1:].unflatten(0, (count - 1, count + 1))[:, :-1].flatten(0, 1)
 
 
 class Sharing(Protocol):
@@ -121,8 +127,8 @@ def combine(
     config: SVGDConfig | None,
     features: Tensor | None = None,
     sharing: Sharing | None = None,
-) -> tuple[Tensor, dict[str, float]]:
-    """G [N, ...] without w(t), and a report for the log.
+) -> tuple[Tensor, dict[str, float | Tensor]]:
+    """G [N, ...] without w(t), and a report for the log, to be read by `waits.to_host`.
 
     With config None each particle keeps its own direction. `noisy` (z_t), `clean` (z) [N, ...]; `alpha_bar` = ᾱ_t.
     `features` [N, ...]: what the kernel of space "features" compares (ValueError without them); `feature_force` then
@@ -154,8 +160,8 @@ def feature_force(features: Tensor, *, alpha_bar: float, config: SVGDConfig) -> 
 
 
 def svgd_diagnostics(directions: Tensor, noisy: Tensor, clean: Tensor, **options) -> dict[str, float]:
-    """The report of `combine`, which takes the same arguments."""
-    return combine(directions, noisy, clean, **options)[1]
+    """The report of `combine` in numbers; it takes the same arguments."""
+    return to_host(combine(directions, noisy, clean, **options)[1])
 
 
 def stein_sums(directions: Tensor, particles: Tensor, coefficient: float, config: SVGDConfig) -> Sums:

@@ -38,7 +38,7 @@ from csd3d.cameras import Cameras, pixel_centres
 from csd3d.canvas.latents import pixel_grid, resize, to_latent
 from csd3d.canvas.windows import Windows
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_of
-from csd3d.distillation.svgd import Sums
+from csd3d.distillation.svgd import Sums, off_diagonal
 from csd3d.editors.canvas import Canvas
 from csd3d.editors.scene import SceneEdit
 from csd3d.metrics.consistency import reproject
@@ -244,7 +244,7 @@ class Correspondence:
         total = K.sum(1, keepdim=True) if config.normalize == "row" else torch.full_like(K[:, :1], len(K))
         score = score.flatten(1) if config.share else total * delta.flatten(1)
         others = ~torch.eye(len(K), dtype=torch.bool, device=K.device)
-        report = {"shared_pixels": self.validity[others].mean().item()}
+        report = {"shared_pixels": off_diagonal(self.validity).mean()}
         pairs = others & (self.validity.sum((2, 3)) > 0)
         return Sums(K, score, force.flatten(1), total, coefficient, pairs=pairs, report=report)
 

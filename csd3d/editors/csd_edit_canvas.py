@@ -22,6 +22,7 @@ from csd3d.editors.canvas import Canvas, CanvasPhase
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.registry import register
 from csd3d.schema import Within
+from csd3d.waits import sent
 
 logger = logging.getLogger("csd3d")
 
@@ -120,7 +121,8 @@ class CSDEditCanvas:
         eps = sweep.noise(windows, phase.z, config.noise, generator)
         particles = self.particles(canvas, phase.z, windows)
         step = new_step(particles.pop("z"), t, number, config, prior.alphas_cumprod, generator, **particles)
-        gradient, report = step_gradient(canvas.predict, method, replace(step, eps=eps.to(step.z)), config)
+        step = replace(step, eps=sent(eps.to(step.z.dtype), step.z.device))
+        gradient, report = step_gradient(canvas.predict, method, step, config)
         lr = learning_rate(config, number)
         if report["skipped"]:
             logger.warning("gradient not finite in sweep %d, t %d: step skipped", number, t)
@@ -130,10 +132,10 @@ class CSDEditCanvas:
 
     def particles(self, canvas: Canvas, z: Tensor, windows: Windows) -> dict:
         """The fields of a `Step` whose particles are windows of z, on the prior's device."""
-        own, source = (gather(x, windows).to(canvas.device) for x in (z, canvas.latents.z))
+        own, source = (sent(gather(x, windows), canvas.device) for x in (z, canvas.latents.z))
         count, shares = len(windows), None
         if canvas.shares is not None:
-            shares = gather(canvas.shares, windows.on_one_frame()).to(canvas.device).transpose(0, 1)[:, :, None]
+            shares = sent(gather(canvas.shares, windows.on_one_frame()), canvas.device).transpose(0, 1)[:, :, None]
         return {
             "z": own,
             "source": source,

@@ -216,9 +216,9 @@ class Prior:
         self._check(z_t, t, condition)
         if self.options.drop_text_encoder:
             self.release_text_encoder()
-        steps = torch.as_tensor(t, device=self.device).expand(len(z_t))
+        t = torch.full((len(z_t),), t, device=self.device) if isinstance(t, int) else t  # a copy to a card would wait
         self.unet_evaluations += len(z_t)
-        return torch.cat(predict_rows(self, z_t, steps, condition)).contiguous()
+        return torch.cat(predict_rows(self, z_t, t.to(self.device).expand(len(z_t)), condition)).contiguous()
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The predictor's own output, of its `prediction_type`, for z_t at t [B], with a graph: for training.

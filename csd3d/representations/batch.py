@@ -19,6 +19,7 @@ from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ignored_keys, open_scene
 from csd3d.representations.fit import opacity_entropy
 from csd3d.schema import MOST_STEPS, Chosen, OneOf, Within, choose
+from csd3d.waits import to_host
 
 StepNumber = Annotated[int, Within(0, MOST_STEPS)]
 Schedule = float | tuple[float, float, float, float]  # a value, or (first step, its value, last step, its value)
@@ -172,8 +173,8 @@ def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tens
             if any(part is None for part in parts):
                 continue
             value = torch.cat(parts).mean()
-        total, report[key] = total + weight * value, value.item()
-    return total, report
+        total, report[key] = total + weight * value, value
+    return total, to_host(report)
 
 
 def scheduled(value: Schedule, step: int) -> float:

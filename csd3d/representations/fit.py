@@ -17,6 +17,7 @@ from csd3d.memory import check_fits
 from csd3d.priors import perceptual_distance
 from csd3d.rendering import Rendered
 from csd3d.schema import Steps, Within
+from csd3d.waits import to_host
 
 SAMPLES_PER_RAY = 40  # of a scene that has taken shape; at the start there are more
 Features = Callable[[Tensor], list[Tensor]]  # images [B, 3, h, w] in [0, 1] -> feature maps
@@ -99,10 +100,8 @@ def descend(
     for group in optimiser.param_groups:
         group["lr"] = group.get("rate", 1.0) * rate
     optimiser.zero_grad(set_to_none=True)
-    if not torch.isfinite(loss):
-        return False
     loss.backward()
-    if not gradients_finite(model):
+    if not gradients_finite(model, loss):
         return False
     if max_norm:
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
@@ -113,10 +112,10 @@ def descend(
     return True
 
 
-def gradients_finite(model: nn.Module) -> bool:
-    """Whether every gradient of the model is finite."""
+def gradients_finite(model: nn.Module, loss: Tensor) -> bool:
+    """Whether the loss and every gradient of the model are finite: read together, because the host waits for it."""
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return bool(torch.isfinite(torch.stack(norms)).all())
+    return bool(torch.isfinite(torch.stack([loss.detach().to(norms[0]), *norms])).all())
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -135,16 +134,17 @@ def fit_loss(
     entropy = opacity_entropy(rendered.opacity)
     loss = colour + config.opacity_weight * entropy
     mse = (((rendered.rgb.detach() - target) ** 2).mean(1) * weight).sum() / weight.sum().clamp_min(1)
-    report = {"colour": colour.item(), "entropy": entropy.item(), "psnr": -10 * math.log10(mse.item() + 1e-10)}
+    report = {"colour": colour, "entropy": entropy, "psnr": mse}
     if rendered.distortion is not None:
         distortion = rendered.distortion.mean()
         loss = loss + config.distortion_weight * distortion
-        report["distortion"] = distortion.item()
+        report["distortion"] = distortion
     if config.patches and config.perceptual_weight and features is not None:
         perceptual = patch_loss(rendered.rgb, target, config, features)
         loss = loss + config.perceptual_weight * perceptual
-        report["perceptual"] = perceptual.item()
-    return loss, report | {"loss": loss.item()}
+        report["perceptual"] = perceptual
+    report = to_host(report | {"loss": loss})
+    return loss, report | {"psnr": -10 * math.log10(report["psnr"] + 1e-10)}
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from csd3d.representations.fit import (
     learning_rate,
     make_optimiser,
 )
+from csd3d.waits import sent
 
 FIRST_GUESS = 512.0  # samples a ray, for the first step of a fit
 
@@ -95,7 +96,7 @@ class HashGridScene(nn.Module):
         """Render rays with a graph: fields of Rendered are [R, ...]; jitter [R], None: the middles of the steps."""
         parts = (self._shaded(shading), background or self.background, self.grid)
         device = self.field.aabb.device
-        rays_o, rays_d, jitter = (None if x is None else x.to(device) for x in (rays_o, rays_d, jitter))
+        rays_o, rays_d, jitter = (None if x is None else sent(x, device) for x in (rays_o, rays_d, jitter))
         return render_rays(*parts, rays_o, rays_d, self.render_config, jitter=jitter, distortion=distortion)
 
     def render(
@@ -158,8 +159,8 @@ class HashGridScene(nn.Module):
         rendered = self.render_rays(rays_o, rays_d, jitter, distortion=config.distortion_weight > 0)
         target = pictures.images[views, pixels[:, 1], pixels[:, 0]]
         usable = None if pictures.masks is None else pictures.masks[views, pixels[:, 1], pixels[:, 0]]
-        target = target.to(rendered.rgb.device)
-        usable = None if usable is None else usable.to(target.device)
+        target = sent(target, rendered.rgb.device)
+        usable = None if usable is None else sent(usable, target.device)
         loss, report = fit_loss(rendered, target, usable, config, features)
         finite = descend(self, optimiser, loss, learning_rate(config, step))
         self.samples_per_ray = rendered.samples / len(views)

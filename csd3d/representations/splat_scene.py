@@ -24,6 +24,7 @@ from csd3d.representations.fit import Features, FitConfig, Pictures, descend, fi
 from csd3d.representations.hashgrid import HashGrid
 from csd3d.representations.splat_growth import move_dead, new_splats, surface_points
 from csd3d.representations.splat_surface import Surface, depth_shaded
+from csd3d.waits import sent
 from custom_kernels import splats as kernels
 
 if TYPE_CHECKING:
@@ -211,9 +212,9 @@ class SplatScene(nn.Module):
             patches = [x[row : row + side, column : column + side].flatten(0, 1) for row, column in corners]
             return torch.cat([*patches, x.flatten(0, 1)])
 
-        usable = None if pictures.masks is None else rays(pictures.masks[index].to(device))
+        usable = None if pictures.masks is None else rays(sent(pictures.masks[index], device))
         flat = Rendered(rays(seen.rgb[0]), rays(seen.depth[0]), rays(seen.opacity[0]), seen.samples)
-        loss, report = fit_loss(flat, rays(target.to(device)), usable, config, features)
+        loss, report = fit_loss(flat, rays(sent(target, device)), usable, config, features)
         sizes = self.log_scales.exp().mean() / self.size
         penalty = self.config.opacity_penalty * self.opacities.sigmoid().mean() + self.config.size_penalty * sizes
         return loss + penalty, report

@@ -2,11 +2,11 @@
 
     python tests/emulated_cuda/emulate.py SCRIPT ARGS...      runs SCRIPT as if torch saw one CUDA device
 
-Refused: operands on two devices, CUDA indices into a CPU tensor, a CPU generator for a CUDA tensor, numpy() or
-data_ptr() of a CUDA tensor. Autocast runs as it would on CUDA (float16). Counted, and printed at the end, by kind and
-by line: what makes the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each mismatch
-once, with its file and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder. Compiled
-CUDA kernels can't run. Speed and memory say nothing; results are the CPU's.
+Refused: operands on two devices, CUDA indices into a CPU tensor, a CPU generator for a CUDA tensor, numpy() of a CUDA
+tensor, its data_ptr() in custom_kernels. Autocast runs as it would on CUDA (float16). Counted, and printed at the end,
+by kind and by line: what makes the host wait (.item(), nonzero, bool masks, copies). EMULATED_CUDA_LENIENT=1 logs each
+mismatch once, with its file and line, and goes on. Needs a C++ compiler; builds guard.cpp once, in a temporary folder.
+Compiled CUDA kernels can't run. Speed and memory say nothing; results are the CPU's.
 """
 
 import collections
@@ -116,7 +116,10 @@ class CudaTensor(torch.Tensor):
         return new
 
     def data_ptr(self) -> int:
-        raise RuntimeError("data_ptr of an emulated CUDA tensor")
+        """The address, by which tensors are told apart; not for kernels of the CPU, which would read there."""
+        if "/custom_kernels/" in sys._getframe(1).f_code.co_filename:
+            raise RuntimeError("data_ptr of an emulated CUDA tensor")
+        return self.inner.data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -207,6 +210,8 @@ def _run(func, args: tuple, kwargs: dict):
         k["pin_memory"] = False
     if func is aten._to_copy.default:
         return _copied(args[0], a, k, _on_cuda(args[0]) if wanted is None else wanted.type == "cuda")
+    if func is aten._softmax.default and a[2]:  # half in, float out: the CPU has no such kernel, CUDA has
+        a = (a[0].float(), a[1], False)
     out = func(*a, **k)
     if func in (aten._local_scalar_dense.default, aten.equal.default):
         return out
@@ -219,8 +224,8 @@ def _run(func, args: tuple, kwargs: dict):
 
 def _copied(source: torch.Tensor, a: tuple, k: dict, to_cuda: bool) -> torch.Tensor:
     """x.to(...), never sharing memory with x."""
-    k.pop("non_blocking", None)
-    if _on_cuda(source) != to_cuda:
+    in_the_background = k.pop("non_blocking", False) and to_cuda
+    if _on_cuda(source) != to_cuda and not in_the_background:
         waits("copy to device" if to_cuda else "copy to host")
     out = aten._to_copy.default(*a, **(k | {"device": CPU}))
     out = out.clone() if out is a[0] else out
@@ -258,6 +263,8 @@ def _pretend() -> None:
         setattr(torch.cuda, name, lambda *args, _answer=answer, **options: _answer)
     fork = torch.random.fork_rng
     torch.random.fork_rng = lambda devices=None, *args, **options: fork([], *args, **options)
+    # forward mode asks for shapes by tensors that torch makes beside the wrapper; reverse mode gives the same Jacobian
+    torch.func.jacfwd = torch.func.jacrev
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # .to(device) can't swap the data of a wrapper
 

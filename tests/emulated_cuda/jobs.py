@@ -49,6 +49,11 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
         "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "export.video_frames=2",
     ]),
+    "splats": ("sds", [
+        *MESH, "distill.steps=2", "asset.representation.type=splats", "asset.representation.backend=reference",
+        "asset.representation.count=16", "asset.resolution=[[0,16]]", "losses.opacity=0", "losses.distortion=0",
+        "export.mesh.threshold=1", "evaluate.views=2", "evaluate.size=24", "guidance_size=64", "export.video_frames=1",
+    ]),
     "text_to_image": ("text-to-image", [*DISTILL, "particles=2", "size=64", "prompt=a blue duck", "distill.steps=1"]),
 }  # fmt: skip
 

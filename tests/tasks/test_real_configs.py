@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_models import save_tiny_if, save_tiny_pipeline
+from tiny_models import save_tiny_flux, save_tiny_if, save_tiny_pipeline
 
 from csd3d import run as jobs
 from csd3d.config_files import CONFIGS
@@ -48,7 +48,7 @@ ASSET = [
 ]
 JOBS = {  # the model that stands in for each, and what makes it short
     "edit-scene-ip2p": ("edit", SCENE),
-    "edit-scene-kontext": ("edit", SCENE),
+    "edit-scene-kontext": ("kontext", [*SCENE, "working_size=64"]),
     "edit-video-ip2p": ("edit", [*DEMO, *CANVAS]),
     "edit-panorama-ip2p": ("edit", [*DEMO, *CANVAS]),
     "edit-image-ip2p": ("edit", [*DEMO, *CANVAS]),
@@ -60,7 +60,8 @@ JOBS = {  # the model that stands in for each, and what makes it short
 @pytest.fixture(scope="module")
 def models(tiny_prior, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {"edit": tiny_prior, "text": save_tiny_pipeline(folder / "text", "text"), "if": save_tiny_if(folder / "if")}
+    text, pixels = save_tiny_pipeline(folder / "text", "text"), save_tiny_if(folder / "if")
+    return {"edit": tiny_prior, "kontext": save_tiny_flux(folder / "kontext"), "text": text, "if": pixels}
 
 
 @pytest.mark.parametrize("name", JOBS)
