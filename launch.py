@@ -109,7 +109,7 @@ def together() -> contextlib.AbstractContextManager[None]:
 
 def run(args: argparse.Namespace, stop: StopRequest) -> Path | None:
     """Do the job and return the run folder; None where this process only helps another."""
-    if args.config is not None:
+    if args.config is not None and ranks.rank() == 0:  # the others tell rank 0, see `assist`
         from csd3d.config_files import read_config
 
         read_config(args.config)  # reports the most common mistakes before torch is imported, which takes seconds
@@ -158,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns at import of parts that are not used here
     try:
+        if ranks.count() > 1 and argv and not argv[0].startswith("-"):
+            raise InputError(f"csd3d {argv[0]}: is for one process; start it without torchrun")
         if argv and argv[0] == "process":
             from csd3d.datasets import process
 
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with StopRequest() as stop, together():
             folder = run(args, stop)
     except InputError as error:
-        if ranks.rank() > 0 and not isinstance(error, ranks.RankLost):
+        if not isinstance(error, ranks.RankLost) and ranks.rank() > 0:
             return 2  # rank 0 tells it
         for line in getattr(error, "lines", [str(error)]):
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
@@ -195,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         is_job = any(word.startswith("--") for word in argv[:1])
         hint = " `--resume RUN_DIR` continues from the last checkpoint." if is_job else " Nothing was written."
+        hint = " The same command goes on with what is left." if argv[:1] == ["sweep"] else hint
         print(f"Aborted.{hint}", file=sys.stderr)
         return 130
     if ranks.rank() == 0:

@@ -76,7 +76,7 @@ def examine() -> list[Finding]:
     found.append(attempt("basics", "ffmpeg", _ffmpeg, "pip install imageio-ffmpeg"))
     if any(each.name == "torch" and each.state != "ok" for each in found):
         return found  # nothing else can be tried
-    found.append(attempt("device", "cpu", _cpu, needed=True))
+    found.append(attempt("device", "cpu", _cpu, f"{INSTALL}.", True))
     found.append(cuda())
     found.append(attempt("kernels", "C++", _native, f"install a C++ compiler (gcc), then: {INSTALL}."))
     found.append(attempt("kernels", "torch reference", _reference, f"{INSTALL}.", True))
@@ -254,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="csd3d doctor", description="Show what is installed and works here, and how to get the rest.")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the findings here too")
     args = parser.parse_all(argv)
+    if args.json is not None and (not args.json.name or args.json.is_dir()):
+        raise InputError(f"--json: {str(args.json)!r} is a folder; give the name of a file")
     found = examine()
     show(table(found))
     show("\nthe basics work" if works(found) else "\nthe basics do not work")

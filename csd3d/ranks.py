@@ -8,12 +8,17 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun set
 
 
 class RankLost(InputError):
-    """Another rank cannot be reached any more."""
+    """Another rank cannot be reached, or this one's place is not known; every rank tells it."""
 
 
 def count() -> int:
-    """How many processes torchrun started together; 1 without torchrun."""
-    return _number("WORLD_SIZE") if all(os.environ.get(name) for name in VARIABLES) else 1
+    """How many processes torchrun started together; 1 without torchrun. RankLost for values that it never sets."""
+    if not all(os.environ.get(name) for name in VARIABLES):
+        return 1
+    found, place = _number("WORLD_SIZE"), _number("RANK")
+    if place >= found:
+        raise RankLost(f"environment variable RANK: {place} is not below WORLD_SIZE, {found}; torchrun sets both")
+    return found
 
 
 def rank() -> int:
@@ -23,6 +28,6 @@ def rank() -> int:
 
 def _number(variable: str) -> int:
     text = os.environ[variable]
-    if not text.isdecimal():
-        raise InputError(f"environment variable {variable}: {text!r} is no number; torchrun sets it")
+    if not (text.isascii() and text.isdecimal()):
+        raise RankLost(f"environment variable {variable}: {text!r} is no number; torchrun sets it")
     return int(text)

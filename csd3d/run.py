@@ -78,7 +78,7 @@ def opening(open_job: Callable[[], Any]) -> Iterator[Any]:
     """The opened job, computed on any number of threads and processes to the same bytes, see `threads` and `team`."""
     from csd3d import threads
     from csd3d.priors.speed import is_large
-    from csd3d.priors.team import Team
+    from csd3d.priors.team import Team, way_of
 
     with threads.pinned():
         job = open_job()
@@ -87,7 +87,7 @@ def opening(open_job: Callable[[], Any]) -> Iterator[Any]:
         if ranks.count() == 1:
             yield job
             return
-        job.prior.team = Team(job.content_of(job.config.prior.model))
+        job.prior.team = Team(job.content_of(job.config.prior.model), way_of(job.prior))
         try:
             yield job
         finally:
@@ -108,11 +108,12 @@ def assist(source: Path, overrides: Sequence[str], seed: int | None, device: str
                 given = [*overrides, *([] if seed is None else [f"seed={seed}"])]
                 job = opened(with_paths(with_paths(read(source, given), settle), shipped), device)
         except InputError as error:
-            team.hello(error=str(error))
+            with contextlib.suppress(ranks.RankLost):  # rank 0 may have ended of the same, and told it
+                team.hello(error=str(error))
             return
         if job.device.type != "cpu" or is_large(job.prior):
             threads.release()
-        team.hello(job.content_of(job.config.prior.model))
+        team.hello(job.content_of(job.config.prior.model), team.way_of(job.prior))
         team.serve(job.prior)
 
 

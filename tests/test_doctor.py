@@ -9,6 +9,7 @@ import torch
 
 from csd3d import doctor
 from csd3d.doctor import Finding, attempt, works
+from csd3d.errors import InputError
 
 
 def test_everything_needed_works_here(tmp_path, capsys):
@@ -23,6 +24,13 @@ def test_everything_needed_works_here(tmp_path, capsys):
     for each in told["findings"]:
         assert each["name"] in out
         assert each["state"] == "ok" or not each["command"] or each["command"] in out
+
+
+@pytest.mark.parametrize("place", ["", "/", "."])
+def test_a_place_that_is_no_file_is_told_before_anything_is_tried(monkeypatch, place):
+    monkeypatch.setattr(doctor, "examine", None)
+    with pytest.raises(InputError, match=r"--json: .* is a folder"):
+        doctor.main(["--json", place])
 
 
 def test_a_missing_package_is_told_from_a_broken_one():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,13 +115,18 @@ def test_a_rank_with_another_model_or_none_is_named(monkeypatch):
     team.hello("sha256:2")
     with pytest.raises(InputError, match=r"rank 1 on .*: prior.model: not the same as rank 0's"):
         team.Team("sha256:1")
+    team.hello("sha256:1", "cpu float16")
+    with pytest.raises(InputError, match=r"rank 1 on .*: how prior runs: not the same as rank 0's"):
+        team.Team("sha256:1", "cpu float32")
     team.hello(error="prior.model: not there")
     with pytest.raises(InputError, match=r"rank 1 on .*: prior.model: not there"):
         team.Team("sha256:1")
 
 
-@pytest.mark.parametrize(("count", "expected"), [("x", "WORLD_SIZE: 'x' is no number"), ("2", None)])
-def test_ranks_are_those_of_torchrun(monkeypatch, count, expected):
+@pytest.mark.parametrize(
+    ("count", "expected"), [("x", "WORLD_SIZE: 'x' is no number"), ("1", "RANK: 1 is not below"), ("2", None)]
+)
+def test_ranks_are_those_of_torchrun(monkeypatch, capsys, count, expected):
     values = {"RANK": "1", "WORLD_SIZE": count, "MASTER_ADDR": "h", "MASTER_PORT": "1"}
     monkeypatch.delenv("MASTER_PORT", raising=False)
     monkeypatch.setenv("WORLD_SIZE", count)
@@ -133,3 +139,12 @@ def test_ranks_are_those_of_torchrun(monkeypatch, count, expected):
     else:
         with pytest.raises(InputError, match=expected):
             ranks.count()
+        assert launch.main(["--config", "no.yaml"]) == 2
+        assert re.search(f"^error: .*{expected}", capsys.readouterr().err)
+
+
+def test_what_is_for_one_process_is_refused_by_torchrun(monkeypatch, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.main(["sweep", "sweep.yaml"]) == 2
+    assert capsys.readouterr().err == "error: csd3d sweep: is for one process; start it without torchrun\n"

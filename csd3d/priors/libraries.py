@@ -3,6 +3,7 @@
 Both take seconds to import, so they are imported where a model is opened.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,19 +31,19 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and tables of the loaders; what matters in them is checked here."""
+    """Silence the progress bars, tables and errors of the loaders: what matters is checked here, and told in a line."""
     import diffusers
     import transformers
 
     logs = (transformers.utils.logging, diffusers.utils.logging)
-    levels, bars = [log.get_verbosity() for log in logs], transformers.utils.logging.is_progress_bar_enabled()
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:
-        log.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+        log.set_verbosity(logging.CRITICAL)
+        log.disable_progress_bar()
     try:
         yield
     finally:
-        for log, level in zip(logs, levels, strict=True):
+        for log, level, bars in before:
             log.set_verbosity(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+            if bars:
+                log.enable_progress_bar()

@@ -89,16 +89,21 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     defaults = _own_defaults(folder)
     if check := getattr(family, "check", None):
         check(folder)
+    if check_options := getattr(family, "check_options", None):
+        check_options(folder, options)
+    entry = registry.entry_of("family", family)
+    title = entry.title if entry else family.__name__
+    if edits := getattr(family, "edits", None):
+        _check_require(folder, title, edits(folder), require)
     if config.lora:
         loras = tuple(find_lora(text, folder, parts) for text in config.lora)
         folder, options = with_loras(folder, loras), replace(options, lora=loras)
     fetch_weights(folder, parts, options.kept)
     with quiet():
         prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
-    entry = registry.entry_of("family", family)
-    prior.family = entry.title if entry else family.__name__
+    prior.family = title
     prior.knows = str(folder.settings().get("knows", ""))
-    _check_require(folder, prior, require)
+    _check_require(folder, title, prior.edits, require)
     if config.distilled_guidance is not None and prior.distilled_guidance is None:
         told = f"{folder}, of the family {prior.family!r}, is not told a guidance scale"
         raise InputError(f"prior.distilled_guidance: {told}; leave it out")
@@ -182,13 +187,13 @@ def _options(config: PriorConfig) -> Options:
     return Options(device, DTYPES[dtype], DTYPES[weights], offload, **same)
 
 
-def _check_require(folder: ModelFolder, prior: Prior, require: str | None) -> None:
-    if require in (None, "edit" if prior.edits else "text"):
+def _check_require(folder: ModelFolder, family: str, edits: bool, require: str | None) -> None:
+    if require in (None, "edit" if edits else "text"):
         return
     edit, text = "an editing model", "a text-to-image model"
-    found = f"{edit} (it has a `source`)" if prior.edits else f"{text} (it has no `source`)"
+    found = f"{edit} (it has a `source`)" if edits else f"{text} (it has no `source`)"
     needed = {"edit": f"{edit}, such as InstructPix2Pix", "text": text}[require]
-    raise InputError(f"prior.model: {folder}, of the family {prior.family!r}, is {found}; this job needs {needed}")
+    raise InputError(f"prior.model: {folder}, of the family {family!r}, is {found}; this job needs {needed}")
 
 
 def _own_defaults(folder: ModelFolder) -> dict[str, Any]:

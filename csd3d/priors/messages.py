@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from csd3d.errors import InputError, one_line
+from csd3d.errors import one_line
 from csd3d.ranks import RankLost, rank
 
 ANSWER = timedelta(minutes=20)  # in which a rank has opened its model, or computed its rows
@@ -46,7 +46,7 @@ def joined() -> Iterator[None]:
         dist.init_process_group("gloo", timeout=ANSWER)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise InputError(f"rank {rank()}: the other ranks cannot be reached at {place} ({one_line(error)})") from None
+        raise RankLost(f"rank {rank()}: the other ranks cannot be reached at {place} ({one_line(error)})") from None
     try:
         yield
     finally:

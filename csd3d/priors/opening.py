@@ -139,7 +139,7 @@ def _load_network(folder: ModelFolder, part: str, cls: Any, options: Options) ->
     else:
         load = lambda: folder.open(part, cls, dtype, kept=options.kept).to(device)  # noqa: E731
     if predicts and options.drop_text_encoder and options.runtime == "torch" and not options.lora:
-        outline = without_weights(cls, config)
+        outline = opened(folder.part(part), lambda: without_weights(cls, config))
         if folder.check(part, outline, options.kept):
             return Later(outline.to(dtype), load)
     network = load()
@@ -188,6 +188,12 @@ def check_channels(folder: ModelFolder, part: str, *editing: int) -> None:
             f"{folder}/{part}/config.json: {takes!r} channels in and {gives!r} out do not suit a VAE of {latent!r}: as "
             f"many (text to image){also} in and as many out would"
         )
+
+
+def takes_source(folder: ModelFolder, part: str) -> bool:
+    """Whether a predictor takes a source picture beside z, by the channels in the configs alone."""
+    latent, takes = folder.config("vae").get("latent_channels", 4), folder.config(part).get("in_channels", 0)
+    return takes > latent
 
 
 def open_network(

@@ -31,8 +31,11 @@ END = {"end": torch.zeros(1)}
 class Team:
     """Rank 0's side: the other processes, each with the same model open."""
 
-    def __init__(self, model: str) -> None:
-        """`model`: the fingerprint of the weights. Raises InputError for a rank that could not open the same."""
+    def __init__(self, model: str, way: str = "") -> None:
+        """Meet the others, which have to have opened the same, else InputError.
+
+        model: the fingerprint of the weights; way: see `way_of`.
+        """
         self.count = ranks.count()
         self._others = list(range(1, self.count))
         self._pulse = messages.Pulse(self._others)
@@ -40,7 +43,7 @@ class Team:
             told = json.loads(bytes(messages.receive(other, messages.ANSWER)["hello"].tolist()))
             if told["error"]:
                 raise InputError(f"rank {other} on {told['host']}: {told['error']}")
-            for name, own in (("version of csd3d", __version__), ("torch", torch.__version__), ("prior.model", model)):
+            for name, own in identity(model, way).items():
                 if told[name] != own:
                     raise InputError(f"rank {other} on {told['host']}: {name}: not the same as rank 0's; install alike")
 
@@ -67,11 +70,23 @@ class Team:
                     messages.send(END, other)
 
 
-def hello(model: str = "", error: str = "") -> None:
+def hello(model: str = "", way: str = "", error: str = "") -> None:
     """Tell rank 0 that this process has opened a model, or why it could not."""
-    told = {"error": error, "host": socket.gethostname(), "version of csd3d": __version__, "prior.model": model}
-    data = json.dumps(told | {"torch": torch.__version__}).encode()
-    messages.send({"hello": torch.tensor(list(data), dtype=torch.uint8)}, 0)
+    told = {"error": error, "host": socket.gethostname()} | identity(model, way)
+    messages.send({"hello": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)}, 0)
+
+
+def identity(model: str, way: str) -> dict[str, str]:
+    """What must be the same in all processes, or rows would differ by who computes them."""
+    return {"version of csd3d": __version__, "torch": torch.__version__, "prior.model": model, "how prior runs": way}
+
+
+def way_of(prior: "Prior") -> str:
+    """The device and the settings of a prior that its results depend on; "" for an exact prior, which has none."""
+    if (options := getattr(prior, "options", None)) is None:
+        return ""
+    names = ("dtype", "weights", "quantise", "runtime", "compile", "distilled_guidance")
+    return f"{prior.device.type} {[str(getattr(options, name)) for name in names]}"
 
 
 @torch.no_grad()

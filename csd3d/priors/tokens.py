@@ -55,9 +55,14 @@ def check_packed_channels(folder: ModelFolder, latent: object) -> None:
         )
 
 
-def check_options(folder: ModelFolder, options: Options) -> None:
-    """Raise InputError for options that are for UNets, or for transformers of one input."""
+def check_attention(folder: ModelFolder, options: Options) -> None:
+    """Raise InputError for a way of computing attention that is for UNets."""
     if options.attention == "sliced":
         raise InputError(f"prior.attention: sliced is for UNets, {folder} holds a transformer; use auto or sdpa")
+
+
+def check_options(folder: ModelFolder, options: Options) -> None:
+    """Raise InputError for options that are for UNets, or for transformers of one input."""
+    check_attention(folder, options)
     if options.runtime != "torch":
         raise InputError(f"prior.runtime: {options.runtime} cannot compute the transformer of {folder}; use torch")

@@ -112,8 +112,12 @@ def find_weights(folder: Path, stem: str, kept: str = "float32") -> str | None:
 
 
 def check_shards(folder: Path, found: WeightSet) -> None:
-    """Raise InputError where the index of shards, or a shard that it lists, is missing."""
+    """Raise InputError where the index of shards, a shard that it lists, or a tensor of a shard is missing.
+
+    Every file's header is read, so that one that is cut off, empty or a folder is told before anything is opened.
+    """
     if found.files == [found.whole]:
+        tensor_shapes(folder / found.whole)
         return
     lost = found.missing
     if not found.indices:
@@ -127,6 +131,9 @@ def check_shards(folder: Path, found: WeightSet) -> None:
     lost = next((name for name in files if not (folder / name).is_file()), lost)
     if lost:
         raise InputError(f"{folder}: the shard {lost} is missing, of {max(found.count, len(files))}")
+    inside = {name: tensor_shapes(folder / name) for name in files}
+    if wrong := next((name for name, file in listed.items() if name not in inside[file]), ""):
+        raise InputError(f"{folder / listed[wrong]}: lacks {wrong}, which the index of the shards says is in it")
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

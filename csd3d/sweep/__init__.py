@@ -10,14 +10,16 @@ slurm: {partition: gpu, timeout_min: 240, gpus_per_node: 1}    # of submitit, fo
 """
 
 import argparse
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from csd3d.arguments import Parser, show
+from csd3d.devices import FORMS
 from csd3d.sweep.grid import read_sweep
 from csd3d.sweep.table import write_report
-from csd3d.sweep.work import do_runs
+from csd3d.sweep.work import check_device, do_runs
 
 
 def build_parser() -> Parser:
@@ -33,7 +35,7 @@ def build_parser() -> Parser:
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="most runs at a time (default 1)")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: outputs/<name of the file>")
     parser.add_argument("--retries", metavar="N", type=int, default=2, help="how often a killed run is started again")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help=FORMS)
     return parser
 
 
@@ -43,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_all(argv)
     if args.jobs < 1 or args.retries < 0:
         parser.error("--jobs must be at least 1, --retries at least 0")
+    check_device(args.device, args.on)
     sweep = read_sweep(args.sweep)
     folder = args.output or Path("outputs") / args.sweep.stem
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C, which ends the runs too
     started = time.monotonic()
     errors = do_runs(sweep, folder, args.on, args.jobs, args.retries, args.device, tell=show)
     table = write_report(folder, sweep, errors)

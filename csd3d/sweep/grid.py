@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from csd3d import fingerprint
 from csd3d.config import defining_values
 from csd3d.config_files import CONFIGS, read_config
+from csd3d.convert import first_line
 from csd3d.errors import InputError, closest
 from csd3d.paths import with_paths
 from csd3d.run import read, settle
@@ -42,7 +44,10 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises InputError, with file and key, for anything wrong with the file or with the config of any run."""
-    tree = OmegaConf.to_container(read_config(path), resolve=True)
+    try:
+        tree = OmegaConf.to_container(read_config(path), resolve=True)
+    except OmegaConfBaseException as error:  # of interpolations
+        raise InputError(f"{path}: {getattr(error, 'full_key', None) or 'a key'}: {first_line(error)}") from None
     for key, value in tree.items():
         if key not in KEYS:
             raise InputError(f"{path}: {key}: unknown key of a sweep; did you mean {closest(str(key), KEYS)}?")
@@ -87,5 +92,5 @@ def run_of(path: Path, config_file: Path, common: list[str], values: dict[str, A
 
 
 def override(key: str, value: Any) -> str:
-    """key=value as on the command line."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    """key=value as on the command line, where a text in quotes stays a text, such as "3" or "a: b"."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"

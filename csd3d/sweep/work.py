@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csd3d.devices import FORMS, choose_device, is_device
 from csd3d.errors import InputError, one_line
 from csd3d.sweep.grid import Run, Sweep
 
@@ -68,6 +70,7 @@ def do_runs(
     Raises InputError where submitit or SLURM is not there.
     """
     executor_of = executors(folder / "logs", on, sweep.slurm, jobs)
+    make_folder(folder)
     waiting = [run for run in sweep.runs if not finished(folder / run.name)]
     tell(f"{len(sweep.runs)} runs, {len(sweep.runs) - len(waiting)} finished before; {folder}")
     at_once = jobs if on == "local" else len(waiting)
@@ -98,6 +101,26 @@ def do_runs(
             for job, _ in running.values():
                 job.cancel()
     return errors
+
+
+def check_device(name: str, on: str) -> None:
+    """Raise InputError for what is no device; on this machine also for one that is not there."""
+    if not is_device(name):
+        raise InputError(f"--device: {name!r} is none of {FORMS}")
+    if on == "local":
+        choose_device(name, "--device")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a sweep; InputError where it cannot be, or where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made the folder of the sweep ({error.strerror}); choose another with --output"
+        ) from None
 
 
 def outcome(job: "Job[str]") -> tuple[str, bool]:

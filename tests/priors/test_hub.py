@@ -104,6 +104,31 @@ def test_a_model_that_is_not_supported_is_refused_before_its_weights(fake_hub, t
     assert fake_hub.asked == [CONFIGS]
 
 
+WRONG = {  # for the job, or with these settings: fixture of the model, what load_prior is given, what is said
+    "a text model that is to edit": ("text_folder", {}, "edit", "this job needs an editing model"),
+    "an editing model that is to draw": ("kontext_folder", {}, "text", "this job needs a text-to-image model"),
+    "an encoder that cannot go": ("qwen_folder", {"drop_text_encoder": True}, None, "sees the pictures; set it false"),
+    "attention of a UNet": ("sd3_folder", {"attention": "sliced"}, None, "sliced is for UNets"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_done_with_a_model_is_told_before_its_weights(fake_hub, request, case):
+    name, options, require, said = WRONG[case]
+    fake_hub.folder = request.getfixturevalue(name)
+    with pytest.raises(InputError, match=said):
+        load_prior(PriorConfig("someone/model", device="cpu", **options), require)
+    assert fake_hub.asked == [CONFIGS]
+
+
+def test_a_schedule_that_cannot_be_is_told_before_the_weights(fake_hub, if_folder, tmp_path):
+    fake_hub.folder = shutil.copytree(if_folder, tmp_path / "hub")
+    config = fake_hub.folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "velocity"}))
+    assert "prediction_type 'velocity' is not supported" in refused("someone/model")
+    assert fake_hub.asked == [CONFIGS]
+
+
 def test_the_half_variant_is_downloaded_where_weights_are_kept_in_half(fake_hub, edit_folder, tmp_path):
     fake_hub.folder = shutil.copytree(edit_folder, tmp_path / "hub")
     for part in ("unet", "text_encoder"):

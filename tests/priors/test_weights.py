@@ -70,6 +70,28 @@ def test_a_missing_shard_is_named_before_anything_is_opened(folder, monkeypatch)
     assert "no index of the shards" in refused(folder)
 
 
+def test_broken_weights_are_named_before_anything_is_opened(folder, monkeypatch):
+    """Empty, cut off, with a header that lies, a folder; and a shard that another was copied over."""
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", lambda *_, **__: pytest.fail("the VAE was opened"))
+    (file,) = (folder / "unet").glob("*.safetensors")
+    whole = file.read_bytes()
+    for content in (b"", whole[:-100], (1 << 50).to_bytes(8, "little") + b"{}"):
+        file.write_bytes(content)
+        assert f"{file}: " in refused(folder)
+    file.unlink()
+    file.mkdir()
+    assert f"{file}: cannot be read as safetensors" in refused(folder)
+    file.rmdir()
+    file.write_bytes(whole)
+
+
+def test_a_shard_without_its_tensors_is_named(folder):
+    rewrite(folder, None, "20KB")
+    first, second = sorted((folder / "unet").glob("*-of-*.safetensors"))[:2]
+    second.write_bytes(first.read_bytes())
+    assert f"{second}: lacks " in refused(folder)
+
+
 @pytest.mark.parametrize("listed", [{"weight_map": {"a": "../outside.safetensors"}}, {"weight_map": [1]}, {}])
 def test_an_index_names_files_of_its_folder(tmp_path, listed):
     (tmp_path / f"{STEM}.safetensors.index.json").write_text(json.dumps(listed))

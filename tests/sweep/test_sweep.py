@@ -7,6 +7,7 @@ from tiny_jobs import write_job
 
 import launch
 from csd3d.errors import InputError
+from csd3d.run import read
 from csd3d.sweep import main, read_sweep, work
 from csd3d.sweep.table import markdown, rows_of
 
@@ -42,6 +43,8 @@ def write(home, text):
         ("config: no.yaml\ngrid: {seed: [1]}", r"sweep.yaml: config: no.yaml is neither beside this file nor in"),
         ("grid: {seed: [1]}", r"sweep.yaml: config: missing"),
         ("config: config.yaml\ngrid: {seed: [1, 1]}", r"sweep.yaml: grid: .* is the same run as"),
+        ("config: config.yaml\ngrid: {prompt: ['${nope}']}", r"sweep.yaml: .*nope"),
+        ("config: config.yaml\ngrid: {seed: ['1']}", r"sweep.yaml: .*seed"),
         ("config: config.yaml\nmetrics: x\ngrid: {seed: [1]}", r"sweep.yaml: metrics: expected a list"),
     ],
 )
@@ -53,6 +56,27 @@ def test_what_is_wrong_is_told_before_anything_starts(home, tmp_path, monkeypatc
     assert launch.main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_in_quotes_stays_a_text(home):
+    path = write(home, 'config: config.yaml\ngrid: {prompt: ["3", "yes", "a: b", "[x"]}')
+    runs = read_sweep(path).runs
+    prompts = [read(home / "config.yaml", run.overrides).prompt for run in runs]
+    assert prompts == ["3", "yes", "a: b", "[x"]
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "told"),
+    [
+        ("sweep.yaml", [], r"sweep.yaml: cannot be made the folder of the sweep"),
+        ("out", ["--device", "xpu"], r"--device: 'xpu' is none of"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_told_before_anything_starts(home, monkeypatch, place, options, told):
+    monkeypatch.setattr(work, "Task", None)
+    path = write(home, "config: config.yaml\ngrid: {seed: [1]}")
+    with pytest.raises(InputError, match=told):
+        main([str(path), "--output", str(home / place), *options])
 
 
 def test_a_run_is_named_by_what_defines_it(home):

@@ -14,7 +14,7 @@ from csd3d.priors.autoencoder import PixelCodec
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families.stable_diffusion import check_embeddings, forward
 from csd3d.priors.memory import set_attention
-from csd3d.priors.opening import ModelFolder, check_width, load_noise_schedule, load_parts
+from csd3d.priors.opening import ModelFolder, check_width, load_noise_schedule, load_parts, read_config
 from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, tokenized
 from csd3d.registry import register
@@ -29,7 +29,6 @@ class DeepFloyd:
         "text_encoder": "transformers.T5EncoderModel",
         "tokenizer": "transformers.T5TokenizerFast",
     }
-    check = staticmethod(check_embeddings)  # refuses stages II and III, which take a noise level as a class
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
@@ -37,11 +36,20 @@ class DeepFloyd:
         return unet.get("_class_name") == "UNet2DConditionModel" and unet.get("addition_embed_type") == "text"
 
     @staticmethod
+    def check(folder: ModelFolder) -> None:
+        check_embeddings(folder)  # refuses stages II and III, which take a noise level as a class
+        _check_channels(folder)
+        load_noise_schedule(folder)
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return False
+
+    @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
         parts = load_parts(folder, DeepFloyd.parts, options)
         schedule = load_noise_schedule(folder)
         unet, config = parts["unet"], parts["unet"].config
-        _check_channels(folder, config)
         width = config.encoder_hid_dim or config.cross_attention_dim
         check_width(folder, "unet", width, parts["text_encoder"].config.d_model)
         set_attention(unet, options.attention)
@@ -64,9 +72,11 @@ def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
     return {"text": parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0][0].float()}
 
 
-def _check_channels(folder: ModelFolder, config: Any) -> None:
-    if config.in_channels != 3 or config.out_channels not in (3, 6) or not isinstance(config.sample_size, int):
+def _check_channels(folder: ModelFolder) -> None:
+    config = read_config(folder, "unet")
+    takes, gives, size = (config.get(key) for key in ("in_channels", "out_channels", "sample_size"))
+    if takes != 3 or gives not in (3, 6) or type(size) is not int:
         raise InputError(
-            f"{folder}/unet/config.json: {config.in_channels} channels in, {config.out_channels} out and sample_size "
-            f"{config.sample_size!r} are not those of DeepFloyd IF's first stage (3, 6 or 3, a whole number)"
+            f"{folder}/unet/config.json: {takes} channels in, {gives} out and sample_size {size!r} are not those of "
+            "DeepFloyd IF's first stage (3, 6 or 3, a whole number)"
         )

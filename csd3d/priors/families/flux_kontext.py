@@ -46,6 +46,7 @@ PARTS = {
 def check(folder: ModelFolder) -> None:
     """Raise InputError where the configs show inputs that neither family has."""
     check_packed_channels(folder, read_config(folder, "vae").get("latent_channels", 4))
+    load_flow_schedule(folder)
 
 
 @register("family", "flux_kontext", title="FLUX.1 Kontext")
@@ -54,10 +55,15 @@ class FluxKontext:
 
     parts = PARTS
     check = staticmethod(check)
+    check_options = staticmethod(check_options)
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
         return _is_flux(folder, "FluxKontextPipeline", "FluxKontextInpaintPipeline")
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return True
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
@@ -70,10 +76,15 @@ class Flux:
 
     parts = PARTS
     check = staticmethod(check)
+    check_options = staticmethod(check_options)
 
     @staticmethod
     def matches(folder: ModelFolder) -> bool:
         return _is_flux(folder, "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return False
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
@@ -88,7 +99,6 @@ def _is_flux(folder: ModelFolder, *pipelines: str) -> bool:
 
 def open_flux(folder: ModelFolder, options: Options, guidance: float, source: SourceTokens | None) -> Prior:
     """A prior of FLUX.1; `guidance`: the scale that a distilled model is told unless the options say another."""
-    check_options(folder, options)
     parts = load_parts(folder, PARTS, options)
     transformer, config = parts["transformer"], parts["transformer"].config
     codec = VaeCodec(parts["vae"], PATCH, slicing=options.vae_slicing)

@@ -75,12 +75,20 @@ class QwenImageEdit:
             if config.get(key):
                 raise InputError(f"{folder}/transformer/config.json: {key} = {config[key]!r} is not supported")
         seen_limits(folder)
+        load_flow_schedule(folder)
 
     @staticmethod
-    def load(folder: ModelFolder, options: Options) -> Prior:
+    def check_options(folder: ModelFolder, options: Options) -> None:
         check_options(folder, options)
         if options.drop_text_encoder:
             raise InputError("prior.drop_text_encoder: Qwen-Image-Edit's text encoder sees the pictures; set it false")
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return True
+
+    @staticmethod
+    def load(folder: ModelFolder, options: Options) -> Prior:
         parts = load_parts(folder, QwenImageEdit.parts, options)
         transformer, encoder = parts["transformer"], parts["text_encoder"].config.get_text_config()
         check_width(folder, "transformer", transformer.config.joint_attention_dim, encoder.hidden_size)

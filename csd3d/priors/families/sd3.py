@@ -19,15 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
-from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_flow_schedule, load_parts
+from csd3d.priors.opening import (
+    ModelFolder,
+    check_channels,
+    check_width,
+    load_flow_schedule,
+    load_parts,
+    takes_source,
+)
 from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text, tokenized
+from csd3d.priors.tokens import check_attention
 from csd3d.registry import register
 
 logger = logging.getLogger("csd3d")
@@ -55,11 +62,18 @@ class StableDiffusion3:
     @staticmethod
     def check(folder: ModelFolder) -> None:
         check_channels(folder, "transformer", 2, 3)
+        load_flow_schedule(folder)
+
+    @staticmethod
+    def check_options(folder: ModelFolder, options: Options) -> None:
+        check_attention(folder, options)
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return takes_source(folder, "transformer")
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:
-        if options.attention == "sliced":
-            raise InputError(f"prior.attention: sliced is for UNets, {folder} holds a transformer; use auto or sdpa")
         parts = load_parts(folder, _present(folder), options)
         transformer, config = parts["transformer"], parts["transformer"].config
         codec = VaeCodec(parts["vae"], config.patch_size, slicing=options.vae_slicing)

@@ -21,7 +21,14 @@ from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families import stable_diffusion
 from csd3d.priors.families.stable_diffusion import check_embeddings, defaults_of
 from csd3d.priors.memory import set_attention
-from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
+from csd3d.priors.opening import (
+    ModelFolder,
+    check_channels,
+    check_width,
+    load_noise_schedule,
+    load_parts,
+    takes_source,
+)
 from csd3d.priors.prior import Options, Prior
 from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text
 from csd3d.registry import register
@@ -47,6 +54,11 @@ class StableDiffusionXL:
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder)
         check_channels(folder, "unet", 2)
+        load_noise_schedule(folder)
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return takes_source(folder, "unet")
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:

@@ -21,7 +21,14 @@ from csd3d.priors.camera_embedding import CAMERA_WIDTH
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.memory import set_attention
-from csd3d.priors.opening import ModelFolder, check_channels, check_width, load_noise_schedule, load_parts
+from csd3d.priors.opening import (
+    ModelFolder,
+    check_channels,
+    check_width,
+    load_noise_schedule,
+    load_parts,
+    takes_source,
+)
 from csd3d.priors.prior import Defaults, Options, Prior
 from csd3d.priors.text import TextEncoder, clip_tokens
 from csd3d.registry import register
@@ -47,6 +54,7 @@ class StableDiffusion:
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder, class_embed_types=(None, "projection"))
         check_channels(folder, "unet", 2)
+        load_noise_schedule(folder)
         unet = folder.config("unet")
         width = unet.get("projection_class_embeddings_input_dim")
         # other models project something else, such as unCLIP's picture embedding
@@ -55,6 +63,10 @@ class StableDiffusion:
                 f"{folder}/unet/config.json: class_embed_type = 'projection' with "
                 f"projection_class_embeddings_input_dim = {width} is not supported: a camera's would be {CAMERA_WIDTH}"
             )
+
+    @staticmethod
+    def edits(folder: ModelFolder) -> bool:
+        return takes_source(folder, "unet")
 
     @staticmethod
     def load(folder: ModelFolder, options: Options) -> Prior:

@@ -8,6 +8,8 @@ from family_checks import PROMPT, TOLERANCE, images, noise, opened
 from tiny_models import MAX_TOKENS
 
 from csd3d.priors import Condition
+from csd3d.priors.loading import find_family
+from csd3d.priors.opening import ModelFolder
 
 
 @pytest.fixture
@@ -71,3 +73,9 @@ def test_models_of_texts_take_no_picture(deepfloyd, sd3, sdxl):
             prior.encode_condition(images())
         with pytest.raises(ValueError, match="InstructPix2Pix"):
             prior.edit_conditions([PROMPT], noise(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["edit", "text", "sdxl", "if", "sd3", "kontext", "qwen"])
+def test_the_configs_say_whether_a_model_edits(request, name):
+    folder = request.getfixturevalue(f"{name}_folder")
+    assert find_family(ModelFolder(folder)).edits(ModelFolder(folder)) == opened(folder, None).edits
