@@ -92,7 +92,7 @@ TCNN = Library(
     "tinycudann", "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch", try_tcnn
 )
 NERFACC = Library("nerfacc", "pip install nerfacc ninja, and a CUDA toolkit (nvcc) that builds it", try_nerfacc)
-GSPLAT = Library("gsplat", 'pip install "csd3d[gsplat]"', try_gsplat)
+GSPLAT = Library("gsplat", 'pip install -c constraints.txt -e ".[gsplat]"', try_gsplat)
 
 
 def _encoding(device: str) -> tuple[Tensor, Tensor, tuple[list[int], list[float]]]:

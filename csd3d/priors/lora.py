@@ -176,7 +176,7 @@ def _add_lora(unet: "UNet2DConditionModel", rank: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise InputError(f'VSD needs the package peft ({error}): pip install "csd3d[lora]"') from None
+        raise InputError(f'VSD needs the package peft ({error}): pip install -c constraints.txt -e ".[lora]"') from None
     if getattr(unet, "peft_config", None):
         raise ValueError("this prior carries LoRA weights already: load it again for another RenderScore")
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION), adapter_name=ADAPTER)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 
-INSTALL = 'pip install -e ".[metrics]"'
+INSTALL = 'pip install -c constraints.txt -e ".[metrics]"'
 
 
 def perceptual_distance(features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:

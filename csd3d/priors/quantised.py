@@ -1,7 +1,7 @@
 """Loading the noise predictor in fewer bits, by diffusers' own quantisers.
 
     prior:
-      quantise: bnb-nf4      # or bnb-int8, torchao-int8; pip install "csd3d[quantise]"
+      quantise: bnb-nf4      # or bnb-int8, torchao-int8; pip install -c constraints.txt -e ".[quantise]"
 
 Linear layers are quantised as they are loaded; other layers, the VAE and the text encoders keep their precision.
 """
@@ -23,7 +23,9 @@ def check_quantise(name: str) -> None:
     if name not in QUANTISE:
         raise InputError(f"prior.quantise: {name!r} is none of {', '.join(QUANTISE)}")
     if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
-        raise InputError(f'prior.quantise: {name} needs {PACKAGES[name]}: pip install "csd3d[quantise]"')
+        raise InputError(
+            f'prior.quantise: {name} needs {PACKAGES[name]}: pip install -c constraints.txt -e ".[quantise]"'
+        )
 
 
 def lowered(inputs: Any, dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
 """The noise predictor exported from torch, and computed by another library that is faster on a CPU.
 
     prior:
-      runtime: openvino      # or onnxruntime; pip install "csd3d[openvino]"
+      runtime: openvino      # or onnxruntime; pip install -c constraints.txt -e ".[openvino]"
 
 A network is exported once, in float32, and kept under ~/.cache/csd3d/runtimes by a hash of its weights, config and
 versions. torch stays the reference: whenever a process first meets a size of input, one row of the answer is compared
@@ -68,7 +68,9 @@ def check_installed(runtime: str, device: torch.device) -> None:
         return
     missing = [name for name in BACKENDS[runtime].packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'prior.runtime: {runtime} needs {" and ".join(missing)}: pip install "csd3d[{runtime}]"')
+        raise InputError(
+            f'prior.runtime: {runtime} needs {" and ".join(missing)}: pip install -c constraints.txt -e ".[{runtime}]"'
+        )
     if device.type != "cpu":
         raise InputError(f"prior.runtime: {runtime} computes on the CPU; set prior.device=cpu, or prior.runtime=torch")
 

@@ -19,6 +19,7 @@ from custom_kernels import field as fields
 from custom_kernels import rendering as kernels
 
 Background = Callable[[Tensor], Tensor]
+AT_ONCE = 2**21  # samples that the field is evaluated at together, without gradients: 2.5 GiB of torch's operations
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,15 @@ def _visible_colours(
     field: nn.Module, rays_o: Tensor, rays_d: Tensor, samples: kernels.Samples, least: float
 ) -> tuple[Tensor, Tensor]:
     positions, directions = _points(rays_o, rays_d, samples)
-    sigmas, features = field.density(positions)
+    several = len(positions) > AT_ONCE
+    if several:  # keep no features: those of the few visible samples are computed again with their colour
+        sigmas = torch.cat([field.density(part)[0] for part in positions.split(AT_ONCE)])
+    else:
+        sigmas, features = field.density(positions)
     light = kernels.transmittance(sigmas, samples.t_starts, samples.t_ends, samples.packed_info)
     weights = -light * torch.expm1(-sigmas * (samples.t_ends - samples.t_starts))
     rows = (weights > least).nonzero()[:, 0]
-    if not isinstance(field, RadianceField):
+    if several or not isinstance(field, RadianceField):
         return _colours(field, positions, directions, rows), sigmas
     rgbs = torch.zeros_like(positions)
     rgbs[rows] = field.colour(features[rows], directions[rows]).to(rgbs.dtype)
@@ -138,7 +143,8 @@ def _visible_colours(
 def _colours(field: nn.Module, positions: Tensor, directions: Tensor, rows: Tensor) -> Tensor:
     """rgb [S, 3] of the samples `rows`, 0 elsewhere."""
     rgbs = torch.zeros_like(positions)
-    rgbs[rows] = field(positions[rows], directions[rows])[0].to(rgbs.dtype)
+    for part in rows.split(AT_ONCE):
+        rgbs[part] = field(positions[part], directions[part])[0].to(rgbs.dtype)
     return rgbs
 
 

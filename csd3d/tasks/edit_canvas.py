@@ -70,7 +70,7 @@ class EditCanvasConfig:
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
     clip: str = path_key(identity=False)
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints, and between previews
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long, and previews
     max_pixels: int = incidental(MAX_PIXELS)  # most pixels of a picture, a mask or a frame of a video
 
     MOVED: ClassVar[dict[str, str]] = MOVED

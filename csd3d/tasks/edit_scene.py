@@ -82,7 +82,7 @@ class EditSceneConfig:
     # other editors to run for comparison; "NAME+word" runs NAME once more, with other settings
     compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)
     export: ExportConfig = incidental(default_factory=ExportConfig)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = {
         "field": "representation.field",
@@ -159,7 +159,11 @@ class EditSceneConfig:
         for name, chosen in self.chosen.items():
             check_image_scale(prior, getattr(chosen.thing, "image_scale", None), f"editors.{name}.image_scale")
         prior.embed_ahead(["", self.prompt])
-        try_out(self.source(prior, capture))
+        source = self.source(prior, capture)
+        for name, chosen in self.chosen.items():
+            if check := getattr(chosen.thing, "check", None):
+                check(source, f"editors.{name}")
+        try_out(source)
         truth = load_truth(capture, self.prompt)
         contents = {self.scene.path: capture.fingerprint}
         return EditJob(config=self, device=device, capture=capture, prior=prior, truth=truth, contents=contents)

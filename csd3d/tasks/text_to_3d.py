@@ -91,7 +91,7 @@ class TextTo3DConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = incidental(default_factory=EvaluateConfig)
     export: ExportConfig = incidental(default_factory=ExportConfig)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = MOVED | {
         f"asset.{key}": f"asset.representation.{key}" for key in ("field", "render")

@@ -79,7 +79,7 @@ class TextToImageConfig:
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
     clip: str = path_key(identity=False)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints
+    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = MOVED
 

@@ -240,7 +240,7 @@ def test_a_killed_ffmpeg_slivers_of_photos_and_names_that_are_too_long_are_refus
 
 def test_without_pycolmap_the_message_says_how_to_install_it(tmp_path, world, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    assert 'pip install "csd3d[process]"' in refusal(world, tmp_path / "out")
+    assert 'pip install -c constraints.txt -e ".[process]"' in refusal(world, tmp_path / "out")
 
 
 def test_the_command_line_ends_with_2_and_one_line(tmp_path, capsys):

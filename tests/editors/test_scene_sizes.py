@@ -7,9 +7,11 @@ import torch
 from balls import Ball
 
 from csd3d.datasets import SceneConfig, load_capture
+from csd3d.editors.csd_edit_scene import CSDEditScene
 from csd3d.editors.scene import SceneEdit, SceneSource, try_out, view_size
 from csd3d.errors import InputError
 from csd3d.priors import Defaults, PriorConfig, load_prior
+from csd3d.schema import choose
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,19 @@ def test_one_view_is_tried(parts, monkeypatch):
     before = prior.unet_evaluations
     try_out(SceneSource(prior, capture, "paint it red"))
     assert prior.unet_evaluations == before + 1
+
+
+def test_depth_of_too_many_views_is_told_before_any_work(parts, monkeypatch):
+    editor = CSDEditScene(correspondence=choose("correspondence", "depth"))
+    source = SceneSource(*parts, "paint it red")
+    editor.check(source, "editors.csd_edit")
+    monkeypatch.setattr("csd3d.memory.memory_bytes", lambda: 10_000)
+    replace(editor, views=2).check(source, "editors.csd_edit")
+    with pytest.raises(
+        InputError, match=r"editors\.csd_edit\.correspondence: depth, of 5 views of 4x4.* takes about 16 KiB"
+    ):
+        editor.check(source, "editors.csd_edit")
+    CSDEditScene().check(source, "editors.csd_edit")
 
 
 def replace_defaults(prior, side):

@@ -95,7 +95,7 @@ def test_what_a_runtime_cannot_do_is_refused_when_the_config_is_read(keys, says)
 def test_a_missing_extra_is_told_with_its_command_before_the_model_is_looked_for(monkeypatch, runtime):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        InputError, match=rf'prior\.runtime: {runtime} needs {runtime}.*: pip install "csd3d\[{runtime}\]"'
+        InputError, match=rf'prior\.runtime: {runtime} needs {runtime}.*: pip install .*"\.\[{runtime}\]"'
     ):
         opened("/there/is/no/model", runtime)
 

@@ -177,7 +177,10 @@ def test_weights_kept_in_half_are_half_but_for_the_vae(edit_folder):
         ({"weights": "float16"}, "prior.weights: float16 needs prior.dtype=float16"),
         ({"offload": "disk"}, "prior.offload: 'disk' is none of none, model"),
         ({"quantise": "int3"}, "prior.quantise: 'int3' is none of none, bnb-int8"),
-        ({"quantise": "bnb-nf4"}, 'prior.quantise: bnb-nf4 needs bitsandbytes: pip install "csd3d[quantise]"'),
+        (
+            {"quantise": "bnb-nf4"},
+            'prior.quantise: bnb-nf4 needs bitsandbytes: pip install -c constraints.txt -e ".[quantise]"',
+        ),
         ({"quantise": "bnb-nf4", "offload": "model"}, "prior.offload: does not go with prior.quantise=bnb-nf4"),
         ({"runtime": "openvino", "compile": True}, "prior.compile: does not go with prior.runtime=openvino"),
     ],

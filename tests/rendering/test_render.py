@@ -196,6 +196,25 @@ def test_image_rows_are_the_cameras_rays():
     assert image.opacity[0, 0] == 0
 
 
+def test_many_samples_go_through_the_field_in_parts(monkeypatch):
+    field, config, most = Ball(), RenderConfig(steps=64, resolution=16), []
+    grid, (rays_o, rays_d, _) = OccupancyGrid(config, AABB), rays_towards(40, 1)
+
+    class Counted(Ball):
+        def density(self, positions):
+            most.append(len(positions))
+            return super().density(positions)
+
+    with torch.no_grad():
+        whole = render_rays(field, background, grid, rays_o, rays_d, config)
+        monkeypatch.setattr("csd3d.rendering.render.AT_ONCE", 50)
+        parts = render_rays(Counted(), background, grid, rays_o, rays_d, config)
+    assert whole.samples > 500
+    assert max(most) == 50
+    for name in ("rgb", "depth", "opacity"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+
+
 def test_ray_box():
     rays_o = torch.tensor([[-3.0, 0, 0], [0, 0, 0], [-3, 2, 0], [0, 0.5, 3]])
     rays_d = torch.tensor([[1.0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, -1]])

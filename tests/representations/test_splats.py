@@ -404,9 +404,9 @@ def test_lenses_bend_splats_as_they_bend_points():
 
 
 def test_a_gpu_without_gsplat_is_told_the_command(monkeypatch):
-    problem = """gsplat is not installed: pip install "csd3d[gsplat]\""""
+    problem = """gsplat is not installed: pip install -c constraints.txt -e ".[gsplat]\""""
     monkeypatch.setattr("custom_kernels.splats.gsplat_obstacle", lambda: problem)
-    with pytest.raises(InputError, match=r'needs gsplat on a GPU, but .*pip install "csd3d\[gsplat\]"'):
+    with pytest.raises(InputError, match=r'needs gsplat on a GPU, but .*pip install .*"\.\[gsplat\]"'):
         SMALL.check_backend(torch.device("cuda"))
     SMALL.check_backend(torch.device("cpu"))
 

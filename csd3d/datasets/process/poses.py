@@ -52,7 +52,7 @@ def import_pycolmap() -> Any:
     try:
         import pycolmap
     except ImportError as error:
-        hint = 'pip install "csd3d[process]"'
+        hint = 'pip install -c constraints.txt -e ".[process]"'
         raise InputError(f"csd3d process needs pycolmap, which is not installed ({error}): {hint}") from None
     finally:
         del os.environ["OMP_NUM_THREADS"]
