@@ -32,7 +32,7 @@ import tiny_models  # of the tests
 EMULATED = ROOT / "tests" / "emulated_cuda"
 TOLERANCE = 1e-4  # of figures, relative and absolute
 JUMPS = ("mesh.texture_fill",)  # how charts are packed jumps with the last digit of a vertex
-SIDES = {"ip2p": 32, "sd": 32, "sdxl": 32, "sdxl-edit": 32, "deepfloyd": 8, "sd3": 32}  # working sizes, pixels
+SIDES = {"ip2p": 32, "sd": 32, "sdxl": 32, "sdxl-edit": 32, "deepfloyd": 8, "sd3": 32, "kontext": 32}  # working sizes, pixels
 
 
 def write_inputs(folder: Path) -> dict[str, str]:
@@ -49,6 +49,7 @@ def write_inputs(folder: Path) -> dict[str, str]:
     tiny_models.save_tiny_sdxl(models / "sdxl-edit", 8)
     tiny_models.save_tiny_if(models / "deepfloyd")
     tiny_models.save_tiny_sd3(models / "sd3")
+    tiny_models.save_tiny_flux(models / "kontext")
     for name, side in SIDES.items():
         (models / name / "csd3d.json").write_text(json.dumps({"defaults": {"working_size": side}}))
     return {"capture": str(folder / "capture"), "photo": str(folder / "photo.png"), "film": str(folder / "film")} | {
