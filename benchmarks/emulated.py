@@ -32,7 +32,8 @@ import tiny_models  # of the tests
 EMULATED = ROOT / "tests" / "emulated_cuda"
 TOLERANCE = 1e-4  # of figures, relative and absolute
 JUMPS = ("mesh.texture_fill",)  # how charts are packed jumps with the last digit of a vertex
-SIDES = {"ip2p": 32, "sd": 32, "sdxl": 32, "sdxl-edit": 32, "deepfloyd": 8, "sd3": 32, "kontext": 32}  # working sizes, pixels
+# working sizes, pixels
+SIDES = {"ip2p": 32, "sd": 32, "sdxl": 32, "sdxl-edit": 32, "deepfloyd": 8, "sd3": 32, "kontext": 32}
 
 
 def write_inputs(folder: Path) -> dict[str, str]:

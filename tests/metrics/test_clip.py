@@ -176,7 +176,7 @@ def change_preparation(**keys):
     ("spoil", "message"),
     [
         (spoil_config, "holds a clip_text_model"),
-        (spoil_weights, "could not be opened"),
+        (spoil_weights, "is no safetensors file"),
         (pickle_weights, "a pickle"),
         (lose_tokenizer, r"needs tokenizer\.json"),
         (lose_tensor, "lack 1 of the tensors, visual_projection.weight"),
