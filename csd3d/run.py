@@ -77,13 +77,11 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
 def opening(open_job: Callable[[], Any]) -> Iterator[Any]:
     """The opened job, computed on any number of threads and processes to the same bytes, see `threads` and `team`."""
     from csd3d import threads
-    from csd3d.priors.speed import is_large
     from csd3d.priors.team import Team, way_of
 
     with threads.pinned():
         job = open_job()
-        if job.device.type != "cpu" or is_large(job.prior):
-            threads.release()
+        give_threads(job)
         if ranks.count() == 1:
             yield job
             return
@@ -94,11 +92,19 @@ def opening(open_job: Callable[[], Any]) -> Iterator[Any]:
             job.prior.team.end()
 
 
+def give_threads(job: Any) -> None:
+    """Give torch its threads back if the pinned job is on a GPU, or its model too large for one thread."""
+    from csd3d import threads
+    from csd3d.priors.speed import is_large
+
+    if job.device.type != "cpu" or is_large(job.prior):
+        threads.release()
+
+
 def assist(source: Path, overrides: Sequence[str], seed: int | None, device: str) -> None:
     """Predict for rank 0, which does the job of `source`, a config or a run folder; for the other ranks of torchrun."""
     from csd3d import threads
     from csd3d.priors import team
-    from csd3d.priors.speed import is_large
 
     with threads.pinned():
         try:
@@ -111,8 +117,7 @@ def assist(source: Path, overrides: Sequence[str], seed: int | None, device: str
             with contextlib.suppress(ranks.RankLost):  # rank 0 may have ended of the same, and told it
                 team.hello(error=str(error))
             return
-        if job.device.type != "cpu" or is_large(job.prior):
-            threads.release()
+        give_threads(job)
         team.hello(job.content_of(job.config.prior.model), team.way_of(job.prior))
         team.serve(job.prior)
 

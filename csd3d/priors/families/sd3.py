@@ -64,9 +64,7 @@ class StableDiffusion3:
         check_channels(folder, "transformer", 2, 3)
         load_flow_schedule(folder)
 
-    @staticmethod
-    def check_options(folder: ModelFolder, options: Options) -> None:
-        check_attention(folder, options)
+    check_options = staticmethod(check_attention)
 
     @staticmethod
     def edits(folder: ModelFolder) -> bool:

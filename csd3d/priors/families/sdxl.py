@@ -76,7 +76,7 @@ class StableDiffusionXL:
             options.device,
             options.embedding_cache,
         )
-        edits = unet.config.in_channels == 2 * codec.channels
+        edits = StableDiffusionXL.edits(folder)
         return Prior(
             codec,
             unet,

@@ -76,7 +76,7 @@ class StableDiffusion:
         check_width(folder, "unet", unet.config.cross_attention_dim, parts["text_encoder"].config.hidden_size)
         set_attention(unet, options.attention)
         takes_camera = unet.config.class_embed_type == "projection"
-        edits = unet.config.in_channels == 2 * codec.channels
+        edits = StableDiffusion.edits(folder)
         return Prior(
             codec,
             unet,
