@@ -83,7 +83,9 @@ class SceneSource:
     @torch.no_grad()
     def image(self) -> Tensor:
         """The photos as an editing model takes them, [N, ...]: `Prior.encode_condition`."""
-        return self.prior.encode_condition(self.photos)
+        image = self.prior.encode_condition(self.photos)
+        self.prior.introduce(self, image)
+        return image
 
     @cached_property
     @torch.no_grad()
