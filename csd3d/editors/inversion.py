@@ -13,10 +13,13 @@ from torch import Tensor
 
 from csd3d.distillation.ddim import ddim_invert
 from csd3d.distillation.method import Predict, Query
+from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.editors.canvas import Canvas
 from csd3d.editors.sampled import WINDOWS_AT_ONCE
 from csd3d.priors import Prior
 from csd3d.priors.queries import restricted
 
+SOURCES = ("inversion", *NOISES)  # where the noise of an edit comes from
 Begin = Callable[[tuple[str, ...], int], None]  # (queries of the coming call, its first frame); see priors.attention
 
 
@@ -76,3 +79,24 @@ def micro_batches(
     together = min(len(names), size // frames if whole else size)
     groups = [names[i : i + together] for i in range(0, len(names), together)]
     return [(group, part) for group in groups for part in torch.arange(frames).split(size // together)]
+
+
+def noised_source(
+    canvas: Canvas, images: Tensor, timesteps: list[int], kind: str, generator: torch.Generator
+) -> dict[int, Tensor]:
+    """The source's windows [m, C, h, w] at each of the falling `timesteps`: inverted, or all with one draw of noise.
+
+    `kind` is one of `SOURCES`; noise is drawn once for the whole canvas.
+    """
+    z, alphas = canvas.gather(canvas.z), canvas.prior.alphas_cumprod
+    if kind != "inversion":
+        eps = canvas.gather(draw_noise(canvas.z, kind, generator))
+        return {t: add_noise(z, eps, alphas[t].item()) for t in timesteps}
+    started: list[Tensor] = []  # what each step of the inversion starts at
+
+    def predict(z_t: Tensor, t: int) -> Tensor:
+        started.append(z_t)
+        return canvas.predict({"image": image_query(z_t, t, images)})["image"]
+
+    last = ddim_invert(predict, z, alphas, timesteps[::-1])
+    return dict(zip(timesteps[::-1], [*started[1:], last], strict=True))

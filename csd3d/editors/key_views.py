@@ -15,7 +15,7 @@ from csd3d.canvas.latents import pixel_grid
 from csd3d.distillation.ddim import PredictNoise
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.method import Predict, Query
-from csd3d.editors.inversion import by_micro_batches
+from csd3d.editors.inversion import Asked, by_micro_batches
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.errors import InputError, at_key
 from csd3d.priors import Prior
@@ -82,21 +82,21 @@ def one_of_each(runs: list[Tensor], generator: torch.Generator) -> Tensor:
     return torch.cat(drawn).sort().values
 
 
-def key_views_first(edit: SceneEdit, state: KeyViewAttention, keys: Tensor) -> Predict:
-    """`edit.predict` for queries with one row for each view: the key views `keys` in one call, then the others.
+def key_views_first(work: Asked, state: KeyViewAttention, keys: Tensor) -> Predict:
+    """`work.predict` for queries with one row for each view: the key views `keys` in one call, then the others.
 
     Where the branches of the key views do not fit in one call together, each call has all key views of some branches.
     """
-    rest = torch.ones(edit.count, dtype=torch.bool)
-    rest[keys] = False
-    parts = [(keys, None)] + ([(others, others)] if len(others := rest.nonzero()[:, 0]) else [])
 
     def predict(asked: dict[str, Query]) -> dict[str, Tensor]:
         found = {name: torch.empty_like(query.z_t) for name, query in asked.items()}
+        rest = torch.ones(len(next(iter(found.values()))), dtype=torch.bool)
+        rest[keys] = False
+        parts = [(keys, None)] + ([(others, others)] if len(others := rest.nonzero()[:, 0]) else [])
         for rows, views in parts:
             state.hold(keys, views)
             of_part = {name: restricted(replace(query, rows=rows)) for name, query in asked.items()}
-            answers = by_micro_batches(edit, state.begin, whole=views is None)(of_part)
+            answers = by_micro_batches(work, state.begin, whole=views is None)(of_part)
             for name, answer in answers.items():
                 found[name][rows.to(answer.device)] = answer
         return found
