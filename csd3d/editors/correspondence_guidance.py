@@ -4,7 +4,7 @@ Symbols: N views with latents z [N, C, h, w]; P pairs (a, b) of views; p a laten
 the surface that a shows at p, v_ab(p) in [0, 1] the share of p's pixels that b shows, b the bilinear weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras, pixel_centres
 from csd3d.canvas.latents import pixel_grid, to_latent
-from csd3d.distillation.ddim import ddim_sample, ddim_step, ddim_timesteps
+from csd3d.distillation.ddim import PredictNoise, ddim_sample, ddim_step, ddim_timesteps
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
 from csd3d.distillation.schedule import timestep
@@ -28,6 +28,8 @@ from csd3d.representations.base import surface_depth
 from csd3d.schema import Within
 
 AGREES = ("picture", "change")
+ORDERS = ("together", "in turn")
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # of what must agree: the value, and the gradient
 BYTES = 4 * 40  # of a latent pixel of a pair: what `Matches` holds, and one warp of four channels with its taps
 
 
@@ -44,7 +46,8 @@ class CorrespondenceGuidance:
       features or a matching network.
     - Its gradient is taken with respect to ẑ_0, in closed form and without a pass through the UNet:
       ẑ_0 ← ẑ_0 − strength ∇L, and ε is the noise that z_t and the new ẑ_0 imply.
-    - All views take each step together. The paper edits one view after the other, each guided by those before.
+    - By default all views take each step together. The paper edits one view after the other, each guided by those
+      before, which is order "in turn". The next view is then the one that shares most with those before.
     - With agree "change", what must match is the edit ẑ_0 − z̃_0 of the photo's latents z̃_0, so details that latents
       of two views show differently are left as they are.
 
@@ -62,13 +65,14 @@ class CorrespondenceGuidance:
     guide_from: float = 0.0  # share of the steps after which guidance begins
     guide_until: float = 1.0  # share of the steps after which it ends
     pairs: Annotated[int | None, Within(1, 100_000)] = None  # views each view is matched with, the nearest; null: all
+    order: str = "together"  # all views take each step together, or each is edited after another (in turn, the paper)
     agree: str = "change"  # what matching points have in common: their picture, or their change from the photo
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
 
     def __post_init__(self) -> None:
         check_shares(self, "start", "guide_from", "guide_until")
-        for key, choices in (("noise", NOISES), ("agree", AGREES)):
+        for key, choices in (("noise", NOISES), ("order", ORDERS), ("agree", AGREES)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
 
@@ -84,10 +88,27 @@ class CorrespondenceGuidance:
     @torch.no_grad()
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:
         """Edit all views before the first step of the fit, when the scene still has the photos' geometry."""
-        if step == 0:
-            rows = torch.arange(edit.count)
-            z_t = draw_noise(edit.source.z, self.noise, edit.generator)
-            edit.replace(rows, self.sample(edit, z_t, self.matches(edit, rows), report))
+        if step:
+            return
+        rows = torch.arange(edit.count)
+        matches, z = self.matches(edit, rows), draw_noise(edit.source.z, self.noise, edit.generator).clone()
+        if self.order == "together":
+            z = self.sample(edit, rows, z, matches.loss, report)
+        for view, before in matches.in_turn() if self.order == "in turn" else ():
+            of_view = matches.of(view, before)
+
+            def loss(own: Tensor, view: int = view, of_view: Matches = of_view) -> tuple[Tensor, Tensor]:
+                changes = z - self.reference(edit, rows)
+                changes[view] = own[0]
+                value, gradient = of_view.loss(changes)
+                return value, gradient[view][None]
+
+            z[view] = self.sample(edit, rows[view : view + 1], z[view : view + 1], loss, report)[0]
+        edit.replace(rows, z)
+
+    def reference(self, edit: SceneEdit, rows: Tensor) -> Tensor | float:
+        """What is taken off latents before they are compared."""
+        return edit.source.z[rows] if self.agree == "change" else 0.0
 
     def matches(self, edit: SceneEdit, rows: Tensor) -> "Matches":
         """The matches of the views `rows`, by the depth of the scene as it is now."""
@@ -97,24 +118,22 @@ class CorrespondenceGuidance:
         size, unit = tuple(edit.source.z.shape[2:]), edit.prior.codec.downscale
         return match_views(cameras, surface_depth(views), pairs, size, unit).to(edit.prior.device)
 
-    def sample(self, edit: SceneEdit, z_t: Tensor, matches: "Matches", report: Report) -> Tensor:
-        """Clean latents [N, C, h, w] of all views, sampled from noise z_t under guidance."""
+    def sample(self, edit: SceneEdit, rows: Tensor, z_t: Tensor, loss: Loss, report: Report) -> Tensor:
+        """Clean latents [m, C, h, w] of the views `rows` [m], sampled from noise z_t under guidance by `loss`."""
         alphas, suits = edit.prior.alphas_cumprod, edit.prior.defaults
         timesteps = ddim_timesteps(timestep(self.start, edit.prior.num_train_timesteps), self.steps)
         first, last = self.guide_from * len(timesteps), self.guide_until * len(timesteps)
-        source = edit.source.z if self.agree == "change" else torch.zeros_like(z_t)
         text = suits.sampling_text_scale if self.text_scale is None else self.text_scale
         image = suits.sampling_image_scale if self.image_scale is None else self.image_scale
-        guide = view_predictor(edit, text, image)
-        place = iter(range(len(timesteps)))
+        guided, place = view_predictor(edit, rows, text, image), iter(range(len(timesteps)))
 
         def predict(z_t: Tensor, t: int) -> Tensor:
-            eps, alpha_bar, losses = guide(z_t, t), alphas[t].item(), {}
+            eps, alpha_bar, losses = guided(z_t, t), alphas[t].item(), {}
             if first <= next(place) < last:
                 z0 = ddim_step(z_t, eps, alpha_bar, 1.0)
                 for _ in range(self.iterations):
-                    loss, gradient = matches.loss(z0 - source)
-                    losses.setdefault("consistency_loss", loss.item())
+                    value, gradient = loss(z0 - self.reference(edit, rows))
+                    losses.setdefault("consistency_loss", value.item())
                     z0 = z0 - self.strength * gradient
                 eps = implied_noise(z_t, z0, alpha_bar)
             report({"t": float(t), **losses})
@@ -123,15 +142,15 @@ class CorrespondenceGuidance:
         return ddim_sample(predict, z_t, alphas, timesteps)
 
 
-def view_predictor(edit: SceneEdit, text_scale: float, image_scale: float) -> Callable[[Tensor, int], Tensor]:
-    """The guided ε(z_t, t) of all training views, `WINDOWS_AT_ONCE` of them a call of the prior."""
-    parts = torch.arange(edit.count).split(WINDOWS_AT_ONCE)
+def view_predictor(edit: SceneEdit, rows: Tensor, text_scale: float, image_scale: float) -> PredictNoise:
+    """The guided ε(z_t, t) of the views `rows`, `WINDOWS_AT_ONCE` of them a call of the prior."""
+    parts = torch.arange(len(rows)).split(WINDOWS_AT_ONCE)
     prompts = (edit.source.prompt,) * WINDOWS_AT_ONCE
     guided = [
-        edit_predictor(edit.prior.predict, prompts[: len(rows)], edit.source.image[rows], text_scale, image_scale)
-        for rows in parts
+        edit_predictor(edit.prior.predict, prompts[: len(p)], edit.source.image[rows[p]], text_scale, image_scale)
+        for p in parts
     ]
-    return lambda z_t, t: torch.cat([one(z_t[rows], t) for one, rows in zip(guided, parts, strict=True)])
+    return lambda z_t, t: torch.cat([one(z_t[p], t) for one, p in zip(guided, parts, strict=True)])
 
 
 @dataclass
@@ -142,17 +161,38 @@ class Matches:
 
     So z − ∇L takes views that all match exactly, pixel by pixel, to within 1/(N − 1) of their mean.
 
-    pairs [P, 2]; index, weight [P, h w, 4] the pixels q of b that each p reads, flat, and their bilinear weights;
-    omega [P, h w].
+    views: N.  pairs [P, 2].  index, weight [P, h w, 4]: the pixels q of b that each p reads, flat, and their bilinear
+    weights.  share [P, h w]: v.
     """
 
+    views: int
     pairs: Tensor
     index: Tensor
     weight: Tensor
-    omega: Tensor
+    share: Tensor
+
+    def __post_init__(self) -> None:
+        total = self.share.new_zeros(self.views, self.share.shape[1]).index_add_(0, self.pairs[:, 0], self.share)
+        self.omega = self.share / total[self.pairs[:, 0]].clamp_min(torch.finfo(self.share.dtype).tiny)
 
     def to(self, device: torch.device) -> "Matches":
-        return Matches(*(part.to(device) for part in (self.pairs, self.index, self.weight, self.omega)))
+        return Matches(self.views, *(part.to(device) for part in (self.pairs, self.index, self.weight, self.share)))
+
+    def of(self, view: int, others: list[int]) -> "Matches":
+        """The matches between a view and some others."""
+        kept = torch.tensor([view in pair and sum(pair) - view in others for pair in self.pairs.tolist()])
+        return Matches(self.views, *(part[kept] for part in (self.pairs, self.index, self.weight, self.share)))
+
+    def in_turn(self) -> Iterator[tuple[int, list[int]]]:
+        """Each view with those before it: the first, then always the one of which those before show most."""
+        shown = torch.zeros(self.views, self.views)
+        shown[self.pairs[:, 0].cpu(), self.pairs[:, 1].cpu()] = self.share.sum(1).cpu().float()
+        before, left = [], list(range(self.views))
+        while left:
+            view = max(left, key=lambda v: float(shown[v, before].sum()))
+            yield view, list(before)
+            before.append(view)
+            left.remove(view)
 
     def loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """L, divided by the number of values in z, and ∇L [N, C, h, w] (of the undivided loss)."""
@@ -182,9 +222,7 @@ def match_views(
         pixels, seen = reproject(depths, cameras, a, b, depth_tolerance)
         flow[k], share[k] = to_latent(torch.where(seen[..., None], pixels - centres, 0), seen, size, unit)
     place, share = (pixel_grid(*size).to(flow) + flow).flatten(1, 2), share.flatten(1)
-    total = share.new_zeros(len(depths), share.shape[1]).index_add_(0, pairs[:, 0].to(share.device), share)
-    omega = share / total[pairs[:, 0]].clamp_min(torch.finfo(share.dtype).tiny)
-    return Matches(pairs, *bilinear_taps(place, size), omega)
+    return Matches(len(depths), pairs.to(share.device), *bilinear_taps(place, size), share)
 
 
 def bilinear_taps(place: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

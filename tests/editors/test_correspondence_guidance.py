@@ -33,7 +33,7 @@ def some_matches(views=3, size=(3, 4)) -> Matches:
     pixels = size[0] * size[1]
     uniform = torch.rand(len(pairs), pixels, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     place = uniform[..., :2] * torch.tensor([size[1] - 1, size[0] - 1])
-    return Matches(pairs, *bilinear_taps(place, size), uniform[..., 2] * (uniform[..., 2] > 0.3))
+    return Matches(views, pairs, *bilinear_taps(place, size), uniform[..., 2] * (uniform[..., 2] > 0.3))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_one_step_takes_views_that_match_everywhere_to_their_mean():
     views, pairs = 4, torch.tensor([(a, b) for a in range(4) for b in range(4) if a != b])
     index, weight = bilinear_taps(torch.tensor([(x, y) for y in range(2) for x in range(3)]).double(), (2, 3))
     each = [part.expand(len(pairs), -1, -1) for part in (index, weight)]
-    matches = Matches(pairs, *each, torch.full((len(pairs), 6), 1 / (views - 1), dtype=torch.float64))
+    matches = Matches(views, pairs, *each, torch.full((len(pairs), 6), 0.5, dtype=torch.float64))
     z = normal(views, 2, 2, 3)
     mean = z.mean(0, keepdim=True)
     torch.testing.assert_close(z - matches.loss(z)[1], mean - (z - mean) / (views - 1), rtol=1e-12, atol=1e-12)
@@ -96,7 +96,7 @@ def test_without_strength_it_is_instruct_pix2pix_of_all_views(source):
     edit = new_edit(source)
     z_t = draw_noise(source.z, "shared", torch.Generator().manual_seed(0))
     timesteps = ddim_timesteps(999, 2)
-    expected = ddim_sample(view_predictor(edit, 2.0, 1.0), z_t, source.prior.alphas_cumprod, timesteps)
+    expected = ddim_sample(view_predictor(edit, torch.arange(5), 2.0, 1.0), z_t, source.prior.alphas_cumprod, timesteps)
     edit.replace(torch.arange(5), expected)
     found, reports = edited(source, strength=0.0)
     torch.testing.assert_close(found, edit.images, atol=1e-4, rtol=1e-4)
@@ -110,6 +110,27 @@ def test_guidance_lowers_the_loss_and_keeps_to_its_steps(source):
     assert (guided - plain).abs().max() > 1e-3
     early, late = (report["consistency_loss"] for report in edited(source, noise="independent", iterations=3)[1])
     assert late < early / 4
+
+
+def test_views_in_turn_are_each_guided_by_those_before(source):
+    """Without strength it is the same as together; no view guides the first."""
+    together, in_turn = ({"noise": "independent", "order": order} for order in ("together", "in turn"))
+    plain, unguided = (edited(source, **keys, strength=0.0)[0] for keys in (together, in_turn))
+    torch.testing.assert_close(unguided, plain, atol=1e-4, rtol=1e-4)
+    guided = edited(source, **in_turn)[0]
+    changed = (guided - plain).flatten(1).abs().amax(1)[source.capture.train]
+    assert changed[0] < 1e-4
+    assert (changed[1:] > 1e-3).sum() >= 3
+
+
+def test_the_next_view_is_the_one_of_which_those_before_show_most():
+    pairs = torch.tensor([(a, b) for a in range(4) for b in range(4) if a != b])
+    near = {(0, 2): 3.0, (2, 0): 3.0, (2, 3): 2.0, (3, 2): 2.0, (1, 3): 1.0, (3, 1): 1.0}
+    share = torch.tensor([[near.get((a, b), 0.0)] for a, b in pairs.tolist()]) / 3
+    matches = Matches(4, pairs, torch.zeros(12, 1, 4, dtype=torch.long), torch.zeros(12, 1, 4), share)
+    assert list(matches.in_turn()) == [(0, []), (2, [0]), (3, [0, 2]), (1, [0, 2, 3])]
+    assert matches.of(3, [0, 2]).pairs.tolist() == [[0, 3], [2, 3], [3, 0], [3, 2]]
+    assert matches.of(3, [0, 2]).omega[3] == 1.0
 
 
 def test_views_are_edited_once_and_held_out_ones_never(source):
