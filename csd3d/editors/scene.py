@@ -154,6 +154,10 @@ class SceneEdit:
                 pictures = restore_detail(pictures, decoded, photos)
             self.images[self.capture.train[part]] = pictures.cpu()
 
+    def predict(self, asked: dict[str, Query]) -> dict[str, Tensor]:
+        """`prior.predict`."""
+        return self.prior.predict(asked)
+
     def query(self, z_t: Tensor, t: int, rows: Tensor, prompt: str | None = None, image: bool = True) -> Query:
         """A query for the views `rows` at z_t, under the instruction or another `prompt`, with their photos or without.
 
