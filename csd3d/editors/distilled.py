@@ -30,7 +30,10 @@ class Distilled:
     that of the photo alone (`guidance.guided`), as in DreamCatalyst's code. So there is no source prompt, and DDS is
     CSD-Edit with baseline "guided" and without collaboration.
 
-        compare: [distilled, {type: distilled+pds, method: pds}, {type: distilled+dc, method: dreamcatalyst}]
+    PDS pulls to the photo at every level and needs more guidance; its authors' ω is 100.
+
+        compare: [distilled, {type: distilled+dc, method: dreamcatalyst}]
+        editor: {type: distilled, method: pds, text_scale: 6}
     """
 
     method: Annotated[Chosen, OneOf("method")] = field(default_factory=lambda: choose("method", "dds"))  # the direction
