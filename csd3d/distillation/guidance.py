@@ -44,20 +44,31 @@ def guided_queries(
     """The queries for `guided`: the prompt's, the unconditional one unless ω = 1, and those of Perp-Neg's other views.
 
     Names of the "source" begin with "source_", and Perp-Neg does not apply to it. `scale`: the same as for `guided`;
-    `z_t`: a latent in place of the step's.
+    `z_t`: a latent in place of the step's. An editing model, told by step.image, is asked for InstructPix2Pix's three
+    branches instead: the prompt and the picture, the picture alone, and neither unless ω_s = 1.
     """
     prefix, away = ("source_", ()) if of == "source" else ("", step.away)
     scale = step.guidance_scale if scale is None else scale
-    queries = {f"{prefix}text": step.query(of=of, z_t=z_t)}
-    if scale != 1 or away:
+    edits = step.image is not None
+    queries = {f"{prefix}text": step.query(of=of, z_t=z_t, image=edits)}
+    if edits:
+        queries = {f"{prefix}image": step.query(step.null_prompt, of=of, z_t=z_t, image=True), **queries}
+    if step.image_scale != 1 if edits else scale != 1 or away:
         queries = {f"{prefix}null": step.query(step.null_prompt, of=of, z_t=z_t), **queries}
     return queries | {f"away{k}": step.query(prompts, z_t=z_t) for k, (prompts, _) in enumerate(away)}
 
 
 def guided(eps: dict[str, Tensor], step: Step, of: str = "target", scale: float | None = None) -> Tensor:
-    """ε^ω from the answers to `guided_queries`, ω the step's guidance scale unless `scale` is given."""
+    """ε^ω from the answers to `guided_queries`, ω the step's guidance scale unless `scale` is given.
+
+    Of an editing model it is `ip2p_guidance` with ω_y = ω and ω_s = step.image_scale. A source without an instruction,
+    whose prompt is the null prompt, is then guided by the picture alone.
+    """
     prefix, scale = "source_" if of == "source" else "", step.guidance_scale if scale is None else scale
     text = eps[f"{prefix}text"]
+    if f"{prefix}image" in eps:
+        image = eps[f"{prefix}image"]
+        return ip2p_guidance(eps.get(f"{prefix}null", image), image, text, scale, step.image_scale)
     if f"{prefix}null" not in eps:
         return text
     null = eps[f"{prefix}null"]

@@ -58,7 +58,8 @@ class Step:
 
     For methods: z, eps, t, the schedule; `number` of `steps`; `prompts` [N] of the particles and `null_prompt` of the
     unconditional branch; for methods that edit, `source` z̃ [N, ...] and `source_prompts` [N]; image, pose, view: see
-    `Query`.  away: Perp-Neg's other views, each as (prompts [N], weights [N]).  kept: results of the method's `noise`.
+    `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).  away: Perp-Neg's other views, each as
+    (prompts [N], weights [N]).  kept: results of the method's `noise`.
 
     For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
     instructions, shares: K instructions ([N] prompts each) for the same particles, and the share of each at every
@@ -76,6 +77,7 @@ class Step:
     number: int = 0
     steps: int = 1
     guidance_scale: float = 7.5
+    image_scale: float = 1.0
     null_prompt: str = ""
     source: Tensor | None = None
     source_prompts: tuple[str, ...] | None = None

@@ -6,12 +6,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import PredictNoise, ddim_sample
-from csd3d.distillation.guidance import ip2p_guidance
+from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
 from csd3d.distillation.schedule import uniform_timestep
 from csd3d.editors.scene import Report, SceneEdit
-from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import Steps, Within
 
@@ -70,7 +68,8 @@ class InstructNeRF2NeRF:
         timesteps = leading_timesteps(drawn, self.ddim_steps)
         z = edit.encode(edit.render(rows))
         z_t = add_noise(z, self.draw(z, edit), alphas[timesteps[0]].item())
-        edit.replace(rows, ddim_sample(self.predictor(edit, rows), z_t, alphas, timesteps))
+        guided = edit.guided(rows, self.text_scale, self.image_scale)
+        edit.replace(rows, ddim_sample(guided, z_t, alphas, timesteps))
         report({"t": float(timesteps[0])})
 
     def draw(self, z: Tensor, edit: SceneEdit) -> Tensor:
@@ -79,27 +78,6 @@ class InstructNeRF2NeRF:
         # seeded anew each time: all views get the same noise, and checkpoints need not store it
         generator = torch.Generator().manual_seed(edit.seed) if shared else edit.generator
         return draw_noise(z, "independent", generator)
-
-    def predictor(self, edit: SceneEdit, rows: Tensor) -> PredictNoise:
-        """The guided prediction of the views `rows`, InstructPix2Pix's Eq. 3 (arXiv 2211.09800)."""
-        text_scale, image_scale = self.scales(edit.prior.defaults)
-
-        def predict(z_t: Tensor, t: int) -> Tensor:
-            asked = {"image": edit.query(z_t, t, rows, ""), "full": edit.query(z_t, t, rows)}
-            if image_scale != 1:  # at 1 the null branch has weight 0
-                asked["null"] = edit.query(z_t, t, rows, "", image=False)
-            eps = edit.prior.predict(asked)
-            return ip2p_guidance(eps.get("null", eps["image"]), eps["image"], eps["full"], text_scale, image_scale)
-
-        return predict
-
-    def scales(self, defaults: Defaults) -> tuple[float, float]:
-        """ω_y and ω_s, from the config or else the prior's defaults."""
-        text, image = defaults.sampling_text_scale, defaults.sampling_image_scale
-        return (
-            text if self.text_scale is None else self.text_scale,
-            image if self.image_scale is None else self.image_scale,
-        )
 
 
 def leading_timesteps(drawn: int, steps: int) -> list[int]:

@@ -25,6 +25,8 @@ from csd3d.cameras import Cameras
 from csd3d.canvas.detail import restore_detail
 from csd3d.canvas.latents import resize
 from csd3d.datasets import Capture
+from csd3d.distillation.ddim import PredictNoise
+from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.method import Query
 from csd3d.errors import InputError
 from csd3d.priors import Prior
@@ -165,6 +167,17 @@ class SceneEdit:
         """
         prompt = self.source.prompt if prompt is None else prompt
         return Query(z_t, t, (prompt,) * len(rows), self.source.image[rows] if image else None)
+
+    def guided(self, rows: Tensor, text_scale: float | None, image_scale: float | None) -> PredictNoise:
+        """The guided ε(z_t, t) of the views `rows`, InstructPix2Pix's Eq. 3 (arXiv 2211.09800), for `ddim_sample`.
+
+        Scales that are None are the model's for sampled pictures.
+        """
+        source, suits = self.source, self.prior.defaults
+        text_scale = suits.sampling_text_scale if text_scale is None else text_scale
+        image_scale = suits.sampling_image_scale if image_scale is None else image_scale
+        prompts = (source.prompt,) * len(rows)
+        return edit_predictor(self.prior.predict, prompts, source.image[rows], text_scale, image_scale)
 
 
 def view_size(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from csd3d.distillation.methods.bridge import Bridge
 from csd3d.distillation.methods.classifier import Classifier
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.methods.dds import DDS
+from csd3d.distillation.methods.dreamcatalyst import DreamCatalyst
 from csd3d.distillation.methods.dvrf import DVRF
 from csd3d.distillation.methods.esd import ESD
 from csd3d.distillation.methods.fsd import FSD
@@ -332,6 +333,28 @@ def test_pds_holds_to_its_source_as_strongly_as_its_authors():
     psi, chi = found[401 - 20]
     close(pull, torch.full((6, 2), psi).double(), atol=1e-7)
     assert psi / chi == pytest.approx(0.607, abs=0.002)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_dreamcatalyst_is_dds_and_a_pull_by_its_authors_weights(t):
+    """grad = (δ + γ τ^(1/e)) (ε_tgt − ε_src) + ψ e^τ (x_tgt − x_src), δ 0.2, γ 0.8 and their ψ, our χ, 0.075."""
+    tau, change = t / 1000, guided(Z, t, "a duck") - guided(SOURCE, t, "a cat")
+    expected = (0.2 + 0.8 * tau ** (1 / math.e)) * change + 0.075 * math.exp(tau) * (Z - SOURCE)
+    close(direction(DreamCatalyst(), t, **ABOUT), expected)
+    close(direction(DreamCatalyst(chi=0.0, delta=1.0, gamma=0.0), t, **ABOUT), direction(DDS(), t, **ABOUT))
+    for key in ("chi", "delta", "gamma"):
+        with pytest.raises(ValueError, match=f"{key} is -1"):
+            DreamCatalyst(**{key: -1.0})
+
+
+def test_dreamcatalyst_pulls_harder_at_high_noise_and_pds_at_low():
+    nothing = lambda asked: {name: torch.zeros_like(query.z_t) for name, query in asked.items()}  # noqa: E731
+    pull = lambda method, t: direction(method, t, z=SOURCE + 1.0, predict=nothing, **ABOUT).mean()  # noqa: E731
+    assert pull(DreamCatalyst(), 900) > 1.5 * pull(DreamCatalyst(), 200)
+    assert pull(PDS(), 200) > 10 * pull(PDS(), 900)
+    config = configured(DreamCatalyst(), DistillConfig(steps=3, t_min=0.2, t_max=0.9))
+    found = [run(DreamCatalyst(), config, number=k, **ABOUT)[1]["t"] for k in range(3)]
+    assert (config.weight, found) == ("one", [900, 550, 200])
 
 
 def test_pds_without_a_pull_is_chi_times_dds():

@@ -264,7 +264,7 @@ def test_names_make_methods():
 def test_a_job_is_offered_the_methods_it_can_run():
     plain = names_for()
     assert plain[:2] == ["sds", "csd"]
-    assert set(names_for(["source"])) - set(plain) == {"dds", "pds", "dvrf"}
+    assert set(names_for(["source"])) - set(plain) == {"dds", "pds", "dvrf", "dreamcatalyst"}
     assert set(names_for(["source", "image"])) - set(names_for(["source"])) == {"csd_edit"}
 
 

@@ -45,7 +45,7 @@ def test_the_guided_prediction_is_that_of_the_three_branches(source):
     texts = prior.condition(["paint it red"]), prior.condition([""])
     null, image, full = (prior.predict_noise(z, 400, c) for c in edit_branches(*texts, source.image[rows]))
     for scale in (1.0, 1.5):
-        found = InstructNeRF2NeRF(text_scale=5.0, image_scale=scale).predictor(edit, rows)(z, 400)
+        found = edit.guided(rows, 5.0, scale)(z, 400)
         wanted = null + scale * (image - null) + 5.0 * (full - image)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -82,10 +82,11 @@ def test_shared_noise_is_one_for_all_edits_of_a_run(source, monkeypatch):
     assert (one - two).abs().max() > 0.1
 
 
-def test_scales_are_the_priors_unless_given():
-    defaults = Defaults(sampling_text_scale=2.0, sampling_image_scale=1.25)
-    assert InstructNeRF2NeRF().scales(defaults) == (2.0, 1.25)
-    assert InstructNeRF2NeRF(text_scale=7.0, image_scale=1.0).scales(defaults) == (7.0, 1.0)
+def test_scales_are_the_priors_unless_given(source, monkeypatch):
+    edit, rows, z = new_edit(source), torch.tensor([2]), source.z[:1]
+    monkeypatch.setattr(source.prior, "defaults", Defaults(sampling_text_scale=2.0, sampling_image_scale=1.25))
+    assert torch.equal(edit.guided(rows, None, None)(z, 400), edit.guided(rows, 2.0, 1.25)(z, 400))
+    assert not torch.equal(edit.guided(rows, 7.0, None)(z, 400), edit.guided(rows, 2.0, 1.25)(z, 400))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_settings_at_the_name_win_over_those_beside_it():
 def test_all_is_every_method_of_a_text_and_with_a_source_those_that_edit():
     plain, edit = runs_of("all"), runs_of("all", have=["source"])
     assert {"sds", "csd", "vsd", "ism", "rsd"} <= set(plain)
-    assert set(edit) - set(plain) == {"dds", "pds", "dvrf"}
+    assert set(edit) - set(plain) == {"dds", "pds", "dvrf", "dreamcatalyst"}
     with pytest.raises(ValueError, match=r"method 'pds' edits a source: give source\.image"):
         runs_of("pds")
     with pytest.raises(ValueError, match=r"method 'csd_edit' needs an editing model: use task edit_scene"):

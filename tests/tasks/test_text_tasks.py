@@ -232,7 +232,7 @@ def test_a_config_that_edits_asks_for_a_picture(tmp_path):
 def test_all_methods_are_those_of_a_text_unless_there_is_a_source():
     kept = {"prompt": "a chair", "method": [Chosen("all")]}
     plain, edit = TextToImageConfig(**kept), TextToImageConfig(**kept, source=SourceConfig("chair.png"))
-    assert set(edit.runs) - set(plain.runs) == {"dds", "pds", "dvrf"}
+    assert set(edit.runs) - set(plain.runs) == {"dds", "pds", "dvrf", "dreamcatalyst"}
 
 
 def test_all_methods_find_what_ships_from_any_folder(tmp_path, monkeypatch):
