@@ -5,8 +5,8 @@
 Each input, prompt and seed (of the world's strip or orbit, and of the noise) is a run of its config with all baselines,
 and one more run for each ablation, in folders under --work. Finished runs are not repeated; interrupted ones are
 resumed. Prints the Markdown tables of docs/results.md and writes, beside the JSON, a grid of all methods' pictures for
-each input. --sweep repeats everything at text scales 3, 5, 7.5 and 10 and draws CLIP directional similarity against
-CLIP similarity to the source, one curve a method.
+each input. --sweep repeats everything at text scales 3, 5, 7.5 and 10 and draws directional similarity against
+similarity to the source, by CLIP (world) if the config names no other, one curve a method.
 
 The ablations keep the step size: the weights over the particles sum to 1 (`svgd.normalize` "row"), with SVGD or not.
 """
@@ -22,7 +22,7 @@ from csd3d import registry
 from csd3d.media import open_video
 from csd3d.report import canvas as report
 from csd3d.report.charts import Curves
-from csd3d.report.page import ReportData, ViewRow, write_report
+from csd3d.report.page import ReportData, ViewRow, metric_label, name_judge, write_report
 from csd3d.report.pictures import save_grid
 
 MAIN = "csd_edit"
@@ -93,7 +93,7 @@ def run_sweep(kind: str, args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def curves(sweep: dict[str, list[dict]]) -> dict[str, list[tuple[float, float, str]]]:
-    """Return {method: [(CLIP similarity to the source, CLIP directional similarity, text scale), ...]}."""
+    """Return {method: [(clip_image, clip_directional, text scale), ...]}."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for scale, runs in sweep.items():
         for method in runs[0]["results"]:
@@ -103,10 +103,11 @@ def curves(sweep: dict[str, list[dict]]) -> dict[str, list[tuple[float, float, s
     return found
 
 
-def draw(path: Path, points: dict[str, list[tuple[float, float, str]]]) -> None:
+def draw(path: Path, points: dict[str, list[tuple[float, float, str]]], judge: str) -> None:
     """Write a page with the chart of `curves`."""
     lines = {method: tuple(zip(*found, strict=True))[:2] for method, found in points.items()}
-    chart = Curves("CLIP directional similarity", lines, x_label="CLIP similarity to the source")
+    title, x_label = (metric_label(figure, judge) for figure in ("clip_directional", "clip_image"))
+    chart = Curves(title, lines, x_label=x_label)
     write_report(path, ReportData("Text scales", curves=[chart]))
 
 
@@ -144,8 +145,9 @@ def tables(runs: list[dict]) -> list[str]:
     for kind in dict.fromkeys(run["input"] for run in runs):
         own = [run for run in runs if run["input"] == kind]
         measured = {figure for run in own for figures in run["results"].values() for figure in figures}
-        known = {figure: label for figure, label in FIGURES.items() if figure in measured}
-        lines += ["", f"{kind}, CLIP figures by {own[0]['judge']}" if own[0]["judge"] else kind, ""]
+        judge = own[0]["judge"] or ""
+        known = {f: (name_judge(label, judge), digits) for f, (label, digits) in FIGURES.items() if f in measured}
+        lines += ["", kind, ""]
         lines += mean_table(own, known)
     return [*lines, "", f"peak memory, of all in one process: {max(run['peak_memory_gib'] for run in runs):.2f} GiB"]
 
@@ -164,7 +166,7 @@ def main() -> None:
         sweep[kind] = curves(run_sweep(kind, args))
         write_results(args.json, runs, FIGURES, args.overrides, sweep=sweep)
         if sweep[kind]:
-            draw(args.json.with_name(f"{args.json.stem}-{kind}-sweep.html"), sweep[kind])
+            draw(args.json.with_name(f"{args.json.stem}-{kind}-sweep.html"), sweep[kind], runs[0]["judge"] or "")
     print("\n".join(tables(runs)))
 
 

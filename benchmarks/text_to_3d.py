@@ -18,7 +18,7 @@ import imageio.v3 as iio
 
 from benchmarks.runs import finished_run, mean_table, write_results
 from csd3d.distillation.named import method_title, names_for, parse_name
-from csd3d.report.page import ViewRow
+from csd3d.report.page import ViewRow, name_judge
 from csd3d.report.pictures import save_grid
 from csd3d.report.text import slug
 
@@ -44,13 +44,14 @@ ABLATIONS = {  # of csd-text-to-3d.yaml, whose kernel has a fixed width on clean
     "shared_noise": ("distill.noise=shared",),
     "camera_noise": ("method=fsd+csd",),
 }
-FIGURES = {
+FIGURES = {  # CLIP and FD are printed by the name of the judge, such as CLIP (world) and FD (world)
     "ranked_first": ("first of 32", 2),
-    "clip_colour": ("CLIP (world) colour", 3),
-    "clip_geometry": ("CLIP (world) geometry", 3),
-    "fd": ("FD (world)", 3),
+    "clip_colour": ("CLIP colour", 3),
+    "clip_geometry": ("CLIP geometry", 3),
+    "fd": ("FD", 3),
+    "fd_floor": ("FD of true renders, its floor", 3),
     "view_words": ("view words", 2),
-    "diversity": ("CLIP (world) diversity", 3),
+    "diversity": ("CLIP diversity", 3),
     "distinct_colour": ("colours", 2),
     "unet_evaluations": ("UNet evaluations", 0),
     "seconds": ("seconds", 0),
@@ -129,7 +130,10 @@ def main() -> None:
             runs.append(run_one(rows, prompt, seed, args.work / args.json.stem, args.overrides))
             write_results(args.json, runs, FIGURES, args.overrides)
     grid(runs, args.json.with_suffix(".png"))
-    print("\n".join(mean_table(runs, FIGURES)))
+    judge = runs[0]["judge"] or ""
+    print(
+        "\n".join(mean_table(runs, {f: (name_judge(label, judge), digits) for f, (label, digits) in FIGURES.items()}))
+    )
 
 
 if __name__ == "__main__":

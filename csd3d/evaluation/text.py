@@ -1,7 +1,8 @@
 """CLIP metrics of results against their text: of pictures, and of assets seen from held-out cameras.
 
 The shipped CLIP knows the procedural world only. Its metrics are named "CLIP (world)" and "FD (world)", and exist only
-for pictures of models that were trained on that world, and for prompts in its words.
+for pictures of models that were trained on that world, and for prompts in its words. A Fréchet distance of few pictures
+is never 0: `fd_floor` is that of as many true renders.
 Symbols: V views, D embedding dimensions, K texts.
 """
 
@@ -9,6 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -23,6 +25,7 @@ from csd3d.metrics.clip import (
     INSTALL,
     OPEN_CLIP,
     WORLD,
+    WORLD_FOLDER,
     ClipModel,
     check_clip,
     load_clip,
@@ -55,7 +58,7 @@ class EvaluateConfig:
     views: Annotated[int, Within(1, 1000)] = 12  # number of held-out cameras
     elevation_deg: float = 30.0  # elevation of the held-out cameras, -90 to 90
     size: Annotated[int, Within(16, 2048)] = 128  # side of the pictures from the held-out cameras, in pixels
-    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +194,7 @@ class Judge:
             "rank": None if None in ranks else max(ranks),
             "ranked_first": None if None in ranks else _mean([float(rank == 1) for rank in ranks]),
             "view_words": _mean(words),
-            "fd": self.fd(embedded, say(prompt, 0), azimuths_deg, colour.shape[-1], seed),
+            **self.fd(embedded, say(prompt, 0), azimuths_deg, colour.shape[-1], seed),
             "diversity": mean_pairwise_distance(embedded) if len(colour) > 1 else None,
         }
         if len(colour) > 1 and truth is not None:
@@ -199,13 +202,22 @@ class Judge:
             report |= {f"distinct_{attribute}": len(set(values)) for attribute, values in found.items()}
         return report
 
-    def fd(self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int) -> float | None:
-        """Fréchet distance of the embeddings to those of true renders of the prompt; None if there are none."""
+    def fd(
+        self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int
+    ) -> dict[str, float | None]:
+        """`fd`, the Fréchet distance of the embeddings [N,V,D] to those of true renders of the prompt, and `fd_floor`,
+        that of N other scenes rendered truly; None if there are none."""
         truth = self.truth(prompt)
         if truth is None:
-            return None
-        true = truth.true_renders(prompt, azimuths_deg, 30.0, 16, size, seed)
-        return frechet_distance(embedded.flatten(0, 1), self.clip.embed_images(true.flatten(0, 1)))
+            return {"fd": None, "fd_floor": None}
+
+        def true(count: int, draw: int) -> Tensor:
+            renders = truth.true_renders(prompt, azimuths_deg, 30.0, count, size, draw)
+            return self.clip.embed_images(renders.flatten(0, 1))
+
+        reference = true(16, seed)
+        found = {"fd": embedded.flatten(0, 1), "fd_floor": true(len(embedded), seed + 1)}
+        return {name: frechet_distance(features, reference) for name, features in found.items()}
 
 
 def judge_of(prompts: Sequence[str], source: str, prior: Prior, key: str) -> Judge | None:
@@ -222,12 +234,17 @@ def may_judge(source: str, of_world: bool, key: str, reason: str = "") -> bool:
 
     The shipped CLIP, which an empty `source` means, can where they are `of_world` and there is no other `reason`.
     """
-    if source not in ("", WORLD) or (of_world and not reason):
+    if not is_world(source) or (of_world and not reason):
         return True
     reason = reason if of_world else "knows only the toy world, and these pictures are not of it"
-    text = "no CLIP metrics: the shipped CLIP %s; set %s to a folder or hub name of a CLIP, or to %s (%s)"
+    text = "no CLIP metrics: CLIP (world), which ships, %s; set %s to a folder or hub name of a CLIP, or to %s (%s)"
     logger.info(text, reason, key, "open_clip:ViT-L-14/laion2b_s32b_b82k", INSTALL)
     return False
+
+
+def is_world(source: str) -> bool:
+    """Whether this value of a key `clip` means the shipped CLIP; its folder, by any path, does too."""
+    return source in ("", WORLD) or Path(source).expanduser().resolve() == WORLD_FOLDER.resolve()
 
 
 def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:

@@ -186,6 +186,7 @@ class CanvasReport:
             methods={name: title(name) for name in results},
             results=results,
             metric_notes=" ".join(self.notes()),
+            judge=self.metrics["judge"] or "",
             videos=write_movies(self.folder, clip, self.shown),
             curves=charts(self.folder, CURVES),
             config=to_yaml(self.config),
@@ -195,7 +196,7 @@ class CanvasReport:
 
     def notes(self) -> list[str]:
         """Explanations of the figures."""
-        notes = [f"CLIP figures by {self.metrics['judge']}."] if self.metrics["judge"] else []
+        notes = [f"By {self.metrics['judge']}."] if self.metrics["judge"] else []
         if self.clip.answers is not None:
             notes += ["The truth is the valid edit of the procedural world that is nearest to the result."]
         return notes

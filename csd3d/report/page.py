@@ -51,6 +51,7 @@ METRICS = {
     "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
     "view_words": ("Views classified as the right view", "share", "higher", 2),
     "fd": ("FD to true renders", "", "lower", 3),
+    "fd_floor": ("FD of as many true renders, its floor", "", None, 3),
     "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
     "distinct_colour": ("Distinct colours among the assets", "", "higher", 0),
     "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
@@ -221,7 +222,11 @@ def _results(data: ReportData) -> str:
 
 def metric_label(key: str, judge: str = "") -> str:
     """Return a metric's label, with the name of the CLIP in it: "CLIP (world) similarity to the prompt"."""
-    label = METRICS[key][0] if key in METRICS else key.replace("_", " ")
+    return name_judge(METRICS[key][0] if key in METRICS else key.replace("_", " "), judge)
+
+
+def name_judge(label: str, judge: str) -> str:
+    """Return a label that says "CLIP" or "FD" with the judge's name in place of it; unchanged if `judge` is empty."""
     by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
     return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
 

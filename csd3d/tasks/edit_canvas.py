@@ -67,7 +67,7 @@ class EditCanvasConfig:
     overlap: float = 0.25  # overlap of neighbouring windows, as a share of their side
     keep_detail: bool = True  # restore what the autoencoder lost, where nothing was edited
     tile_pixels: Annotated[int, Within(2**16, 2**28)] | None = None  # most pixels encoded at once; null: automatic
-    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long, and previews

@@ -77,7 +77,7 @@ class TextToImageConfig:
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
-    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": the shipped one, of the toy world
+    # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 

@@ -57,7 +57,7 @@ def test_all_methods_and_ablations_of_both_inputs(run, tmp_path):
     assert 3 * rows["random_noise"] == 2 * rows["csd_edit"] == 2 * rows["no_svgd"]
     assert "svgd: null" in (Path(panorama["folders"]["no_svgd"]) / "config.yaml").read_text()
     assert "| random_noise |" in printed
-    assert "video, CLIP figures by CLIP (mean colours)" in printed
+    assert "| CLIP (mean colours) directional |" in printed
     assert Image.open(tmp_path / "b-panorama.png").size == (190 + 64, 32 * 7)
     assert Image.open(tmp_path / "b-video.png").size == (190 + 3 * 32, 32 * 6)
 

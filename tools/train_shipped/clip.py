@@ -1,4 +1,4 @@
-"""Training of the small CLIP (Radford et al. 2021, arXiv 2103.00020) that evaluates pictures of the world.
+"""Training of CLIP (world), a small CLIP (Radford et al. 2021, arXiv 2103.00020) that evaluates pictures of the world.
 
 What a view word tells is the hard part (see `conv_clip`). So most pictures drawn have such a word; all are mirrored or
 not, as their captions then say, and moved a little; and a linear layer, not exported, names kind and view from the

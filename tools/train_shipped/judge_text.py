@@ -1,4 +1,4 @@
-"""Evaluate the text models on held-out pairs: the CLIP on true pictures, and samples by the CLIP.
+"""Evaluate the text models on held-out pairs: CLIP (world) on true pictures, and samples by CLIP (world).
 
 Symbols: P pictures, each with its own caption; I [P,D] and T [P,D] their unit embeddings.
 """
@@ -36,7 +36,7 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> None:
-    """Evaluate the CLIP and, if given, the text-to-image model; write the report and the contact sheet."""
+    """Evaluate CLIP (world) and, if given, the text-to-image model; write the report and the contact sheet."""
     pairs = open_pairs(options.pairs)
     model, tokenizer = open_towers(options.clip)
     model = model.eval().float()
