@@ -136,7 +136,7 @@ def _of_pairs(ranges: dict[str, Tensor], near: Tensor, overlap, size: tuple[int,
     row = {pair: i for i, pair in enumerate(dict.fromkeys(listed))}
     grid, weight = torch.empty(len(row), height, width, 2), torch.empty(len(row), height, width)
     scale = torch.tensor([2.0 / width, 2.0 / height])
-    for (a, b), i in row.items():
+    for (a, b), i in sorted(row.items(), key=lambda item: min(item[0])):  # along time, so that flow is cached
         pixels, weight[i] = overlap(a, b)
         grid[i] = (pixels * scale - 1).nan_to_num(-2.0, -2.0, -2.0).clamp(-4, 4)
     rows = {name: _rows(row, pairs) for name, pairs in ranges.items()}
