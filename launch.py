@@ -4,6 +4,7 @@ python launch.py --config FILE [key.sub=value ...]      a job
 python launch.py methods                                what a config can name; also editors, families, …
 python launch.py process FILM --output DIR              a film or photos to a dataset with camera poses
 python launch.py sweep FILE.yaml --jobs 2               many runs, one table
+python launch.py score BEFORE/ AFTER/                   how good an edit is, of any system
 python launch.py doctor                                 what is installed and works
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
 """
@@ -77,6 +78,7 @@ def epilog() -> str:
         "what a config can name: csd3d methods | editors | families | representations | readers | tasks",
         "the keys of any of them, with defaults: csd3d keys NAME, such as csd3d keys edit_scene",
         "many runs, and one table of them: csd3d sweep FILE.yaml (docs/many-machines.md)",
+        "how good an edit is, of any system: csd3d score BEFORE/ AFTER/ (docs/score.md)",
         "what is installed and works on this machine: csd3d doctor",
         "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
@@ -144,7 +146,7 @@ def check_word(word: str) -> None:
     if is_run or word.endswith((".yaml", ".yml")):
         option = "--resume" if is_run else "--config"
         raise InputError(f"csd3d {word}: a job begins with an option, such as {option} {word}; see csd3d --help")
-    known = ["process", "sweep", "doctor", "keys", *WORDS]
+    known = ["process", "sweep", "score", "doctor", "keys", *WORDS]
     if "=" not in word:
         near = f"did you mean csd3d {closest(word, known)}?"
         raise InputError(f"csd3d {word}: there is no such command; {near} Known: {', '.join(known)}, and --help")
@@ -168,6 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from csd3d import sweep
 
             return sweep.main(argv[1:])
+        if argv and argv[0] == "score":
+            from csd3d import score
+
+            return score.main(argv[1:])
         if argv and argv[0] == "doctor":
             from csd3d import doctor
 

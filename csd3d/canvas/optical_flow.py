@@ -89,7 +89,7 @@ class ClipFlow:
         if size[0] * unit < height or size[1] * unit < width:
             raise ValueError(f"latents of {size}, {unit} pixels each, do not cover frames of {(height, width)}")
         h, w = flow_size(height, width)
-        self._grey = lru_cache(4)(lambda index: _grey(self.read([index])[0]))
+        self._grey = lru_cache(4)(lambda index: grey(self.read([index])[0]))
         self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(
             lambda a, b: dense_flow(self._grey(a), self._grey(b))
         )
@@ -129,7 +129,7 @@ def flow_size(height: int, width: int) -> tuple[int, int]:
     return max(SHORTEST, round(height * scale)), max(SHORTEST, round(width * scale))
 
 
-def _grey(frame: Tensor) -> np.ndarray:
+def grey(frame: Tensor) -> np.ndarray:
     """Luma [h, w] uint8 of a frame [3, H, W] in [0, 1], at the size at which flow is computed."""
     luma = (frame * frame.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None, None]
     size = flow_size(*frame.shape[1:])

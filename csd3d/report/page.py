@@ -23,42 +23,10 @@ from csd3d import __version__
 from csd3d.export.video import Picture, to_uint8
 from csd3d.files import write_text
 from csd3d.report.charts import Curves, chart_svg
+from csd3d.report.labels import METRICS, format_value, metric_label
 
 LINKED = ("result.*", "mesh*/mesh.*", "videos/*.mp4", "images/views.png", "images/grid.png", "log.txt")
 TEMPLATE = Path(__file__).with_name("report_template.html")
-
-# key -> (label, unit, better, decimals); a key not listed is shown under its own name
-METRICS = {
-    "psnr_truth": ("PSNR against the truth", "dB", "higher", 2),
-    "ssim_truth": ("SSIM against the truth", "", "higher", 3),
-    "psnr_outside": ("PSNR outside the edit", "dB", "higher", 2),
-    "warped_error": ("Disagreement between views", "RMSE", "lower", 4),
-    "warped_error_short": ("Disagreement between near views", "RMSE", "lower", 4),
-    "warped_error_long": ("Disagreement between far views", "RMSE", "lower", 4),
-    "flow_warped_error": ("Flow-warped error", "RMSE", "lower", 4),
-    "flow_warped_error_short": ("Flow-warped error, next frame", "RMSE", "lower", 4),
-    "flow_warped_error_long": ("Flow-warped error, frames further apart", "RMSE", "lower", 4),
-    "neighbour_distance": ("Distance between neighbours, like LPIPS", "", "lower", 4),
-    "seam_visibility": ("Seam visibility", "", "lower", 3),
-    "seam_visibility_relative": ("Seam visibility over the source's", "", "lower", 3),
-    "clip_directional": ("CLIP directional similarity", "", "higher", 3),
-    "clip_image": ("CLIP similarity to the source", "", None, 3),
-    "clip_consistency": ("CLIP image consistency", "", "higher", 3),
-    "ranked_first": ("Prompt ranked first among 32", "share", "higher", 2),
-    "rank": ("Rank of the prompt; the worst of several assets", "", "lower", 0),
-    "clip_score": ("CLIP similarity to the prompt", "", "higher", 3),
-    "clip_colour": ("CLIP similarity to the prompt, in colour", "", "higher", 3),
-    "clip_geometry": ("CLIP similarity to the prompt, shape alone", "", "higher", 3),
-    "view_words": ("Views classified as the right view", "share", "higher", 2),
-    "fd": ("FD to true renders", "", "lower", 3),
-    "fd_floor": ("FD of as many true renders, its floor", "", None, 3),
-    "diversity": ("Diversity, CLIP distance between assets", "", "higher", 3),
-    "distinct_colour": ("Distinct colours among the assets", "", "higher", 0),
-    "clip_diversity": ("Diversity, CLIP distance between pictures", "", "higher", 3),
-    "kernel_mean": ("Kernel between different particles, first step", "", None, 3),
-    "unet_evaluations": ("UNet evaluations", "", None, 0),
-    "seconds": ("Time taken", "s", None, 1),
-}
 
 
 @dataclass
@@ -138,13 +106,6 @@ def data_uri(image: Picture, jpeg: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def format_value(value: float | int | None, decimals: int = 3) -> str:
-    """Format a metric for the table; a dash for None and values that are not finite."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.{decimals}f}".replace(",", "\u202f")  # a narrow space between thousands
-
-
 def _img(image: Picture, alt: str, extra: str = "") -> str:
     height, width = np.shape(image)[:2]
     return f'<img src="{data_uri(image)}" width="{width}" height="{height}" alt="{escape(alt)}" {extra}>'
@@ -218,17 +179,6 @@ def _results(data: ReportData) -> str:
     note = f'<p class="note">{escape(data.metric_notes)}</p>' if data.metric_notes else ""
     table = f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return _section("Metrics", table + note)
-
-
-def metric_label(key: str, judge: str = "") -> str:
-    """Return a metric's label, with the name of the CLIP in it: "CLIP (world) similarity to the prompt"."""
-    return name_judge(METRICS[key][0] if key in METRICS else key.replace("_", " "), judge)
-
-
-def name_judge(label: str, judge: str) -> str:
-    """Return a label that says "CLIP" or "FD" with the judge's name in place of it; unchanged if `judge` is empty."""
-    by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
-    return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
 
 
 def _metric_row(key: str, values: list[float | int | None], judge: str = "") -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from csd3d.files import write_text
-from csd3d.report.page import TEMPLATE, metric_label
+from csd3d.report.labels import metric_label
+from csd3d.report.page import TEMPLATE
 from csd3d.sweep.grid import Sweep
 from csd3d.sweep.work import finished
 
