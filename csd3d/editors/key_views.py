@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.cameras import OPENGL, Cameras
+from csd3d.cameras import Cameras
 from csd3d.canvas.latents import pixel_grid
 from csd3d.distillation.ddim import PredictNoise
 from csd3d.distillation.guidance import edit_predictor
@@ -23,6 +23,7 @@ from csd3d.priors.attention import check_attention
 from csd3d.priors.key_views import KeyViewAttention
 from csd3d.priors.queries import restricted
 from csd3d.schema import Within
+from csd3d.waits import sent
 
 ONE_OF = 5  # views for each key view, as in DGE's code
 
@@ -98,7 +99,7 @@ def key_views_first(work: Asked, state: KeyViewAttention, keys: Tensor) -> Predi
             of_part = {name: restricted(replace(query, rows=rows)) for name, query in asked.items()}
             answers = by_micro_batches(work, state.begin, whole=views is None)(of_part)
             for name, answer in answers.items():
-                found[name][rows.to(answer.device)] = answer
+                found[name][sent(rows, answer.device)] = answer
         return found
 
     return predict
@@ -110,6 +111,8 @@ class EpipolarLines:
     def __init__(self, cameras: Cameras, strides: dict[str, int], sizes: dict[str, tuple[int, int]], reach: float):
         """`strides`, `sizes` (h, w): by layer. `reach`: largest distance from the line, in pixels of the layer."""
         self.cameras, self.strides, self.sizes, self.reach = cameras, strides, sizes, reach
+        positions = cameras.positions.cpu()
+        self._apart = (torch.cdist(positions, positions) > 1e-6).tolist()
         self._rays: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def near(self, layer: str, view: int, key: int) -> Tensor | None:
@@ -117,6 +120,8 @@ class EpipolarLines:
 
         None, all pixels, where the two cameras stand at the same point and there are no lines.
         """
+        if not self._apart[view][key]:
+            return None
         stride, (h, w) = self.strides[layer], self.sizes[layer]
         if (stride, h, w) not in self._rays:
             pixels = (pixel_grid(h, w).reshape(-1, 2).to(self.cameras.fx) + 0.5) * stride
@@ -124,8 +129,7 @@ class EpipolarLines:
             found = [view_rays(self.cameras, i, pixels) for i in views]
             self._rays[stride, h, w] = torch.stack([d for d, _ in found]), torch.stack([uv for _, uv in found])
         directions, uv = self._rays[stride, h, w]
-        away = epipolar_distance(self.cameras, view, key, directions[view], uv[key])
-        return None if away is None else away <= self.reach * stride
+        return epipolar_distance(self.cameras, view, key, directions[view], uv[key]) <= self.reach * stride
 
 
 def view_rays(cameras: Cameras, view: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,27 +138,25 @@ def view_rays(cameras: Cameras, view: int, pixels: Tensor) -> tuple[Tensor, Tens
     Pixels that a fisheye sees at 90° or more off its axis have no (u, v) in a flat picture; they are put far outside.
     """
     _, directions = cameras.rays(torch.full((len(pixels),), view, device=pixels.device), pixels)
-    local = directions @ cameras.camera_to_world[view, :, :3] * directions.new_tensor(OPENGL)
-    xy = local[:, :2] / local[:, 2:].clamp_min(1e-6)
+    x, y, z = (directions @ cameras.camera_to_world[view, :, :3]).unbind(-1)  # OpenGL's axes: y up, looking along -z
+    xy = torch.stack((x, -y), -1) / (-z).clamp_min(1e-6)[:, None]
     focal = torch.stack((cameras.fx[view], cameras.fy[view]))
     return directions, xy * focal + torch.stack((cameras.cx[view], cameras.cy[view]))
 
 
-def epipolar_distance(cameras: Cameras, view: int, key: int, directions: Tensor, uv: Tensor) -> Tensor | None:
+def epipolar_distance(cameras: Cameras, view: int, key: int, directions: Tensor, uv: Tensor) -> Tensor:
     """Distances [P, Q] of points `uv` [Q, 2] of `key` from the lines of rays `directions` [P, 3] of `view`, in pixels.
 
     The plane through both cameras and a ray has the normal m = (o_view − o_key) × d. In key's picture it is the line
-    a u + b v + c = 0 with (a, b, c) = K⁻ᵀ Rᵀ m. Returns None where the cameras stand at the same point.
+    a u + b v + c = 0 with (a, b, c) = K⁻ᵀ Rᵀ m. The cameras must not stand at the same point.
     """
     baseline = cameras.positions[view] - cameras.positions[key]
-    if baseline.norm() < 1e-6:
-        return None
     normal = torch.linalg.cross(baseline.expand_as(directions), directions)
-    x, y, z = (normal @ cameras.camera_to_world[key, :, :3] * normal.new_tensor(OPENGL)).unbind(-1)
-    a, b = x / cameras.fx[key], y / cameras.fy[key]
-    c = z - a * cameras.cx[key] - b * cameras.cy[key]
-    off = uv.new_ones(len(a), 1) * c[:, None] + torch.stack((a, b), -1) @ uv.T
-    return off.abs() / torch.stack((a, b), -1).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    x, y, z = (normal @ cameras.camera_to_world[key, :, :3]).unbind(-1)  # OpenGL's axes, of which K has y and z turned
+    a, b = x / cameras.fx[key], -y / cameras.fy[key]
+    c = -z - a * cameras.cx[key] - b * cameras.cy[key]
+    slope = torch.stack((a, b), -1)
+    return (slope @ uv.T + c[:, None]).abs() / slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def layer_strides(sizes: dict[str, tuple[int, int]], latents: tuple[int, int], unit: int) -> dict[str, int]:
