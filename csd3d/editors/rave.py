@@ -24,8 +24,8 @@ class RAVE(Sampled):
     Attention and convolutions of the model then see several frames at once, and over the steps every frame meets many
     others. Where frames do not fill the last grid, some appear twice, and their second prediction is not used. The
     paper's ControlNet is replaced by the source pictures, which InstructPix2Pix sees in the same grid. Noise other than
-    "inversion" is not in the paper. The pictures are `grid` times as wide and high as those the model was trained on; each
-    frame in them counts as one evaluation of the model.
+    "inversion" is not in the paper. The pictures are `grid` times as wide and high as those the model was trained on;
+    each frame in them counts as one evaluation of the model.
 
         editors: {rave: {grid: 2}}
         compare: [rave]
