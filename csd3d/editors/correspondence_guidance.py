@@ -63,7 +63,9 @@ class CorrespondenceGuidance:
     )
     iterations: Annotated[int, Within(1, 1000)] = 1  # gradient steps in each DDIM step
     guide_from: float = 0.0  # share of the steps after which guidance begins
-    guide_until: float = 1.0  # share of the steps after which it ends
+    guide_until: float = (
+        0.8  # share of the steps after which it ends; to the last step it leaves speckles at silhouettes
+    )
     pairs: Annotated[int | None, Within(1, 100_000)] = None  # views each view is matched with, the nearest; null: all
     order: str = "together"  # all views take each step together, or each is edited after another (in turn, the paper)
     agree: str = "change"  # what matching points have in common: their picture, or their change from the photo

@@ -24,7 +24,8 @@ class RAVE(Sampled):
     Attention and convolutions of the model then see several frames at once, and over the steps every frame meets many
     others. Where frames do not fill the last grid, some appear twice, and their second prediction is not used. The
     paper's ControlNet is replaced by the source pictures, which InstructPix2Pix sees in the same grid. Noise other than
-    "inversion" is not in the paper. A grid is larger than what the model was trained on, by the side of the grid.
+    "inversion" is not in the paper. The pictures are `grid` times as wide and high as those the model was trained on;
+    each frame in them counts as one evaluation of the model.
 
         editors: {rave: {grid: 2}}
         compare: [rave]
@@ -66,9 +67,12 @@ class RAVE(Sampled):
         A call of the prior holds grids of at most `micro_batch` frames, or one grid.
         """
         dealt, found = deal(len(z_t), self.grid**2, generator), []
+        before = canvas.prior.unet_evaluations
         for order in dealt.split(max(canvas.prior.micro_batch // self.grid**2, 1)):
             predict = self.guided(canvas, lay(images[order], self.grid))
             found.append(cut(predict(lay(z_t[order], self.grid), t), self.grid))
+        # the prior counts a grid once, although it is as much work as its frames are, or more
+        canvas.prior.unet_evaluations += (canvas.prior.unet_evaluations - before) * (self.grid**2 - 1)
         eps = torch.empty_like(z_t)
         eps[dealt.flatten()[: len(z_t)]] = torch.cat(found)[: len(z_t)]
         return eps

@@ -157,7 +157,7 @@ def test_windows_alone_are_averaged(prior):
         ("ip2p", 4 * 2 * 5, {"image_scale": 1.0}),
         ("ip2p_multidiffusion", 4 * 3 * 5, {}),
         ("pix2video", 4 * (1 + 3) * 5, {}),
-        ("rave", 4 * (1 * 5 + 3 * 1), {}),  # one grid of 9
+        ("rave", 4 * (1 * 5 + 3 * 9), {}),  # one grid of 9, in which 4 frames appear twice
         ("tokenflow", 4 * (1 + 1 + 3) * 5, {}),
         ("fatezero", (4 + 3 + 4 * 3) * 5, {}),  # 3 of the 4 steps of the inversion record, and ask the instruction
     ],
