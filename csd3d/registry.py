@@ -41,6 +41,7 @@ PACKAGES = {  # the package or module with csd3d's own things of each kind
     "correspondence": "csd3d.editors.correspondence",
     "ground_truth": "csd3d.world.plugin",
     "demo": "csd3d.world.plugin",
+    "prior": "csd3d.world.exact_prior",
 }
 PARTS = {  # the attributes that a thing of each kind must have
     "method": ("queries", "direction"),

@@ -19,7 +19,7 @@ from csd3d.priors.attention import (
     AttentionFusion,
     AttentionMaps,
     CrossFrameAttention,
-    attention_layers,
+    check_attention,
     fused_attention,
     layer_sizes,
     map_shapes,
@@ -59,7 +59,7 @@ class FateZero(Sampled):
 
     def check(self, prior: Prior) -> None:
         """Raise InputError for a model without Stable Diffusion's attention, or if the tokenizer will be freed."""
-        attention_layers(prior.unet)
+        check_attention(prior)
         if prior.options.drop_text_encoder:
             raise InputError("prior.drop_text_encoder: fatezero needs the tokenizer until the end; set it false")
 

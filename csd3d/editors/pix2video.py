@@ -13,7 +13,7 @@ from csd3d.editors.canvas import Canvas, check_shares
 from csd3d.editors.inversion import by_micro_batches, invert
 from csd3d.editors.sampled import Sampled
 from csd3d.priors import Prior
-from csd3d.priors.attention import CrossFrameAttention, attention_layers, cross_frame_attention
+from csd3d.priors.attention import CrossFrameAttention, check_attention, cross_frame_attention
 from csd3d.registry import register
 
 DECODER = "up_blocks."  # UNet layers with cross-frame attention
@@ -43,7 +43,7 @@ class Pix2Video(Sampled):
 
     def check(self, prior: Prior) -> None:
         """Raise InputError for a model without the attention of Stable Diffusion's UNet."""
-        attention_layers(prior.unet)
+        check_attention(prior)
 
     def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
         z_source, images, timesteps = canvas.gather(canvas.z), canvas.condition(), self.timesteps(canvas)

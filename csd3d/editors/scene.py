@@ -85,7 +85,9 @@ class SceneSource:
     @torch.no_grad()
     def image(self) -> Tensor:
         """The photos as an editing model takes them, [N, ...]: `Prior.encode_condition`."""
-        return self.prior.encode_condition(self.photos)
+        image = self.prior.encode_condition(self.photos)
+        self.prior.introduce(self, image)
+        return image
 
     @cached_property
     @torch.no_grad()
@@ -153,6 +155,10 @@ class SceneEdit:
                 decoded = source.brought_back(source.decoded[part].to(pictures.device))
                 pictures = restore_detail(pictures, decoded, photos)
             self.images[self.capture.train[part]] = pictures.cpu()
+
+    def predict(self, asked: dict[str, Query]) -> dict[str, Tensor]:
+        """`prior.predict`."""
+        return self.prior.predict(asked)
 
     def query(self, z_t: Tensor, t: int, rows: Tensor, prompt: str | None = None, image: bool = True) -> Query:
         """A query for the views `rows` at z_t, under the instruction or another `prompt`, with their photos or without.

@@ -25,11 +25,18 @@ from csd3d.errors import InputError
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
+    from csd3d.priors.prior import Prior
+
 SEES = ("own", "anchor", "previous")
 MODES = ("pass", "record", "fuse")
 MAP_BYTES = 2  # maps are kept in float16
 Shape = tuple[int, int, int]
 Attend = Callable[["Attention", Tensor, Tensor | None], Tensor]  # (layer, hidden states, text or None) -> output
+SelfAttend = Callable[[str, Callable[..., Tensor], "Attention", Tensor], Tensor]  # (name, own processor, layer, states)
+NONE_THERE = (
+    "prior.model: this method works inside the attention of a UNet of Stable Diffusion's class, "
+    "and this model has none; use InstructPix2Pix or the shipped prior"
+)
 
 
 def attention_layers(unet: nn.Module, within: str = "") -> dict[str, "Attention"]:
@@ -45,11 +52,16 @@ def attention_layers(unet: nn.Module, within: str = "") -> dict[str, "Attention"
         if isinstance(module, Attention) and ".transformer_blocks." in name and name.startswith(within)
     }
     if not layers or any(x.added_kv_proj_dim or x.norm_q or x.norm_cross or x.group_norm for x in layers.values()):
-        raise InputError(
-            "prior.model: this method works on the attention of a UNet of Stable Diffusion's class, "
-            "and this model has none; use InstructPix2Pix or the shipped prior"
-        )
+        raise InputError(NONE_THERE)
     return layers
+
+
+def check_attention(prior: "Prior") -> None:
+    """Raise InputError for a prior without a UNet whose attention can be changed; it may have no network at all."""
+    network = getattr(prior, "outline", None)  # without weights: nothing is opened to look
+    if not isinstance(network, nn.Module):
+        raise InputError(NONE_THERE)
+    attention_layers(network)
 
 
 @dataclass
@@ -119,14 +131,21 @@ class CrossFrameAttention:
 
 
 @contextmanager
+def self_attention(unet: nn.Module, attend: SelfAttend, within: str = "") -> Iterator[None]:
+    """Let self-attention in layers whose names start with `within` be done by `attend`, inside the block."""
+    layers = {name: layer for name, layer in attention_layers(unet, within).items() if not layer.is_cross_attention}
+    with _replaced(layers, lambda name, base: lambda attn, hidden, _: attend(name, base, attn, hidden)):
+        yield
+
+
+@contextmanager
 def cross_frame_attention(unet: nn.Module, state: CrossFrameAttention, within: str = "") -> Iterator[None]:
     """Make self-attention in layers whose names start with `within` see the frames of `state`, inside the block."""
-    layers = {name: layer for name, layer in attention_layers(unet, within).items() if not layer.is_cross_attention}
 
-    def make(name: str, base: Callable[..., Tensor]) -> Attend:
-        return lambda attn, hidden, _: base(attn, hidden, encoder_hidden_states=state.context(name, hidden))
+    def attend(name: str, base: Callable[..., Tensor], attn: "Attention", hidden: Tensor) -> Tensor:
+        return base(attn, hidden, encoder_hidden_states=state.context(name, hidden))
 
-    with _replaced(layers, make):
+    with self_attention(unet, attend, within):
         yield
 
 

@@ -24,6 +24,7 @@ from csd3d.priors.runtimes import Exported, check_installed, check_runtime, coun
 from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
+EXACT = ":exact"  # what the names of registered priors end with; "world:exact" is csd3d.world.exact_prior
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,6 +84,9 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     are downloaded only after its configs show that it is supported.
     """
     options = _options(config)
+    if config.model.endswith(EXACT):
+        opener = registry.get("prior", config.model.removesuffix(EXACT)).thing
+        return registry.returned("prior", opener, "the opener", opener(options, require), Prior)
     folder = find_model(config.model, config.config)
     family = find_family(folder, config.family)
     parts = getattr(family, "parts", {})

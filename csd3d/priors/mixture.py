@@ -1,6 +1,7 @@
 """A prior with an exact noise prediction, for tests of methods: a mixture of isotropic Gaussians in pixel space."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,35 @@ def mixture_noise(z_t: Tensor, alpha_bar: Tensor, means: Tensor, stds: Tensor, l
     log_density = log_weights - offsets.square().sum(-1) / (2 * variances) - z_t.shape[1] / 2 * variances.log()
     pulls = log_density.softmax(1) / variances
     return (1 - alpha_bar).sqrt()[:, None] * (pulls[..., None] * offsets).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Points [K, D] with their log weights [K]; None: all are equally likely."""
+
+    points: Tensor
+    log_weights: Tensor | None = None
+
+
+def posterior_mean(z_t: Tensor, alpha_bar: Tensor, banks: Sequence[Bank]) -> Tensor:
+    """ẑ_0(z_t) = E[z | z_t] [B, D], where row i's z is one of the points of `banks[i]`.
+
+        ẑ_0 = Σ_k softmax_k(log w_k − ‖z_t − √ᾱ z_k‖² / 2σ_t²) z_k
+
+    z_t [B, D], alpha_bar [B]; the limit of `mixture_noise` for s_k → 0.
+    """
+    clean = torch.empty_like(z_t)
+    same: dict[int, list[int]] = {}  # rows with one bank go together
+    for row, bank in enumerate(banks):
+        same.setdefault(id(bank.points), []).append(row)
+    for rows in same.values():
+        bank, own, alpha = banks[rows[0]], z_t[rows], alpha_bar[rows, None]
+        # ‖z_t‖² is the same for all k
+        squared = alpha * bank.points.square().sum(1) - 2 * alpha.sqrt() * (own @ bank.points.T)
+        logits = -squared / (2 * (1 - alpha))
+        logits = logits if bank.log_weights is None else logits + bank.log_weights
+        clean[rows] = logits.softmax(1) @ bank.points
+    return clean
 
 
 class GaussianMixturePrior:

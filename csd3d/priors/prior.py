@@ -137,6 +137,9 @@ class Prior:
         with self._vae_at_work():
             return self._source().encode(self.codec, self._normalised(images), self.micro_batch).contiguous()
 
+    def introduce(self, source: Any, image: Tensor) -> None:
+        """Learn, before a scene is edited, its `SceneSource` and its photos' image condition. Networks need not."""
+
     def condition_from_latent(self, z: Tensor) -> Tensor:
         """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""
         with self._vae_at_work():

@@ -15,6 +15,7 @@ from csd3d.cameras import side_seen
 from csd3d.world.scene import BACKDROPS, COLOURS, PATTERNS, Scene
 from csd3d.world.shapes import KINDS, ROUND
 
+NOTHING = ("leave it as it is", "do nothing")
 PRIMARY = ("red", "green", "blue")
 SOLIDS = ("ball", "cylinder", "cone")
 DESIGNS = PATTERNS[1:]
@@ -179,13 +180,24 @@ def sample_edit(scene: Scene, rng: random.Random, family: str | None = None) -> 
 
 
 def find_edit(scene: Scene, instruction: str) -> Edit | None:
-    """The edit of `scene` by `instruction`, or None if the world does not know these words."""
+    """The edit of `scene` by `instruction`, or None if the world does not know these words.
+
+    It also knows two kinds that are never trained on: `NOTHING`, and several instructions joined by "and", which are
+    followed in turn.
+    """
     wanted = " ".join(instruction.lower().split()).rstrip(".!")
+    if wanted in NOTHING:
+        return Edit("nothing", wanted, (scene,))
     for name, family in FAMILIES.items():
         for words, answers in family.answers(scene):
             if any(phrase.format(**words) == wanted for phrase in family.phrases):
                 return Edit(name, wanted, answers)
-    return None
+    first, joined, rest = wanted.partition(" and ")
+    before = find_edit(scene, first) if joined else None
+    edits = [find_edit(answer, rest) for answer in before.answers] if before else []
+    if not edits or None in edits:
+        return None
+    return Edit("several at once", wanted, tuple(answer for edit in edits for answer in edit.answers))
 
 
 def caption(

@@ -15,17 +15,21 @@ from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.noise import draw_noise
 from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling
 from csd3d.editors.fatezero import FateZero, instruction_words
-from csd3d.editors.inversion import by_micro_batches, image_query, invert
+from csd3d.editors.inversion import by_micro_batches, image_query, invert, noised_source
 from csd3d.editors.ip2p import IP2P, downscaled_size
 from csd3d.editors.multidiffusion import MultiDiffusion
 from csd3d.editors.pix2video import Pix2Video, guide_latents
+from csd3d.editors.rave import RAVE, cut, deal, lay
+from csd3d.editors.tokenflow import TokenFlow
 from csd3d.errors import InputError
 from csd3d.priors import Condition, Defaults, GaussianMixturePrior, PriorConfig, load_prior
-from csd3d.priors.attention import CrossFrameAttention, attention_layers, cross_frame_attention
+from csd3d.priors.attention import CrossFrameAttention, attention_layers, cross_frame_attention, self_attention
+from csd3d.priors.token_flow import SOURCE, TokenFlowAttention
 
 THROUGH = {"rtol": 1e-3, "atol": 1e-3}  # several steps of a UNet in float32
 STEPS = [600, 450, 300, 150]  # of `editor`
 EDITORS = {"ip2p": IP2P, "ip2p_multidiffusion": MultiDiffusion, "pix2video": Pix2Video, "fatezero": FateZero}
+EDITORS |= {"rave": RAVE, "tokenflow": TokenFlow}
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +157,8 @@ def test_windows_alone_are_averaged(prior):
         ("ip2p", 4 * 2 * 5, {"image_scale": 1.0}),
         ("ip2p_multidiffusion", 4 * 3 * 5, {}),
         ("pix2video", 4 * (1 + 3) * 5, {}),
+        ("rave", 4 * (1 * 5 + 3 * 1), {}),  # one grid of 9
+        ("tokenflow", 4 * (1 + 1 + 3) * 5, {}),
         ("fatezero", (4 + 3 + 4 * 3) * 5, {}),  # 3 of the 4 steps of the inversion record, and ask the instruction
     ],
 )
@@ -178,7 +184,7 @@ def test_keys_that_are_null_are_the_jobs_and_then_what_suits_the_model(video):
         video.prior.defaults = suits
 
 
-@pytest.mark.parametrize("name", ["pix2video", "fatezero"])
+@pytest.mark.parametrize("name", ["pix2video", "fatezero", "tokenflow"])
 def test_the_size_of_a_call_changes_nothing(prior, video, name, monkeypatch):
     video = pick(video, [0, 1, 2])
     expected = edit(video, name)
@@ -187,7 +193,7 @@ def test_the_size_of_a_call_changes_nothing(prior, video, name, monkeypatch):
         torch.testing.assert_close(edit(video, name), expected, **THROUGH)
 
 
-@pytest.mark.parametrize("name", ["pix2video", "fatezero"])
+@pytest.mark.parametrize("name", ["pix2video", "fatezero", "tokenflow"])
 def test_the_prior_is_left_as_it_was(prior, video, name):
     z, condition = video.z, Condition(prior.embed(["red"] * 5), video.given)
     before = prior.predict_noise(z, 300, condition)
@@ -347,3 +353,108 @@ def test_odd_requests_are_refused(video):
     ):
         with pytest.raises(ValueError, match=next(iter(keys))):
             editor(name, **keys)
+
+
+def test_grids_hold_every_frame_and_are_cut_as_they_were_laid():
+    for frames, places in ((9, 9), (10, 4), (2, 9)):
+        dealt = deal(frames, places, seeded(frames))
+        assert dealt.shape == (-(-frames // places), places)
+        assert dealt.flatten()[:frames].sort().values.tolist() == list(range(frames))
+    assert not torch.equal(deal(9, 9, seeded(1)), deal(9, 9, seeded(2)))
+    grids = torch.randn(3, 4, 2, 4, 5, generator=seeded())
+    assert torch.equal(cut(lay(grids, 2), 2), grids.flatten(0, 1))
+    assert torch.equal(lay(grids, 2)[1, :, 4:, :5], grids[1, 2])  # third frame: second row, first column
+
+
+def test_rave_of_a_prediction_that_sees_one_pixel_is_frame_by_frame(video, monkeypatch):
+    """Then it matters neither where a frame lies nor beside which; 5 frames fill grids of 4 and of 9."""
+    monkeypatch.setattr(
+        Planted, "predict", lambda _, asked: {name: (0.1 * query.z_t).sin() for name, query in asked.items()}
+    )
+    expected = edit(video, init="source", noise="shared", image_scale=1.0)
+    for side in (1, 2, 3):
+        found = edit(video, "rave", grid=side, noise="shared", image_scale=1.0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rave_shows_frames_to_one_another_with_their_own_source(prior, video):
+    two = edit(video, "rave", grid=2)
+    other = edit(pick(video, [0, 1, 2, 3, 3]), "rave", grid=2)
+    assert (two[:3] - other[:3]).abs().max() > 1e-3  # the last frame was another
+    alone, keys = edit(video, "rave", grid=1, noise="shared"), {"init": "source", "noise": "shared"}
+    torch.testing.assert_close(alone, edit(video, **keys), **THROUGH)
+
+
+def test_source_at_every_level_is_its_inversion_or_has_one_noise(prior, video):
+    path = noised_source(video, video.condition(), STEPS, "inversion", seeded())
+    assert sorted(path) == STEPS[::-1]
+    torch.testing.assert_close(path[600], inverted(video), **THROUGH)
+    shorter = invert(video, video.z, video.condition(), STEPS[2:])
+    torch.testing.assert_close(path[300], shorter, **THROUGH)
+    noised = noised_source(video, video.condition(), STEPS, "shared", seeded())
+    eps = draw_noise(video.z, "shared", seeded())
+    bar = prior.alphas_cumprod[300].item()
+    torch.testing.assert_close(noised[300], bar**0.5 * video.z + (1 - bar) ** 0.5 * eps, **THROUGH)
+
+
+def test_tokenflow_of_key_frames_alone_is_extended_attention(prior, video):
+    """Self-attention sees all frames as its context, by a processor of its own; the source plays no part."""
+    found, z_t = edit(video, "tokenflow", key_every=1), inverted(video)
+
+    def attend(name, base, attn, hidden):
+        frames = hidden.unflatten(0, (-1, 5)).flatten(1, 2)  # [branches, frames n, D]
+        return base(attn, hidden, encoder_hidden_states=frames.repeat_interleave(5, 0))
+
+    prior.micro_batch, before = 15, prior.micro_batch
+    try:
+        with self_attention(prior.unet, attend):
+            expected = ddim_sample(guided(video), z_t, prior.alphas_cumprod, STEPS)
+    finally:
+        prior.micro_batch = before
+    torch.testing.assert_close(found, expected, **THROUGH)
+
+
+def test_tokenflow_of_identical_frames_is_one_frame_identical_everywhere(video):
+    same = pick(video, [1] * 5)
+    found = edit(same, "tokenflow", key_every=3)
+    torch.testing.assert_close(found, edit(pick(video, [1]), "tokenflow").expand_as(found), **THROUGH)
+
+
+def test_tokenflow_takes_features_from_the_frames_before_and_after():
+    state = TokenFlowAttention()
+    state.hold(torch.tensor([2, 6]))
+    assert [state.nearest(i) for i in (0, 2, 3, 6, 9)] == [
+        ([0], [1.0]),
+        ([0], [1.0]),
+        ([0, 1], [0.75, 0.25]),
+        ([0, 1], [0.0, 1.0]),
+        ([1], [1.0]),
+    ]
+
+
+def test_tokenflow_matches_the_source_and_not_the_edit():
+    """A frame whose source is that of a key frame with pixels in another order has its output in that order."""
+    state, order = TokenFlowAttention(), torch.tensor([2, 0, 3, 1])
+    key, edited_key, edited_frame = torch.randn(3, 1, 4, 6, generator=seeded())
+    attend = lambda attn, hidden: 2 * hidden  # noqa: E731
+    state.hold(torch.tensor([0]))
+    state.begin((SOURCE, "full"), 0)
+    state.attend("layer", attend, None, torch.cat([key, edited_key]))
+    state.hold(torch.tensor([0]), torch.tensor([1]))
+    state.begin((SOURCE, "full"), 0)
+    source, edit_ = state.attend("layer", attend, None, torch.cat([3 * key[:, order], edited_frame])).chunk(2)
+    assert torch.equal(source, 6 * key[:, order])
+    assert torch.equal(edit_, 2 * edited_key[:, order])
+
+
+def test_too_many_key_frames_for_a_call_are_refused(prior, video, monkeypatch):
+    monkeypatch.setattr(prior, "micro_batch", 2)
+    with pytest.raises(InputError, match=r"key_every: 2 makes 3 key frames of 5 frames.*prior\.micro_batch is 2"):
+        edit(video, "tokenflow", key_every=2)
+
+
+@pytest.mark.parametrize(("name", "says"), [("tokenflow", "works inside the attention"), ("rave", "has no network")])
+def test_a_prior_without_a_network_is_refused(name, says):
+    mixture = GaussianMixturePrior(torch.zeros(1, 4, 4, 4), torch.ones(1))
+    with pytest.raises(InputError, match=says):
+        editor(name).check(mixture)

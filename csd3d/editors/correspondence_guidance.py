@@ -1,0 +1,240 @@
+"""Correspondence guidance (Bengtson et al. 2025, arXiv 2511.22228), on InstructPix2Pix.
+
+Symbols: N views with latents z [N, C, h, w]; P pairs (a, b) of views; p a latent pixel of a. x_ab(p) is where b shows
+the surface that a shows at p, v_ab(p) in [0, 1] the share of p's pixels that b shows, b the bilinear weights.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from csd3d.cameras import Cameras, pixel_centres
+from csd3d.canvas.latents import pixel_grid, to_latent
+from csd3d.distillation.ddim import PredictNoise, ddim_sample, ddim_step, ddim_timesteps
+from csd3d.distillation.guidance import edit_predictor
+from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
+from csd3d.distillation.schedule import timestep
+from csd3d.editors.canvas import check_shares
+from csd3d.editors.sampled import WINDOWS_AT_ONCE
+from csd3d.editors.scene import Report, SceneEdit, SceneSource
+from csd3d.memory import check_fits
+from csd3d.metrics.consistency import reproject, view_pairs
+from csd3d.priors.queries import check_image_scale
+from csd3d.registry import register
+from csd3d.representations.base import surface_depth
+from csd3d.schema import Within
+
+AGREES = ("picture", "change")
+ORDERS = ("together", "in turn")
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # of what must agree: the value, and the gradient
+BYTES = 4 * 40  # of a latent pixel of a pair: what `Matches` holds, and one warp of four channels with its taps
+
+
+@register("scene_editor", "correspondence_guidance", title="Correspondence guidance, edited together")
+@dataclass(frozen=True)
+class CorrespondenceGuidance:
+    """InstructPix2Pix of all training views, once, from noise; matching points are pulled towards looking alike.
+
+    From the paper: no training; points that match in the unedited views should look alike after the edit; a
+    consistency loss L of the predicted clean views changes the noise estimate ε(z_t, t) at each step of the sampling.
+
+    Ours, because the paper's loss, matcher and step sizes are not used here:
+    - L (see `Matches`) is the squared difference of *latents* along matches that the scene's depth gives, without
+      features or a matching network.
+    - Its gradient is taken with respect to ẑ_0, in closed form and without a pass through the UNet:
+      ẑ_0 ← ẑ_0 − strength ∇L, and ε is the noise that z_t and the new ẑ_0 imply.
+    - By default all views take each step together. The paper edits one view after the other, each guided by those
+      before, which is order "in turn". The next view is then the one that shares most with those before.
+    - With agree "change", what must match is the edit ẑ_0 − z̃_0 of the photo's latents z̃_0, so details that latents
+      of two views show differently are left as they are.
+
+        editors: {correspondence_guidance: {strength: 0.5, noise: independent}}
+        compare: [correspondence_guidance]
+    """
+
+    steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps from noise to a clean view
+    start: float = 1.0  # noise level of the first step, a share of the schedule
+    noise: str = "shared"  # noise of the views: shared by all, or independent (the paper)
+    strength: Annotated[float, Within(0, 2)] = (
+        1.0  # step along the loss's gradient; 1 takes views that match to their mean
+    )
+    iterations: Annotated[int, Within(1, 1000)] = 1  # gradient steps in each DDIM step
+    guide_from: float = 0.0  # share of the steps after which guidance begins
+    guide_until: float = 1.0  # share of the steps after which it ends
+    pairs: Annotated[int | None, Within(1, 100_000)] = None  # views each view is matched with, the nearest; null: all
+    order: str = "together"  # all views take each step together, or each is edited after another (in turn, the paper)
+    agree: str = "change"  # what matching points have in common: their picture, or their change from the photo
+    text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
+    image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
+
+    def __post_init__(self) -> None:
+        check_shares(self, "start", "guide_from", "guide_until")
+        for key, choices in (("noise", NOISES), ("order", ORDERS), ("agree", AGREES)):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
+
+    def check(self, source: SceneSource, key: str) -> None:
+        """Raise InputError, before any work, for guidance the model does not have, or too many pairs for the memory."""
+        check_image_scale(source.prior, self.image_scale, f"{key}.image_scale")
+        height, width = source.prior.latent_shape(*source.size)[1:]
+        count = len(source.capture.train)
+        pairs = count * min(self.pairs or count, count)
+        given = f"{key}: the matches of {pairs} pairs of views of {height}x{width} latents"
+        check_fits(BYTES * pairs * height * width, given, f"set {key}.pairs to fewer", source.prior.device)
+
+    @torch.no_grad()
+    def update(self, edit: SceneEdit, step: int, report: Report) -> None:
+        """Edit all views before the first step of the fit, when the scene still has the photos' geometry."""
+        if step:
+            return
+        rows = torch.arange(edit.count)
+        matches, z = self.matches(edit, rows), draw_noise(edit.source.z, self.noise, edit.generator).clone()
+        if self.order == "together":
+            z = self.sample(edit, rows, z, matches.loss, report)
+        for view, before in matches.in_turn() if self.order == "in turn" else ():
+            of_view = matches.of(view, before)
+
+            def loss(own: Tensor, view: int = view, of_view: Matches = of_view) -> tuple[Tensor, Tensor]:
+                changes = z - self.reference(edit, rows)
+                changes[view] = own[0]
+                value, gradient = of_view.loss(changes)
+                return value, gradient[view][None]
+
+            z[view] = self.sample(edit, rows[view : view + 1], z[view : view + 1], loss, report)[0]
+        edit.replace(rows, z)
+
+    def reference(self, edit: SceneEdit, rows: Tensor) -> Tensor | float:
+        """What is taken off latents before they are compared."""
+        return edit.source.z[rows] if self.agree == "change" else 0.0
+
+    def matches(self, edit: SceneEdit, rows: Tensor) -> "Matches":
+        """The matches of the views `rows`, by the depth of the scene as it is now."""
+        views = edit.render(rows)
+        cameras = edit.cameras[rows].to(views.depth.device)
+        pairs = view_pairs(cameras, neighbours=self.pairs or len(rows), long_neighbours=0)["short"]
+        size, unit = tuple(edit.source.z.shape[2:]), edit.prior.codec.downscale
+        return match_views(cameras, surface_depth(views), pairs, size, unit).to(edit.prior.device)
+
+    def sample(self, edit: SceneEdit, rows: Tensor, z_t: Tensor, loss: Loss, report: Report) -> Tensor:
+        """Clean latents [m, C, h, w] of the views `rows` [m], sampled from noise z_t under guidance by `loss`."""
+        alphas, suits = edit.prior.alphas_cumprod, edit.prior.defaults
+        timesteps = ddim_timesteps(timestep(self.start, edit.prior.num_train_timesteps), self.steps)
+        first, last = self.guide_from * len(timesteps), self.guide_until * len(timesteps)
+        text = suits.sampling_text_scale if self.text_scale is None else self.text_scale
+        image = suits.sampling_image_scale if self.image_scale is None else self.image_scale
+        guided, place = view_predictor(edit, rows, text, image), iter(range(len(timesteps)))
+
+        def predict(z_t: Tensor, t: int) -> Tensor:
+            eps, alpha_bar, losses = guided(z_t, t), alphas[t].item(), {}
+            if first <= next(place) < last:
+                z0 = ddim_step(z_t, eps, alpha_bar, 1.0)
+                for _ in range(self.iterations):
+                    value, gradient = loss(z0 - self.reference(edit, rows))
+                    losses.setdefault("consistency_loss", value.item())
+                    z0 = z0 - self.strength * gradient
+                eps = implied_noise(z_t, z0, alpha_bar)
+            report({"t": float(t), **losses})
+            return eps
+
+        return ddim_sample(predict, z_t, alphas, timesteps)
+
+
+def view_predictor(edit: SceneEdit, rows: Tensor, text_scale: float, image_scale: float) -> PredictNoise:
+    """The guided ε(z_t, t) of the views `rows`, `WINDOWS_AT_ONCE` of them a call of the prior."""
+    parts = torch.arange(len(rows)).split(WINDOWS_AT_ONCE)
+    prompts = (edit.source.prompt,) * WINDOWS_AT_ONCE
+    guided = [
+        edit_predictor(edit.prior.predict, prompts[: len(p)], edit.source.image[rows[p]], text_scale, image_scale)
+        for p in parts
+    ]
+    return lambda z_t, t: torch.cat([one(z_t[p], t) for one, p in zip(guided, parts, strict=True)])
+
+
+@dataclass
+class Matches:
+    """The matches of P pairs of views, and the consistency loss along them.
+
+        L(z) = ¼ Σ_ab Σ_p ω_ab(p) ‖z_a(p) − Σ_q b(q − x_ab(p)) z_b(q)‖²,   ω_ab(p) = v_ab(p) / Σ_c v_ac(p)
+
+    So z − ∇L takes views that all match exactly, pixel by pixel, to within 1/(N − 1) of their mean.
+
+    views: N.  pairs [P, 2].  index, weight [P, h w, 4]: the pixels q of b that each p reads, flat, and their bilinear
+    weights.  share [P, h w]: v.
+    """
+
+    views: int
+    pairs: Tensor
+    index: Tensor
+    weight: Tensor
+    share: Tensor
+
+    def __post_init__(self) -> None:
+        total = self.share.new_zeros(self.views, self.share.shape[1]).index_add_(0, self.pairs[:, 0], self.share)
+        self.omega = self.share / total[self.pairs[:, 0]].clamp_min(torch.finfo(self.share.dtype).tiny)
+
+    def to(self, device: torch.device) -> "Matches":
+        return Matches(self.views, *(part.to(device) for part in (self.pairs, self.index, self.weight, self.share)))
+
+    def of(self, view: int, others: list[int]) -> "Matches":
+        """The matches between a view and some others."""
+        kept = torch.tensor([view in pair and sum(pair) - view in others for pair in self.pairs.tolist()])
+        return Matches(self.views, *(part[kept] for part in (self.pairs, self.index, self.weight, self.share)))
+
+    def in_turn(self) -> Iterator[tuple[int, list[int]]]:
+        """Each view with those before it: the first, then always the one of which those before show most."""
+        shown = torch.zeros(self.views, self.views)
+        shown[self.pairs[:, 0].cpu(), self.pairs[:, 1].cpu()] = self.share.sum(1).cpu().float()
+        before, left = [], list(range(self.views))
+        while left:
+            view = max(left, key=lambda v: float(shown[v, before].sum()))
+            yield view, list(before)
+            before.append(view)
+            left.remove(view)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """L, divided by the number of values in z, and ∇L [N, C, h, w] (of the undivided loss)."""
+        flat, (a, b) = z.flatten(2), self.pairs.T
+        weight = self.weight.flatten(1).to(z)[:, None]
+        index = self.index.flatten(1)[:, None].expand(-1, z.shape[1], -1)
+        read = (flat[b].gather(2, index) * weight).unflatten(2, (-1, 4)).sum(-1)
+        misses = flat[a] - read
+        pulls = self.omega.to(z)[:, None] * misses
+        given_back = torch.zeros_like(read).scatter_add_(2, index, pulls.repeat_interleave(4, 2) * weight)
+        gradient = torch.zeros_like(flat).index_add_(0, a, pulls / 2).index_add_(0, b, given_back / -2)
+        return (pulls * misses).sum() / (4 * z.numel()), gradient.view_as(z)
+
+
+def match_views(
+    cameras: Cameras, depths: Tensor, pairs: Tensor, size: tuple[int, int], unit: int, depth_tolerance: float = 0.02
+) -> Matches:
+    """The matches of `pairs` [P, 2] of views, by their `depths` [N, H, W], distances along the rays.
+
+    `size` = (h, w) of the latents, each `unit` pixels a side. Pixels without a surface, or whose surface is hidden from
+    the other view by `reproject` with `depth_tolerance`, match nothing.
+    """
+    height, width = depths.shape[1:]
+    centres = pixel_centres(width, height, depths.device).reshape(height, width, 2)
+    flow, share = depths.new_zeros(len(pairs), *size, 2), depths.new_zeros(len(pairs), *size)
+    for k, (a, b) in enumerate(pairs.tolist()):
+        pixels, seen = reproject(depths, cameras, a, b, depth_tolerance)
+        flow[k], share[k] = to_latent(torch.where(seen[..., None], pixels - centres, 0), seen, size, unit)
+    place, share = (pixel_grid(*size).to(flow) + flow).flatten(1, 2), share.flatten(1)
+    return Matches(len(depths), pairs.to(share.device), *bilinear_taps(place, size), share)
+
+
+def bilinear_taps(place: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four pixels [..., 4] around `place` [..., 2] = (x, y), as flat indices, and their bilinear weights.
+
+    Places outside a picture of `size` = (h, w) are moved to its border.
+    """
+    last = place.new_tensor([size[1] - 1, size[0] - 1])
+    place = place.clamp_min(0).minimum(last)
+    low = place.floor()
+    x, y = (place - low).unbind(-1)
+    x0, y0 = low.long().unbind(-1)
+    x1, y1 = (x0 + 1).clamp_max(size[1] - 1), (y0 + 1).clamp_max(size[0] - 1)
+    index = torch.stack([y0 * size[1] + x0, y0 * size[1] + x1, y1 * size[1] + x0, y1 * size[1] + x1], -1)
+    return index, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)

@@ -1,0 +1,291 @@
+"""The exact prior of the procedural world: the score of its own pictures. A mixture over true renders, no network.
+
+    ẑ_0(z_t) = Σ_k softmax_k(−‖z_t − √ᾱ_t z_k‖² / 2σ_t²) z_k,   ε(z_t) = (z_t − √ᾱ_t ẑ_0) / σ_t
+
+z_k are latents of true renders, by the VAE of the shipped models:
+
+  edits   of a view under an instruction: that view of every right answer; without an instruction: of every edit of the
+          scene that training draws, as often as it does; without the source picture too: `WORLD` random pictures
+  texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says; with a camera: such scenes
+          seen from within `NEAR_DEG` of it in azimuth and elevation
+
+With it, what a method loses can be told from what its network loses. Results under it are labelled so. It edits scenes
+and makes assets and pictures from text; it knows captures of the world only, at equal cameras, and only its words.
+
+    prior:
+      model: world:exact
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csd3d.errors import InputError
+from csd3d.files import cache_folder, make_folder
+from csd3d.fingerprint import of_files
+from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, DISTANCE_SCALE, MIDDLE_DISTANCE
+from csd3d.priors.condition import Condition
+from csd3d.priors.embedding_cache import embedding_path, read_embedding, write_embedding
+from csd3d.priors.mixture import Bank, posterior_mean, scaled_linear_alphas
+from csd3d.priors.opening import SHIPPED, ModelFolder
+from csd3d.priors.options import Defaults, Options
+from csd3d.priors.prior import Prior
+from csd3d.registry import register
+from csd3d.world.dataset import DISTANCE, read_scene, true_answers
+from csd3d.world.language import FAMILIES, view_word
+from csd3d.world.pairs import FOV_DEG, View, sample_pair
+from csd3d.world.prompts import parse_prompt, scenes_of_prompt
+from csd3d.world.render import render
+from csd3d.world.scene import Scene
+
+if TYPE_CHECKING:
+    from csd3d.editors.scene import SceneSource
+
+WORLD, PICTURES = 256, 128
+NEAR_DEG = 12.0
+CELL_DEG = 10.0  # cameras are rounded to this in azimuth and elevation, so that banks can be kept
+MODEL = SHIPPED / "ip2p"
+VERSION = 1  # of how banks are drawn, for those kept on the disk
+
+
+class Prompts:
+    """In place of a text encoder: the "embedding" [1, 1] of a prompt is its number in the order of first use."""
+
+    sees = None
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.parts: dict = {}
+
+    def __call__(self, prompts: Sequence[str], image: Tensor | None = None) -> dict[str, Tensor]:
+        for prompt in prompts:
+            if prompt not in self.texts:
+                self.texts.append(prompt)
+        return {"text": torch.tensor([[[float(self.texts.index(prompt))]] for prompt in prompts])}
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+
+@dataclasses.dataclass(eq=False)
+class KnownViews:
+    """The views of a capture of the world: `image` [N, C, h, w], their image conditions, and its true edits.
+
+    latents(scene) -> [N, C, h, w]: the latents of another scene seen by the same cameras.
+    """
+
+    image: Tensor
+    scene: Scene
+    latents: Callable[[Scene], Tensor]
+
+    @cached_property
+    def identity(self) -> str:
+        """What the latents of a scene's views depend on."""
+        return hashlib.sha256(repr(self.scene).encode() + self.image.cpu().numpy().tobytes()).hexdigest()
+
+    def row(self, image: Tensor) -> int:
+        """The number of the view with this image condition [C, h, w]; InputError where there is none."""
+        distances = (self.image - image).square().flatten(1).mean(1)
+        found = int(distances.argmin())
+        if distances[found] > 1e-6:
+            raise InputError("prior.model: world:exact: a source picture is no training view of the capture")
+        return found
+
+    def flat(self, scene: Scene) -> Tensor:
+        """`latents`, flat, [N, D]."""
+        return self.latents(scene).flatten(1)
+
+    def answers(self, prompt: str) -> dict[Scene, float]:
+        """The right answers to an instruction, equally likely; InputError for words that the world lacks."""
+        answers = true_answers(self.scene, prompt)
+        if not answers:
+            raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's instructions")
+        return dict.fromkeys(answers, 1.0)
+
+    def edits(self, prompt: str) -> dict[Scene, float]:
+        """Every edit of the scene with its probability in training, and the answers to `prompt`, which may be none."""
+        families = {name: [answers for _, answers in f.answers(self.scene)] for name, f in FAMILIES.items()}
+        found: dict[Scene, float] = {}
+        for name, choices in families.items():
+            for answers in choices:
+                for scene in answers:
+                    share = FAMILIES[name].weight / len(choices) / len(answers)
+                    found[scene] = found.get(scene, 0.0) + share
+        least = min(found.values())
+        return found | {scene: least for scene in self.answers(prompt) if scene not in found}
+
+
+class ExactPrior(Prior):
+    """See the module. `introduce` tells it the views of a capture before an edit."""
+
+    def __init__(self, codec: VaeCodec, options: Options, edits: bool, files: dict[str, Path]):
+        self.views: KnownViews | None = None
+        self.points: dict[tuple, Tensor] = {}
+        self.after: dict[tuple[str, int], Bank] = {}
+        self.instruction = ""
+        self.vae_identity = of_files(files)
+        network = nn.Module()
+        network.register_parameter("nothing", nn.Parameter(torch.zeros(())))
+        network.config = {}
+        defaults = Defaults(
+            text_scale=3.0, image_scale=1.0, sampling_text_scale=1.5, sampling_image_scale=1.5, guidance_scale=7.0,
+            guidance_final=2.0, t_max=0.8, bandwidth=10.24, working_size=128,
+        )  # fmt: skip
+        super().__init__(
+            codec, network, Prompts(), scaled_linear_alphas().float(), _no_forward, defaults=defaults, options=options,
+            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH, files=files,
+            family=TITLE, knows="world",
+        )  # fmt: skip
+
+    def introduce(self, source: "SceneSource", image: Tensor) -> None:
+        """Take the capture's training views, with their image conditions; InputError for no capture of the world."""
+        from csd3d.world.plugin import WorldSceneTruth
+
+        scene = read_scene(source.capture.folder)
+        if scene is None:
+            raise InputError(
+                f"scene.path: {source.capture.folder}: prior.model=world:exact knows only captures of the world; "
+                "python -m csd3d.world.dataset writes one"
+            )
+        truth, train = WorldSceneTruth(source.capture, scene, ()), source.capture.train
+
+        def latents(scene: Scene) -> Tensor:
+            return self.encode(source.shown(truth.views(scene, train).rgb))
+
+        self.views = KnownViews(image, scene, latents)
+        self.points = {key: points for key, points in self.points.items() if key[0] != "edit"}
+        self.after, self.instruction = {}, source.prompt
+
+    @torch.no_grad()
+    def predict_noise(self, z_t: Tensor, t: int | Tensor, condition: Condition) -> Tensor:
+        """The exact ε(z_t) [B, C, h, w]; see `Prior.predict_noise`."""
+        self._check(z_t, t, condition)
+        self.unet_evaluations += len(z_t)
+        alpha_bar = self.alphas_cumprod[torch.as_tensor(t, device=self.device).expand(len(z_t))].double()
+        banks = [self.bank(condition[row : row + 1], z_t.shape[1:]) for row in range(len(z_t))]
+        z_t = z_t.double()
+        clean = posterior_mean(z_t.flatten(1), alpha_bar, banks).reshape(z_t.shape)
+        root, sigma = (x.sqrt()[:, None, None, None] for x in (alpha_bar, 1 - alpha_bar))
+        return ((z_t - root * clean) / sigma).float()
+
+    def bank(self, condition: Condition, shape: torch.Size) -> Bank:
+        """The pictures that one row's condition allows."""
+        prompt = self.text.texts[int(condition.text[0, 0, 0])]
+        if condition.image is not None and bool(condition.image.any()):
+            if self.views is None:
+                raise InputError("prior.model: world:exact edits captures of the world only")
+            return self.edit_bank(prompt, self.views.row(condition.image[0]))
+        if condition.image is not None or prompt == "":
+            points = self.kept(("world",), self.world_bank)
+        else:
+            cell = camera_cell(condition.camera[0]) if condition.camera is not None else None
+            points = self.kept(("text", prompt, cell), lambda: self.text_bank(prompt, cell))
+        if points.shape[1] != shape.numel():
+            raise InputError("working_size: prior.model=world:exact has pictures of 128x128 only")
+        return Bank(points)
+
+    def kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """Latents in memory, from the disk, or made when they are first asked for."""
+        if key not in self.points:
+            about = self.views.identity if key[0] == "edit" else ""
+            name = json.dumps([VERSION, about, *key])
+            folder = cache_folder("exact-prior")
+            path = embedding_path(folder, self.vae_identity, name)
+            found = read_embedding(path, name)
+            if found is None:
+                found = {"points": make()}
+                make_folder(folder)
+                write_embedding(path, name, found)
+            self.points[key] = found["points"].to(self.device).double()
+        return self.points[key]
+
+    def edit_bank(self, prompt: str, row: int) -> Bank:
+        """The pictures of one view after the edit `prompt`; after any edit for ""."""
+        if (prompt, row) not in self.after:
+            views = self.views
+            shares = views.edits(self.instruction) if prompt == "" else views.answers(prompt)
+            scenes = [self.kept(("edit", repr(scene)), partial(views.flat, scene)) for scene in shares]
+            weights = torch.tensor(list(shares.values()), dtype=torch.float64, device=self.device).log()
+            for number, points in enumerate(torch.stack(scenes, 1)):
+                self.after[prompt, number] = Bank(points, weights)
+        return self.after[prompt, row]
+
+    def world_bank(self) -> Tensor:
+        """Latents [K, D] of the world at large."""
+        rng = random.Random("world")
+        drawn = [sample_pair(rng) for _ in range(WORLD)]
+        return self.rendered([scene for _, _, scene, _ in drawn], [view for *_, view in drawn])
+
+    def text_bank(self, prompt: str, cell: tuple[float, float, float] | None) -> Tensor:
+        """Latents [K, D] of pictures under a prompt, near a camera if one is given."""
+        said = parse_prompt(prompt)
+        if said is None:
+            raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's words")
+        rng = random.Random(f"{prompt} {cell}")
+        scenes = scenes_of_prompt(prompt, PICTURES, rng.randrange(2**31))
+        return self.rendered(scenes, [_view(scene, said.get("view"), cell, rng) for scene in scenes])
+
+    def rendered(self, scenes: Sequence[Scene], views: Sequence[View]) -> Tensor:
+        """Latents [K, D] of scenes, each seen by its view."""
+        size = self.defaults.working_size
+        rgb = render(scenes, np.stack([view.row(size) for view in views]), size, size).rgb
+        return self.encode(torch.from_numpy(rgb).permute(0, 3, 1, 2)).flatten(1)
+
+
+def camera_cell(camera: Tensor) -> tuple[float, float, float] | None:
+    """Azimuth and elevation in degrees, rounded to `CELL_DEG`, and distance, of a camera embedding; None for zeros."""
+    if not bool(camera.any()):
+        return None
+    waves = (len(camera) - 4) // 2
+    azimuth = torch.rad2deg(torch.atan2(camera[0], camera[waves]))
+    elevation = torch.rad2deg(torch.atan2(camera[2 * waves], camera[2 * waves + 1]))
+    distance = float(camera[2 * waves + 2]) * DISTANCE_SCALE + MIDDLE_DISTANCE
+    rounded = (round(float(angle) / CELL_DEG) * CELL_DEG for angle in (azimuth, elevation))
+    return *rounded, round(distance, 1)
+
+
+def _view(scene: Scene, word: str | None, cell: tuple[float, float, float] | None, rng: random.Random) -> View:
+    """A random camera: near `cell`, or else such that `word` is true."""
+    target = (0.0, 0.0, 0.0)
+    if cell is not None:
+        azimuth, elevation, distance = cell
+        azimuth, elevation = (
+            azimuth + rng.uniform(-NEAR_DEG, NEAR_DEG),
+            elevation + rng.uniform(-CELL_DEG, CELL_DEG) / 2,
+        )
+        return View(azimuth, elevation, distance, FOV_DEG, target)
+    while True:
+        azimuth = rng.uniform(0, 360)
+        elevation = rng.uniform(61, 85) if word == "overhead view" else rng.uniform(2, 58)
+        seen = view_word(scene, azimuth, elevation)
+        side = "side view" in seen if seen and word == "side view" else False
+        if word is None or seen is None or seen == word or side:
+            return View(azimuth, elevation, DISTANCE, FOV_DEG, target)
+
+
+def _no_forward(*_: object) -> Tensor:
+    raise InputError("prior.model: world:exact has no network, and so no gradient")
+
+
+TITLE = "exact prior of the procedural world"
+
+
+@register("prior", "world", title=TITLE)
+def open_exact(options: Options, require: Literal["edit", "text"] | None) -> ExactPrior:
+    """The prior for edits, or for texts."""
+    from diffusers import AutoencoderKL
+
+    folder = ModelFolder(MODEL)
+    vae = folder.open("vae", AutoencoderKL, torch.float32).to(options.device)
+    files = {"vae": folder.part("vae") / "diffusion_pytorch_model.safetensors"}
+    return ExactPrior(VaeCodec(vae, slicing=options.vae_slicing), options, require != "text", files)
