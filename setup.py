@@ -84,7 +84,7 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5", TRITON],
         "triton": [TRITON],
         "process": ["pycolmap>=4.0"],
-        "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24"],
+        "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24", "torch-fidelity>=0.4"],
         "tcnn": ["tinycudann"],
         "openvino": ["openvino>=2026.0"],
         "onnxruntime": ["onnxruntime>=1.20", "onnx>=1.16"],

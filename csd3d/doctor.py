@@ -29,7 +29,7 @@ CARDS = ("/dev/nvidia0", "/proc/driver/nvidia/gpus")  # one of them is there whe
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "kornia", "trimesh", "omegaconf")
 EXTRAS = {  # name -> (module that is tried, what it is for)
     "process": ("pycolmap", "camera poses of a film or of photos"),
-    "metrics": ("open_clip", "published CLIP scores"),
+    "metrics": ("torch_fidelity", "published FID, CLIP scores and LPIPS"),
     "lora": ("peft", "LoRA weights: VSD, prior.lora"),
     "quantise": ("torchao", "quantised weights"),
     "sweep": ("submitit", "many runs from one file"),

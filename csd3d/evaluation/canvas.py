@@ -43,7 +43,9 @@ class Measured:
     embedded: list[Tensor] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
     seams: list[tuple[float, float]] = field(default_factory=list)
+    lpips: list[float] = field(default_factory=list)
     before: list[Tensor] | None = None  # features of the previous frame
+    last: Tensor | None = None  # the previous frame [3, H, W], for LPIPS
     warped: WarpedError | None = None
 
 
@@ -55,6 +57,7 @@ class Metrics:
     borders: rows and columns of pixels at which windows end; `wrap`: the right border continues at the left.
     inside [H, W]: how much of each pixel may be edited, None for all.
     flow(a, b): for videos, the source's optical flow at `size`.  features(images): for the perceptual distance.
+    lpips(a, b): of neighbouring frames of a video [1, 3, H, W] in full size, None for none.
     """
 
     clip: Clip
@@ -66,6 +69,7 @@ class Metrics:
     flow: Flow | None = None
     size: tuple[int, int] = (0, 0)
     features: Callable[[Tensor], list[Tensor]] | None = None
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
     recent: dict[int, Tensor] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
 
@@ -94,6 +98,10 @@ class Metrics:
             own.seams.append((visible, self.source_seams))
         if self.clip.is_video:
             self._follow(own, resize(picture[None], self.size)[0].permute(1, 2, 0))
+        if self.clip.is_video and self.lpips is not None:
+            if own.last is not None:
+                own.lpips.append(float(self.lpips(own.last[None], picture[None])))
+            own.last = picture
 
     def embed(self, picture: Tensor) -> Tensor:
         """Unit embeddings [P, D] of the parts of a frame [3, H, W]."""
@@ -179,12 +187,14 @@ def truth(own: Measured) -> Figures:
 
 def steadiness(own: Measured) -> Figures:
     """For videos `flow_warped_error`, its two ranges, and `neighbour_distance` of successive frames in features of the
-    prior's encoder; with windows `seam_visibility`, also relative to the source."""
+    prior's encoder, `lpips` if asked for; with windows `seam_visibility`, also relative to the source."""
     found: Figures = {}
     if own.warped is not None:
         found |= mean_of_ranges("flow_warped_error", own.warped.report())
     if own.distances:
         found["neighbour_distance"] = sum(own.distances) / len(own.distances)
+    if own.lpips:
+        found["lpips"] = sum(own.lpips) / len(own.lpips)
     if own.seams:
         edited, source = (sum(values) / len(values) for values in zip(*own.seams, strict=True))
         found |= {"seam_visibility": edited, "seam_visibility_relative": edited / source}

@@ -6,7 +6,6 @@ is never 0: `fd_floor` is that of as many true renders.
 Symbols: V views, D embedding dimensions, K texts.
 """
 
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from csd3d.metrics.clip import (
     WORLD_FOLDER,
     ClipModel,
     check_clip,
+    check_open_clip,
     load_clip,
     mean_pairwise_distance,
     retrieval_rank,
@@ -60,6 +60,8 @@ class EvaluateConfig:
     size: Annotated[int, Within(16, 2048)] = 128  # side of the pictures from the held-out cameras, in pixels
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
+    # a folder of pictures for FID, which needs the extra `metrics` and thousands of pictures; "": no FID
+    fid_against: str = path_key(identity=False)
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
@@ -126,6 +128,8 @@ def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], s
     for name, seen in views.items() if judge else ():
         places = config.evaluate.azimuths_deg
         figures[name] = judge.score_assets(seen.colour, seen.shape, config.prompt, places, say, config.seed)
+    for name, seen in views.items() if job.fid else ():
+        figures[name]["fid"] = job.fid(seen.colour.flatten(0, 1))
     return figures, judge.name if judge else None
 
 
@@ -261,8 +265,7 @@ def load_judge(source: str, device: torch.device | str = "cpu") -> Judge | None:
 def check_judge(source: str) -> None:
     """Raise InputError if there is no such CLIP, before any work is done; it is loaded at the end."""
     if source.startswith(OPEN_CLIP):
-        if importlib.util.find_spec("open_clip") is None:
-            raise InputError(f"CLIP: {source} needs the package open_clip_torch, which is not installed: {INSTALL}")
+        check_open_clip(source)
     elif source:
         check_clip(source)
 

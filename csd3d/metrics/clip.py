@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd3d.cameras import side_seen
-from csd3d.errors import InputError
+from csd3d.errors import InputError, one_line
 from csd3d.files import read_json
 from csd3d.priors.hub import HUB_NAME, fetch_folder
 from csd3d.priors.libraries import quiet
@@ -137,15 +137,34 @@ def open_towers(folder: Path) -> tuple[TwoTowers, Any]:
     return model, tokenizer
 
 
-def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
-    """A model of the open_clip package, which downloads the weights once."""
+def check_open_clip(source: str) -> None:
+    """Fetch the weights that `source` names without opening them; InputError where that fails."""
+    open_clip, architecture, weights = _open_clip(source)
+    if Path(weights).is_file():
+        return
+    if not (about := open_clip.get_pretrained_cfg(architecture, weights)):
+        raise InputError(f"CLIP: open_clip knows no {source}; open_clip.list_pretrained() has those that it knows")
+    try:
+        open_clip.download_pretrained(about)
+    except Exception as error:  # no network or a broken download
+        raise InputError(f"CLIP: open_clip could not fetch {source} ({one_line(error, 160)})") from None
+
+
+def _open_clip(source: str) -> tuple[Any, str, str]:
+    """The package open_clip, and the architecture and weights that `source` names."""
     architecture, _, weights = source.removeprefix(OPEN_CLIP).partition("/")
     if not architecture or not weights:
         raise InputError(f"CLIP: {source!r} should read {OPEN_CLIP}ViT-bigG-14/laion2b_s39b_b160k")
     try:
         import open_clip
-    except ImportError:
-        raise InputError(f"CLIP: {source} needs open_clip: {INSTALL}") from None
+    except ImportError as error:
+        raise InputError(f"CLIP: {source} needs packages that are not installed ({error}): {INSTALL}") from None
+    return open_clip, architecture, weights
+
+
+def _load_open_clip(source: str, device: torch.device | str) -> ClipModel:
+    """A model of the open_clip package, which downloads the weights once."""
+    open_clip, architecture, weights = _open_clip(source)
     try:
         model = open_clip.create_model(architecture, pretrained=weights, device=device).eval()
         tokenizer = open_clip.get_tokenizer(architecture)

@@ -48,4 +48,4 @@ def load_lpips(network: str = "vgg", device: torch.device | str = "cpu") -> Call
         raise InputError(
             f"LPIPS could not fetch the weights of {network!r} ({error}): run once with a network"
         ) from None
-    return lambda a, b: model(a, b, normalize=True).mean()
+    return lambda a, b: model(a.to(device), b.to(device), normalize=True).mean()

@@ -5,6 +5,7 @@ All three become a canvas of latents, which the editors (`csd3d.editors`) work o
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -23,7 +24,7 @@ from csd3d.errors import at_key
 from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge, may_judge
 from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
-from csd3d.priors import Prior, PriorConfig, load_prior
+from csd3d.priors import Prior, PriorConfig, load_lpips, load_prior
 from csd3d.registry import register, returned
 from csd3d.report.canvas import CanvasReport, previewer, write_results
 from csd3d.report.used import environment_of, used
@@ -181,6 +182,7 @@ class EditVideoConfig(EditCanvasConfig):
 
     video: str = path_key()  # a video file or a folder of frames; "": an orbit in the procedural world
     fps: float | None = incidental(None)  # frames a second; null: the video's own times, 24 for a folder of frames
+    lpips: bool = incidental(False)  # also LPIPS-VGG between neighbouring frames, which needs the extra `metrics`
     max_frames: int = incidental(MAX_FRAMES)  # most frames of a video
     max_decoded_gib: float = incidental(MAX_DECODED_GIB)  # most room for the decoded video in TMPDIR, in GiB
 
@@ -195,7 +197,10 @@ class EditVideoConfig(EditCanvasConfig):
         else:
             clip = registry.get("demo", "orbit").thing(self.world, self.prompt)
             clip = dataclasses.replace(clip, fps=self.fps or clip.fps)
+        with at_key("lpips"):
+            lpips = load_lpips(device=device) if self.lpips else None
         job = open_job(self, device, clip)
+        job.lpips = lpips
         job.contents |= contents_of(self.video)
         return job
 
@@ -212,6 +217,7 @@ class CanvasJob(Job):
     size: tuple[int, int]  # (H, W) at which the clip is edited
     masks: Tensor | None = None  # [K, H, W] of the regions, those with an instruction first
     wrap: bool = False  # the right border continues at the left
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None  # of frames [1, 3, H, W]
 
     def identity_of(self, name: str) -> dict:
         """The job's identity and the keys of this phase's editor, as `compare` is no part of the job's identity."""
@@ -287,6 +293,7 @@ class CanvasJob(Job):
         given = self.config.captions
         captions = Captions(given[:1], [given[1:]]) if given else None
         measured = make_metrics(self.canvas.latents, self.canvas.cover, self.judge, captions)
+        measured.lpips = self.lpips
         shown = write_results(self.folder, self.edits, self.main, measured)
         for name, known in metrics["results"].items():
             metrics["results"][name] = measured.figures(name) | known

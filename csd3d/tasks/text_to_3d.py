@@ -36,6 +36,7 @@ from csd3d.guidance.methods import (
     settle_distill,
 )
 from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
@@ -147,11 +148,13 @@ class TextTo3DConfig:
             check_shown(self, self.guidance_size, device)
         with at_key("evaluate.clip"):
             check_judge(self.evaluate.clip)
+        with at_key("evaluate.fid_against"):
+            fid = open_fid(self.evaluate.fid_against, device)
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
         check_shown(self, shown_side(self, prior), device)
-        return AssetJob(config=self, device=device, prior=prior, networks=networks)
+        return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
     @property
     def phases(self) -> list[str]:
@@ -193,6 +196,7 @@ class AssetJob(Job):
 
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
+    fid: FID | None = None  # of all held-out views of a method's assets
 
     @property
     def wanted(self) -> list[str]:

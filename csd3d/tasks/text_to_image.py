@@ -29,6 +29,7 @@ from csd3d.guidance.methods import (
     settle_distill,
 )
 from csd3d.memory import check_fits
+from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
@@ -79,6 +80,8 @@ class TextToImageConfig:
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
+    # a folder of pictures for FID, which needs the extra `metrics` and thousands of pictures; "": no FID
+    fid_against: str = path_key(identity=False)
     save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = MOVED
@@ -124,12 +127,14 @@ class TextToImageConfig:
         open_source(self, side)
         with at_key("clip"):
             check_judge(self.clip)
+        with at_key("fid_against"):
+            fid = open_fid(self.fid_against, device)
         source_prompts = [self.source.prompt] if self.source.prompt else None
         prior, networks = open_prior(self.prior, device, self.runs, self.texts, source_prompts)
         side = self.size or prior.defaults.working_size
         check_size(self, side, device)
         source = open_source(self, side)
-        return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side)
+        return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side, fid=fid)
 
     @property
     def parts(self) -> dict[str, tuple[str, int]]:
@@ -161,6 +166,7 @@ class ImageJob(Job):
     networks: dict[str, Networks]  # by the name of the method that has them
     source: Tensor | None  # [1, 3, S, S] in [0, 1], the picture to edit
     side: int  # S, pixels along a side of a picture
+    fid: FID | None = None  # of all pictures of a method
 
     @property
     def wanted(self) -> list[str]:
@@ -197,6 +203,8 @@ class ImageJob(Job):
                 results[name]["kernel_mean"] = sum(shared) / len(shared)
             if judge:
                 results[name] |= judge.score_pictures(found, config.texts[: len(found)], config.seed)
+            if self.fid:
+                results[name]["fid"] = self.fid(torch.cat(found))
         seconds = {"distil": sum(result["seconds"] for result in results.values())}
         judged = {"prompts": config.texts, "judge": judge.name if judge else None}
         return judged | {"seconds": seconds, "results": results}

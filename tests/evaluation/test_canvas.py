@@ -109,6 +109,9 @@ def test_videos_are_followed_without_keeping_their_frames():
     assert figures["flow_warped_error"] == pytest.approx((expected["short"] + expected["long"]) / 2)
     assert figures["flow_warped_error_long"] == pytest.approx(expected["long"])
     assert figures["neighbour_distance"] == pytest.approx(sum(steps) / 6)
+    mean = metrics_of(clip, flow=still, features=features, lpips=lambda a, b: (a - b).abs().mean())
+    steps = [(a - b).abs().mean().item() for a, b in pairwise(frames)]
+    assert measured(mean, frames, frames) == pytest.approx(figures | {"lpips": sum(steps) / 6})
     alone = measured(metrics_of(clip, flow=still, features=features), frames[:1], frames[:1])
     assert alone == {"flow_warped_error": None, "flow_warped_error_short": None, "flow_warped_error_long": None}
 

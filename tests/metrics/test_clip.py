@@ -19,6 +19,7 @@ from csd3d.metrics.clip import (
     VIEWS,
     ClipModel,
     check_clip,
+    check_open_clip,
     clip_pixels,
     directional_similarity,
     embed_images,
@@ -234,6 +235,22 @@ def test_open_clip_is_asked_for_by_its_command(monkeypatch):
         load_clip("open_clip:ViT-bigG-14/laion2b_s39b_b160k")
     with pytest.raises(InputError, match="should read"):
         load_clip("open_clip:ViT-bigG-14")
+
+
+def test_open_clip_is_fetched_before_any_work(monkeypatch):
+    fetched = []
+    known = {("ViT-B-32", "laion2b"): {"hf_hub": "x/"}}
+    stub = SimpleNamespace(
+        get_pretrained_cfg=lambda *names: known.get(names, {}), download_pretrained=lambda about: fetched.append(about)
+    )
+    monkeypatch.setitem(sys.modules, "open_clip", stub)
+    check_open_clip("open_clip:ViT-B-32/laion2b")
+    assert fetched == [{"hf_hub": "x/"}]
+    with pytest.raises(InputError, match="open_clip knows no open_clip:ViT-B-32/nothing"):
+        check_open_clip("open_clip:ViT-B-32/nothing")
+    stub.download_pretrained = lambda about: (_ for _ in ()).throw(OSError("no route\nto host"))
+    with pytest.raises(InputError, match=r"could not fetch open_clip:ViT-B-32/laion2b \(no route to host"):
+        check_open_clip("open_clip:ViT-B-32/laion2b")
 
 
 def test_open_clip_gets_its_own_pixels_and_its_own_name(monkeypatch):
