@@ -86,16 +86,6 @@ def test_views_that_did_not_change(folders, tmp_path):
     assert found["clip_direction_consistency"] is None
 
 
-def test_the_figures_do_not_depend_on_the_number_of_threads(folders, tmp_path):
-    found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        file = tmp_path / f"{threads}.json"
-        assert score(folders / "before", folders / "mixed", "--truth", folders / "light", "--json", file) == 0
-        found.append({key: value for key, value in json.loads(file.read_text()).items() if key != "seconds"})
-    assert found[0] == found[1]
-
-
 def test_a_video_and_a_folder(folders, tmp_path):
     file = tmp_path / "video.json"
     with frame_writer(tmp_path / "after.mp4", 8.0) as add:
