@@ -22,7 +22,8 @@ from csd3d import registry
 from csd3d.media import open_video
 from csd3d.report import canvas as report
 from csd3d.report.charts import Curves
-from csd3d.report.page import ReportData, ViewRow, metric_label, name_judge, write_report
+from csd3d.report.labels import metric_label, name_judge
+from csd3d.report.page import ReportData, ViewRow, write_report
 from csd3d.report.pictures import save_grid
 
 MAIN = "csd_edit"

@@ -18,7 +18,8 @@ import imageio.v3 as iio
 
 from benchmarks.runs import finished_run, mean_table, write_results
 from csd3d.distillation.named import method_title, names_for, parse_name
-from csd3d.report.page import ViewRow, name_judge
+from csd3d.report.labels import name_judge
+from csd3d.report.page import ViewRow
 from csd3d.report.pictures import save_grid
 from csd3d.report.text import slug
 

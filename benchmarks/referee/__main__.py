@@ -1,0 +1,142 @@
+"""`python -m benchmarks.referee tune|run|table --level N`: see docs/referee.md.
+
+tune   every trial of every row on the tuning scenes; the best are kept in benchmarks/results/referee-tuning-N.json
+run    the rows with their best trials on the level's scenes, instructions and seeds
+table  the tables of what has run, as Markdown
+
+Edits that are done are not done again, so each command goes on where it was stopped. --jobs N runs N scenes at once.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, TUNING_SCENES, Instruction, Level
+from benchmarks.referee.rows import Row, as_text, merged, read_rows
+from benchmarks.referee.table import tables
+from benchmarks.referee.work import Asked, Share
+from benchmarks.runs import provenance
+from csd3d.files import write_text
+from csd3d.sweep.work import executors, outcome
+
+RESULTS = Path(__file__).parents[1] / "results"
+WORK = Path("outputs/referee")
+
+
+def tuning_level(level: Level) -> Level:
+    """The level on the scenes and instructions that rows are tuned on."""
+    asked = tuple(Instruction(text, "tuning", held_out=False) for text in TUNING_INSTRUCTIONS)
+    return replace(level, scenes=tuple(TUNING_SCENES), instructions=asked, seeds=(0,), whole=False)
+
+
+def rows_of(level: Level, names: Sequence[str] | None) -> dict[str, Row]:
+    """The rows that a level has: under the exact prior none that work inside a UNet."""
+    rows = {name: row for name, row in read_rows().items() if level.number in row.levels}
+    rows = {name: row for name, row in rows.items() if not (row.attention and level.model)}
+    return {name: rows[name] for name in names} if names else rows
+
+
+def tuning_file(level: int) -> Path:
+    """Where the trials of a level are kept; whole scenes take those of views alone."""
+    return RESULTS / f"referee-tuning-{min(level, 2)}.json"
+
+
+def ask(level: Level, row: str, keys: dict) -> list[Asked]:
+    """A row's edits of one scene."""
+    text = as_text(keys)
+    return [Asked(row, text, one.text, one.kind, seed) for one in level.instructions for seed in level.seeds]
+
+
+def do(level: Level, asked: Sequence[Asked], work: Path, jobs: int) -> list[dict]:
+    """Do edits of all scenes, `jobs` scenes at a time, each in a process; return their lines."""
+    shares = [Share(level, scene, asked, work) for scene in level.scenes]
+    waiting, running = list(shares), {}
+    start = executors(work / "logs", "local", {}, jobs)
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            slot = next(i for i in range(jobs) if i not in running)
+            running[slot] = start(slot).submit(waiting[0]), waiting.pop(0)
+        time.sleep(1)
+        for slot, (job, share) in [(slot, pair) for slot, pair in running.items() if pair[0].done()]:
+            del running[slot]
+            problem, _ = outcome(job)
+            print(f"level {level.number}, {share.scene}: {problem or 'done'}", flush=True)
+    wanted = {as_text(one.identity) for one in asked}
+    return [line for share in shares for key, line in share.done().items() if key in wanted]
+
+
+def tune(level: Level, rows: dict[str, Row], work: Path, jobs: int) -> None:
+    """Do the trials, and keep them with the best of each row, by mean PSNR."""
+    trials = {(name, number): row.keys(trial) for name, row in rows.items() for number, trial in enumerate(row.trials)}
+    level = tuning_level(level)
+    asked = [one for (name, _), keys in trials.items() for one in ask(level, name, keys)]
+    lines = do(level, asked, work / "tuning", jobs)
+    path = tuning_file(level.number)
+    found = json.loads(path.read_text())["rows"] if path.exists() else {}
+    for name in dict.fromkeys(name for name, _ in trials):
+        means = []
+        for number, trial in enumerate(rows[name].trials):
+            keys = trials[name, number]
+            scores = [line.get("psnr") for line in lines if line["row"] == name and line["editor"] == keys]
+            complete = bool(scores) and None not in scores
+            means.append({"trial": trial, "psnr": sum(scores) / len(scores) if complete else None, "n": len(scores)})
+        best = max(range(len(means)), key=lambda i: means[i]["psnr"] or float("-inf"))
+        found[name] = {"best": best, "trials": means}
+    about = {"scenes": list(level.scenes), "instructions": [one.text for one in level.instructions], "seeds": [0]}
+    text = {**provenance("referee"), "level": level.number, **about, "rows": found}
+    write_text(path, json.dumps(text, indent=1) + "\n")
+
+
+def best_keys(rows: dict[str, Row], level: Level) -> dict[str, dict]:
+    """The editor's keys of every row: with its best trial, or as the row that it is an ablation of."""
+    path = tuning_file(level.number)
+    tuned = json.loads(path.read_text())["rows"] if path.exists() else {}
+    every = read_rows()
+
+    def keys(row: Row) -> dict:
+        if row.of:
+            return merged(keys(every[row.of]), row.editor)
+        found = tuned.get(row.name)
+        return row.keys(row.trials[found["best"]]) if found and row.trials else dict(row.editor)
+
+    return {name: keys(row) for name, row in rows.items()}
+
+
+def results_file(level: int) -> Path:
+    """The lines of a level."""
+    return RESULTS / f"referee-level-{level}.jsonl"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "run", "table"))
+    parser.add_argument("--level", type=int, choices=tuple(LEVELS), required=True)
+    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--scenes", nargs="+", help="only these scenes")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    level = LEVELS[args.level]
+    level = replace(level, scenes=tuple(args.scenes or level.scenes), seeds=tuple(args.seeds or level.seeds))
+    rows = rows_of(level, args.rows)
+    if args.what == "tune":
+        return tune(level, rows, args.work, args.jobs)
+    if args.what == "run":
+        asked = [one for name, keys in best_keys(rows, level).items() for one in ask(level, name, keys)]
+        lines = do(level, asked, args.work, args.jobs)
+        path = results_file(level.number)
+        kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+        own = {(line["row"], line["scene"], line["instruction"], line["seed"]) for line in lines}
+        kept = [line for line in kept if (line["row"], line["scene"], line["instruction"], line["seed"]) not in own]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept + lines))
+    print(tables(results_file(level.number), read_rows()))
+    return None
+
+
+if __name__ == "__main__":
+    main()

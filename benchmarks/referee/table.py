@@ -1,0 +1,103 @@
+"""The referee's tables, in Markdown: a row a method, and the paired differences of CSD-Edit and the other rows."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.referee.rows import Row
+from benchmarks.statistics import Interval, bootstrap
+
+FIGURES = {
+    "psnr": ("PSNR to one answer, dB", 2),
+    "agree": ("views that agree", 2),
+    "warped_error": ("warped error", 3),
+    "left_alone": ("left alone, dB", 1),
+    "detail": ("detail", 2),
+    "evaluations": ("evaluations", 0),
+    "seconds": ("seconds", 1),
+}
+KINDS = ("several answers", "one answer", "geometry", "several at once", "nothing")
+OURS = "csd_edit"
+Lines = Sequence[dict]
+
+
+def tables(path: Path, rows: dict[str, Row]) -> str:
+    """All tables of a level's lines."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    failed = [line for line in lines if "error" in line]
+    lines = [line for line in lines if "error" not in line]
+    present = [name for name in rows if any(line["row"] == name for line in lines)]
+    parts = [overview(lines, present, rows), by_kind(lines, present, rows)]
+    if OURS in present:
+        parts.append(differences(lines, present, rows))
+    parts += [f"`{line['row']}` raised on {line['scene']}, {line['instruction']!r}: {line['error']}" for line in failed]
+    return "\n\n".join(parts)
+
+
+def overview(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
+    """Means of all figures over all edits of a row."""
+    out = [f"| | n | {' | '.join(label for label, _ in FIGURES.values())} |", "|" + "---|" * (len(FIGURES) + 2)]
+    for name in present:
+        own = [line for line in lines if line["row"] == name]
+        cells = [mean(own, key, digits) for key, (_, digits) in FIGURES.items()]
+        out.append(f"| {rows[name].title} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def by_kind(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
+    """Mean PSNR with its interval, by kind of instruction."""
+    kinds = [kind for kind in KINDS if any(line["kind"] == kind for line in lines)]
+    out = [f"| PSNR, dB | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
+    for name in present:
+        cells = []
+        for kind in kinds:
+            own = [line for line in lines if line["row"] == name and line["kind"] == kind]
+            cells.append(
+                spread(bootstrap([line["psnr"] for line in own], [line["scene"] for line in own])) if own else "–"
+            )
+        out.append(f"| {rows[name].title} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def differences(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
+    """CSD-Edit minus every other row, on the same inputs: mean and interval; bold where it is clear of 0."""
+    kinds: dict[str, Callable[[dict], bool]] = {
+        "several answers": lambda line: line["kind"] in ("several answers", "several at once") and line["answers"] > 1,
+        "one answer": lambda line: line["answers"] == 1,
+        "all": lambda line: True,
+    }
+    out = [f"| CSD-Edit minus …, dB | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
+    for name in present:
+        if name != OURS:
+            cells = [difference(lines, name, chosen) for chosen in kinds.values()]
+            out.append(f"| {rows[name].title} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def paired(lines: Lines, a: str, b: str, key: str = "psnr") -> list[tuple[dict, dict]]:
+    """The lines of rows a and b for the same inputs, where both have the figure."""
+    place = lambda line: (line["scene"], line["instruction"], line["seed"])  # noqa: E731
+    other = {place(line): line for line in lines if line["row"] == b and line.get(key) is not None}
+    own = [line for line in lines if line["row"] == a and line.get(key) is not None]
+    return [(line, other[place(line)]) for line in own if place(line) in other]
+
+
+def difference(lines: Lines, name: str, chosen: Callable[[dict], bool]) -> str:
+    """One cell of `differences`."""
+    pairs = [pair for pair in paired(lines, OURS, name) if chosen(pair[0])]
+    if not pairs:
+        return "–"
+    found = bootstrap([a["psnr"] - b["psnr"] for a, b in pairs], [a["scene"] for a, _ in pairs])
+    text = f"{found.mean:+.2f} ({found.low:+.2f} … {found.high:+.2f})"
+    return f"**{text}**" if found.clear_of_zero else text
+
+
+def spread(found: Interval) -> str:
+    """A mean with its interval."""
+    return f"{found.mean:.2f} ({found.low:.2f} … {found.high:.2f})"
+
+
+def mean(lines: Lines, key: str, digits: int) -> str:
+    """The mean of a figure over the lines that have it."""
+    values = [line[key] for line in lines if line.get(key) is not None]
+    return f"{sum(values) / len(values):.{digits}f}" if values else "–"

@@ -1,0 +1,142 @@
+"""Does the edits of a level, scene by scene: each edit is a line of JSON in the scene's file, and is done once."""
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.referee.inputs import Input, judge, open_capture
+from benchmarks.referee.protocol import SCENES, TUNING_SCENES, VERSION, Level
+from benchmarks.referee.rows import CONFIG, as_text, count_updates, editor_of
+from benchmarks.referee.views import edit_views
+from csd3d.editors.scene import SceneSource
+from csd3d.errors import one_line
+from csd3d.evaluation.views import SourceViews, judge_views, prepare_views
+from csd3d.metrics import load_clip
+from csd3d.priors import load_prior
+from csd3d.run import read
+from csd3d.world.language import caption
+
+logger = logging.getLogger("csd3d")
+EVERY = 3  # levels of views alone take each third training view: 12 of 36
+PROXY_SEEDS = (0,)  # edits with these seeds are also judged by what needs no truth
+ALL_SCENES = {**SCENES, **TUNING_SCENES}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One edit: a row under a name, with the editor's keys."""
+
+    row: str
+    keys: str  # JSON
+    instruction: str
+    kind: str
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two edits of a scene the same."""
+        return {"row": self.row, "editor": json.loads(self.keys), "instruction": self.instruction, "seed": self.seed}
+
+
+@dataclass
+class Share:
+    """The edits of one scene, as a process of its own does them. Call it again to go on where it was stopped."""
+
+    level: Level
+    scene: str
+    asked: Sequence[Asked]
+    work: Path
+
+    @property
+    def file(self) -> Path:
+        """Where the lines go."""
+        return self.work / f"level-{self.level.number}" / f"{self.scene}.jsonl"
+
+    def __call__(self) -> str:
+        """Do what is not done yet; return "", for csd3d.sweep.work."""
+        torch.set_num_threads(1)
+        missing = [one for one in self.asked if as_text(one.identity) not in self.done()]
+        if missing:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                for line in self.lines(missing):
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+        return ""
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """The lines so far, by the identity of their edit; a line that was cut off does not count."""
+        found = {}
+        for text in self.file.read_text().splitlines() if self.file.exists() else ():
+            try:
+                line = json.loads(text)
+                found[as_text({key: line[key] for key in ("row", "editor", "instruction", "seed")})] = line
+            except (ValueError, KeyError):
+                continue
+        return found
+
+    def lines(self, missing: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+        """Do the edits, those of one instruction together."""
+        bench = Bench(self.level, self.scene, self.work)
+        for instruction in dict.fromkeys(one.instruction for one in missing):
+            for one in missing:
+                if one.instruction == instruction:
+                    yield {"version": VERSION, "level": self.level.number, "scene": self.scene} | bench.edit(one)
+
+
+class Bench:
+    """An open prior, a scene, and what judges its edits."""
+
+    def __init__(self, level: Level, scene: str, work: Path):
+        config = read(CONFIG, [])
+        prior = replace(config.prior, model=level.model or config.prior.model)
+        self.level, self.prior = level, load_prior(prior, require="edit")
+        capture = open_capture(work / "captures" / scene, ALL_SCENES[scene], EVERY)
+        self.given, self.clip = Input(scene, ALL_SCENES[scene], capture), load_clip()
+        self.sources: dict[str, SceneSource] = {}
+        self.prepared: SourceViews | None = None
+
+    def source(self, instruction: str) -> SceneSource:
+        """The photos with an instruction; only the last is kept, because the exact prior knows one."""
+        if instruction not in self.sources:
+            self.sources = {instruction: SceneSource(self.prior, self.given.capture, instruction)}
+            _ = self.sources[instruction].image, self.sources[instruction].z
+        return self.sources[instruction]
+
+    def edit(self, one: Asked) -> dict[str, Any]:
+        """The line of an edit; an editor that raises has its error in it, and no figures."""
+        line = one.identity | {"kind": one.kind}
+        try:
+            editor, source = editor_of(one.keys), self.source(one.instruction)
+            steps = count_updates(editor, len(self.given.capture.train))
+            after, cost = edit_views(self.given, self.prior, source, editor, steps, one.seed)
+            figures = judge(self.given, one.instruction, after)
+        except Exception as error:  # of any editor, also those of plugins
+            logger.debug("%s", traceback.format_exc())
+            return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+        proxies = self.proxies(one.instruction, figures["answer"], after) if one.seed in PROXY_SEEDS else {}
+        return line | _rounded(figures | cost | proxies)
+
+    def proxies(self, instruction: str, answer: int, after: Tensor) -> Mapping[str, float | None]:
+        """What is measured without knowing the truth, except for the captions."""
+        if self.prepared is None:
+            before = self.given.before
+            self.prepared = prepare_views(
+                self.given.photos, cameras=self.given.cameras, depths=before.depth, masks=before.mask, clip=self.clip,
+                features=self.prior.features,
+            )  # fmt: skip
+        texts = [caption(scene) for scene in (self.given.scene, self.given.edit(instruction).answers[answer])]
+        found = judge_views(replace(self.prepared, captions=self.clip.embed_texts(texts).cpu()), after)
+        return {name: value for name, value in found.items() if name not in ("warped_error_before", "overlap")}
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with six digits, so that files stay small."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in figures.items()}
