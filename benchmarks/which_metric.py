@@ -50,6 +50,7 @@ PROXIES = {  # name: (label, 1: higher is better, -1: lower is better)
 TRUTHS = {"object_ssim", "mask_iou", "volume_iou", "chamfer", "pattern_found"}  # need the right answer themselves
 NEEDED = ("scene", "instruction", "kind", "psnr")
 MOST_BYTES = 1 << 28
+NOTES = "<!-- notes: what stands below is kept when this file is written again -->"
 PANEL, COLUMNS = 210, 4
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))
 INTRODUCTION = """# Which metric to trust
@@ -94,8 +95,8 @@ def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def worth(rows: list[dict], proxy: str) -> dict | None:
-    """What a proxy is worth on these results; None if fewer than two have it."""
+def worth(rows: list[dict], proxy: str, rank: bool = True) -> dict | None:
+    """What a proxy is worth on these results, with intervals; None if fewer than two have it. rank: also `spearman`."""
     rows = [row for row in rows if _number(row.get(proxy))]
     if len(rows) < 2:
         return None
@@ -103,36 +104,33 @@ def worth(rows: list[dict], proxy: str) -> dict | None:
     truth = np.array([float(row["psnr"]) for row in rows])
     scenes = [str(row["scene"]) for row in rows]
     groups = [(str(row.get("level", "")), str(row["scene"]), str(row["instruction"])) for row in rows]
-    return {
-        "count": len(rows),
-        "accuracy": pairwise_accuracy(values, truth, groups),
-        "accuracy_interval": accuracy_interval(values, truth, groups, scenes),
-        "spearman": spearman(values, truth),
-        "spearman_interval": spearman_interval(values, truth, scenes),
-    }
+    found = {"count": len(rows), "accuracy": pairwise_accuracy(values, truth, groups)}
+    found["accuracy_interval"] = accuracy_interval(values, truth, groups, scenes)
+    if rank:
+        found["spearman"] = spearman(values, truth)
+        found["spearman_interval"] = spearman_interval(values, truth, scenes)
+    return found
 
 
-def known_proxies(rows: list[dict]) -> list[str]:
-    """The proxies that at least two results have, those that orders pairs best first."""
-    found = {proxy: worth(rows, proxy) for proxy in PROXIES}
-    known = {proxy: told for proxy, told in found.items() if told}
-    return sorted(known, key=lambda proxy: -np.nan_to_num(known[proxy]["accuracy"], nan=-1.0))
+def known_proxies(rows: list[dict]) -> dict[str, dict]:
+    """What each proxy is worth that at least two results have, the one that orders pairs best first."""
+    found = {proxy: told for proxy in PROXIES if (told := worth(rows, proxy))}
+    return dict(sorted(found.items(), key=lambda pair: -np.nan_to_num(pair[1]["accuracy"], nan=-1.0)))
 
 
-def table(rows: list[dict]) -> list[str]:
-    """Markdown: a row a proxy, over all results and by kind of instruction."""
+def table(rows: list[dict], proxies: dict[str, dict]) -> list[str]:
+    """Markdown: a row for each of `known_proxies`, over all results and by kind of instruction."""
     kinds = [kind for kind, _ in Counter(str(row["kind"]) for row in rows).most_common()]
     lines = [f"| proxy | results | pairs | rank |{''.join(f' pairs, {kind} |' for kind in kinds if len(kinds) > 1)}"]
     lines.append("|" + "---|" * (4 + (len(kinds) if len(kinds) > 1 else 0)))
-    for proxy in known_proxies(rows):
-        told = worth(rows, proxy)
+    for proxy, told in proxies.items():
         star = " *" if proxy in TRUTHS else ""
         cells = [PROXIES[proxy][0] + star, str(told["count"]), _cell(told, "accuracy"), _cell(told, "spearman")]
         for kind in kinds if len(kinds) > 1 else ():
-            part = worth([row for row in rows if str(row["kind"]) == kind], proxy)
+            part = worth([row for row in rows if str(row["kind"]) == kind], proxy, rank=False)
             cells.append(_cell(part, "accuracy") if part else "–")
         lines.append(f"| {' | '.join(cells)} |")
-    starred = [proxy for proxy in known_proxies(rows) if proxy in TRUTHS]
+    starred = TRUTHS & proxies.keys()
     return lines + (["", "\\* needs the right answer too: another true figure, not a proxy."] if starred else [])
 
 
@@ -142,9 +140,8 @@ def _cell(told: dict, key: str) -> str:
     return f"{told[key]:.2f}{interval}" if math.isfinite(told[key]) else "–"
 
 
-def scatter(rows: list[dict], path: Path) -> None:
+def scatter(rows: list[dict], proxies: dict[str, dict], path: Path) -> None:
     """Write a panel a proxy: its value upwards, better is higher, by the true PSNR to the right; a colour a kind."""
-    proxies = known_proxies(rows)
     kinds = [kind for kind, _ in Counter(str(row["kind"]) for row in rows).most_common()]
     height = math.ceil(len(proxies) / COLUMNS) * PANEL + 24
     page = Image.new("RGB", (min(COLUMNS, max(len(proxies), 1)) * PANEL, height), "white")
@@ -183,13 +180,22 @@ def document(parts: dict[str, list[dict]], doc: Path, command: str) -> None:
     text = [INTRODUCTION.format(command=command)]
     for name, rows in parts.items():
         picture = doc.with_name(f"{doc.stem}-{name}.png")
-        scatter(rows, picture)
+        proxies = known_proxies(rows)
+        scatter(rows, proxies, picture)
         scenes = len({str(row["scene"]) for row in rows})
         what = {"edits": "scenes", "assets": "prompts"}.get(name, "scenes")
-        text += [f"## {name.capitalize()}", "", f"{len(rows)} results of {scenes} {what}.", "", *table(rows), ""]
+        text += [
+            f"## {name.capitalize()}",
+            "",
+            f"{len(rows)} results of {scenes} {what}.",
+            "",
+            *table(rows, proxies),
+            "",
+        ]
         caption = "Each proxy (upwards, better is higher) against the true PSNR (to the right), a colour a kind"
         text += [f"![{caption}]({picture.name})", ""]
-    write_text(doc, "\n".join(text).rstrip() + "\n")
+    kept = doc.read_text(encoding="utf-8").partition(NOTES)[2] if doc.exists() else ""
+    write_text(doc, "\n".join([*text, NOTES]) + (kept or "\n"))
 
 
 def main() -> None:

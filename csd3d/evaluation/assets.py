@@ -25,7 +25,7 @@ from csd3d.metrics.surface import chamfer, pattern_found, seen_as, shares_found
 from csd3d.representations.base import OPAQUE
 
 SEARCH_VIEWS, SEARCH_SIDE = 4, 64  # of the pictures by which the nearest object is searched
-ROUNDS = 3  # most rounds of changing one thing
+ROUNDS = 4  # most rounds of changing one thing
 STRAY = 0.1  # matter further than this from the true surface is not the object
 MOST_POINTS = 20_000
 CELLS = 56  # of the grid for volumes, along each side of the box

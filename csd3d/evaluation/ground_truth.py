@@ -98,7 +98,7 @@ class TextTruth(Protocol):
         """Render `count` right objects from V azimuths (0 is the front): [count, V, 3, size, size] in [0, 1]."""
 
     def right_objects(self, prompt: str) -> RightObjects | None:
-        """Return the objects that the prompt allows; None if their shapes are not known."""
+        """Return the objects that the prompt allows, None if not known; a ground truth need not have this method."""
 
 
 class GroundTruth(TextTruth, Protocol):

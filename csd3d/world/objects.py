@@ -17,7 +17,7 @@ from csd3d.world.scene import COLOURS, PATTERNS, Arrays, Scene, compile_scene
 from csd3d.world.shapes import KINDS, ROUND
 
 SUNS = [(azimuth, elevation) for elevation in (38.0, 65.0) for azimuth in range(0, 360, 45)]  # degrees
-TURNS = 6  # of an object without a front, over its symmetry
+TURNS = 12  # of an object without a front, up to where it looks the same again
 SAME_COLOUR = 0.06  # largest difference in a channel between a pixel's base colour and the colour that it has
 SNOW = 0.96
 
@@ -37,11 +37,12 @@ class WorldObjects:
         for key in open_attributes(said):
             if key != "backdrop":
                 found += [replace(thing, **{key: value}) for value in OPEN.get(key, COLOURS)]
-        kind = KINDS[thing.kind]
-        if not kind.has_front and kind.symmetry != ROUND:  # then no view word tells its front
-            step = 360 / kind.symmetry / TURNS
-            found += [replace(thing, azimuth_deg=i * step) for i in range(1, TURNS)]
-        return [s for s in found if s != thing and (s.pattern == "plain" or s.colour != s.pattern_colour)]
+        if not KINDS[thing.kind].has_front:  # then no view word tells its front
+            found += [replace(thing, azimuth_deg=_period(thing) * i / TURNS) for i in range(TURNS)]
+        # another kind may have a front, which must be where view words say
+        found = [replace(s, azimuth_deg=0.0) if KINDS[s.kind].has_front else s for s in found]
+        other = [s for s in dict.fromkeys(found) if s != thing]
+        return [s for s in other if s.pattern == "plain" or s.colour != s.pattern_colour]
 
     def _alone(self, scene: Scene) -> Scene:
         return replace(scene, sky="plain", plate="plate" in read_prompt(self.prompt))
@@ -62,6 +63,14 @@ class WorldObjects:
 
     def name(self, thing: Scene) -> str:
         return caption(thing).replace(f", {thing.backdrop} background", "")
+
+
+def _period(scene: Scene) -> float:
+    """The turn in degrees after which an object without a front looks the same, 0 if any turn does."""
+    if scene.pattern in ("checks", "dots"):  # they do not turn with the shape
+        return 360.0
+    symmetry = KINDS[scene.kind].symmetry
+    return 0.0 if symmetry == ROUND else 360.0 / symmetry
 
 
 def _asked(scene: Scene, arrays: Arrays, found: Pictures) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.rank_statistics import accuracy_interval, pairwise_accuracy, spearman
-from benchmarks.which_metric import document, read_lines, worth
+from benchmarks.which_metric import NOTES, document, read_lines, worth
 from csd3d.errors import InputError
 
 
@@ -41,10 +41,13 @@ def test_known_values():
 
 def test_the_document_has_a_table_and_a_small_picture(tmp_path):
     doc = tmp_path / "which-metric.md"
-    document({"edits": made(2000)}, doc, "python -m benchmarks.which_metric")
+    doc.write_text(f"old\n{NOTES}\nseen by eye\n")
+    document({"edits": made(600)}, doc, "python -m benchmarks.which_metric")
     text = doc.read_text()
-    assert "| warped error | 2000 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
+    assert "| warped error | 600 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
     assert "unheard" not in text
+    assert text.endswith(f"{NOTES}\nseen by eye\n")
+    assert "old" not in text
     picture = tmp_path / "which-metric-edits.png"
     assert picture.stat().st_size < 150_000
     Image.open(picture).load()
