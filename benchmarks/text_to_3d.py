@@ -46,6 +46,14 @@ ABLATIONS = {  # of csd-text-to-3d.yaml, whose kernel has a fixed width on clean
     "camera_noise": ("method=fsd+csd",),
 }
 FIGURES = {  # CLIP and FD are printed by the name of the judge, such as CLIP (world) and FD (world)
+    "object_psnr": ("PSNR on the object", 2),
+    "object_ssim": ("SSIM", 3),
+    "mask_iou": ("mask IoU", 2),
+    "chamfer": ("Chamfer", 3),
+    "volume_iou": ("volume IoU", 2),
+    "colours_found": ("colours", 2),
+    "pattern_found": ("pattern", 2),
+    "stray_matter": ("not the object", 2),
     "ranked_first": ("first of 32", 2),
     "clip_colour": ("CLIP colour", 3),
     "clip_geometry": ("CLIP geometry", 3),
@@ -53,7 +61,7 @@ FIGURES = {  # CLIP and FD are printed by the name of the judge, such as CLIP (w
     "fd_floor": ("FD of true renders, its floor", 3),
     "view_words": ("view words", 2),
     "diversity": ("CLIP diversity", 3),
-    "distinct_colour": ("colours", 2),
+    "distinct_colour": ("distinct colours", 2),
     "unet_evaluations": ("UNet evaluations", 0),
     "seconds": ("seconds", 0),
 }

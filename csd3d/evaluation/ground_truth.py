@@ -26,11 +26,16 @@ CHANGED = 0.03  # a pixel that changes by more than this in some channel belongs
 
 @dataclass
 class TrueViews:
-    """True pictures of some views: `rgb` [B,H,W,3], `depth` [B,H,W], `mask` [B,H,W] share of the object in a pixel."""
+    """True pictures of some views: `rgb` [B,H,W,3], `depth` [B,H,W], `mask` [B,H,W] share of the object in a pixel.
+
+    `asked`, only from `RightObjects`: the colour that each pixel of the object is meant to have, [B,H,W] int: 0 the
+    object's own, 1 its pattern's, 2 and more those of its other parts; −1 where there is none, or a mixture.
+    """
 
     rgb: Tensor
     depth: Tensor
     mask: Tensor
+    asked: Tensor | None = None
 
 
 class Truth(Protocol):
@@ -45,6 +50,28 @@ class Truth(Protocol):
 
     def views(self, scene: Any, indices: Tensor) -> TrueViews:
         """Render `scene`, the source or an answer, from the capture's cameras `indices` [B]."""
+
+
+class RightObjects(Protocol):
+    """The objects that a prompt allows, each alone: without what it stands on, unless the prompt says so.
+
+    Objects may be anything; they stand in the frame of assets: z up, the front along +x, lengths in world units.
+    """
+
+    def draw(self, count: int, seed: int) -> Sequence[Any]:
+        """Return `count` random right objects."""
+
+    def near(self, thing: Any) -> Sequence[Any]:
+        """Return the right objects that differ from `thing` in one thing that the prompt leaves open, or in light."""
+
+    def views(self, thing: Any, cameras: Cameras, backdrop: Tensor) -> TrueViews:
+        """Render the object from all cameras before the colour `backdrop` [3]; depths in world units."""
+
+    def distance(self, thing: Any, points: Tensor) -> Tensor:
+        """Return the signed distance [P] of `points` [P,3] to the object's surface, negative inside."""
+
+    def name(self, thing: Any) -> str:
+        """Return the object in words."""
 
 
 class TextTruth(Protocol):
@@ -69,6 +96,9 @@ class TextTruth(Protocol):
         self, prompt: str, azimuths_deg: Sequence[float], elevation_deg: float, count: int, size: int, seed: int
     ) -> Tensor:
         """Render `count` right objects from V azimuths (0 is the front): [count, V, 3, size, size] in [0, 1]."""
+
+    def right_objects(self, prompt: str) -> RightObjects | None:
+        """Return the objects that the prompt allows, None if not known; a ground truth need not have this method."""
 
 
 class GroundTruth(TextTruth, Protocol):

@@ -1,4 +1,4 @@
-"""CLIP metrics of results against their text: of pictures, and of assets seen from held-out cameras.
+"""Metrics of results against their text: of pictures by a CLIP, of assets also by the right objects (`assets`).
 
 The shipped CLIP knows the procedural world only. Its metrics are named "CLIP (world)" and "FD (world)", and exist only
 for pictures of models that were trained on that world, and for prompts in its words. A Fréchet distance of few pictures
@@ -18,6 +18,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras, orbit
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
+from csd3d.evaluation.assets import SeenAsset, judge_asset
 from csd3d.evaluation.ground_truth import TextTruth, text_truth
 from csd3d.memory import check_fits
 from csd3d.metrics.clip import (
@@ -36,8 +37,8 @@ from csd3d.metrics.clip import (
 )
 from csd3d.metrics.fid import frechet_distance
 from csd3d.priors import Prior
-from csd3d.rendering import Shading
-from csd3d.representations.base import ALBEDO, render_all
+from csd3d.rendering import Rendered, Shading
+from csd3d.representations.base import ALBEDO, SceneModel, render_all
 from csd3d.representations.batch import Assets
 from csd3d.schema import Within, path_key
 
@@ -45,6 +46,8 @@ logger = logging.getLogger("csd3d")
 BYTES_PER_PIXEL = 12  # of a picture
 DISTRACTORS = 31
 WHITE = Shading("textureless", ambient=0.4)
+PLAIN = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}  # backgrounds of one colour
+GREY = (0.6, 0.6, 0.6)  # behind assets that have none of one colour
 Say = Callable[[str, int], str]  # (prompt, view) -> the prompt with the words for that view
 
 
@@ -62,6 +65,7 @@ class EvaluateConfig:
     clip: str = path_key(identity=False)
     # a folder of pictures for FID, which needs the extra `metrics` and thousands of pictures; "": no FID
     fid_against: str = path_key(identity=False)
+    candidates: Annotated[int, Within(1, 10_000)] = 64  # right objects drawn, to search the nearest to each asset
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.size < 16 or not -90 <= self.elevation_deg <= 90:
@@ -80,6 +84,7 @@ class AssetsSeen:
 
     colour: Tensor
     shape: Tensor
+    plain: list[SeenAsset]  # the assets before one colour, for the judge of objects
 
 
 def check_shown(config, side: int, device: torch.device) -> None:
@@ -108,16 +113,56 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
     """Render every method's assets, once for metrics and pictures."""
     cameras = held_out(config, config.evaluate.views, config.evaluate.size)
 
-    def seen(name: str, shading: Shading) -> Tensor:
+    def seen(name: str, shading: Shading) -> list[Rendered]:
         what = f"evaluate, {name}, {'colour' if shading == ALBEDO else 'shape'}"
-        models = assets[name].models
-        return torch.stack([render_all(m, cameras, what, shading=shading).rgb.permute(0, 3, 1, 2) for m in models])
+        return [render_all(model, cameras, what, shading=shading) for model in assets[name].models]
 
-    return {name: AssetsSeen(seen(name, ALBEDO), seen(name, WHITE)) for name in assets}
+    def pictures(views: list[Rendered]) -> Tensor:
+        return torch.stack([view.rgb.permute(0, 3, 1, 2) for view in views])
+
+    found = {}
+    for name, batch in assets.items():
+        colour, shape = seen(name, ALBEDO), seen(name, WHITE)
+        pairs = zip(batch.models, colour, strict=True)
+        plain = [before_plain(config, model, view, cameras, batch.aabb) for model, view in pairs]
+        found[name] = AssetsSeen(pictures(colour), pictures(shape), plain)
+    return found
+
+
+@torch.no_grad()
+def before_plain(config, model: SceneModel, views: Rendered, cameras: Cameras, box: Tensor) -> SeenAsset:
+    """The asset for the judge of objects; rendered again, before grey, if its own background has several colours."""
+    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or GREY)
+    if not config.finished_background and config.asset.background not in PLAIN:
+        grey = [model.render(cameras[i], background=lambda d: backdrop.to(d).expand_as(d)) for i in range(len(cameras))]
+        rgb = torch.cat([view.rgb for view in grey])
+    else:
+        rgb = views.rgb
+    parts = (x.detach().cpu() for x in (rgb.clamp(0, 1), views.opacity, views.depth))
+    return SeenAsset(*parts, cameras.to("cpu"), backdrop, model.density, box)
+
+
+def evaluate_objects(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """Figures of every method's assets against the nearest right objects, and these in words; empty if none are known.
+
+    Figures are means over the assets that have them.
+    """
+    config = job.config
+    truth = text_truth(config.prompt) if job.prior.knows else None
+    objects = truth.right_objects(config.prompt) if hasattr(truth, "right_objects") else None
+    figures: dict[str, dict] = {name: {} for name in views}
+    names: dict[str, list[str]] = {}
+    for name, seen in views.items() if objects else ():
+        judged = [judge_asset(one, objects, config.evaluate.candidates, config.seed) for one in seen.plain]
+        names[name] = [objects.name(thing) for _, thing in judged]
+        for key in judged[0][0]:
+            known = [found[key] for found, _ in judged if found[key] is not None]
+            figures[name][key] = _mean(known) if known else None
+    return figures, names
 
 
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
-    """Metrics of every method, and the name of the CLIP; empty and None if no CLIP can judge the prompt."""
+    """CLIP metrics of every method, and the name of the CLIP; empty and None if no CLIP can judge the prompt."""
     config = job.config
     judge = judge_of([config.prompt], config.evaluate.clip, job.prior, "evaluate.clip")
 

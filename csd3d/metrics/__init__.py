@@ -13,7 +13,7 @@ from csd3d.metrics.clip import (
 )
 from csd3d.metrics.consistency import reproject, view_pairs, warp_view, warped_error
 from csd3d.metrics.fid import frechet_distance
-from csd3d.metrics.image import dilate, psnr, psnr_outside, ssim
+from csd3d.metrics.image import dilate, psnr, psnr_outside, psnr_weighted, ssim, ssim_weighted
 from csd3d.metrics.motion import WarpedError, seam_visibility
 
 __all__ = [
@@ -28,10 +28,12 @@ __all__ = [
     "mean_pairwise_distance",
     "psnr",
     "psnr_outside",
+    "psnr_weighted",
     "reproject",
     "retrieval_rank",
     "seam_visibility",
     "ssim",
+    "ssim_weighted",
     "text_image_score",
     "view_pairs",
     "view_word_accuracy",

@@ -43,6 +43,23 @@ def psnr_outside(edited: Tensor, source: Tensor, edited_mask: Tensor, dilation: 
     return decibels(squared.sum((-2, -1)) / outside.sum((-2, -1)))  # 0/0 gives the NaN
 
 
+def psnr_weighted(images: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """PSNR of all pixels of a set together, each counted `weight` times; NaN if all weights are 0.
+
+    images, targets `[..., B, H, W, 3]` in [0, 1], weight `[..., B, H, W]` ≥ 0 → `[...]` dB: one error for the B images.
+    """
+    squared = (images - targets).square().mean(-1) * weight
+    return decibels(squared.sum((-3, -2, -1)) / weight.sum((-3, -2, -1)))
+
+
+def ssim_weighted(images: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """`ssim`'s map, averaged over all pixels of `[B, H, W, 3]` with `weight` `[B, H, W]` → `[]`; NaN if all are 0."""
+    _same_shape(images, targets)
+    batch = [x.permute(0, 3, 1, 2).contiguous() for x in (images, targets)]
+    found = kornia_ssim(*batch, window_size=11).mean(1)  # windows at the border see it mirrored
+    return (found * weight).sum() / weight.sum()
+
+
 def dilate(mask: Tensor, pixels: int) -> Tensor:
     """Grow a bool mask `[..., H, W]` by `pixels` in Chebyshev distance."""
     if pixels == 0:

@@ -91,14 +91,14 @@ def save_assets(
     rows = view_rows(config, views, titles)
     save_grid(job.folder / "images" / "views.png", rows)
     save_views(job, views)
-    judged = f"By {metrics['judge']}, from {config.evaluate.views} held-out cameras."
+    judged = judged_by(metrics, config.evaluate.views)
     report = report_of(
         job, titles, metrics,
         after=rows[0].images[0] if rows else None,
         facts=asset_facts(metrics),
         view_names=[f"{azimuth:.0f}°" for azimuth in config.evaluate.azimuths_deg[:: row_step(config)]],
         rows=rows,
-        metric_notes=judged if metrics["judge"] else "",
+        metric_notes=judged,
         videos=videos,
         turntable=turntable,
         mesh_note=" ".join(notes),
@@ -159,10 +159,22 @@ def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
             save_each(job.folder / "images" / slug(name) / str(k), pictures.permute(0, 2, 3, 1), numbers)
 
 
+def judged_by(metrics: dict, views: int) -> str:
+    """Say what the figures were measured against."""
+    by_clip = f"CLIP and FD figures by {metrics['judge']}." if metrics["judge"] else ""
+    if not metrics["nearest"]:
+        return f"{by_clip} From {views} held-out cameras.".strip() if by_clip else ""
+    names = next(iter(metrics["nearest"].values()))
+    first = f"Nearest right object of the main method: {', '.join(names)}."
+    return f"{first} {by_clip} From {views} held-out cameras.".replace("  ", " ")
+
+
 def asset_facts(metrics: dict) -> dict[str, str]:
     """Return the headline numbers of the report."""
     main = next(iter(metrics["results"].values()))
     found = {"Made in": f"{metrics['seconds']['distil']:.0f} s"}
+    if main.get("object_psnr") is not None:
+        found["PSNR on the object"] = f"{main['object_psnr']:.1f} dB"
     if main.get("rank") is not None:
         found["Among 32 prompts"] = f"rank {main['rank']}"
     if main.get("clip_colour") is not None:

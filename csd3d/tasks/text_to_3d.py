@@ -21,6 +21,7 @@ from csd3d.evaluation.text import (
     check_judged,
     check_shown,
     evaluate,
+    evaluate_objects,
     held_out,
     held_out_views,
 )
@@ -215,15 +216,16 @@ class AssetJob(Job):
         return made
 
     def measure(self, done: dict[str, Phase]) -> dict:
-        """Measure how well held-out views of each method's assets fit the prompt."""
+        """Measure how near each method's assets are to right objects, and how well held-out views fit the prompt."""
         self.assets = {name: averaged(phase.model, phase.average) for name, phase in done.items()}
         self.views = held_out_views(self.config, self.assets)
-        figures, judge = evaluate(self, self.views)
+        figures, nearest = evaluate_objects(self, self.views)
+        by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
-            figures[name] |= phase.figures
+            figures[name] |= by_clip[name] | phase.figures
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
-        return {"judge": judge, "seconds": seconds, "results": figures}
+        return {"judge": judge, "seconds": seconds, "results": figures, "nearest": nearest}
 
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""

@@ -18,6 +18,7 @@ from csd3d.registry import register
 from csd3d.world import prompts
 from csd3d.world.dataset import read_scene, render_views, true_answers
 from csd3d.world.language import caption, find_edit
+from csd3d.world.objects import WorldObjects
 from csd3d.world.render import FAR
 from csd3d.world.scene import Scene
 from csd3d.world.scroll import clip_edits, orbit_clip, row_answers, strip_edits, true_flow, wide_strip
@@ -113,3 +114,6 @@ class WorldTruth:
         self, prompt: str, azimuths_deg: Sequence[float], elevation_deg: float, count: int, size: int, seed: int
     ) -> Tensor:
         return prompts.true_renders(prompt, azimuths_deg, elevation_deg, count, size, seed)
+
+    def right_objects(self, prompt: str) -> WorldObjects:
+        return WorldObjects(prompt)
