@@ -58,7 +58,8 @@ INTRODUCTION = """# Which metric to trust
 Made by
 `{command}`.
 
-The procedural world knows every right answer, so the true error of a result is known: PSNR to the nearest right answer. A proxy is a figure that can be had without it. Two figures say what a proxy is worth:
+The procedural world knows every right answer, so the true error of a result is known: PSNR to the nearest right answer.
+A proxy is a figure that can be had without it. Two figures say what a proxy is worth:
 
 * **pairs**: of two results for the same scene and instruction, how often the proxy prefers the one that is truly
   nearer. 1 is perfect, .5 is a coin.
