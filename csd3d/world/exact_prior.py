@@ -154,7 +154,8 @@ class ExactPrior(Prior):
         super().__init__(
             codec, network, Prompts(captions=not edits), scaled_linear_alphas().float(), _no_forward,
             defaults=defaults, options=options, files=files,
-            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH, family=TITLE, knows="world",
+            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH,
+            family=TITLE, knows="world",
         )  # fmt: skip
 
     def introduce(self, source: "SceneSource", image: Tensor) -> None:
