@@ -15,6 +15,7 @@ from benchmarks.referee.inputs import Input, judge, open_capture
 from benchmarks.referee.protocol import SCENES, TUNING_SCENES, VERSION, Level
 from benchmarks.referee.rows import CONFIG, as_text, count_updates, editor_of
 from benchmarks.referee.views import edit_views
+from benchmarks.referee.whole import Whole, judge_whole
 from csd3d.editors.scene import SceneSource
 from csd3d.errors import one_line
 from csd3d.evaluation.views import SourceViews, judge_views, prepare_views
@@ -100,8 +101,9 @@ class Bench:
         config = read(CONFIG, [])
         prior = replace(config.prior, model=level.model or config.prior.model)
         self.level, self.prior = level, load_prior(prior, require="edit")
-        capture = open_capture(work / "captures" / scene, ALL_SCENES[scene], EVERY)
+        capture = open_capture(work / "captures" / scene, ALL_SCENES[scene], 1 if level.whole else EVERY)
         self.given, self.clip = Input(scene, ALL_SCENES[scene], capture), load_clip()
+        self.whole = Whole(self.given, self.prior, work / "reconstructed" / scene) if level.whole else None
         self.sources: dict[str, SceneSource] = {}
         self.prepared: SourceViews | None = None
 
@@ -117,9 +119,14 @@ class Bench:
         line = one.identity | {"kind": one.kind}
         try:
             editor, source = editor_of(one.keys), self.source(one.instruction)
-            steps = count_updates(editor, len(self.given.capture.train))
-            after, cost = edit_views(self.given, self.prior, source, editor, steps, one.seed)
-            figures = judge(self.given, one.instruction, after)
+            if self.whole is not None:
+                edited = self.whole.edit(source, json.loads(one.keys)["type"], editor, one.seed)
+                after, cost = edited.pictures, edited.cost
+                figures = judge_whole(self.whole, one.instruction, edited)
+            else:
+                steps = count_updates(editor, len(self.given.capture.train))
+                after, cost = edit_views(self.given, self.prior, source, editor, steps, one.seed)
+                figures = judge(self.given, one.instruction, after)
         except Exception as error:  # of any editor, also those of plugins
             logger.debug("%s", traceback.format_exc())
             return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
