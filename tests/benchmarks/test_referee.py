@@ -49,16 +49,34 @@ def test_an_ablation_takes_its_rows_best_trial(tmp_path, monkeypatch):
     assert referee.tuning_file(3) == referee.tuning_file(2)
 
 
-def test_every_instruction_has_a_right_answer_in_every_scene_of_its_levels():
-    asked = [(level.scenes, [one.text for one in level.instructions]) for level in LEVELS.values()]
-    asked.append((tuple(TUNING_SCENES), list(TUNING_INSTRUCTIONS)))
-    for scenes, texts in asked:
-        for scene in scenes:
-            for text in texts:
-                assert find_edit({**SCENES, **TUNING_SCENES}[scene], text) is not None, (scene, text)
+def test_instructions_have_right_answers_in_the_scenes_of_their_levels():
+    lacking = [
+        (scene, one.text)
+        for level in (*LEVELS.values(), referee.tuning_level(LEVELS[1]))
+        for scene in level.scenes
+        for one in level.instructions
+        if find_edit(work.ALL_SCENES[scene], one.text) is None
+    ]
+    assert lacking == [("house", "cover it with snow")]  # it is white
     assert not set(SCENES.values()) & set(TUNING_SCENES.values())
-    assert {one.text for one in INSTRUCTIONS if one.kind == "several answers"} >= {BRIGHT}
     assert not any(one.held_out for one in INSTRUCTIONS if one.text in TUNING_INSTRUCTIONS)
+
+
+def test_what_does_not_apply_to_a_scene_is_left_out(tmp_path, monkeypatch):
+    """Run here, in place of a process a scene."""
+    monkeypatch.setattr(work, "Bench", lambda *_: Stub([]))
+    done = type("Done", (), {"done": lambda self: True})()
+    slot = type("Slot", (), {"submit": lambda self, share: [share(), done][1]})()
+    monkeypatch.setattr(referee, "executors", lambda *_: lambda number: slot)
+    monkeypatch.setattr(referee, "outcome", lambda job: ("", None))
+    monkeypatch.setattr(referee.time, "sleep", lambda seconds: None)
+    asked = [Asked("a", "{}", text, "one answer", 0) for text in ("cover it with snow", "make it green")]
+    level = replace(LEVEL, scenes=("duck", "house"))
+    lines = referee.do(level, asked, tmp_path, jobs=1)
+    assert [(line["scene"], line["instruction"]) for line in lines] == [
+        ("duck", "cover it with snow"), ("duck", "make it green"), ("house", "make it green"),
+    ]  # fmt: skip
+    assert referee.do(level, asked, tmp_path, jobs=2) == lines
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +183,7 @@ def test_an_editor_that_raises_is_a_line_and_the_rest_goes_on(tmp_path, monkeypa
             pass
 
     bench = object.__new__(Bench)
-    bench.given, bench.level, bench.prepared = given, LEVEL, None
+    bench.given, bench.level, bench.whole, bench.prepared = given, LEVEL, None, None
     bench.prior = type("NoPrior", (), {"unet_evaluations": 0})()
     bench.source = lambda instruction: None
     monkeypatch.setattr(work, "editor_of", lambda keys: {"a": Raises, "b": Leaves}[json.loads(keys)["type"]]())
