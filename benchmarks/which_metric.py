@@ -55,8 +55,11 @@ PANEL, COLUMNS = 210, 4
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))
 INTRODUCTION = """# Which metric to trust
 
-Made by `{command}`. The procedural world knows every right answer, so the true error of a result is known: PSNR to the
-nearest right answer. A proxy is a figure that can be had without it. Two figures say what a proxy is worth:
+Made by
+`{command}`.
+
+The procedural world knows every right answer, so the true error of a result is known: PSNR to the nearest right answer.
+A proxy is a figure that can be had without it. Two figures say what a proxy is worth:
 
 * **pairs**: of two results for the same scene and instruction, how often the proxy prefers the one that is truly
   nearer. 1 is perfect, .5 is a coin.

@@ -67,7 +67,9 @@ class Share:
         missing = [one for one in self.asked if as_text(one.identity) not in self.done()]
         if missing:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            cut_off = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
             with self.file.open("a") as file:
+                file.write("\n" if cut_off else "")
                 for line in self.lines(missing):
                     file.write(json.dumps(line) + "\n")
                     file.flush()

@@ -8,7 +8,7 @@ windows in every step, call `step.step_gradient` themselves.
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from csd3d.distillation.kernel import OF_MODEL
 from csd3d.distillation.method import Method, Network, Predict
-from csd3d.distillation.noise import NOISES, draw_noise
+from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
 from csd3d.distillation.schedule import scheduled_timestep
-from csd3d.distillation.step import DistillConfig, configured, new_step, run_step
+from csd3d.distillation.step import DistillConfig, configured, finish_step, new_step, noised
 from csd3d.distillation.svgd import Sharing, SVGDConfig
 from csd3d.schema import MOST_STEPS, Steps, Within
 
@@ -41,6 +41,8 @@ class CollaborativeEditConfig(DistillConfig):
     lr_decay_every: Steps = 20  # steps between decays of lr
     init: str = "source"  # where target latents start: source, or noise (standard normal)
     batch: Annotated[int, Within(1, MOST_STEPS)] | None = None  # particles per step, drawn at random; null: all
+    # noise level, a fraction of the schedule, below which particles no longer share, and keep their noise as DDIM does
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +53,10 @@ class CollaborativeEditConfig(DistillConfig):
         for key, (holds, allowed) in _RULES.items():
             if not holds(getattr(self, key)):
                 raise ValueError(f"{key} is {getattr(self, key)}: give {allowed}")
+        if self.settle and self.batch is not None:
+            raise ValueError(
+                f"settle is {self.settle} and batch {self.batch}: noise is kept of all particles; drop one"
+            )
         if self.svgd is not None and self.svgd.space in ("coarse", "features"):
             raise ValueError(f'svgd.space is "{self.svgd.space}", which is for assets of a text: choose noisy or clean')
 
@@ -59,6 +65,7 @@ _RULES = {
     "lr": (lambda x: 0 < x < math.inf, "a number above 0"),
     "lr_decay": (lambda x: 0 < x <= 1, "a factor in (0, 1]"),
     "lr_decay_every": (lambda x: x >= 1, "a whole number of at least 1"),
+    "settle": (lambda x: 0 <= x <= 1, "a fraction of the schedule"),
     "batch": (lambda x: x is None or x >= 1, "a whole number of at least 1, or null for all particles"),
 }
 
@@ -107,11 +114,12 @@ def collaborative_edit(
     with z and the generator's state. Raises FloatingPointError after three skipped steps in a row.
     """
     z = start_latents(z_source, config, generator) if z_start is None else z_start
-    skipped = 0
+    skipped, eps = 0, None
     for number in range(config.steps):
-        z, report = edit_step(
-            predict, method, z, z_source, image, number, config, alphas_cumprod, generator, prompts=prompts, **options
-        )
+        z, eps, report = edit_step(
+            predict, method, z, z_source, image, number, config, alphas_cumprod, generator, prompts=prompts, eps=eps,
+            **options,
+        )  # fmt: skip
         skipped = skipped + 1 if report["skipped"] else 0
         if skipped == MAX_SKIPPED:
             raise FloatingPointError(
@@ -145,15 +153,22 @@ def edit_step(
     source_prompts: Sequence[str] | str | None = None,
     correspond: Callable[[Tensor], Sharing] | None = None,
     networks: Mapping[str, Network] | None = None,
+    eps: Tensor | None = None,
     **context,
-) -> tuple[Tensor, dict[str, float]]:
-    """Step `number` of `collaborative_edit`, which depends only on its arguments: the new z [N, ...] and a report.
+) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+    """Step `number` of `collaborative_edit`, which depends only on its arguments: the new z [N, ...], ε and a report.
+
+    The returned ε is the noise that z_t and the new z imply, or None without config.settle. Given back as `eps`, it is
+    the noise of the next step if that is below config.settle.
 
     `correspond(indices [M])` returns how the step's particles share; None: at equal pixel addresses. `context`: other
     fields of `Step`, one row per particle.
     """
     config = configured(method, config)
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
+    settled = eps is not None and t < config.settle * len(alphas_cumprod)
+    if settled:
+        config = replace(config, svgd=None)
     indices = draw_indices(z, config.batch, generator)
     step = new_step(
         z[indices], t, number, config, alphas_cumprod, generator,
@@ -162,14 +177,16 @@ def edit_step(
         sharing=None if correspond is None or config.svgd is None else correspond(indices),
         **{key: value[indices] if key in PER_PARTICLE else value for key, value in context.items()},
     )  # fmt: skip
-    gradient, report = run_step(predict, method, step, config, networks)
+    step = replace(step, eps=eps) if settled else noised(predict, method, step, config)
+    gradient, report = finish_step(predict, method, step, config, networks)
     lr = learning_rate(config, number)
     if report["skipped"]:
         text = "collaborative edit: gradient not finite at step %d, t %d: skipped"
         logging.getLogger("csd3d").warning(text, number, t)
     else:
         z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
-    return z, {"t": float(t), "lr": lr, **report}
+    kept = implied_noise(step.z_t, z, step.alpha_bar) if config.settle else None
+    return z, kept, {"t": float(t), "lr": lr, **report}
 
 
 def learning_rate(config: CollaborativeEditConfig, number: int) -> float:

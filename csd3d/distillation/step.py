@@ -94,7 +94,14 @@ def run_step(
     predict: Predict, method: Method, step: Step, config: DistillConfig, networks: Mapping[str, Network] | None
 ) -> tuple[Tensor, dict[str, float]]:
     """`distill_step` of a step that has no noise yet."""
-    step = noised(predict, method, step, config)
+    return finish_step(predict, method, noised(predict, method, step, config), config, networks)
+
+
+@torch.no_grad()
+def finish_step(
+    predict: Predict, method: Method, step: Step, config: DistillConfig, networks: Mapping[str, Network] | None
+) -> tuple[Tensor, dict[str, float]]:
+    """`distill_step` of a step that has its noise."""
     gradient, report = step_gradient(predict, method, step, config)
     if networks and hasattr(method, "after"):
         report |= method.after(step, networks)

@@ -10,7 +10,7 @@ import torch
 
 from csd3d import registry
 from csd3d.devices import FORMS, choose_device, is_device
-from csd3d.errors import InputError
+from csd3d.errors import InputError, at_key
 from csd3d.priors.adapters import check_lora
 from csd3d.priors.compiled import check_compiler
 from csd3d.priors.hub import fetch_weights, find_lora, find_model, model_files, with_loras
@@ -25,6 +25,7 @@ from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
 EXACT = ":exact"  # what the names of registered priors end with; "world:exact" is csd3d.world.exact_prior
+OF_NETWORKS = ("config", "lora", "family", "quantise", "compile", "runtime", "distilled_guidance")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,10 +84,9 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     Raises InputError naming the folder and the part that is missing, broken or of the wrong kind. A hub model's weights
     are downloaded only after its configs show that it is supported.
     """
-    options = _options(config)
     if config.model.endswith(EXACT):
-        opener = registry.get("prior", config.model.removesuffix(EXACT)).thing
-        return registry.returned("prior", opener, "the opener", opener(options, require), Prior)
+        return _open_exact(config, require)
+    options = _options(config)
     folder = find_model(config.model, config.config)
     family = find_family(folder, config.family)
     parts = getattr(family, "parts", {})
@@ -116,6 +116,16 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     if isinstance(prior.exported, Exported) and not prior.exported.folder.is_dir():
         _try_out(prior)
     return prior
+
+
+def _open_exact(config: PriorConfig, require: Literal["edit", "text"] | None) -> Prior:
+    """Open a registered prior, which has no network."""
+    for key in OF_NETWORKS:
+        if getattr(config, key) != getattr(PriorConfig(), key):
+            raise InputError(f"prior.{key}: {config.model} has no network that this could be said of; leave it out")
+    with at_key(f"prior.model: {config.model}"):
+        opener = registry.get("prior", config.model.removesuffix(EXACT)).thing
+    return registry.returned("prior", opener, "the opener", opener(_options(config), require), Prior)
 
 
 def _try_out(prior: Prior) -> None:

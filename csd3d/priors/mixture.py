@@ -50,9 +50,9 @@ def posterior_mean(z_t: Tensor, alpha_bar: Tensor, banks: Sequence[Bank]) -> Ten
     z_t [B, D], alpha_bar [B]; the limit of `mixture_noise` for s_k → 0.
     """
     clean = torch.empty_like(z_t)
-    same: dict[int, list[int]] = {}  # rows with one bank go together
+    same: dict[tuple[int, int], list[int]] = {}  # rows with one bank go together
     for row, bank in enumerate(banks):
-        same.setdefault(id(bank.points), []).append(row)
+        same.setdefault((id(bank.points), id(bank.log_weights)), []).append(row)
     for rows in same.values():
         bank, own, alpha = banks[rows[0]], z_t[rows], alpha_bar[rows, None]
         # ‖z_t‖² is the same for all k

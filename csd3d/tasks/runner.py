@@ -16,6 +16,7 @@ from typing import Protocol
 
 from csd3d.engine.phase import Job, Phase, all_finished, peak_memory
 from csd3d.files import write_text
+from csd3d.priors.loading import EXACT
 
 
 class TaskJob(Protocol):
@@ -43,6 +44,8 @@ def run(job: TaskJob | Job) -> None:
     job.announce("evaluate")
     config = job.config
     metrics = {"task": config.task, "prompt": config.told, "finished": all_finished(done, job.wanted)}
+    if getattr(getattr(config, "prior", None), "model", "").endswith(EXACT):
+        metrics["prior"] = job.prior.family  # so that no table takes its figures for a network's
     metrics |= job.measure(done)
     measured = time.monotonic()
     phases = metrics["seconds"] | {"evaluate": measured - worked}

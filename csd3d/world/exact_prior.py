@@ -6,8 +6,9 @@ z_k are latents of true renders, by the VAE of the shipped models:
 
   edits   of a view under an instruction: that view of every right answer; without an instruction: of every edit of the
           scene that training draws, as often as it does; without the source picture too: `WORLD` random pictures
-  texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says; with a camera: such scenes
-          seen from within `NEAR_DEG` of it in azimuth and elevation
+  texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says; with a camera, which is
+          rounded to `CELL_DEG`: such scenes seen from within `NEAR_DEG` of it in azimuth and half of `CELL_DEG` in
+          elevation
 
 With it, what a method loses can be told from what its network loses. Results under it are labelled so. It edits scenes
 and makes assets and pictures from text; it knows captures of the world only, at equal cameras, and only its words.
@@ -23,7 +24,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -42,9 +43,9 @@ from csd3d.priors.options import Defaults, Options
 from csd3d.priors.prior import Prior
 from csd3d.registry import register
 from csd3d.world.dataset import DISTANCE, read_scene, true_answers
-from csd3d.world.language import FAMILIES, view_word
+from csd3d.world.language import FAMILIES, VIEW_WORDS, view_word
 from csd3d.world.pairs import FOV_DEG, View, sample_pair
-from csd3d.world.prompts import parse_prompt, scenes_of_prompt
+from csd3d.world.prompts import parse_prompt, read_prompt, scenes_of_prompt
 from csd3d.world.render import render
 from csd3d.world.scene import Scene
 
@@ -52,24 +53,33 @@ if TYPE_CHECKING:
     from csd3d.editors.scene import SceneSource
 
 WORLD, PICTURES = 256, 128
+SIZE = 128  # of all pictures, in pixels
 NEAR_DEG = 12.0
 CELL_DEG = 10.0  # cameras are rounded to this in azimuth and elevation, so that banks can be kept
+VIEWS = (*VIEW_WORDS.values(), "side view", "facing left", "facing right", "overhead view")
 MODEL = SHIPPED / "ip2p"
 VERSION = 1  # of how banks are drawn, for those kept on the disk
 
 
 class Prompts:
-    """In place of a text encoder: the "embedding" [1, 1] of a prompt is its number in the order of first use."""
+    """In place of a text encoder: the "embedding" [1, 1] of a prompt is its number in the order of first use.
+
+    captions: whether a prompt must be empty or a caption of the world; InputError for others.
+    """
 
     sees = None
 
-    def __init__(self) -> None:
+    def __init__(self, captions: bool) -> None:
+        self.captions = captions
         self.texts: list[str] = []
         self.parts: dict = {}
 
     def __call__(self, prompts: Sequence[str], image: Tensor | None = None) -> dict[str, Tensor]:
         for prompt in prompts:
             if prompt not in self.texts:
+                said = parse_prompt(prompt) if self.captions and prompt else {}
+                if said is None or _view_word(said) not in (None, *VIEWS):
+                    raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's words")
                 self.texts.append(prompt)
         return {"text": torch.tensor([[[float(self.texts.index(prompt))]] for prompt in prompts])}
 
@@ -133,22 +143,26 @@ class ExactPrior(Prior):
         self.points: dict[tuple, Tensor] = {}
         self.after: dict[tuple[str, int], Bank] = {}
         self.instruction = ""
-        self.vae_identity = of_files(files)
+        self.made_by = f"{of_files(files)} {options.dtype} {options.device.type}"
         network = nn.Module()
         network.register_parameter("nothing", nn.Parameter(torch.zeros(())))
         network.config = {}
         defaults = Defaults(
             text_scale=3.0, image_scale=1.0, sampling_text_scale=1.5, sampling_image_scale=1.5, guidance_scale=7.0,
-            guidance_final=2.0, t_max=0.8, bandwidth=10.24, working_size=128,
+            guidance_final=2.0, t_max=0.8, bandwidth=10.24, working_size=SIZE,
         )  # fmt: skip
         super().__init__(
-            codec, network, Prompts(), scaled_linear_alphas().float(), _no_forward, defaults=defaults, options=options,
-            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH, files=files,
+            codec, network, Prompts(captions=not edits), scaled_linear_alphas().float(), _no_forward,
+            defaults=defaults, options=options, files=files,
+            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH,
             family=TITLE, knows="world",
         )  # fmt: skip
 
     def introduce(self, source: "SceneSource", image: Tensor) -> None:
-        """Take the capture's training views, with their image conditions; InputError for no capture of the world."""
+        """Take the capture's training views, with their image conditions.
+
+        InputError for no capture of the world, or views of another size.
+        """
         from csd3d.world.plugin import WorldSceneTruth
 
         scene = read_scene(source.capture.folder)
@@ -157,6 +171,7 @@ class ExactPrior(Prior):
                 f"scene.path: {source.capture.folder}: prior.model=world:exact knows only captures of the world; "
                 "python -m csd3d.world.dataset writes one"
             )
+        self._check_size(image.shape[1:])
         truth, train = WorldSceneTruth(source.capture, scene, ()), source.capture.train
 
         def latents(scene: Scene) -> Tensor:
@@ -185,14 +200,17 @@ class ExactPrior(Prior):
             if self.views is None:
                 raise InputError("prior.model: world:exact edits captures of the world only")
             return self.edit_bank(prompt, self.views.row(condition.image[0]))
+        self._check_size(shape)
         if condition.image is not None or prompt == "":
             points = self.kept(("world",), self.world_bank)
         else:
             cell = camera_cell(condition.camera[0]) if condition.camera is not None else None
             points = self.kept(("text", prompt, cell), lambda: self.text_bank(prompt, cell))
-        if points.shape[1] != shape.numel():
-            raise InputError("working_size: prior.model=world:exact has pictures of 128x128 only")
         return Bank(points)
+
+    def _check_size(self, shape: torch.Size) -> None:
+        if tuple(shape) != self.latent_shape(SIZE, SIZE):
+            raise InputError(f"prior.model: world:exact has pictures of {SIZE}x{SIZE} only: give views of that size")
 
     def kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """Latents in memory, from the disk, or made when they are first asked for."""
@@ -200,7 +218,7 @@ class ExactPrior(Prior):
             about = self.views.identity if key[0] == "edit" else ""
             name = json.dumps([VERSION, about, *key])
             folder = cache_folder("exact-prior")
-            path = embedding_path(folder, self.vae_identity, name)
+            path = embedding_path(folder, self.made_by, name)
             found = read_embedding(path, name)
             if found is None:
                 found = {"points": make()}
@@ -228,17 +246,14 @@ class ExactPrior(Prior):
 
     def text_bank(self, prompt: str, cell: tuple[float, float, float] | None) -> Tensor:
         """Latents [K, D] of pictures under a prompt, near a camera if one is given."""
-        said = parse_prompt(prompt)
-        if said is None:
-            raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's words")
-        rng = random.Random(f"{prompt} {cell}")
+        said, rng = read_prompt(prompt), random.Random(f"{prompt} {cell}")
         scenes = scenes_of_prompt(prompt, PICTURES, rng.randrange(2**31))
-        return self.rendered(scenes, [_view(scene, said.get("view"), cell, rng) for scene in scenes])
+        word = _view_word(said)
+        return self.rendered(scenes, [_view(scene, word, cell, rng) for scene in scenes])
 
     def rendered(self, scenes: Sequence[Scene], views: Sequence[View]) -> Tensor:
         """Latents [K, D] of scenes, each seen by its view."""
-        size = self.defaults.working_size
-        rgb = render(scenes, np.stack([view.row(size) for view in views]), size, size).rgb
+        rgb = render(scenes, np.stack([view.row(SIZE) for view in views]), SIZE, SIZE).rgb
         return self.encode(torch.from_numpy(rgb).permute(0, 3, 1, 2)).flatten(1)
 
 
@@ -252,6 +267,11 @@ def camera_cell(camera: Tensor) -> tuple[float, float, float] | None:
     distance = float(camera[2 * waves + 2]) * DISTANCE_SCALE + MIDDLE_DISTANCE
     rounded = (round(float(angle) / CELL_DEG) * CELL_DEG for angle in (azimuth, elevation))
     return *rounded, round(distance, 1)
+
+
+def _view_word(said: dict[str, Any]) -> str | None:
+    """Where a prompt says that it is seen from: one of `VIEWS`, or None."""
+    return ", ".join(said[key] for key in ("view", "facing") if key in said) or None
 
 
 def _view(scene: Scene, word: str | None, cell: tuple[float, float, float] | None, rng: random.Random) -> View:
@@ -268,8 +288,7 @@ def _view(scene: Scene, word: str | None, cell: tuple[float, float, float] | Non
         azimuth = rng.uniform(0, 360)
         elevation = rng.uniform(61, 85) if word == "overhead view" else rng.uniform(2, 58)
         seen = view_word(scene, azimuth, elevation)
-        side = "side view" in seen if seen and word == "side view" else False
-        if word is None or seen is None or seen == word or side:
+        if word is None or seen is None or word in seen:
             return View(azimuth, elevation, DISTANCE, FOV_DEG, target)
 
 

@@ -1,16 +1,19 @@
 """Collaborative editing with Gaussian priors, for which the edited latents are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from csd3d.distillation import SVGDConfig
+from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.edit_loop import (
     CollaborativeEditConfig,
     collaborative_edit,
     edit_step,
+    inner_edit,
     start_latents,
 )
 from csd3d.distillation.method import Query
@@ -167,11 +170,13 @@ def test_broken_off_and_resumed_is_the_unbroken_run():
     generator = torch.Generator().manual_seed(7)
     z = start_latents(prior.a, config, generator)
     for step in range(5):
-        z, _ = edit_step(prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, generator, **about)
+        z, _, _ = edit_step(
+            prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, generator, **about
+        )
     resumed = torch.Generator()
     resumed.set_state(generator.get_state())
     for step in range(5, 12):
-        z, _ = edit_step(prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, resumed, **about)
+        z = edit_step(prior, CSDEdit(), z, prior.a, prior.pictures, step, config, prior.alphas, resumed, **about)[0]
     assert torch.equal(z, unbroken)
 
 
@@ -280,3 +285,48 @@ def test_package_imports_torch_only():
             names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
             if isinstance(node, ast.Import | ast.ImportFrom) and names != ["csd3d"]:
                 assert all(n.startswith(known) or n.split(".")[0] in allowed for n in names), file
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.4])
+def test_below_settle_an_edit_is_ddim(kept):
+    """With the noise as baseline, z after a step is ẑ_0; steps that keep the implied noise are DDIM, Eq. 12."""
+    prior = GaussianBranches()
+    method = CSDEdit(3.0, 1.0, "noise")
+    config = replace(inner_edit(), steps=6, t_max=0.8, t_min=0.02, settle=kept, svgd=None)
+    seen = []
+
+    def predict(asked):
+        seen.append((next(iter(asked.values())).t, next(iter(asked.values())).z_t))
+        return prior(asked)
+
+    generator = torch.Generator().manual_seed(3)
+    args = predict, method, prior.a, prior.pictures, config, prior.alphas, generator
+    z = collaborative_edit(*args, prompts="0.3")
+    settled = [k for k, (t, _) in enumerate(seen) if k and t < kept * len(prior.alphas)]
+    assert len(settled) == {1.0: 5, 0.4: 3}[kept]
+    first = settled[0] - 1
+
+    def guided(z_t, t):
+        pictures, words = prior.pictures, ("0.3",) * len(z_t)
+        eps = prior({"image": Query(z_t, t, ("",) * len(z_t), pictures), "full": Query(z_t, t, words, pictures)})
+        return eps["image"] + 3.0 * (eps["full"] - eps["image"])
+
+    timesteps = [t for t, _ in seen[first:]]
+    torch.testing.assert_close(z, ddim_sample(guided, seen[first][1], prior.alphas, timesteps))
+
+
+def test_particles_share_above_settle_only():
+    """Two particles with the same noise and different sources: the kernel acts in the first step alone."""
+    prior = GaussianBranches()
+    config = replace(inner_edit(), steps=2, t_max=0.8, t_min=0.1, settle=0.5, svgd=SVGDConfig(bandwidth=0.0))
+    reports = []
+    collaborative_edit(
+        prior, CSDEdit(3.0, 1.0, "noise"), prior.a, prior.pictures, config, prior.alphas,
+        torch.Generator().manual_seed(0), prompts="0.3", callback=lambda n, z, report: reports.append(report),
+    )  # fmt: skip
+    assert [report["together"] for report in reports] == [1.0, 0.0]
+
+
+def test_settle_goes_with_all_particles_only():
+    with pytest.raises(ValueError, match=r"settle is 0\.4 and batch 8"):
+        CollaborativeEditConfig(settle=0.4, batch=8)

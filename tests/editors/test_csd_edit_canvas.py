@@ -151,7 +151,7 @@ def test_one_window_is_the_edit_of_one_latent():
     parts = prior.predict, editor_of().method(0, 0)
     for number in range(3):
         settings = (z, z, number, edit, prior.alphas_cumprod, seeded(1000 + number))
-        expected, _ = edit_step(*parts, expected, *settings, prompts="0.3")
+        expected, _, _ = edit_step(*parts, expected, *settings, prompts="0.3")
     found = edited(canvas_of(prior, z, ["0.3"], Cover((1, 8, 8), (8, 8))), edit)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
