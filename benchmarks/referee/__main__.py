@@ -1,4 +1,4 @@
-"""`python -m benchmarks.referee tune|run|table --level N`: see docs/referee.md.
+"""`python -m benchmarks.referee tune|run|table --level 1|2|3|strips|videos`: see docs/referee.md.
 
 tune   every trial of every row on the tuning scenes; the best are kept in benchmarks/results/referee-tuning-N.json
 run    the rows with their best trials on the level's scenes, instructions and seeds
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, TUNING_SCENES, Instruction, Level
-from benchmarks.referee.rows import Row, as_text, merged, read_rows
+from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, Instruction, Level
+from benchmarks.referee.rows import CANVAS_FILE, FILE, Row, as_text, merged, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import ALL_SCENES, Asked, Share
 from benchmarks.runs import provenance
@@ -30,19 +30,24 @@ WORK = Path("outputs/referee")
 def tuning_level(level: Level) -> Level:
     """The level on the scenes and instructions that rows are tuned on."""
     asked = tuple(Instruction(text, "tuning", held_out=False) for text in TUNING_INSTRUCTIONS)
-    return replace(level, scenes=tuple(TUNING_SCENES), instructions=asked, seeds=(0,), whole=False)
+    return replace(level, scenes=level.tuning, instructions=asked, seeds=(0,), whole=False)
+
+
+def every_row(level: Level) -> dict[str, Row]:
+    """All rows of the file that has those of a level."""
+    return read_rows(CANVAS_FILE if level.clip else FILE)
 
 
 def rows_of(level: Level, names: Sequence[str] | None) -> dict[str, Row]:
     """The rows that a level has: under the exact prior none that work inside a UNet."""
-    rows = {name: row for name, row in read_rows().items() if level.number in row.levels}
+    rows = {name: row for name, row in every_row(level).items() if level.number in row.levels}
     rows = {name: row for name, row in rows.items() if not (row.attention and level.model)}
     return {name: rows[name] for name in names} if names else rows
 
 
-def tuning_file(level: int) -> Path:
+def tuning_file(level: int | str) -> Path:
     """Where the trials of a level are kept; whole scenes take those of views alone."""
-    return RESULTS / f"referee-tuning-{min(level, 2)}.json"
+    return RESULTS / f"referee-tuning-{2 if level == 3 else level}.json"
 
 
 def ask(level: Level, row: str, keys: dict) -> list[Asked]:
@@ -103,7 +108,7 @@ def best_keys(rows: dict[str, Row], level: Level) -> dict[str, dict]:
     """The editor's keys of every row: with its best trial, or as the row that it is an ablation of."""
     path = tuning_file(level.number)
     tuned = json.loads(path.read_text())["rows"] if path.exists() else {}
-    every = read_rows()
+    every = every_row(level)
 
     def keys(row: Row) -> dict:
         if row.of:
@@ -114,7 +119,7 @@ def best_keys(rows: dict[str, Row], level: Level) -> dict[str, dict]:
     return {name: keys(row) for name, row in rows.items()}
 
 
-def results_file(level: int) -> Path:
+def results_file(level: int | str) -> Path:
     """The lines of a level."""
     return RESULTS / f"referee-level-{level}.jsonl"
 
@@ -123,7 +128,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "run", "table"))
-    parser.add_argument("--level", type=int, choices=tuple(LEVELS), required=True)
+    parser.add_argument(
+        "--level", type=lambda text: int(text) if text.isdigit() else text, choices=tuple(LEVELS), required=True
+    )
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--scenes", nargs="+", help="only these scenes")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
@@ -143,7 +150,7 @@ def main() -> None:
         own = {(line["row"], line["scene"], line["instruction"], line["seed"]) for line in lines}
         kept = [line for line in kept if (line["row"], line["scene"], line["instruction"], line["seed"]) not in own]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept + lines))
-    print(tables(results_file(level.number), read_rows()))
+    print(tables(results_file(level.number), every_row(level)))
     return None
 
 

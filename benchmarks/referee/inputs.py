@@ -1,5 +1,6 @@
 """A scene of the world as the referee judges edits of it: its capture, its true answers, and measures of an edit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -84,15 +85,22 @@ class Views:
         return Rendered(shown, before.depth[rows].where(solid, 0.0), solid.float(), 0)
 
 
-def judge(given: Input, instruction: str, after: Tensor) -> dict[str, float | int]:
+def judge(given: Input, instruction: str, after: Tensor) -> dict[str, float | int | None]:
     """How right edited training views [V, H, W, 3] are: see docs/referee.md for each figure."""
-    edit, photos = given.edit(instruction), given.photos
-    answers = [given.after(scene) for scene in edit.answers]
-    scores = torch.stack([psnr(after, answer.rgb) for answer in answers])  # [K, V]
+    answers = [given.after(scene).rgb for scene in given.edit(instruction).answers]
+    return compare(given.photos, given.before.rgb, answers, after)
+
+
+def compare(photos: Tensor, before: Tensor, answers: Sequence[Tensor], after: Tensor) -> dict[str, float | int | None]:
+    """How right edited pictures `after` are, by their right `answers`; all [V, H, W, 3].
+
+    before: the true pictures of what `photos` show.
+    """
+    scores = torch.stack([psnr(after, answer) for answer in answers])  # [K, V]
     best = int(scores.mean(1).argmax())  # one answer for all views
     nearest = scores.argmax(0)
-    truth = answers[best].rgb
-    changed = changed_pixels(given.before.rgb, truth)
+    truth = answers[best]
+    changed = changed_pixels(before, truth)
     left = psnr_outside(after, photos, changed, GROWN)
     figures = {
         "psnr": scores[best].mean().item(),

@@ -13,6 +13,7 @@ from csd3d.editors.scene import SceneEditor
 from csd3d.run import read
 
 FILE = Path(__file__).with_name("rows.yaml")
+CANVAS_FILE = Path(__file__).with_name("canvas_rows.yaml")
 CONFIG = Path(__file__).parents[2] / "configs" / "csd-edit-scene.yaml"
 
 
@@ -27,7 +28,7 @@ class Row:
     of: str = ""
     attention: bool = False
     free: bool = False
-    levels: tuple[int, ...] = field(default=(1, 2, 3))
+    levels: tuple[int | str, ...] = field(default=(1, 2, 3))
 
     def keys(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """The editor's keys with those of a trial."""

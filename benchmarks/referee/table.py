@@ -13,6 +13,9 @@ FIGURES = {
     "warped_error": ("warped error", 3),
     "left_alone": ("left alone, dB", 1),
     "detail": ("detail", 2),
+    "pictures_agree": ("pictures that agree", 2),
+    "pictures_detail": ("detail of pictures", 2),
+    "seams": ("seams, over the source's", 2),
     "evaluations": ("evaluations", 0),
     "seconds": ("seconds", 1),
 }
@@ -35,11 +38,12 @@ def tables(path: Path, rows: dict[str, Row]) -> str:
 
 
 def overview(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
-    """Means of all figures over all edits of a row."""
-    out = [f"| | n | {' | '.join(label for label, _ in FIGURES.values())} |", "|" + "---|" * (len(FIGURES) + 2)]
+    """Means over all edits of a row, of the figures that any edit has."""
+    figures = {key: about for key, about in FIGURES.items() if any(line.get(key) is not None for line in lines)}
+    out = [f"| | n | {' | '.join(label for label, _ in figures.values())} |", "|" + "---|" * (len(figures) + 2)]
     for name in present:
         own = [line for line in lines if line["row"] == name]
-        cells = [mean(own, key, digits) for key, (_, digits) in FIGURES.items()]
+        cells = [mean(own, key, digits) for key, (_, digits) in figures.items()]
         out.append(f"| {rows[name].title} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(out)
 

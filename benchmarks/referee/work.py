@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.referee.canvas import CanvasBench
 from benchmarks.referee.inputs import Input, judge, open_capture
 from benchmarks.referee.protocol import SCENES, TUNING_SCENES, VERSION, Level
 from benchmarks.referee.rows import CONFIG, as_text, count_updates, editor_of
@@ -87,11 +88,12 @@ class Share:
 
     def lines(self, missing: Sequence[Asked]) -> Iterator[dict[str, Any]]:
         """Do the edits, those of one instruction together."""
-        bench = Bench(self.level, self.scene, self.work)
+        level, scene = self.level, self.scene
+        bench = CanvasBench(level, scene) if level.clip else Bench(level, scene, self.work)
         for instruction in dict.fromkeys(one.instruction for one in missing):
             for one in missing:
                 if one.instruction == instruction:
-                    yield {"version": VERSION, "level": self.level.number, "scene": self.scene} | bench.edit(one)
+                    yield {"version": VERSION, "level": level.number, "scene": scene} | _rounded(bench.edit(one))
 
 
 class Bench:
@@ -132,7 +134,7 @@ class Bench:
             return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
         judged = one.seed in PROXY_SEEDS and one.kind != "tuning"
         proxies = self.proxies(one.instruction, figures["answer"], after) if judged else {}
-        return line | _rounded(figures | cost | proxies)
+        return line | figures | cost | proxies
 
     def proxies(self, instruction: str, answer: int, after: Tensor) -> Mapping[str, float | None]:
         """What is measured without knowing the truth, except for the captions."""
