@@ -56,13 +56,18 @@ def ask(level: Level, row: str, keys: dict) -> list[Asked]:
     return [Asked(row, text, one.text, one.kind, seed) for one in level.instructions for seed in level.seeds]
 
 
+def applies(level: Level, scene: str, instruction: str) -> bool:
+    """Whether an instruction has a right answer in a scene; strips and videos are drawn so that it has."""
+    return bool(level.clip) or find_edit(ALL_SCENES[scene], instruction) is not None
+
+
 def do(level: Level, asked: Sequence[Asked], work: Path, jobs: int) -> list[dict]:
     """Do edits of all scenes, `jobs` scenes at a time, each in a process; return their lines.
 
     An instruction that does not apply to a scene, as snow to a white house, is left out there.
     """
     shares = [
-        Share(level, scene, [one for one in asked if find_edit(ALL_SCENES[scene], one.instruction)], work)
+        Share(level, scene, [one for one in asked if applies(level, scene, one.instruction)], work)
         for scene in level.scenes
     ]
     waiting, running = list(shares), {}
