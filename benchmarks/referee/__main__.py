@@ -17,10 +17,11 @@ from pathlib import Path
 from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, Instruction, Level
 from benchmarks.referee.rows import CANVAS_FILE, FILE, Row, as_text, merged, read_rows
 from benchmarks.referee.table import tables
-from benchmarks.referee.work import Asked, Share
+from benchmarks.referee.work import ALL_SCENES, Asked, Share
 from benchmarks.runs import provenance
 from csd3d.files import write_text
 from csd3d.sweep.work import executors, outcome
+from csd3d.world.language import find_edit
 
 RESULTS = Path(__file__).parents[1] / "results"
 WORK = Path("outputs/referee")
@@ -55,9 +56,20 @@ def ask(level: Level, row: str, keys: dict) -> list[Asked]:
     return [Asked(row, text, one.text, one.kind, seed) for one in level.instructions for seed in level.seeds]
 
 
+def applies(level: Level, scene: str, instruction: str) -> bool:
+    """Whether an instruction has a right answer in a scene; strips and videos are drawn so that it has."""
+    return bool(level.clip) or find_edit(ALL_SCENES[scene], instruction) is not None
+
+
 def do(level: Level, asked: Sequence[Asked], work: Path, jobs: int) -> list[dict]:
-    """Do edits of all scenes, `jobs` scenes at a time, each in a process; return their lines."""
-    shares = [Share(level, scene, asked, work) for scene in level.scenes]
+    """Do edits of all scenes, `jobs` scenes at a time, each in a process; return their lines.
+
+    An instruction that does not apply to a scene, as snow to a white house, is left out there.
+    """
+    shares = [
+        Share(level, scene, [one for one in asked if applies(level, scene, one.instruction)], work)
+        for scene in level.scenes
+    ]
     waiting, running = list(shares), {}
     start = executors(work / "logs", "local", {}, jobs)
     while waiting or running:
@@ -69,8 +81,10 @@ def do(level: Level, asked: Sequence[Asked], work: Path, jobs: int) -> list[dict
             del running[slot]
             problem, _ = outcome(job)
             print(f"level {level.number}, {share.scene}: {problem or 'done'}", flush=True)
-    wanted = {as_text(one.identity) for one in asked}
-    return [line for share in shares for key, line in share.done().items() if key in wanted]
+    wanted = [{as_text(one.identity) for one in share.asked} for share in shares]
+    return [
+        line for share, keys in zip(shares, wanted, strict=True) for key, line in share.done().items() if key in keys
+    ]
 
 
 def tune(level: Level, rows: dict[str, Row], work: Path, jobs: int) -> None:

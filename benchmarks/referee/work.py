@@ -132,7 +132,8 @@ class Bench:
         except Exception as error:  # of any editor, also those of plugins
             logger.debug("%s", traceback.format_exc())
             return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
-        proxies = self.proxies(one.instruction, figures["answer"], after) if one.seed in PROXY_SEEDS else {}
+        judged = one.seed in PROXY_SEEDS and one.kind != "tuning"
+        proxies = self.proxies(one.instruction, figures["answer"], after) if judged else {}
         return line | figures | cost | proxies
 
     def proxies(self, instruction: str, answer: int, after: Tensor) -> Mapping[str, float | None]:

@@ -17,7 +17,7 @@ from csd3d.registry import register
 from csd3d.schema import Within
 
 
-@register("scene_editor", "gaussctrl", title="GaussCtrl-like (on InstructPix2Pix, without ControlNet)")
+@register("scene_editor", "gaussctrl", title="GaussCtrl-like, without its ControlNet")
 @dataclass(frozen=True)
 class GaussCtrl(KeyViewEditor):
     """All views are inverted by DDIM, then edited with self-attention mixed with that to the key views, once.

@@ -151,16 +151,14 @@ def seen_points(cameras: Cameras, depth: Tensor) -> Tensor:
     return points[evenly(len(points), MOST_POINTS)] if len(points) else points
 
 
-def volume_iou(
-    density: Callable[[Tensor], Tensor], box: Tensor, distance: Callable[[Tensor], Tensor], device: str = "cpu"
-) -> float:
+def volume_iou(density: Callable[[Tensor], Tensor], box: Tensor, distance: Callable[[Tensor], Tensor]) -> float:
     """Volume that both fill over the volume that either fills, on a grid of the box; the asset's hollows are filled."""
     low, high = box[:3].cpu(), box[3:].cpu()
     axes = [torch.linspace(a, b, CELLS) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     points = torch.cartesian_prod(*axes)
     true = (distance(points) < 0).view(CELLS, CELLS, CELLS).numpy()
     with torch.no_grad():
-        sigma = torch.cat([density(part.to(device)).reshape(-1).cpu() for part in points.split(1 << 16)])
+        sigma = torch.cat([density(part.to(box.device)).reshape(-1).cpu() for part in points.split(1 << 16)])
     sigma = np.nan_to_num(sigma.view(CELLS, CELLS, CELLS).numpy(), posinf=1e9, neginf=0.0)
     threshold = visible_threshold(sigma, ((high - low).max() / (CELLS - 1)).item())
     filled = binary_fill_holes(sigma >= threshold) if threshold > 0 else np.zeros_like(true)

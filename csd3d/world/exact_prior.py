@@ -64,7 +64,7 @@ VERSION = 1  # of how banks are drawn, for those kept on the disk
 class Prompts:
     """In place of a text encoder: the "embedding" [1, 1] of a prompt is its number in the order of first use.
 
-    captions: whether a prompt must be empty or a caption of the world; InputError for others.
+    captions: whether prompts must be empty or captions of the world; InputError for others.
     """
 
     sees = None
@@ -124,13 +124,12 @@ class KnownViews:
 
     def edits(self, prompt: str) -> dict[Scene, float]:
         """Every edit of the scene with its probability in training, and the answers to `prompt`, which may be none."""
-        families = {name: [answers for _, answers in f.answers(self.scene)] for name, f in FAMILIES.items()}
         found: dict[Scene, float] = {}
-        for name, choices in families.items():
+        for family in FAMILIES.values():
+            choices = [answers for _, answers in family.answers(self.scene)]
             for answers in choices:
                 for scene in answers:
-                    share = FAMILIES[name].weight / len(choices) / len(answers)
-                    found[scene] = found.get(scene, 0.0) + share
+                    found[scene] = found.get(scene, 0.0) + family.weight / len(choices) / len(answers)
         least = min(found.values())
         return found | {scene: least for scene in self.answers(prompt) if scene not in found}
 
@@ -153,16 +152,12 @@ class ExactPrior(Prior):
         )  # fmt: skip
         super().__init__(
             codec, network, Prompts(captions=not edits), scaled_linear_alphas().float(), _no_forward,
-            defaults=defaults, options=options, files=files,
-            source=UnscaledLatent() if edits else None, camera_width=0 if edits else CAMERA_WIDTH,
-            family=TITLE, knows="world",
+            defaults=defaults, options=options, source=UnscaledLatent() if edits else None,
+            camera_width=0 if edits else CAMERA_WIDTH, files=files, family=TITLE, knows="world",
         )  # fmt: skip
 
     def introduce(self, source: "SceneSource", image: Tensor) -> None:
-        """Take the capture's training views, with their image conditions.
-
-        InputError for no capture of the world, or views of another size.
-        """
+        """Take the capture's training views, with their image conditions; InputError for what it does not know."""
         from csd3d.world.plugin import WorldSceneTruth
 
         scene = read_scene(source.capture.folder)
@@ -278,12 +273,8 @@ def _view(scene: Scene, word: str | None, cell: tuple[float, float, float] | Non
     """A random camera: near `cell`, or else such that `word` is true."""
     target = (0.0, 0.0, 0.0)
     if cell is not None:
-        azimuth, elevation, distance = cell
-        azimuth, elevation = (
-            azimuth + rng.uniform(-NEAR_DEG, NEAR_DEG),
-            elevation + rng.uniform(-CELL_DEG, CELL_DEG) / 2,
-        )
-        return View(azimuth, elevation, distance, FOV_DEG, target)
+        turn, lift = rng.uniform(-NEAR_DEG, NEAR_DEG), rng.uniform(-CELL_DEG, CELL_DEG) / 2
+        return View(cell[0] + turn, cell[1] + lift, cell[2], FOV_DEG, target)
     while True:
         azimuth = rng.uniform(0, 360)
         elevation = rng.uniform(61, 85) if word == "overhead view" else rng.uniform(2, 58)

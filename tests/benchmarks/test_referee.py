@@ -1,0 +1,219 @@
+"""The referee: its rows are editors, its judge knows right from wrong, and what is done is not done again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.referee import __main__ as referee
+from benchmarks.referee import work
+from benchmarks.referee.inputs import Input, Views, judge
+from benchmarks.referee.protocol import INSTRUCTIONS, LEVELS, SCENES, TUNING_INSTRUCTIONS, TUNING_SCENES, Level
+from benchmarks.referee.rows import as_text, count_updates, editor_of, merged, read_rows
+from benchmarks.referee.table import tables
+from benchmarks.referee.work import Asked, Bench, Share
+from csd3d.datasets import SceneConfig, load_capture
+from csd3d.world.scene import Scene
+
+TRIALS = 6
+BRIGHT = "paint it a bright colour"
+ROWS = read_rows()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_an_editor_with_each_of_its_trials(name):
+    row = ROWS[name]
+    assert len(row.trials) in (0, TRIALS)
+    assert row.trials or row.of or row.free or row.editor["type"] == "csd_edit"  # every other method is tuned
+    assert len({as_text(trial) for trial in row.trials}) == len(row.trials)
+    assert not row.of or row.of in ROWS
+    for trial in row.trials or ({},):
+        editor = editor_of(as_text(row.keys(trial)))
+        assert callable(editor.update)
+        assert 1 <= count_updates(editor, 12) <= 50
+
+
+def test_an_ablation_takes_its_rows_best_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(referee, "RESULTS", tmp_path)
+    row = ROWS["per_view"]
+    rows = {**ROWS, "less": replace(row, name="less", of="per_view", editor={"start": 0.5}, trials=())}
+    monkeypatch.setattr(referee, "read_rows", lambda: rows)
+    assert referee.best_keys(rows, LEVELS[1])["per_view"] == row.editor  # nothing was tuned yet
+    (tmp_path / "referee-tuning-1.json").write_text(json.dumps({"rows": {"per_view": {"best": 3}}}))
+    found = referee.best_keys(rows, LEVELS[1])
+    assert found["per_view"] == merged(row.editor, row.trials[3])
+    assert found["less"] == merged(merged(row.editor, row.trials[3]), {"start": 0.5})
+    assert referee.best_keys(rows, LEVELS[2])["per_view"] == row.editor  # levels have trials of their own
+    assert referee.tuning_file(3) == referee.tuning_file(2)
+
+
+def test_instructions_have_right_answers_in_the_scenes_of_their_levels():
+    lacking = [
+        (scene, one.text)
+        for level in (*LEVELS.values(), referee.tuning_level(LEVELS[1]))
+        for scene in level.scenes
+        for one in level.instructions
+        if not referee.applies(level, scene, one.text)
+    ]
+    assert lacking == [("house", "cover it with snow")]  # it is white
+    assert not set(SCENES.values()) & set(TUNING_SCENES.values())
+    assert not any(one.held_out for one in INSTRUCTIONS if one.text in TUNING_INSTRUCTIONS)
+
+
+def test_what_does_not_apply_to_a_scene_is_left_out(tmp_path, monkeypatch):
+    """Run here, in place of a process a scene."""
+    monkeypatch.setattr(work, "Bench", lambda *_: Stub([]))
+    done = type("Done", (), {"done": lambda self: True})()
+    slot = type("Slot", (), {"submit": lambda self, share: [share(), done][1]})()
+    monkeypatch.setattr(referee, "executors", lambda *_: lambda number: slot)
+    monkeypatch.setattr(referee, "outcome", lambda job: ("", None))
+    monkeypatch.setattr(referee.time, "sleep", lambda seconds: None)
+    asked = [Asked("a", "{}", text, "one answer", 0) for text in ("cover it with snow", "make it green")]
+    level = replace(LEVEL, scenes=("duck", "house"))
+    lines = referee.do(level, asked, tmp_path, jobs=1)
+    assert [(line["scene"], line["instruction"]) for line in lines] == [
+        ("duck", "cover it with snow"), ("duck", "make it green"), ("house", "make it green"),
+    ]  # fmt: skip
+    assert referee.do(level, asked, tmp_path, jobs=2) == lines
+
+
+@pytest.fixture(scope="module")
+def given(tiny_capture):
+    capture = load_capture(SceneConfig(path=str(tiny_capture)))
+    return Input("cube", Scene("cube", "yellow", azimuth_deg=20), capture)
+
+
+def test_right_answers_are_right(given):
+    for number, scene in enumerate(given.edit(BRIGHT).answers):
+        figures = judge(given, BRIGHT, given.after(scene).rgb)
+        assert figures["psnr"] == figures["psnr_worst"] == figures["psnr_each"] == 100
+        assert figures["answer"] == number
+        assert figures["answers"] == 3
+        assert figures["agree"] == 1
+        assert figures["detail"] == pytest.approx(1)
+        assert figures["left_alone"] > 40  # the photos are rounded to 8 bits
+        assert 5 < figures["psnr_source"] < 30
+
+
+def test_the_source_is_no_edit(given):
+    figures = judge(given, BRIGHT, given.photos)
+    assert figures["psnr"] == pytest.approx(figures["psnr_source"], abs=1e-4)
+    assert figures["left_alone"] == 100
+    assert judge(given, "leave it as it is", given.photos)["psnr"] > 40
+    assert judge(given, "leave it as it is", given.photos)["detail"] is None  # nothing should change
+    with pytest.raises(ValueError, match="no instruction for cube"):
+        judge(given, "paint it beautiful", given.photos)
+
+
+def test_views_that_chose_two_answers_do_not_agree(given):
+    first, second, _ = (given.after(scene).rgb for scene in given.edit(BRIGHT).answers)
+    figures = judge(given, BRIGHT, torch.cat([first[:2], second[2:]]))
+    assert figures["agree"] == pytest.approx(3 / 5)
+    assert figures["answer"] == 1
+    assert figures["psnr_each"] == 100
+    assert figures["psnr_worst"] < 30 < figures["psnr"] < 100
+
+
+def test_blur_and_noise_are_no_detail(given):
+    text = "give it black dots"
+    truth = given.after(given.edit(text).answers[0]).rgb
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    assert judge(given, text, truth.mean((1, 2), keepdim=True).expand_as(truth))["detail"] == pytest.approx(0, abs=1e-3)
+    assert judge(given, text, truth + 0.05 * noise)["detail"] == pytest.approx(1, abs=0.1)
+    assert abs(judge(given, text, 0.5 + 0.05 * noise)["detail"]) < 0.2
+
+
+def test_views_show_what_an_editor_made_with_the_true_depth(given):
+    views, rows = Views(given), torch.tensor([3, 0])
+    views.images[given.capture.train[3]] = 0.25
+    shown = views.render_views(given.cameras, rows)
+    assert bool((shown.rgb[0] == 0.25).all())
+    assert torch.equal(shown.rgb[1], given.photos[0])
+    assert torch.equal(shown.opacity > 0, given.before.depth[rows].isfinite())
+    assert bool(shown.depth.isfinite().all())
+    assert not bool((given.photos[3] == 0.25).all())  # the capture itself is as it was
+
+
+class Stub:
+    """In place of a `Bench`, which opens models."""
+
+    def __init__(self, done):
+        self.done = done
+
+    def edit(self, one):
+        self.done.append(one.instruction)
+        return one.identity | {"kind": one.kind, "psnr": 20.0 + len(self.done)}
+
+
+LEVEL = Level(1, "tiny", "world:exact", False, ("duck",), INSTRUCTIONS[:3], (0,))
+
+
+def asked_of(*rows):
+    return [Asked(row, "{}", one.text, one.kind, 0) for row in rows for one in LEVEL.instructions]
+
+
+def test_edits_are_done_once_and_a_line_that_was_cut_off_is_done_again(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(work, "Bench", lambda *_: Stub(done))
+    share = Share(LEVEL, "duck", asked_of("a"), tmp_path)
+    share()
+    assert done == [one.text for one in LEVEL.instructions]
+    first = share.done()
+    assert len(first) == 3
+    whole = share.file.read_text()
+    share.file.write_text(whole[:-20])
+    Share(LEVEL, "duck", asked_of("a", "b"), tmp_path)()
+    assert len(done) == 3 + 1 + 3  # the line that was cut off, and the new row
+    found = share.done()
+    assert len(found) == 6
+    assert [found[key] for key in list(first)[:2]] == [first[key] for key in list(first)[:2]]
+    share()
+    assert len(done) == 7
+
+
+def test_an_editor_that_raises_is_a_line_and_the_rest_goes_on(tmp_path, monkeypatch, given):
+    class Raises:
+        def update(self, edit, step, report):
+            raise RuntimeError("no\nmemory")
+
+    class Leaves:
+        def update(self, edit, step, report):
+            pass
+
+    bench = object.__new__(Bench)
+    bench.given, bench.level, bench.whole, bench.prepared = given, LEVEL, None, None
+    bench.prior = type("NoPrior", (), {"unet_evaluations": 0})()
+    bench.source = lambda instruction: None
+    monkeypatch.setattr(work, "editor_of", lambda keys: {"a": Raises, "b": Leaves}[json.loads(keys)["type"]]())
+    monkeypatch.setattr(work, "Bench", lambda *_: bench)
+    asked = [Asked(row, as_text({"type": row}), BRIGHT, "several answers", 1) for row in ("a", "b")]
+    share = Share(LEVEL, "cube", asked, tmp_path)
+    assert share() == ""
+    failed, left = share.done().values()
+    assert failed["error"] == "RuntimeError: no memory"
+    assert "psnr" not in failed
+    assert left["psnr"] == pytest.approx(left["psnr_source"], abs=1e-3)
+    assert left["evaluations"] == 0
+
+
+def line(row, scene, seed, psnr, kind="one answer", **more):
+    more = {"answers": 1, "agree": 1.0, "left_alone": None} | more
+    return {"row": row, "scene": scene, "instruction": "make it green", "seed": seed, "kind": kind, "psnr": psnr} | more
+
+
+def test_tables_of_known_lines(tmp_path):
+    lines = [line("csd_edit", s, seed, 25.0 + seed, left_alone=30.0) for s in ("duck", "mug") for seed in (0, 1)]
+    lines += [line("in2n", s, seed, 24.0) for s in ("duck", "mug") for seed in (0, 1)]
+    lines += [line("csd_edit", "duck", 2, 99.0, "several answers", answers=3)]  # in2n has no such line
+    lines += [line("dds", "duck", 0, 0.0) | {"error": "RuntimeError: no memory"}]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    text = tables(path, ROWS)
+    assert "| CSD-Edit | 5 | 40.20 | 1.00 | – | 30.0 | – | – | – |" in text
+    assert "| Instruct-NeRF2NeRF | 4 | 24.00 | 1.00 | – | – | – | – | – |" in text
+    assert "| PSNR, dB | several answers | one answer |" in text
+    assert "| Instruct-NeRF2NeRF | – | 24.00 (24.00 … 24.00) |" in text
+    assert "| Instruct-NeRF2NeRF | – | **+1.50 (+1.50 … +1.50)** | **+1.50 (+1.50 … +1.50)** |" in text
+    assert "`dds` raised on duck, 'make it green': RuntimeError: no memory" in text
+    assert "| DDS |" not in text
