@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from tiny_models import save_tiny_pipeline
 
-from benchmarks.referee import work
+from benchmarks.referee import canvas, work
 from benchmarks.referee.__main__ import best_keys, rows_of, tuning_level
 from benchmarks.referee.canvas import FILES as CONFIGS
 from benchmarks.referee.canvas import canvas_editor_of, judge_units, units
@@ -83,6 +84,29 @@ def test_all_rows_have_valid_keys_and_as_many_trials(level):
         assert row.free or row.of or len(row.trials) == 6
     assert best_keys(rows, level)["csd_edit_alone"]["edit"]["svgd"] is None
     assert not set(tuning_level(level).scenes) & set(level.scenes)
+
+
+class Nothing:
+    """An editor that leaves everything as it is."""
+
+    def count_steps(self, canvas):
+        return 1
+
+    def take_step(self, canvas, phase, step):
+        return {"skipped": 0.0}
+
+
+@pytest.mark.parametrize(("level", "scene"), [("strips", "strip-4"), ("videos", "orbit-4")])
+def test_an_edit_that_does_nothing_scores_what_its_source_does(level, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(canvas, "canvas_editor_of", lambda keys, file: Nothing())
+    small = ("world.width=64", "world.height=32", "world.frames=3", f"prior.model={save_tiny_pipeline(tmp_path)}")
+    bench = canvas.CanvasBench(LEVELS[level], scene, small)
+    found = bench.edit(Asked("nothing", KEYS, "paint it a bright colour", "several answers", 0))
+    assert found["psnr"] == pytest.approx(found["psnr_source"], abs=1e-3)
+    assert found["left_alone"] > 60
+    assert (found["answers"], found["evaluations"]) == (3, 0)
+    wrong = bench.edit(Asked("nothing", KEYS, "sing", "", 0))
+    assert "'sing' is no instruction" in wrong["error"]
 
 
 class Counting:
