@@ -41,8 +41,8 @@ class CollaborativeEditConfig(DistillConfig):
     lr_decay_every: Steps = 20  # steps between decays of lr
     init: str = "source"  # where target latents start: source, or noise (standard normal)
     batch: Annotated[int, Within(1, MOST_STEPS)] | None = None  # particles per step, drawn at random; null: all
-    # noise level, a fraction of the schedule, below which particles no longer share, and keep their noise as DDIM does
-    settle: float = 0.0
+    share_above: float = 0.0  # noise level, a fraction of the schedule, below which particles no longer share
+    settle: float = 0.0  # noise level, likewise, below which they also keep their noise, as DDIM does
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +65,7 @@ _RULES = {
     "lr": (lambda x: 0 < x < math.inf, "a number above 0"),
     "lr_decay": (lambda x: 0 < x <= 1, "a factor in (0, 1]"),
     "lr_decay_every": (lambda x: x >= 1, "a whole number of at least 1"),
+    "share_above": (lambda x: 0 <= x <= 1, "a fraction of the schedule"),
     "settle": (lambda x: 0 <= x <= 1, "a fraction of the schedule"),
     "batch": (lambda x: x is None or x >= 1, "a whole number of at least 1, or null for all particles"),
 }
@@ -154,11 +155,13 @@ def edit_step(
     correspond: Callable[[Tensor], Sharing] | None = None,
     networks: Mapping[str, Network] | None = None,
     eps: Tensor | None = None,
+    adjust: Callable[[Tensor, float], Tensor] | None = None,
     **context,
 ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
     """Step `number` of `collaborative_edit`, which depends only on its arguments: the new z [N, ...], ε and a report.
 
-    The returned ε is the noise that z_t and the new z imply, or None without config.settle. Given back as `eps`, it is
+    `adjust(z, level)`, level being t as a fraction of the schedule, returns z as the step shall leave it. The returned
+    ε is the noise that z_t and the new z imply, or None without config.settle. Given back as `eps`, it is
     the noise of the next step if that is below config.settle.
 
     `correspond(indices [M])` returns how the step's particles share; None: at equal pixel addresses. `context`: other
@@ -166,8 +169,9 @@ def edit_step(
     """
     config = configured(method, config)
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
-    settled = eps is not None and t < config.settle * len(alphas_cumprod)
-    if settled:
+    level = t / len(alphas_cumprod)
+    settled = eps is not None and level < config.settle
+    if settled or level < config.share_above:
         config = replace(config, svgd=None)
     indices = draw_indices(z, config.batch, generator)
     step = new_step(
@@ -185,6 +189,8 @@ def edit_step(
         logging.getLogger("csd3d").warning(text, number, t)
     else:
         z = z.index_add(0, indices, gradient.to(z.dtype), alpha=-lr)
+    if adjust is not None:
+        z = adjust(z, level)
     kept = implied_noise(step.z_t, z, step.alpha_bar) if config.settle else None
     return z, kept, {"t": float(t), "lr": lr, **report}
 

@@ -13,7 +13,9 @@ from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
 from csd3d.distillation.suits import suited
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
+from csd3d.editors.matches import BYTES, matches_of
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
+from csd3d.memory import check_fits
 from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import MOST_STEPS, Steps, Within
@@ -31,6 +33,9 @@ class CSDEditScene:
     noise levels up to `later_t_max`, so that they keep what round 0 chose. With edit.svgd.compat "official" the photos
     are encoded as in the authors' code (scaled and sampled), and the baseline is guided by them too.
 
+    Not in the paper: with `match`, after each step z ← z − match ∇L(z − z̃), L the consistency loss of `Matches`: what
+    an edit changes is pulled together where views show the same point of the scene, by its depth.
+
         editor: {type: csd_edit, rounds: 3, edit: {steps: 40}}
     """
 
@@ -41,6 +46,8 @@ class CSDEditScene:
     later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
     later_steps: Annotated[int, Within(0, MOST_STEPS)] = 8  # steps of each later round
     correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
+    match: Annotated[float, Within(0, 2)] = 0.0  # how far points that match in 3D are pulled together after each step
+    match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
     baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`
@@ -54,9 +61,14 @@ class CSDEditScene:
 
     def check(self, source: SceneSource, key: str) -> None:
         """Raise InputError, before any work, if a round of this capture does not fit in memory."""
+        count = len(source.capture.train)
+        count = min(self.views or count, count)
         if check := getattr(self.correspondence.thing, "check", None):
-            count = len(source.capture.train)
-            check(source, min(self.views or count, count), key)
+            check(source, count, key)
+        if self.match:
+            height, width = source.prior.latent_shape(*source.size)[1:]
+            given = f"{key}.match: the matches of {count} views of {height}x{width} latents"
+            check_fits(BYTES * count**2 * height * width, given, f"set {key}.views to fewer", source.prior.device)
 
     @property
     def official(self) -> bool:
@@ -79,7 +91,8 @@ class CSDEditScene:
         prior, source = edit.prior, edit.source
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
         along = self.correspondence.thing
-        views = edit.render(rows) if number or along is not None else None
+        views = edit.render(rows) if number or self.match or along is not None else None
+        matches = matches_of(edit, rows, views) if self.match else None
         config = self.inner(number, prior.defaults)
         began = time.monotonic()
 
@@ -89,6 +102,11 @@ class CSDEditScene:
             if done == 0 and left > LONG_S:
                 what = f"round {number + 1} of {self.rounds}: {len(rows)} views"
                 logger.info("%s, %d steps, about %.0f s", what, config.steps, left)
+
+        def matched(z: Tensor, level: float) -> Tensor:
+            if level < self.match_above:
+                return z
+            return z - self.match * matches.loss(z - source.z[rows])[1]
 
         z = collaborative_edit(
             prior.predict,
@@ -101,6 +119,7 @@ class CSDEditScene:
             prompts=source.prompt,
             callback=tell,
             z_start=edit.encode(views) if number else None,
+            adjust=matched if self.match else None,
             correspond=None if along is None else along.open(edit)(rows, views).select,
         )
         edit.replace(rows, z)

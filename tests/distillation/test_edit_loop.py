@@ -315,10 +315,11 @@ def test_below_settle_an_edit_is_ddim(kept):
     torch.testing.assert_close(z, ddim_sample(guided, seen[first][1], prior.alphas, timesteps))
 
 
-def test_particles_share_above_settle_only():
-    """Two particles with the same noise and different sources: the kernel acts in the first step alone."""
+@pytest.mark.parametrize("key", ["settle", "share_above"])
+def test_particles_share_at_high_noise_only(key):
+    """The kernel acts in the first of two steps."""
     prior = GaussianBranches()
-    config = replace(inner_edit(), steps=2, t_max=0.8, t_min=0.1, settle=0.5, svgd=SVGDConfig(bandwidth=0.0))
+    config = replace(inner_edit(), steps=2, t_max=0.8, t_min=0.1, svgd=SVGDConfig(bandwidth=0.0), **{key: 0.5})
     reports = []
     collaborative_edit(
         prior, CSDEdit(3.0, 1.0, "noise"), prior.a, prior.pictures, config, prior.alphas,
@@ -330,3 +331,26 @@ def test_particles_share_above_settle_only():
 def test_settle_goes_with_all_particles_only():
     with pytest.raises(ValueError, match=r"settle is 0\.4 and batch 8"):
         CollaborativeEditConfig(settle=0.4, batch=8)
+
+
+def test_each_step_leaves_z_adjusted():
+    """What `adjust` returns is the next step's z, and the noise that is kept is that of the adjusted z."""
+    prior, levels = GaussianBranches(), []
+    config = replace(inner_edit(), steps=3, t_max=0.8, t_min=0.1, settle=1.0, svgd=None)
+
+    def adjust(z, level):
+        levels.append(level)
+        return torch.zeros_like(z)
+
+    args = prior, CSDEdit(3.0, 1.0, "noise"), prior.a, prior.pictures
+    z, eps, _ = edit_step(
+        *args[:2], prior.a, prior.a, prior.pictures, 0, config, prior.alphas, torch.Generator().manual_seed(0),
+        prompts="0.3", adjust=adjust,
+    )  # fmt: skip
+    assert not z.any()
+    drawn = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double().expand_as(prior.a)
+    alpha_bar = prior.alphas[800].item()
+    torch.testing.assert_close(eps, (math.sqrt(alpha_bar / (1 - alpha_bar))) * prior.a + drawn)
+    z = collaborative_edit(*args, config, prior.alphas, torch.Generator().manual_seed(0), prompts="0.3", adjust=adjust)
+    assert not z.any()
+    assert levels == pytest.approx([0.8, 0.8, 0.45, 0.1], abs=0.002)

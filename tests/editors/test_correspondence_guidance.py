@@ -8,13 +8,8 @@ from csd3d.datasets import SceneConfig, load_capture
 from csd3d.distillation.ddim import ddim_sample, ddim_timesteps
 from csd3d.distillation.noise import draw_noise
 from csd3d.editors.correspondence import view_correspondence
-from csd3d.editors.correspondence_guidance import (
-    CorrespondenceGuidance,
-    Matches,
-    bilinear_taps,
-    match_views,
-    view_predictor,
-)
+from csd3d.editors.correspondence_guidance import CorrespondenceGuidance, view_predictor
+from csd3d.editors.matches import Matches, bilinear_taps, match_views
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.errors import InputError
 from csd3d.metrics.consistency import view_pairs

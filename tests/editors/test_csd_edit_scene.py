@@ -12,6 +12,7 @@ from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors import csd_edit_scene
 from csd3d.editors.correspondence import NONE, view_correspondence
 from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
+from csd3d.editors.matches import match_views
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.priors import Defaults, PriorConfig, load_prior
 from csd3d.schema import choose
@@ -61,6 +62,24 @@ def test_a_scene_is_rendered_only_for_what_needs_it(source):
         ball = Ball()
         one_round(source, ball, step, correspondence=correspondence)
         assert ball.rendered == times
+
+
+def test_after_each_step_changes_are_pulled_together_where_views_match(source, monkeypatch):
+    asked, edit = [], csd_edit_scene.collaborative_edit
+    spy = lambda *a, **k: asked.append(k["adjust"]) or edit(*a, **k)  # noqa: E731
+    monkeypatch.setattr(csd_edit_scene, "collaborative_edit", spy)
+    ball = Ball()
+    images, _ = one_round(source, ball, match=0.7, match_above=0.2)
+    assert ball.rendered == 1
+    assert not torch.equal(images, one_round(source, Ball())[0])
+    assert asked[1] is None
+    rows = torch.randperm(5, generator=torch.Generator().manual_seed(0))[:3].sort().values
+    cameras, own = source.capture.cameras[source.capture.train[rows]], source.z[rows]
+    pairs = torch.tensor([(a, b) for a in range(3) for b in range(3) if a != b])
+    matches = match_views(cameras, ball_depths(cameras), pairs, (4, 4), 8)
+    z = own + torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(asked[0](z, 0.2), z - 0.7 * matches.loss(z - own)[1])
+    assert torch.equal(asked[0](z, 0.19), z)
 
 
 def test_only_the_rounds_views_are_replaced_and_only_when_one_begins(source):
