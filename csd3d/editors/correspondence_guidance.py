@@ -88,10 +88,8 @@ class CorrespondenceGuidance:
         if step:
             return
         rows = torch.arange(edit.count)
-        matches, z = (
-            matches_of(edit, rows, edit.render(rows), self.pairs),
-            draw_noise(edit.source.z, self.noise, edit.generator).clone(),
-        )
+        matches = matches_of(edit, rows, edit.render(rows), self.pairs)
+        z = draw_noise(edit.source.z, self.noise, edit.generator).clone()
         if self.order == "together":
             z = self.sample(edit, rows, z, matches.loss, report)
         for view, before in matches.in_turn() if self.order == "in turn" else ():
