@@ -10,16 +10,14 @@ the Markdown table of docs/results.md.
 import argparse
 from pathlib import Path
 
+from benchmarks.referee import protocol
 from benchmarks.runs import cell, finished_run, mean_table, write_results
 from csd3d.world.dataset import write_capture
 from csd3d.world.scene import Scene
 
 CONFIG = Path(__file__).parent.parent / "configs" / "csd-edit-scene.yaml"
 SCENES = {
-    "duck": Scene("duck", "yellow", material="glossy", backdrop="sky blue", sky="gradient", azimuth_deg=30),
-    "mug": Scene("mug", "pink", backdrop="beige", sky="gradient", azimuth_deg=75, sun_azimuth_deg=120),
-    "chair": Scene("chair", "orange", backdrop="grey", azimuth_deg=200, sun_azimuth_deg=300),
-    "robot": Scene("robot", "cyan", backdrop="lavender", sky="horizon", azimuth_deg=10),
+    **{name: protocol.SCENES[name] for name in ("duck", "mug", "chair", "robot")},
     "donut": Scene("donut", "purple", "checks", "yellow", "metal", "mint", azimuth_deg=45, sun_azimuth_deg=200),
     "house": Scene("house", "red", "stripes", time="sunset", sky="gradient", azimuth_deg=60, sun_elevation_deg=25),
 }

@@ -5,12 +5,9 @@ what must agree with the others: an object's cell of a strip, a frame of a video
 """
 
 import json
-import logging
 import time
-import traceback
-import zlib
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,12 @@ from csd3d import registry
 from csd3d.canvas.clip import Clip
 from csd3d.canvas.latents import Latents, edited_frames, encode_clip, working_size
 from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, check_prior, make_cover, window_side
-from csd3d.errors import one_line
+from csd3d.engine.phase import seeded_generator
 from csd3d.evaluation.canvas import make_metrics, part_count, parts
 from csd3d.evaluation.text import load_judge
 from csd3d.priors import Prior, load_prior
 from csd3d.run import read
 
-logger = logging.getLogger("csd3d")
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {"strip": CONFIGS / "csd-edit-panorama.yaml", "orbit": CONFIGS / "csd-edit-video.yaml"}
 RENAMED = {  # figures of csd3d.evaluation.canvas, as the tables call them
@@ -68,18 +64,16 @@ class CanvasBench:
         return self.canvases[instruction]
 
     def edit(self, one: Any) -> dict[str, Any]:
-        """The line of an edit, of an `Asked`; an editor that raises has its error in it, and no figures."""
-        line = one.identity | {"kind": one.kind}
-        try:
-            editor = canvas_editor_of(one.keys, self.file)
-            name = json.loads(one.keys)["type"]
-            canvas = replace(self.canvas(one.instruction), generator=Seeded(one.seed), kept={})
-            check_prior(self.prior, window_side(self.prior, None), canvas.sampling, {name: editor})
-            latents, z, cost = edit_canvas(canvas, editor, name)
-            return line | self.figures(canvas, latents, z) | cost
-        except Exception as error:  # of any editor, also those of plugins
-            logger.debug("%s", traceback.format_exc())
-            return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+        """The line of an edit, of an `Asked`."""
+        return one.line(lambda: self.measured(one))
+
+    def measured(self, one: Any) -> dict[str, Any]:
+        """What is measured of an edit."""
+        editor, name = canvas_editor_of(one.keys, self.file), json.loads(one.keys)["type"]
+        canvas = replace(self.canvas(one.instruction), generator=partial(seeded_generator, one.seed), kept={})
+        check_prior(self.prior, window_side(self.prior, None), canvas.sampling, {name: editor})
+        latents, z, cost = edit_canvas(canvas, editor, name)
+        return self.figures(canvas, latents, z) | cost
 
     def figures(self, canvas: Canvas, latents: Latents, z: Tensor) -> dict[str, Any]:
         """Measures of an edit: those of `compare`, by units, and those of csd3d.evaluation.canvas."""
@@ -91,16 +85,6 @@ class CanvasBench:
         known = metrics.figures("")
         figures = judge_units(canvas.latents.clip, torch.stack(frames).permute(0, 2, 3, 1))
         return figures | {new: known[old] for old, new in RENAMED.items() if old in known}
-
-
-class Seeded:
-    """Generators by purpose, seeded as a job's (`csd3d.engine.phase.Job.generator`)."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def __call__(self, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{purpose}".encode()))
 
 
 def open_canvas(prior: Prior, clip: Clip, instruction: str, config: Any, encoded: Latents | None) -> Canvas:

@@ -12,6 +12,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.datasets import Capture, SceneConfig, load_capture
 from csd3d.evaluation.ground_truth import TrueViews, changed_pixels
+from csd3d.evaluation.views import nearest_of
 from csd3d.metrics import psnr, psnr_outside
 from csd3d.rendering import Rendered
 from csd3d.world.dataset import write_capture
@@ -20,7 +21,6 @@ from csd3d.world.plugin import WorldSceneTruth
 from csd3d.world.scene import Scene
 
 CAPTURE_SEED = 3
-EVERY = 3  # views-only levels take each third training view: 12 of 36
 GROWN = 2  # pixels by which the true edit is grown for what it should have left alone
 
 
@@ -97,19 +97,19 @@ def compare(photos: Tensor, before: Tensor, answers: Sequence[Tensor], after: Te
     before: the true pictures of what `photos` show.
     """
     scores = torch.stack([psnr(after, answer) for answer in answers])  # [K, V]
-    best = int(scores.mean(1).argmax())  # one answer for all views
-    nearest = scores.argmax(0)
+    nearest = nearest_of(dict(enumerate(scores)))
+    best = nearest["answer"]
     truth = answers[best]
     changed = changed_pixels(before, truth)
     left = psnr_outside(after, photos, changed, GROWN)
     figures = {
-        "psnr": scores[best].mean().item(),
+        "psnr": nearest["psnr_truth"],
         "psnr_worst": scores[best].min().item(),
         "psnr_each": scores.amax(0).mean().item(),  # each view's own nearest answer
         "psnr_source": psnr(photos, truth).mean().item(),
         "answer": best,
         "answers": len(answers),
-        "agree": nearest.bincount().max().item() / len(nearest),
+        "agree": nearest["answer_agreement"],
         "left_alone": left.nanmean().item() if not left.isnan().all() else None,
     }
     return figures | {"detail": detail(after, truth, changed) if bool(changed.any()) else None}

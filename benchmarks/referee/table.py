@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.referee.rows import Row
+from benchmarks.runs import cell
 from benchmarks.statistics import Interval, bootstrap
 
 FIGURES = {
@@ -104,4 +105,4 @@ def spread(found: Interval) -> str:
 def mean(lines: Lines, key: str, digits: int) -> str:
     """The mean of a figure over the lines that have it."""
     values = [line[key] for line in lines if line.get(key) is not None]
-    return f"{sum(values) / len(values):.{digits}f}" if values else "–"
+    return cell(sum(values) / len(values) if values else None, digits)

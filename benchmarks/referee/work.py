@@ -3,7 +3,7 @@
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ class Asked:
         """What makes two edits of a scene the same."""
         return {"row": self.row, "editor": json.loads(self.keys), "instruction": self.instruction, "seed": self.seed}
 
+    def line(self, figures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The edit with its figures; if making them raises, with the error and no figures."""
+        line = self.identity | {"kind": self.kind}
+        try:
+            return line | figures()
+        except Exception as error:  # of any editor, also those of plugins
+            logger.debug("%s", traceback.format_exc())
+            return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+
 
 @dataclass
 class Share:
@@ -64,7 +73,8 @@ class Share:
     def __call__(self) -> str:
         """Do what is not done yet; return "", for csd3d.sweep.work."""
         torch.set_num_threads(1)
-        missing = [one for one in self.asked if as_text(one.identity) not in self.done()]
+        done = self.done()
+        missing = [one for one in self.asked if as_text(one.identity) not in done]
         if missing:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             cut_off = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
@@ -117,24 +127,23 @@ class Bench:
         return self.sources[instruction]
 
     def edit(self, one: Asked) -> dict[str, Any]:
-        """The line of an edit; an editor that raises has its error in it, and no figures."""
-        line = one.identity | {"kind": one.kind}
-        try:
-            editor, source = editor_of(one.keys), self.source(one.instruction)
-            if self.whole is not None:
-                edited = self.whole.edit(source, json.loads(one.keys)["type"], editor, one.seed)
-                after, cost = edited.pictures, edited.cost
-                figures = judge_whole(self.whole, one.instruction, edited)
-            else:
-                steps = count_updates(editor, len(self.given.capture.train))
-                after, cost = edit_views(self.given, self.prior, source, editor, steps, one.seed)
-                figures = judge(self.given, one.instruction, after)
-        except Exception as error:  # of any editor, also those of plugins
-            logger.debug("%s", traceback.format_exc())
-            return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+        """The line of an edit."""
+        return one.line(lambda: self.figures(one))
+
+    def figures(self, one: Asked) -> dict[str, Any]:
+        """What is measured of an edit."""
+        editor, source = editor_of(one.keys), self.source(one.instruction)
+        if self.whole is not None:
+            edited = self.whole.edit(source, json.loads(one.keys)["type"], editor, one.seed)
+            after, cost = edited.pictures, edited.cost
+            figures = judge_whole(self.whole, one.instruction, edited)
+        else:
+            steps = count_updates(editor, len(self.given.capture.train))
+            after, cost = edit_views(self.given, self.prior, source, editor, steps, one.seed)
+            figures = judge(self.given, one.instruction, after)
         judged = one.seed in PROXY_SEEDS and one.kind != "tuning"
         proxies = self.proxies(one.instruction, figures["answer"], after) if judged else {}
-        return line | figures | cost | proxies
+        return figures | cost | proxies
 
     def proxies(self, instruction: str, answer: int, after: Tensor) -> Mapping[str, float | None]:
         """What is measured without knowing the truth, except for the captions."""

@@ -34,15 +34,15 @@ import torch
 from torch import Tensor
 
 from csd3d import registry
-from csd3d.cameras import Cameras, pixel_centres
-from csd3d.canvas.latents import pixel_grid, resize, to_latent
+from csd3d.cameras import Cameras
+from csd3d.canvas.latents import pixel_grid, resize
 from csd3d.canvas.windows import Windows
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_of
 from csd3d.distillation.svgd import Sums, off_diagonal
 from csd3d.editors.canvas import Canvas
+from csd3d.editors.matches import bilinear_taps, places_seen
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.memory import check_fits
-from csd3d.metrics.consistency import reproject
 from csd3d.registry import register
 from csd3d.rendering import Rendered
 from csd3d.representations.base import surface_depth
@@ -151,14 +151,11 @@ def view_correspondence(
     N, height, width = depths.shape
     if len(cameras) != N or (height, width) != (cameras.height, cameras.width):
         raise ValueError(f"{len(cameras)} cameras of {cameras.height}x{cameras.width} and depths {tuple(depths.shape)}")
-    centres = pixel_centres(width, height, depths.device).reshape(height, width, 2)
-    flow, share = depths.new_zeros(N, N, *size, 2), depths.new_zeros(N, N, *size)
-    for i in range(N):
-        for j in range(N):
-            if i != j:
-                pixels, seen = reproject(depths, cameras, i, j, depth_tolerance)
-                flow[i, j], share[i, j] = to_latent(torch.where(seen[..., None], pixels - centres, 0), seen, size, unit)
-    return Correspondence(pixel_grid(*size).to(flow) + flow, share)
+    positions, validity = depths.new_zeros(N, N, *size, 2), depths.new_zeros(N, N, *size)
+    pairs = torch.tensor([(i, j) for i in range(N) for j in range(N) if i != j]).reshape(-1, 2)
+    own = tuple(pairs.T)  # the diagonal is the identity, whatever it is given
+    positions[own], validity[own] = places_seen(cameras, depths, pairs, size, unit, depth_tolerance)
+    return Correspondence(positions, validity)
 
 
 class Correspondence:
@@ -302,14 +299,7 @@ class Correspondence:
 
     def _taps(self, i: int | slice, chosen: int | slice) -> tuple[Tensor, Tensor]:
         """The four pixels [..., h w, 4] that each row reads, as flat indices, and their bilinear weights."""
-        h, w = self.size
-        position = self.positions[i, chosen].flatten(-3, -2)
-        low = position.floor()
-        x, y = (position - low).unbind(-1)
-        x0, y0 = low.long().unbind(-1)
-        x1, y1 = (x0 + 1).clamp_max(w - 1), (y0 + 1).clamp_max(h - 1)
-        index = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1], -1)
-        return index, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)
+        return bilinear_taps(self.positions[i, chosen].flatten(-3, -2), self.size)
 
     def _check(self, values: Tensor) -> None:
         if values.ndim != 4 or len(values) != len(self) or tuple(values.shape[2:]) != self.size:

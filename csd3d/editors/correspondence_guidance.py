@@ -15,10 +15,9 @@ from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
 from csd3d.distillation.schedule import timestep
 from csd3d.editors.canvas import check_shares
-from csd3d.editors.matches import BYTES, Matches, matches_of
+from csd3d.editors.matches import Matches, check_matches, matches_of
 from csd3d.editors.sampled import WINDOWS_AT_ONCE
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
-from csd3d.memory import check_fits
 from csd3d.priors.queries import check_image_scale
 from csd3d.registry import register
 from csd3d.schema import Within
@@ -76,11 +75,8 @@ class CorrespondenceGuidance:
     def check(self, source: SceneSource, key: str) -> None:
         """Raise InputError, before any work, for guidance the model does not have, or too many pairs for the memory."""
         check_image_scale(source.prior, self.image_scale, f"{key}.image_scale")
-        height, width = source.prior.latent_shape(*source.size)[1:]
         count = len(source.capture.train)
-        pairs = count * min(self.pairs or count, count)
-        given = f"{key}: the matches of {pairs} pairs of views of {height}x{width} latents"
-        check_fits(BYTES * pairs * height * width, given, f"set {key}.pairs to fewer", source.prior.device)
+        check_matches(source, count, min(self.pairs or count, count), key, f"set {key}.pairs to fewer")
 
     @torch.no_grad()
     def update(self, edit: SceneEdit, step: int, report: Report) -> None:

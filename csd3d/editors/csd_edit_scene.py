@@ -13,9 +13,8 @@ from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
 from csd3d.distillation.suits import suited
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
-from csd3d.editors.matches import BYTES, matches_of
+from csd3d.editors.matches import check_matches, matches_of
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
-from csd3d.memory import check_fits
 from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import MOST_STEPS, Steps, Within
@@ -66,9 +65,7 @@ class CSDEditScene:
         if check := getattr(self.correspondence.thing, "check", None):
             check(source, count, key)
         if self.match:
-            height, width = source.prior.latent_shape(*source.size)[1:]
-            given = f"{key}.match: the matches of {count} views of {height}x{width} latents"
-            check_fits(BYTES * count**2 * height * width, given, f"set {key}.views to fewer", source.prior.device)
+            check_matches(source, count, count, f"{key}.match", f"set {key}.views to fewer")
 
     @property
     def official(self) -> bool:

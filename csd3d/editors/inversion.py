@@ -5,8 +5,8 @@ of a canvas are treated as a video of their own; in scenes, each view is a frame
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from csd3d.distillation.ddim import ddim_invert
 from csd3d.distillation.method import Predict, Query
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
 from csd3d.editors.canvas import Canvas
-from csd3d.editors.sampled import WINDOWS_AT_ONCE
+from csd3d.editors.sampled import WINDOWS_AT_ONCE, Sampled
 from csd3d.priors import Prior
 from csd3d.priors.queries import restricted
 
@@ -100,3 +100,17 @@ def noised_source(
 
     last = ddim_invert(predict, z, alphas, timesteps[::-1])
     return dict(zip(timesteps[::-1], [*started[1:], last], strict=True))
+
+
+@dataclass(frozen=True)
+class SampledFromSource(Sampled):
+    """Base of editors of videos that sample from the inverted source, as their papers do, or from the noised one."""
+
+    noise: str = "inversion"  # where the frames' noise comes from: inversion (the paper), shared or independent
+
+    edits: ClassVar[tuple[str, ...]] = ("video",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise not in SOURCES:
+            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(SOURCES)}")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras, pixel_centres
 from csd3d.canvas.latents import pixel_grid, to_latent
-from csd3d.editors.scene import SceneEdit
+from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.memory import check_fits
 from csd3d.metrics.consistency import reproject, view_pairs
 from csd3d.rendering import Rendered
 from csd3d.representations.base import surface_depth
@@ -82,14 +83,21 @@ def match_views(
     `size` = (h, w) of the latents, each `unit` pixels a side. Pixels without a surface, or whose surface is hidden from
     the other view by `reproject` with `depth_tolerance`, match nothing.
     """
+    place, share = (each.flatten(1, 2) for each in places_seen(cameras, depths, pairs, size, unit, depth_tolerance))
+    return Matches(len(depths), pairs.to(share.device), *bilinear_taps(place, size), share)
+
+
+def places_seen(
+    cameras: Cameras, depths: Tensor, pairs: Tensor, size: tuple[int, int], unit: int, depth_tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """x_ab [P, h, w, 2] and v_ab [P, h, w] of `pairs` [P, 2] of views; the other arguments as for `match_views`."""
     height, width = depths.shape[1:]
     centres = pixel_centres(width, height, depths.device).reshape(height, width, 2)
     flow, share = depths.new_zeros(len(pairs), *size, 2), depths.new_zeros(len(pairs), *size)
     for k, (a, b) in enumerate(pairs.tolist()):
         pixels, seen = reproject(depths, cameras, a, b, depth_tolerance)
         flow[k], share[k] = to_latent(torch.where(seen[..., None], pixels - centres, 0), seen, size, unit)
-    place, share = (pixel_grid(*size).to(flow) + flow).flatten(1, 2), share.flatten(1)
-    return Matches(len(depths), pairs.to(share.device), *bilinear_taps(place, size), share)
+    return pixel_grid(*size).to(flow) + flow, share
 
 
 def bilinear_taps(place: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -105,6 +113,14 @@ def bilinear_taps(place: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
     x1, y1 = (x0 + 1).clamp_max(size[1] - 1), (y0 + 1).clamp_max(size[0] - 1)
     index = torch.stack([y0 * size[1] + x0, y0 * size[1] + x1, y1 * size[1] + x0, y1 * size[1] + x1], -1)
     return index, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)
+
+
+def check_matches(source: SceneSource, views: int, nearest: int, key: str, remedy: str) -> None:
+    """Raise InputError, naming `key`, if matches of `views` views with `nearest` views each do not fit in memory."""
+    height, width = source.prior.latent_shape(*source.size)[1:]
+    pairs = views * nearest
+    given = f"{key}: the matches of {pairs} pairs of views of {height}x{width} latents"
+    check_fits(BYTES * pairs * height * width, given, remedy, source.prior.device)
 
 
 def matches_of(edit: SceneEdit, rows: Tensor, views: Rendered, nearest: int | None = None) -> Matches:

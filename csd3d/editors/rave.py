@@ -1,15 +1,14 @@
 """RAVE (Kara et al. 2023, arXiv 2312.04524), on InstructPix2Pix."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from csd3d.distillation.ddim import ddim_sample
 from csd3d.editors.canvas import Canvas
-from csd3d.editors.inversion import SOURCES, noised_source
-from csd3d.editors.sampled import Sampled
+from csd3d.editors.inversion import SampledFromSource, noised_source
 from csd3d.errors import InputError
 from csd3d.priors import Prior
 from csd3d.registry import register
@@ -18,7 +17,7 @@ from csd3d.schema import Within
 
 @register("canvas_editor", "rave", title="RAVE (on InstructPix2Pix)")
 @dataclass(frozen=True)
-class RAVE(Sampled):
+class RAVE(SampledFromSource):
     """Frames are laid side by side in square grids, each denoised as one picture; every step deals them out anew.
 
     Attention and convolutions of the model then see several frames at once, and over the steps every frame meets many
@@ -32,14 +31,6 @@ class RAVE(Sampled):
     """
 
     grid: Annotated[int, Within(1, 32)] = 3  # frames along a side of a grid
-    noise: str = "inversion"  # where the frames' noise comes from: inversion (the paper), shared or independent
-
-    edits: ClassVar[tuple[str, ...]] = ("video",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise not in SOURCES:
-            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(SOURCES)}")
 
     def check(self, prior: Prior) -> None:
         """Raise InputError for a prior without a network, which knows pictures of one size alone."""

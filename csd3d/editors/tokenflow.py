@@ -1,7 +1,7 @@
 """TokenFlow (Geyer et al. 2023, arXiv 2307.10373), on InstructPix2Pix."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.guidance import edit_guided, edit_queries
 from csd3d.editors.canvas import Canvas
-from csd3d.editors.inversion import SOURCES, image_query, noised_source
+from csd3d.editors.inversion import SampledFromSource, image_query, noised_source
 from csd3d.editors.key_views import key_views_first, one_of_each
-from csd3d.editors.sampled import Sampled
 from csd3d.errors import InputError
 from csd3d.priors import Prior
 from csd3d.priors.attention import check_attention, self_attention
@@ -22,7 +21,7 @@ from csd3d.schema import Within
 
 @register("canvas_editor", "tokenflow", title="TokenFlow (on InstructPix2Pix)")
 @dataclass(frozen=True)
-class TokenFlow(Sampled):
+class TokenFlow(SampledFromSource):
     """Key frames are edited together at each step; their features flow to the other frames by the source's matches.
 
     At each step one key frame is drawn from each run of `key_every` frames, as in the authors' code. Key frames attend
@@ -36,14 +35,6 @@ class TokenFlow(Sampled):
     """
 
     key_every: Annotated[int, Within(1, 100_000)] = 8  # frames for each key frame; there are at most prior.micro_batch
-    noise: str = "inversion"  # where the frames' noise comes from: inversion (the paper), shared or independent
-
-    edits: ClassVar[tuple[str, ...]] = ("video",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise not in SOURCES:
-            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(SOURCES)}")
 
     def check(self, prior: Prior) -> None:
         """Raise InputError for a model without the attention of Stable Diffusion's UNet."""

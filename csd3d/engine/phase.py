@@ -95,8 +95,13 @@ class Job:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose, seeded by the run's seed and the purpose."""
-        # one hash of both, as torch seeds a CPU generator with 32 bits only
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.config.seed}/{purpose}".encode()))
+        return seeded_generator(self.config.seed, purpose)
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """Return a random generator for one purpose of a run with this seed."""
+    # one hash of both, as torch seeds a CPU generator with 32 bits only
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
 
 
 @dataclass

@@ -11,8 +11,9 @@ All measures are means over views or pairs, and None where they cannot be comput
 CLIP.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ ALIKE = 0.1  # two colours agree up to this root mean square difference over the
 STILL = 1e-4  # a change of an embedding smaller than this has no direction
 Features = Callable[[Tensor], list[Tensor]]  # images [B, 3, H, W] in [0, 1] → maps [B, C_l, h_l, w_l]
 Figures = dict[str, float | None]
+Name = TypeVar("Name", bound=Hashable)  # of a right answer
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def nearest_answer(after: Tensor, answers: Mapping[str, Tensor]) -> dict[str, fl
     return nearest_of({name: decibels((after - answer).square().mean((1, 2, 3))) for name, answer in answers.items()})
 
 
-def nearest_of(scores: Mapping[str, Tensor]) -> dict[str, float | str]:
+def nearest_of(scores: Mapping[Name, Tensor]) -> dict[str, float | Name]:
     """`nearest_answer` of each answer's PSNR by view, [V]."""
     names, table = list(scores), torch.stack(list(scores.values()))
     best = int(table.mean(1).argmax())
