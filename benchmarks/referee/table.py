@@ -20,6 +20,8 @@ FIGURES = {
     "evaluations": ("evaluations", 0),
     "seconds": ("seconds", 1),
 }
+CLAIMS = ("psnr", "agree", "warped_error", "detail")  # what `claims` compares
+ALONE = "csd_edit_alone_shared"  # ours without collaboration
 KINDS = ("several answers", "one answer", "geometry", "several at once", "nothing")
 OURS = "csd_edit"
 Lines = Sequence[dict]
@@ -33,7 +35,7 @@ def tables(path: Path, rows: dict[str, Row]) -> str:
     present = [name for name in rows if any(line["row"] == name for line in lines)]
     parts = [overview(lines, present, rows), by_kind(lines, present, rows)]
     if OURS in present:
-        parts.append(differences(lines, present, rows))
+        parts += [differences(lines, present, rows), claims(lines, present, rows)]
     parts += [f"`{line['row']}` raised on {line['scene']}, {line['instruction']!r}: {line['error']}" for line in failed]
     return "\n\n".join(parts)
 
@@ -66,17 +68,58 @@ def by_kind(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
 
 def differences(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
     """CSD-Edit minus every other row, on the same inputs: mean and interval; bold where it is clear of 0."""
-    kinds: dict[str, Callable[[dict], bool]] = {
-        "several answers": lambda line: line["kind"] in ("several answers", "several at once") and line["answers"] > 1,
-        "one answer": lambda line: line["answers"] == 1,
-        "all": lambda line: True,
-    }
-    out = [f"| CSD-Edit minus …, dB | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
+    out = [f"| CSD-Edit minus …, dB | {' | '.join(CHOSEN)} |", "|" + "---|" * (len(CHOSEN) + 1)]
     for name in present:
         if name != OURS:
-            cells = [difference(lines, name, chosen) for chosen in kinds.values()]
+            cells = [difference(lines, name, chosen) for chosen in CHOSEN.values()]
             out.append(f"| {rows[name].title} | {' | '.join(cells)} |")
     return "\n".join(out)
+
+
+def claims(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
+    """CSD-Edit against the best baseline of equal cost and against itself without collaboration, figure by figure."""
+    few = [line for line in lines if several(line)]
+    baselines = [name for name in present if not (name.startswith(OURS) or rows[name].free) and paired(few, OURS, name)]
+    best = max(baselines, key=lambda name: psnr_beside(few, name), default=None)
+    others = [name for name in (best, ALONE if ALONE in present else None) if name]
+    out = [
+        "| several answers: CSD-Edit; other; difference | PSNR, dB | agree | warped error | detail |",
+        "|---|---|---|---|---|",
+    ]
+    for name in others:
+        cells = [compared(few, name, key) for key in CLAIMS]
+        out.append(f"| {rows[name].title}{' (the best baseline)' if name == best else ''} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def several(line: dict) -> bool:
+    """Whether a line's instruction has several right answers."""
+    return line["kind"] in ("several answers", "several at once") and line["answers"] > 1
+
+
+CHOSEN: dict[str, Callable[[dict], bool]] = {
+    "several answers": several,
+    "one answer": lambda line: line["answers"] == 1,
+    "all": lambda line: True,
+}
+
+
+def psnr_beside(lines: Lines, name: str) -> float:
+    """A row's mean PSNR on the inputs that CSD-Edit has lines of too."""
+    found = [other["psnr"] for _, other in paired(lines, OURS, name)]
+    return sum(found) / len(found)
+
+
+def compared(lines: Lines, name: str, key: str) -> str:
+    """One cell of `claims`: both means on the same inputs, and their difference with its interval."""
+    pairs = paired(lines, OURS, name, key)
+    if not pairs:
+        return "–"
+    found = bootstrap([a[key] - b[key] for a, b in pairs], [a["scene"] for a, _ in pairs])
+    digits = FIGURES[key][1]
+    means = (f"{sum(side[key] for side in sides) / len(pairs):.{digits}f}" for sides in zip(*pairs, strict=True))
+    text = "{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(found.mean, found.low, found.high, d=digits)
+    return "; ".join([*means, f"**{text}**" if found.clear_of_zero else text])
 
 
 def paired(lines: Lines, a: str, b: str, key: str = "psnr") -> list[tuple[dict, dict]]:

@@ -217,3 +217,20 @@ def test_tables_of_known_lines(tmp_path):
     assert "| Instruct-NeRF2NeRF | – | **+1.50 (+1.50 … +1.50)** | **+1.50 (+1.50 … +1.50)** |" in text
     assert "`dds` raised on duck, 'make it green': RuntimeError: no memory" in text
     assert "| DDS |" not in text
+
+
+def test_claims_are_made_against_the_best_baseline_on_the_same_inputs(tmp_path):
+    def several(row, scene, psnr, agree):
+        return line(row, scene, 0, psnr, "several answers", answers=3, agree=agree, detail=0.5)
+
+    lines = [several("csd_edit", scene, psnr, 1.0) for scene, psnr in (("duck", 26.0), ("mug", 28.0), ("car", 90.0))]
+    lines += [several("in2n", scene, 25.0, 0.5) for scene in ("duck", "mug")]
+    lines += [several("dge", "duck", 20.0, 0.5), several("csd_paper", "duck", 99.0, 1.0)]  # worse; of another cost
+    lines += [several("csd_edit_alone_shared", scene, 25.5, 0.75) for scene in ("duck", "mug")]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    text = tables(path, ROWS)
+    cells = "27.00; 25.00; **+2.00 (+1.00 … +3.00)** | 1.00; 0.50; **+0.50 (+0.50 … +0.50)** | – | 0.50; 0.50; +0.00"
+    assert f"| Instruct-NeRF2NeRF (the best baseline) | {cells}" in text
+    alone = ROWS["csd_edit_alone_shared"].title
+    assert f"| {alone} | 27.00; 25.50; **+1.50 (+0.50 … +2.50)** | 1.00; 0.75; **+0.25 (+0.25 … +0.25)** |" in text
