@@ -15,13 +15,13 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
+from csd3d.evaluation.objects import evaluate_objects
 from csd3d.evaluation.text import (
     EvaluateConfig,
     check_judge,
     check_judged,
     check_shown,
     evaluate,
-    evaluate_objects,
     held_out,
     held_out_views,
 )
