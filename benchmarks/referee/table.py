@@ -1,12 +1,11 @@
 """The referee's tables, in Markdown: a row a method, and the paired differences of CSD-Edit and the other rows."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.lines import Lines, difference, mean, paired, read_lines, spread
 from benchmarks.referee.rows import Row
-from benchmarks.runs import cell
-from benchmarks.statistics import Interval, bootstrap
+from benchmarks.statistics import bootstrap
 
 FIGURES = {
     "psnr": ("PSNR to one answer, dB", 2),
@@ -24,12 +23,12 @@ CLAIMS = ("psnr", "agree", "warped_error", "detail")  # what `claims` compares
 ALONE = "csd_edit_alone_shared"  # ours without collaboration
 KINDS = ("several answers", "one answer", "geometry", "several at once", "nothing")
 OURS = "csd_edit"
-Lines = Sequence[dict]
+PLACE = ("scene", "instruction", "seed")
 
 
 def tables(path: Path, rows: dict[str, Row]) -> str:
     """All tables of a level's lines."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = read_lines(path)
     failed = [line for line in lines if "error" in line]
     lines = [line for line in lines if "error" not in line]
     present = [name for name in rows if any(line["row"] == name for line in lines)]
@@ -71,7 +70,10 @@ def differences(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> s
     out = [f"| CSD-Edit minus …, dB | {' | '.join(CHOSEN)} |", "|" + "---|" * (len(CHOSEN) + 1)]
     for name in present:
         if name != OURS:
-            cells = [difference(lines, name, chosen) for chosen in CHOSEN.values()]
+            pairs = paired(lines, OURS, name, "psnr", PLACE)
+            cells = [
+                difference([pair for pair in pairs if chosen(pair[0])], "psnr", "scene") for chosen in CHOSEN.values()
+            ]
             out.append(f"| {rows[name].title} | {' | '.join(cells)} |")
     return "\n".join(out)
 
@@ -79,7 +81,8 @@ def differences(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> s
 def claims(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
     """CSD-Edit against the best baseline of equal cost and against itself without collaboration, figure by figure."""
     few = [line for line in lines if several(line)]
-    baselines = [name for name in present if not (name.startswith(OURS) or rows[name].free) and paired(few, OURS, name)]
+    equal = [name for name in present if not (name.startswith(OURS) or rows[name].free)]
+    baselines = [name for name in equal if paired(few, OURS, name, "psnr", PLACE)]
     best = max(baselines, key=lambda name: psnr_beside(few, name), default=None)
     others = [name for name in (best, ALONE if ALONE in present else None) if name]
     out = [
@@ -106,46 +109,15 @@ CHOSEN: dict[str, Callable[[dict], bool]] = {
 
 def psnr_beside(lines: Lines, name: str) -> float:
     """A row's mean PSNR on the inputs that CSD-Edit has lines of too."""
-    found = [other["psnr"] for _, other in paired(lines, OURS, name)]
+    found = [other["psnr"] for _, other in paired(lines, OURS, name, "psnr", PLACE)]
     return sum(found) / len(found)
 
 
 def compared(lines: Lines, name: str, key: str) -> str:
     """One cell of `claims`: both means on the same inputs, and their difference with its interval."""
-    pairs = paired(lines, OURS, name, key)
+    pairs = paired(lines, OURS, name, key, PLACE)
     if not pairs:
         return "–"
-    found = bootstrap([a[key] - b[key] for a, b in pairs], [a["scene"] for a, _ in pairs])
     digits = FIGURES[key][1]
     means = (f"{sum(side[key] for side in sides) / len(pairs):.{digits}f}" for sides in zip(*pairs, strict=True))
-    text = "{:+.{d}f} ({:+.{d}f} … {:+.{d}f})".format(found.mean, found.low, found.high, d=digits)
-    return "; ".join([*means, f"**{text}**" if found.clear_of_zero else text])
-
-
-def paired(lines: Lines, a: str, b: str, key: str = "psnr") -> list[tuple[dict, dict]]:
-    """The lines of rows a and b for the same inputs, where both have the figure."""
-    place = lambda line: (line["scene"], line["instruction"], line["seed"])  # noqa: E731
-    other = {place(line): line for line in lines if line["row"] == b and line.get(key) is not None}
-    own = [line for line in lines if line["row"] == a and line.get(key) is not None]
-    return [(line, other[place(line)]) for line in own if place(line) in other]
-
-
-def difference(lines: Lines, name: str, chosen: Callable[[dict], bool]) -> str:
-    """One cell of `differences`."""
-    pairs = [pair for pair in paired(lines, OURS, name) if chosen(pair[0])]
-    if not pairs:
-        return "–"
-    found = bootstrap([a["psnr"] - b["psnr"] for a, b in pairs], [a["scene"] for a, _ in pairs])
-    text = f"{found.mean:+.2f} ({found.low:+.2f} … {found.high:+.2f})"
-    return f"**{text}**" if found.clear_of_zero else text
-
-
-def spread(found: Interval) -> str:
-    """A mean with its interval."""
-    return f"{found.mean:.2f} ({found.low:.2f} … {found.high:.2f})"
-
-
-def mean(lines: Lines, key: str, digits: int) -> str:
-    """The mean of a figure over the lines that have it."""
-    values = [line[key] for line in lines if line.get(key) is not None]
-    return cell(sum(values) / len(values) if values else None, digits)
+    return "; ".join([*means, difference(pairs, key, "scene", digits)])

@@ -31,8 +31,8 @@ class SVGDConfig:
     share: bool = True  # false: particles keep their own directions and only repel one another (RSD)
     repulsion: float = 1.0  # λ, 1 in SVGD; 0: none (SDS's random noise already repels once in expectation)
     normalize: str = "mean"  # mean: divide sums by N; row: by Σ_j k_ij, so that a step size holds for any N
-    # what d² compares: noisy z_t; scaled, √ᾱ z, which is z_t without its noise (the same where noise is shared); clean z;
-    # coarse 4×4 means of z; or features of the pictures
+    # what d² compares: noisy z_t; scaled, √ᾱ z, which is z_t without its noise (the same where noise is shared);
+    # clean z; coarse 4×4 means of z; or features of the pictures
     space: str = "noisy"
     compat: str = "corrected"  # official: as the authors' code: 1 for σ_t, median over N², condition scaled and sampled
 

@@ -70,6 +70,9 @@ class RightObjects(Protocol):
     def distance(self, thing: Any, points: Tensor) -> Tensor:
         """Return the signed distance [P] of `points` [P,3] to the object's surface, negative inside."""
 
+    def open_values(self, thing: Any) -> dict[str, str]:
+        """Return what the object has of each attribute that the prompt leaves open, without light and turn."""
+
     def name(self, thing: Any) -> str:
         """Return the object in words."""
 

@@ -4,6 +4,7 @@ The particles of a step are the V views of one asset, the N assets at one camera
 Each method is a phase with its own checkpoints; all start alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -15,13 +16,13 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
+from csd3d.evaluation.objects import evaluate_objects
 from csd3d.evaluation.text import (
     EvaluateConfig,
     check_judge,
     check_judged,
     check_shown,
     evaluate,
-    evaluate_objects,
     held_out,
     held_out_views,
 )
@@ -243,11 +244,11 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     name, prior = run.name, job.prior
     guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
     phase = new_phase(job, name, guide.networks)
-    noise_map = camera_noise_map(job, prior) if run.distill.noise == "camera" else None
+    noise_maps = camera_noise_maps(job, run) if run.distill.noise == "camera" else None
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_map))
+        report.update(asset_step(job.config, phase, guide, step, noise_maps))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -267,7 +268,7 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
 
 
 def asset_step(
-    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
+    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_maps: Sequence[Tensor] | None
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
@@ -277,9 +278,8 @@ def asset_step(
     shown = render_step(config, model, views, step, generator, backdrop)
     z = guide.prior.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
-    if noise_map is not None:
-        noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
-        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the same for every asset
+    if noise_maps is not None:
+        context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
     share = config.optim.share(step, config.distill.steps)
@@ -332,12 +332,18 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
     }
 
 
-def camera_noise_map(job: Job, prior: Prior) -> Tensor:
-    """Draw FSD's sphere of noise, which stays the same for the whole run."""
-    config = job.config
+def camera_noise_maps(job: AssetJob, run: MethodRun) -> list[Tensor]:
+    """Draw FSD's sphere of noise for every asset, which stays the same for the whole run.
+
+    Assets that collaborate share one, so that their kernel compares what they show; others would become the same asset
+    by the same noise.
+    """
+    config, prior = job.config, job.prior
     channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
-    fov = sum(config.views.fov_deg) / 2
-    return draw_noise_map(channels, tuple(size), fov, job.generator("camera noise"))
+    fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
+    count = config.particles if run.distill.svgd is None else 1
+    maps = [draw_noise_map(channels, tuple(size), fov, generator) for _ in range(count)]
+    return maps * (config.particles // count)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import lines
+from benchmarks.lines import as_text, merged
 from benchmarks.referee import __main__ as referee
 from benchmarks.referee import work
 from benchmarks.referee.inputs import Input, Views, judge
 from benchmarks.referee.protocol import INSTRUCTIONS, LEVELS, SCENES, TUNING_INSTRUCTIONS, TUNING_SCENES, Level
-from benchmarks.referee.rows import as_text, count_updates, editor_of, merged, read_rows
+from benchmarks.referee.rows import count_updates, editor_of, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import Asked, Bench, Share
 from csd3d.datasets import SceneConfig, load_capture
@@ -66,16 +68,16 @@ def test_what_does_not_apply_to_a_scene_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "Bench", lambda *_: Stub([]))
     done = type("Done", (), {"done": lambda self: True})()
     slot = type("Slot", (), {"submit": lambda self, share: [share(), done][1]})()
-    monkeypatch.setattr(referee, "executors", lambda *_: lambda number: slot)
-    monkeypatch.setattr(referee, "outcome", lambda job: ("", None))
-    monkeypatch.setattr(referee.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(lines, "executors", lambda *_: lambda number: slot)
+    monkeypatch.setattr(lines, "outcome", lambda job: ("", None))
+    monkeypatch.setattr(lines.time, "sleep", lambda seconds: None)
     asked = [Asked("a", "{}", text, "one answer", 0) for text in ("cover it with snow", "make it green")]
     level = replace(LEVEL, scenes=("duck", "house"))
-    lines = referee.do(level, asked, tmp_path, jobs=1)
-    assert [(line["scene"], line["instruction"]) for line in lines] == [
+    found = referee.do(level, asked, tmp_path, jobs=1)
+    assert [(line["scene"], line["instruction"]) for line in found] == [
         ("duck", "cover it with snow"), ("duck", "make it green"), ("house", "make it green"),
     ]  # fmt: skip
-    assert referee.do(level, asked, tmp_path, jobs=2) == lines
+    assert referee.do(level, asked, tmp_path, jobs=2) == found
 
 
 @pytest.fixture(scope="module")
