@@ -15,7 +15,8 @@ from csd3d.canvas.clip import Captions, Clip, DemoConfig
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import TrueViews, own_cameras
 from csd3d.registry import register
-from csd3d.world import prompts
+from csd3d.vocabulary import Vocabulary
+from csd3d.world import prompts, vocabulary
 from csd3d.world.dataset import read_scene, render_views, true_answers
 from csd3d.world.language import caption, find_edit
 from csd3d.world.objects import WorldObjects
@@ -117,3 +118,6 @@ class WorldTruth:
 
     def right_objects(self, prompt: str) -> WorldObjects:
         return WorldObjects(prompt)
+
+    def vocabulary(self) -> Vocabulary:
+        return vocabulary.vocabulary()
