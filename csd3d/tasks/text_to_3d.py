@@ -36,7 +36,7 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
-from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, check_camera, sample_views, view_of
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
@@ -154,6 +154,7 @@ class TextTo3DConfig:
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        check_camera(self.prompts, prior, self.prior.model)
         check_shown(self, shown_side(self, prior), device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
@@ -328,7 +329,7 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
         "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
         "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
         "pose": views.pose.repeat(repeat, 1),
-        "view": views.view.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
     }
 
 
