@@ -24,7 +24,9 @@ from csd3d.evaluation.text import (
     evaluate_objects,
     held_out,
     held_out_views,
+    plain_backdrop,
 )
+from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -42,7 +44,7 @@ from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import save_assets, slug
+from csd3d.report.text import save_assets, save_front, slug
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
     AssetConfig,
@@ -199,6 +201,7 @@ class AssetJob(Job):
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
     fid: FID | None = None  # of all held-out views of a method's assets
+    front: FrontView | None = None  # a picture that the assets are held to
 
     @property
     def wanted(self) -> list[str]:
@@ -224,6 +227,8 @@ class AssetJob(Job):
         by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
             figures[name] |= by_clip[name] | phase.figures
+            if self.front is not None:
+                figures[name] |= self.front.figures(self.assets[name], plain_backdrop(self.config))
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
         return {"judge": judge, "seconds": seconds, "results": figures, "nearest": nearest}
@@ -231,6 +236,8 @@ class AssetJob(Job):
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
+        if self.front is not None:
+            save_front(self)
         metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
 
 
@@ -248,7 +255,7 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_map))
+        report.update(asset_step(job.config, phase, guide, step, noise_map, job.front))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -268,7 +275,12 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
 
 
 def asset_step(
-    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
+    config: TextTo3DConfig,
+    phase: AssetPhase,
+    guide: Guide,
+    step: int,
+    noise_map: Tensor | None,
+    front: FrontView | None = None,
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
@@ -283,6 +295,10 @@ def asset_step(
         context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the same for every asset
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
+    if front is not None:
+        colour = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else torch.rand(3, generator=generator)
+        error, found = front.loss(model, views.cameras.height, colour, generator)
+        penalty, losses = penalty + error, losses | found
     share = config.optim.share(step, config.distill.steps)
     finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
     if finite and phase.average is not None:
