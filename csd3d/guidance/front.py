@@ -16,6 +16,7 @@ from csd3d.metrics import psnr_weighted
 from csd3d.rendering import Shading
 from csd3d.representations.batch import Assets
 from csd3d.schema import Within
+from csd3d.waits import sent, to_host
 
 
 @dataclass
@@ -59,7 +60,7 @@ class FrontView:
             reduces = {"mode": "area"} if side < both.shape[-1] else {"mode": "bilinear", "align_corners": False}
             both = F.interpolate(both, (side, side), **reduces)
         colour, mask = both[0, :3], both[0, 3]
-        return colour + (1 - mask) * backdrop.to(colour)[:, None, None], mask
+        return colour + (1 - mask) * sent(backdrop, colour.device)[:, None, None], mask
 
     def loss(
         self, model: Assets, side: int, backdrop: Tensor, generator: torch.Generator
@@ -76,7 +77,7 @@ class FrontView:
         errors = (seen.images - picture).square().mean(), (opacity - mask).square().mean()
         weights = (self.config.colour_weight, self.config.mask_weight)
         total = sum(weight * error for weight, error in zip(weights, errors, strict=True))
-        return total, {f"front_{key}": error.item() for key, error in zip(("colour", "mask"), errors, strict=True)}
+        return total, to_host(dict(zip(("front_colour", "front_mask"), errors, strict=True)))
 
     @torch.no_grad()
     def shown(self, model: Assets, backdrop: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,5 +97,5 @@ class FrontView:
         }
 
     def to(self, device: torch.device) -> "FrontView":
-        """The same on a device."""
-        return FrontView(self.camera.to(device), self.colour.to(device), self.mask.to(device), self.config)
+        """The same with its picture on a device; cameras are on the host, as those of a step's views are."""
+        return FrontView(self.camera, self.colour.to(device), self.mask.to(device), self.config)
