@@ -129,10 +129,15 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
     return found
 
 
+def plain_backdrop(config) -> Tensor:
+    """The colour [3] before which assets are judged: their own background, grey if that has several."""
+    return torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or GREY)
+
+
 @torch.no_grad()
 def before_plain(config, model: SceneModel, views: Rendered, cameras: Cameras, box: Tensor) -> SeenAsset:
     """The asset for the judge of objects; rendered again, before grey, if its own background has several colours."""
-    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or GREY)
+    backdrop = plain_backdrop(config)
     if not config.finished_background and config.asset.background not in PLAIN:
         grey = [model.render(cameras[i], background=lambda d: backdrop.to(d).expand_as(d)) for i in range(len(cameras))]
         rgb = torch.cat([view.rgb for view in grey])

@@ -33,6 +33,8 @@ METRICS = {
     "object_psnr": ("PSNR on the object, against the nearest right one", "dB", "higher", 2),
     "object_ssim": ("SSIM on the object", "", "higher", 3),
     "mask_iou": ("Overlap of silhouettes", "IoU", "higher", 3),
+    "front_psnr": ("PSNR on the object, of the front view", "dB", "higher", 2),
+    "front_iou": ("Overlap of silhouettes, front view", "IoU", "higher", 3),
     "chamfer": ("Distance between the surfaces", "world units", "lower", 3),
     "volume_iou": ("Overlap of volumes", "IoU", "higher", 3),
     "colours_found": ("Asked colours found on the surface", "share", "higher", 2),

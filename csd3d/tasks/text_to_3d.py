@@ -25,7 +25,9 @@ from csd3d.evaluation.text import (
     evaluate,
     held_out,
     held_out_views,
+    plain_backdrop,
 )
+from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -37,13 +39,13 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
-from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, check_camera, sample_views, view_of
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import save_assets, slug
+from csd3d.report.text import save_assets, save_front, slug
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
     AssetConfig,
@@ -155,6 +157,7 @@ class TextTo3DConfig:
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        check_camera(self.prompts, prior, self.prior.model)
         check_shown(self, shown_side(self, prior), device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
@@ -199,6 +202,7 @@ class AssetJob(Job):
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
     fid: FID | None = None  # of all held-out views of a method's assets
+    front: FrontView | None = None  # a picture that the assets are held to
 
     @property
     def wanted(self) -> list[str]:
@@ -224,6 +228,8 @@ class AssetJob(Job):
         by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
             figures[name] |= by_clip[name] | phase.figures
+            if self.front is not None:
+                figures[name] |= self.front.figures(self.assets[name], plain_backdrop(self.config))
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
         return {"judge": judge, "seconds": seconds, "results": figures, "nearest": nearest}
@@ -231,6 +237,8 @@ class AssetJob(Job):
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
+        if self.front is not None:
+            save_front(self)
         metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
 
 
@@ -248,7 +256,7 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_maps))
+        report.update(asset_step(job.config, phase, guide, step, noise_maps, job.front))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -268,7 +276,12 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
 
 
 def asset_step(
-    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_maps: Sequence[Tensor] | None
+    config: TextTo3DConfig,
+    phase: AssetPhase,
+    guide: Guide,
+    step: int,
+    noise_maps: Sequence[Tensor] | None,
+    front: FrontView | None = None,
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
@@ -282,6 +295,10 @@ def asset_step(
         context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
+    if front is not None:
+        colour = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else torch.rand(3, generator=generator)
+        error, found = front.loss(model, views.cameras.height, colour, generator)
+        penalty, losses = penalty + error, losses | found
     share = config.optim.share(step, config.distill.steps)
     finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
     if finite and phase.average is not None:
@@ -328,7 +345,7 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
         "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
         "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
         "pose": views.pose.repeat(repeat, 1),
-        "view": views.view.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
     }
 
 

@@ -148,6 +148,10 @@ def test_particles_are_asset_major_and_share_as_asked():
     place = torch.tensor([[0.0, 20.0], [90.0, 20.0], [180.0, 80.0]]).repeat(2, 1)
     torch.testing.assert_close(context["view"][:, :2], place)
     torch.testing.assert_close(context["view"][:, 2], cameras.positions.norm(dim=1).repeat(2))
+    config = settings(particles=2)
+    for camera, told in (("auto", True), (True, True), (False, False)):
+        config.prompts.camera = camera
+        assert (step_context(config, views)["view"] is not None) == told
 
 
 def test_camera_noise_is_that_of_the_assets_map_at_the_camera():

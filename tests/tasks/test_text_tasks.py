@@ -318,3 +318,11 @@ def test_one_prompt_on_the_command_line_wins(image_config, tmp_path):
     folder = start(image_config, tmp_path / "run", "prompt=a green duck", "method=[sds]")
     assert json.loads((folder / "metrics.json").read_text())["prompts"] == ["a green duck"]
     assert torch.tensor(Image.open(folder / "images" / "grid.png").size).tolist()[1] == 32
+
+
+def test_a_camera_that_the_model_does_not_take_is_refused_before_any_work(asset_config, tmp_path):
+    with pytest.raises(InputError, match=r"prompts\.camera: true, but .* takes no camera; set auto or false"):
+        start(asset_config, tmp_path / "run", "prompts.camera=true")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"prompts\.camera: expected true or false or one of auto, got"):
+        start(asset_config, tmp_path / "run", "prompts.camera=sometimes")
