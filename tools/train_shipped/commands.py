@@ -9,8 +9,10 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import diffusers
 import torch
 import torch.distributed as dist
+import transformers
 from diffusers import AutoencoderKL
 
 from csd3d.errors import InputError
@@ -140,6 +142,8 @@ RUNS = {
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one part; user errors end in one line and exit code 2."""
     options = parser().parse_args(arguments)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # of a dozen files at every checkpoint
     # torch.nn initialises weights from the global generator, so it is seeded here, at the program's start
     torch.manual_seed(getattr(options, "seed", 0))
     if getattr(options, "threads", None):

@@ -4,6 +4,7 @@ With no workers rendering and training take turns on one core, and a run is repe
 """
 
 import argparse
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ class Feed:
         self.part, self.encoder, self.size, self.seed, self.config = part, encoder, size, seed, config
         self.store, self.owed, self.next = Store(config.capacity), 0.0, 0
         self._stream: stream.Stream | None = None
+        self._busy, self._since = 0.0, time.monotonic()
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         """Draw `batch` rows; new ones are made first, if it is their turn. With workers it waits only at the start."""
@@ -78,11 +80,20 @@ class Feed:
 
     def _take(self, source: stream.Stream, seconds: float = 0.0) -> bool:
         """Store the next chunk; False where there is none yet."""
+        started = time.monotonic()
         found = source.take(1, seconds)
         for _, rows in found:
             self.store.add(self.encoder(rows))
         self.next = source.next
+        self._busy += time.monotonic() - started
         return bool(found)
+
+    def facts(self) -> dict[str, float]:
+        """Rows made so far, and the share of the time since the last call that this process spent on them."""
+        now = time.monotonic()
+        found = {"rows": self.store.written, "rows_share": self._busy / max(now - self._since, 1e-9)}
+        self._busy, self._since = 0.0, now
+        return found
 
     def _opened(self) -> stream.Stream:
         """The stream, opened at the first draw: only then it is known where a resumed run goes on."""

@@ -64,8 +64,10 @@ def learning_rate(config: FitConfig, step: int, progress: float) -> float:
     return config.lr * min(1.0, (step + 1) / config.warmup) * max(0.5 * (1 + math.cos(math.pi * decay)), 0.005)
 
 
-class Stateful(Protocol):
-    """What is saved and restored with a Trainer: tensors, numbers and text in nested dicts."""
+class Source(Protocol):
+    """A source of data: its state, tensors, numbers and text in nested dicts; facts for the progress lines."""
+
+    def facts(self) -> dict[str, float]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -78,7 +80,7 @@ class Trainer:
     The state of `feed`, where it draws its data from, is kept with them.
     """
 
-    def __init__(self, model: nn.Module, config: FitConfig, feed: Stateful | None = None) -> None:
+    def __init__(self, model: nn.Module, config: FitConfig, feed: Source | None = None) -> None:
         self.model, self.config, self.feed = model.to(config.device), config, feed
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -239,6 +241,7 @@ class Meter:
         eta = 60 * config.minutes - trainer.seconds if left is None else left
         row = {"step": trainer.step, "minutes": trainer.seconds / 60, "images_per_s": rate}
         row |= {name: value / max(self.count, 1) for name, value in self.sums.items()}
+        row |= trainer.feed.facts() if trainer.feed else {}
         line = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         print(f"{100 * p:5.1f} %  {line}  eta {max(eta, 0) / 60:.1f} min  skipped {trainer.skipped}", flush=True)
         append_line(config.work, {k: round(v, 6) for k, v in row.items()}, show=False)
