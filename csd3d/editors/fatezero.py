@@ -49,6 +49,7 @@ class FateZero(Sampled):
     budget_gib: float = 2.0  # memory for maps, in GiB; it limits how many frames are edited at once
 
     edits: ClassVar[tuple[str, ...]] = ("video",)
+    inverts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
