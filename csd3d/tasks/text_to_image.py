@@ -1,8 +1,10 @@
 """Text to image by score distillation: N particles for each prompt, latents or pixels, by one or more methods.
 
-Particles start from noise, or from a source picture, which the prompts then edit.
+Particles start from noise, or from a source picture, which the prompts then edit. In an illusion one picture serves all
+prompts, each of which sees it through a transform of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -28,6 +30,7 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.guidance.transforms import TRANSFORMS, seen_by
 from csd3d.memory import check_fits
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
@@ -75,6 +78,8 @@ class TextToImageConfig:
     size: Annotated[int, Within(LEAST_SIDE, 4096)] | None = None
     space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
+    # an illusion: one picture for all prompts, and how each sees it, such as [none, rotate_180]; []: a picture for each
+    transforms: list[str] = field(default_factory=list)
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
@@ -93,6 +98,12 @@ class TextToImageConfig:
             raise ValueError(f"particles is {self.particles}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
+        if unknown := [name for name in self.transforms if name not in TRANSFORMS]:
+            raise ValueError(f"transforms names {unknown[0]!r}: choose from {', '.join(TRANSFORMS)}")
+        if self.transforms and len(self.transforms) != len(self.texts):
+            raise ValueError(
+                f"transforms has {len(self.transforms)}, prompts {len(self.texts)}: give one for each prompt"
+            )
         if self.distill.perp_neg:
             raise ValueError("distill.perp_neg is for views, and a picture has none: set it to false")
         if not self.method:
@@ -137,9 +148,10 @@ class TextToImageConfig:
         return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side, fid=fid)
 
     @property
-    def parts(self) -> dict[str, tuple[str, int]]:
-        """(method, number of the prompt) of each phase, by the phase's name."""
-        return {f"{name}-{k}": (name, k) for name in self.runs for k in range(len(self.texts))}
+    def parts(self) -> dict[str, tuple[str, list[str]]]:
+        """(method, prompts) of each phase, by the phase's name: one prompt, or all of an illusion."""
+        together = [self.texts] if self.transforms else [[text] for text in self.texts]
+        return {f"{name}-{k}": (name, texts) for name in self.runs for k, texts in enumerate(together)}
 
     @property
     def phases(self) -> list[str]:
@@ -180,9 +192,9 @@ class ImageJob(Job):
     def run_phases(self) -> dict[str, Phase]:
         """Run every prompt by every method; the first even after a stop, so that there is something to show."""
         done: dict[str, Phase] = {}
-        for part, (name, k) in self.config.parts.items():
+        for part, (name, texts) in self.config.parts.items():
             if not done or self.may_run(part):
-                done[part] = distil(self, self.config.runs[name], self.config.texts[k], part)
+                done[part] = distil(self, self.config.runs[name], texts, part)
         return done
 
     @torch.no_grad()
@@ -196,7 +208,10 @@ class ImageJob(Job):
             phases = [phase for part, phase in done.items() if config.parts[part][0] == name]
             if not phases:
                 continue
-            found = self.pictures[name] = [phase.model.images(self.prior).cpu() for phase in phases]
+            made = [phase.model.images(self.prior).cpu() for phase in phases]
+            if config.transforms:
+                made = list(seen_by(made[0], config.transforms).split(config.particles))
+            found = self.pictures[name] = made
             evaluations = sum(phase.unet_evaluations for phase in phases)
             results[name] = {"seconds": sum(phase.seconds for phase in phases), "unet_evaluations": evaluations}
             if shared := [phase.kernel_mean for phase in phases if phase.kernel_mean is not None]:
@@ -233,8 +248,18 @@ def open_source(config: TextToImageConfig, side: int) -> Tensor | None:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
-    """Optimise the particles of one prompt by one method; `name` is the phase's."""
+def particles_of(guide: Guide, model: PictureParticles, transforms: Sequence[str]) -> Tensor:
+    """What the method works on, differentiable: the N particles, or of an illusion K·N, as each prompt sees them."""
+    if not transforms and not guide.pictures:
+        return model.latents(guide.prior)
+    return guide.encode(seen_by(model.images(guide.prior), transforms))
+
+
+def distil(job: ImageJob, run: MethodRun, texts: list[str], name: str) -> ImagePhase:
+    """Optimise the particles of a phase's prompts by one method; `name` is the phase's.
+
+    Of an illusion, the loss is the mean over its transforms, and particles share scores under each of them.
+    """
     config, prior = job.config, job.prior
     guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
     model = PictureParticles(prior, config.particles, job.side, config.space, job.generator("start"), job.source)
@@ -243,16 +268,22 @@ def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
     else:
         optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     phase = ImagePhase(job.generator(name), model=model, optimiser=optimiser, networks=guide.networks)
-    start = model.latents(prior).detach().clone()
-    context: dict[str, Any] = {"prompts": text, "source": start, "source_prompts": config.source.prompt}
+    start = particles_of(guide, model, config.transforms).detach().clone()
+    prompts = [text for text in texts for _ in range(config.particles)]
+    context: dict[str, Any] = {"prompts": prompts, "source": start, "source_prompts": config.source.prompt}
+    if config.transforms:
+        context["groups"] = torch.arange(len(prompts)) // config.particles
     if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
         context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        loss, found = guide.loss(model.latents(prior), lambda: model.images(prior), step, phase.generator, **context)
+        z = particles_of(guide, model, config.transforms)
+        loss, found = guide.loss(
+            z, lambda: seen_by(model.images(prior), config.transforms), step, phase.generator, **context
+        )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / max(len(config.transforms), 1)).backward()
         finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         if finite:
             optimiser.step()
