@@ -62,5 +62,5 @@ def test_crops_are_squares_inside_the_picture():
 def test_what_is_wrong_is_told():
     with pytest.raises(ValueError, match=r"smallest is 0\.0: give a share"):
         DreamFields(smallest=0.0)
-    with pytest.raises(InputError, match="method dreamfields: clip: CLIP: './no clip' is no folder"):
+    with pytest.raises(InputError, match=r"method dreamfields: clip: CLIP: '\./no clip' is no folder"):
         DreamFields(clip="./no clip").open(SimpleNamespace(device="cpu"))
