@@ -16,7 +16,7 @@ def test_shapes_are_drawn_flat_where_they_are_the_nearer_in_front():
         Shape("box", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)),
         Shape("ball", (1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.0, 1.0, 0.0)),
     ]
-    cameras = sketch_cameras(SketchConfig(views=6, size=33), 4.0, 60.0)
+    cameras = sketch_cameras(SketchConfig(views=6, size=65), 4.0, 60.0)
     pictures = draw_shapes(shapes, cameras, GREY)
     front, back = pictures[0], pictures[3]  # azimuths 0 and 180, both from below
     assert cameras.positions[0, 0] > 3 > -3 > cameras.positions[3, 0]
