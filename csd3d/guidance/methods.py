@@ -231,6 +231,15 @@ class Guide:
         if networks is not None:
             networks.reset(generator)
 
+    @property
+    def pictures(self) -> bool:
+        """Whether the method works on pictures [N, 3, S, S] in place of latents."""
+        return getattr(self.method, "pictures", False)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """z of pictures [N, 3, S, S], differentiable: their latents, or what the method judges, they themselves."""
+        return pictures if self.pictures else self.prior.encode(pictures)
+
     def step(self, z: Tensor, number: int, generator: torch.Generator, **context: Any) -> tuple[Tensor, dict]:
         """G [N, ...] of latents z, and what to log. `context`: fields of `distillation.method.Step`."""
         networks = self.networks or {}

@@ -18,6 +18,7 @@ from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.objects import evaluate_objects
 from csd3d.evaluation.text import (
+    PLAIN,
     EvaluateConfig,
     check_judge,
     check_judged,
@@ -46,6 +47,7 @@ from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
 from csd3d.report.text import save_assets, save_front, slug
+from csd3d.representations.backdrops import textured
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
     AssetConfig,
@@ -62,6 +64,7 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
 from csd3d.representations.fit import descend
+from csd3d.representations.sketch import SketchConfig, sketch_cameras, start_as_sketch
 from csd3d.schema import ByName, Chosen, OneOf, Within, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -90,6 +93,7 @@ class TextTo3DConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     asset: AssetConfig = field(default_factory=AssetConfig)
+    sketch: SketchConfig = field(default_factory=SketchConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=600))
@@ -110,8 +114,9 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
-        if self.prompts.backdrops and self.asset.random_background:
-            raise ValueError("asset.random_background must be 0, as prompts.backdrops draws backgrounds too")
+        for key in ("random_background", "textured_background"):
+            if self.prompts.backdrops and getattr(self.asset, key):
+                raise ValueError(f"asset.{key} must be 0, as prompts.backdrops draws backgrounds too")
         self.distill = settle_distill(self.distill, [one.name for one in (self.method, *self.compare)])
         self.runs  # noqa: B018 (raises where a method does not go with the rest)
         late = {key: last for key, last in self._last_steps().items() if last >= self.distill.steps}
@@ -270,9 +275,21 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
     """Return a phase at its first step; its assets depend on the seed alone, so that methods start alike."""
     config = job.config
     model = Assets(config.asset, config.particles, job.generator("start"), config.finished_background).to(job.device)
+    if config.sketch.shapes:
+        sketch(job, model)
     optimiser = asset_optimiser(model, config.optim)
     average = Average(model, config.optim.ema) if config.optim.ema else None
     return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
+
+
+def sketch(job: Job, model: Assets) -> None:
+    """Make the assets the config's sketch, which a run that is resumed does again, to the same end."""
+    config = job.config
+    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
+    cameras = sketch_cameras(config.sketch, distance, fov).to(job.device)
+    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or PLAIN["white"])
+    for k, one in enumerate(model.models):
+        start_as_sketch(one, config.sketch, cameras, backdrop, job.generator(f"sketch/{k}"))
 
 
 def asset_step(
@@ -289,7 +306,7 @@ def asset_step(
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
-    z = guide.prior.encode(shown.at_side(shown_side(config, guide.prior)))
+    z = guide.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
     if noise_maps is not None:
         context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
@@ -323,7 +340,12 @@ def render_step(
     u, colour = torch.rand((), generator=generator).item(), torch.rand(3, generator=generator)
     plain = colour if u < config.asset.random_background else None
     plain = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else plain
-    return model.render(views.cameras, jitter, shading, plain, bool(scheduled(config.losses.distortion, step)))
+    distortion = bool(scheduled(config.losses.distortion, step))
+    share = config.asset.textured_background
+    if not share or torch.rand((), generator=generator).item() >= share:
+        return model.render(views.cameras, jitter, shading, plain, distortion)
+    behind = textured(config.particles * len(views.cameras), views.cameras.height, generator)
+    return model.render(views.cameras, jitter, shading, torch.zeros(3), distortion).before(behind)
 
 
 def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Text to image by score distillation, and sampled: N particles for each prompt, latents or pixels.
 
-Particles start from noise, or from a source picture, which the prompts then edit.
+Particles start from noise, or from a source picture, which the prompts then edit. In an illusion one picture serves all
+prompts, each of which sees it through a transform of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -29,6 +31,7 @@ from csd3d.guidance.methods import (
     settle_distill,
 )
 from csd3d.guidance.sampling import EDITED, SAMPLED, PictureSampling, SampledPhase, draw
+from csd3d.guidance.transforms import TRANSFORMS, seen_by
 from csd3d.memory import check_fits
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
@@ -77,6 +80,8 @@ class TextToImageConfig:
     size: Annotated[int, Within(LEAST_SIDE, 4096)] | None = None
     space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
+    # an illusion: one picture for all prompts, and how each sees it, such as [none, rotate_180]; []: a picture for each
+    transforms: list[str] = field(default_factory=list)
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
@@ -95,6 +100,14 @@ class TextToImageConfig:
             raise ValueError(f"particles is {self.particles}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
+        if unknown := [name for name in self.transforms if name not in TRANSFORMS]:
+            raise ValueError(f"transforms names {unknown[0]!r}: choose from {', '.join(TRANSFORMS)}")
+        if self.transforms and len(self.transforms) != len(self.texts):
+            raise ValueError(
+                f"transforms has {len(self.transforms)}, prompts {len(self.texts)}: give one for each prompt"
+            )
+        if self.transforms and self.sampling is not None:
+            raise ValueError("transforms and sampling do not go together: an illusion is distilled; drop one")
         if self.distill.perp_neg:
             raise ValueError("distill.perp_neg is for views, and a picture has none: set it to false")
         if not self.method and self.sampling is None:
@@ -148,10 +161,11 @@ class TextToImageConfig:
         return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side, fid=fid)
 
     @property
-    def parts(self) -> dict[str, tuple[str, int]]:
-        """(method, number of the prompt) of each phase, by the phase's name."""
+    def parts(self) -> dict[str, tuple[str, list[str]]]:
+        """(method, prompts) of each phase, by the phase's name: one prompt, or all of an illusion."""
         names = [*([SAMPLED] if self.sampling else []), *self.runs]
-        return {f"{name}-{k}": (name, k) for name in names for k in range(len(self.texts))}
+        together = [self.texts] if self.transforms else [[text] for text in self.texts]
+        return {f"{name}-{k}": (name, texts) for name in names for k, texts in enumerate(together)}
 
     @property
     def titles(self) -> dict[str, str]:
@@ -200,12 +214,12 @@ class ImageJob(Job):
     def run_phases(self) -> dict[str, Phase]:
         """Run every prompt by the sampler and every method; the first even after a stop, to have something to show."""
         done: dict[str, Phase] = {}
-        for part, (name, k) in self.config.parts.items():
+        for part, (name, texts) in self.config.parts.items():
             if not done or self.may_run(part):
-                text = self.config.texts[k]
-                done[part] = (
-                    draw(self, text, part) if name == SAMPLED else distil(self, self.config.runs[name], text, part)
-                )
+                if name == SAMPLED:
+                    done[part] = draw(self, texts[0], part)
+                else:
+                    done[part] = distil(self, self.config.runs[name], texts, part)
         return done
 
     @torch.no_grad()
@@ -221,7 +235,10 @@ class ImageJob(Job):
             if not phases:
                 continue
             texts = config.sampling.texts(config.texts, name) if made_by == SAMPLED else config.texts
-            found = self.pictures[name] = [self.images_of(phase, name).cpu() for phase in phases]
+            found = [self.images_of(phase, name).cpu() for phase in phases]
+            if config.transforms:
+                found = list(seen_by(found[0], config.transforms).split(config.particles))
+            self.pictures[name] = found
             rows = 2 if made_by == SAMPLED and EDITED in config.titles else 1  # that share the phases' work
             evaluations = sum(phase.unet_evaluations for phase in phases) // rows
             seconds = sum(phase.seconds for phase in phases) / rows
@@ -266,8 +283,18 @@ def open_source(config: TextToImageConfig, side: int) -> Tensor | None:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
-    """Optimise the particles of one prompt by one method; `name` is the phase's."""
+def particles_of(guide: Guide, model: PictureParticles, transforms: Sequence[str]) -> Tensor:
+    """What the method works on, differentiable: the N particles, or of an illusion K·N, as each prompt sees them."""
+    if not transforms and not guide.pictures:
+        return model.latents(guide.prior)
+    return guide.encode(seen_by(model.images(guide.prior), transforms))
+
+
+def distil(job: ImageJob, run: MethodRun, texts: list[str], name: str) -> ImagePhase:
+    """Optimise the particles of a phase's prompts by one method; `name` is the phase's.
+
+    Of an illusion, the loss is the mean over its transforms, and particles share scores under each of them.
+    """
     config, prior = job.config, job.prior
     guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
     model = PictureParticles(prior, config.particles, job.side, config.space, job.generator("start"), job.source)
@@ -276,16 +303,22 @@ def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
     else:
         optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     phase = ImagePhase(job.generator(name), model=model, optimiser=optimiser, networks=guide.networks)
-    start = model.latents(prior).detach().clone()
-    context: dict[str, Any] = {"prompts": text, "source": start, "source_prompts": config.source.prompt}
+    start = particles_of(guide, model, config.transforms).detach().clone()
+    prompts = [text for text in texts for _ in range(config.particles)]
+    context: dict[str, Any] = {"prompts": prompts, "source": start, "source_prompts": config.source.prompt}
+    if config.transforms:
+        context["groups"] = torch.arange(len(prompts)) // config.particles
     if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
         context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        loss, found = guide.loss(model.latents(prior), lambda: model.images(prior), step, phase.generator, **context)
+        z = particles_of(guide, model, config.transforms)
+        loss, found = guide.loss(
+            z, lambda: seen_by(model.images(prior), config.transforms), step, phase.generator, **context
+        )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / max(len(config.transforms), 1)).backward()
         finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         if finite:
             optimiser.step()
