@@ -8,6 +8,7 @@ drawn. mask.u8 is empty, because where the object is in a drawn picture is not k
 """
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from csd3d.metrics.clip import ClipModel, directional_similarity, load_clip
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.priors.attention import check_attention
 from csd3d.schema import Within
+from csd3d.temporary import TemporaryFolder
 from csd3d.world.language import caption
 from csd3d.world.pairs import describe, sample_pair, to_bytes
 
@@ -91,9 +93,15 @@ def check_new(folder: Path) -> None:
 
 
 def write_prompt_pairs(folder: Path, prior: Prior, making: Making) -> None:
-    """Write the files into `folder`, which must be new or empty; meta.json is last, so that a broken set is none."""
+    """Write the files into `folder`, which must be new or empty; it appears whole or not at all."""
     check_new(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFolder("pairs", beside=folder) as partial:
+        _write_into(partial, prior, making)
+        os.replace(partial, folder)
+
+
+def _write_into(folder: Path, prior: Prior, making: Making) -> None:
     side = prior.defaults.working_size
     with (
         open(folder / "source.u8", "wb") as source,

@@ -16,7 +16,7 @@ from csd3d.priors import PriorConfig, load_prior
 from csd3d.priors.attention import attention_layers, attention_maps, changed_attention
 from csd3d.priors.prompt_attention import WordMaps
 
-CROSS, SELF = (f"down_blocks.1.attentions.0.transformer_blocks.0.attn{k}" for k in (2, 1))
+CROSS = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
 
 @pytest.fixture(scope="module")
