@@ -1,7 +1,6 @@
-"""Priors that bound what a method can reach, for rows with `plugins: [benchmarks.assets.priors]`.
+"""The prior that bounds what any method can reach, for rows with `plugins: [benchmarks.assets.priors]`.
 
 world_truth:exact    the true picture at each camera, of one right object: no method can have a better prior
-world_words:exact    the exact prior of the world (`world:exact`) that is told view words, and not the camera
 """
 
 from collections.abc import Mapping
@@ -83,13 +82,4 @@ def open_truth(options: Options, require: Literal["edit", "text"] | None) -> Exa
         raise InputError("prior.model: world_truth:exact makes assets from words only")
     prior = open_exact(options, "text", TruePictures)
     prior.family = "true pictures of the procedural world"
-    return prior
-
-
-@register("prior", "world_words", title="exact prior of the procedural world, told view words")
-def open_words(options: Options, require: Literal["edit", "text"] | None) -> ExactPrior:
-    """The exact prior without cameras."""
-    prior = open_exact(options, require)
-    prior.camera_width = 0
-    prior.family = "exact prior of the procedural world, told view words"
     return prior

@@ -7,7 +7,7 @@ The row NAME under a prior is PRIOR/NAME. The `against` row is under every prior
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -92,9 +92,18 @@ def fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)
 
 
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys `a.b.c` of a tree with their values: an override of a whole section would drop the config's own keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def config_of(keys: Mapping[str, Any], prompt: str, seed: int) -> TextTo3DConfig:
     """The config of `Row.as_keys` for a prompt and a seed; InputError for keys that are wrong."""
-    given = [f"{key}={json.dumps(value)}" for key, value in keys["keys"].items()]
+    given = [f"{key}={json.dumps(value)}" for key, value in leaves(keys["keys"])]
     about = [f"prompt={json.dumps(prompt)}", f"seed={seed}", "compare=[]"]
     config = read(CONFIGS / f"{keys['config']}.yaml", [*given, *about])
     if not keys["backdrops"]:

@@ -40,6 +40,20 @@ def test_every_row_is_a_job_and_every_table_has_its_bounds(name):
         assert len(config.runs) == 1
 
 
+def test_a_row_keeps_what_it_does_not_change():
+    rows = read_set("schedules").rows
+    shipped, low = (config_of(rows[f"exact/{name}"].as_keys, STRIPED, 0) for name in ("shipped", "low"))
+    assert low.distill == replace(shipped.distill, t_max=0.6, t_min=0.02)
+    assert (low.distill.steps, low.distill.schedule) == (300, "annealed")
+    assert replace(low, distill=shipped.distill) == shipped
+    assert replace(shipped.prompts, camera="auto") == config_of(rows["network/low"].as_keys, STRIPED, 0).prompts
+    fine = config_of(rows["network/fine"].as_keys, STRIPED, 0).asset
+    assert fine.representation.thing.field.levels == 6
+    both = config_of(read_set("methods").rows["network/vsd_csd"].as_keys, STRIPED, 0)
+    assert both.distill.svgd.bandwidth == "model"
+    assert both.distill.guidance_scale == 2
+
+
 def test_rows_are_chosen_by_patterns_and_changed_by_keys():
     rows = read_set("methods").rows
     assert list(chosen(rows, ["csd"])) == ["network/csd", "exact/csd", "exact_camera/csd"]
@@ -50,8 +64,10 @@ def test_rows_are_chosen_by_patterns_and_changed_by_keys():
     config = config_of(row.as_keys, STRIPED, 3)
     assert (config.distill.t_max, config.views_per_step, config.seed) == (0.6, 2, 3)
     assert config.prior.model == "world_truth:exact"
-    kept = config_of(rows["exact_camera/sds"].as_keys, STRIPED, 0)
+    words, kept = (config_of(rows[f"{prior}/sds"].as_keys, STRIPED, 0) for prior in ("exact", "exact_camera"))
     assert list(kept.prompts.backdrops) == ["grey", "mint"]
+    assert (words.prompts.camera, kept.prompts.camera) == (False, True)
+    assert words.prior.model == kept.prior.model == "world:exact"
     with pytest.raises(InputError, match=r"distill\.t_top"):
         config_of(changed(row, ["distill.t_top=1"]).as_keys, STRIPED, 0)
 
@@ -105,11 +121,7 @@ def test_each_of_several_assets_has_a_right_object_of_its_own(truth):
     assert len(set(different(WorldObjects("a red chair"), 4))) == 1  # nothing is left open
 
 
-def test_one_exact_prior_is_told_the_camera_and_the_other_is_not(truth):
-    words = load_prior(PriorConfig(model="world_words:exact", device="cpu"), require="text")
-    view = torch.tensor([[10.0, 20.0, 4.0]])
-    assert words.condition(["a chair, front view"], view=view).camera is None
-    assert truth.condition(["a chair, front view"], view=view).camera is not None
+def test_true_pictures_edit_nothing(truth):
     with pytest.raises(InputError, match="assets from words only"):
         load_prior(PriorConfig(model="world_truth:exact", device="cpu"), require="edit")
 
