@@ -30,6 +30,11 @@ def assets(count=1):
     return Assets(AssetConfig(representation=grid, levels=[(0, 4)]), count, generator())
 
 
+def splats():
+    made_of = choose("representation", "splats", count=64)
+    return Assets(AssetConfig(representation=made_of), 1, generator(), (0.5, 0.5, 0.5))
+
+
 def square(side=16, **settings):
     """A red square of half the side, in the middle."""
     config = FrontConfig(size=side, **settings)
@@ -82,8 +87,9 @@ def test_the_error_is_the_weighted_squares_and_its_gradient_reaches_the_field():
     assert report["front_mask"] == pytest.approx((seen - view.mask).square().mean().item(), rel=0.2)  # other samples
 
 
-def test_descending_it_makes_the_picture():
-    view, model = square(), assets()
+@pytest.mark.parametrize("made", [assets, splats])
+def test_descending_it_makes_the_picture(made):
+    view, model = square(), made()
     optimiser = asset_optimiser(model, OptimConfig(learning_rate=0.02))
     before = view.figures(model, BLACK)
     for step in range(40):
