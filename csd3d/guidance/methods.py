@@ -215,7 +215,8 @@ def embed_prompts(
         for run in runs.values()
         for text in possible_prompts(run.method, suited(run.distill, prior.defaults), prompts, source_prompts, away)
     ]
-    prior.condition(list(dict.fromkeys(texts)))
+    if texts:  # a job may only sample
+        prior.condition(list(dict.fromkeys(texts)))
 
 
 # ------------------------------------------------------------------------------------------------------------- a step

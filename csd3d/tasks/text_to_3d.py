@@ -4,6 +4,7 @@ The particles of a step are the V views of one asset, the N assets at one camera
 Each method is a phase with its own checkpoints; all start alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +16,7 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
+from csd3d.evaluation.objects import evaluate_objects
 from csd3d.evaluation.text import (
     PLAIN,
     EvaluateConfig,
@@ -22,10 +24,11 @@ from csd3d.evaluation.text import (
     check_judged,
     check_shown,
     evaluate,
-    evaluate_objects,
     held_out,
     held_out_views,
+    plain_backdrop,
 )
+from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -37,13 +40,13 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
-from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, check_camera, sample_views, view_of
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import save_assets, slug
+from csd3d.report.text import save_assets, save_front, slug
 from csd3d.representations.backdrops import textured
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
@@ -159,6 +162,7 @@ class TextTo3DConfig:
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        check_camera(self.prompts, prior, self.prior.model)
         check_shown(self, shown_side(self, prior), device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
@@ -203,6 +207,7 @@ class AssetJob(Job):
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
     fid: FID | None = None  # of all held-out views of a method's assets
+    front: FrontView | None = None  # a picture that the assets are held to
 
     @property
     def wanted(self) -> list[str]:
@@ -228,6 +233,8 @@ class AssetJob(Job):
         by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
             figures[name] |= by_clip[name] | phase.figures
+            if self.front is not None:
+                figures[name] |= self.front.figures(self.assets[name], plain_backdrop(self.config))
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
         return {"judge": judge, "seconds": seconds, "results": figures, "nearest": nearest}
@@ -235,6 +242,8 @@ class AssetJob(Job):
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
+        if self.front is not None:
+            save_front(self)
         metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
 
 
@@ -248,11 +257,11 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     name, prior = run.name, job.prior
     guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
     phase = new_phase(job, name, guide.networks)
-    noise_map = camera_noise_map(job, prior) if run.distill.noise == "camera" else None
+    noise_maps = camera_noise_maps(job, run) if run.distill.noise == "camera" else None
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_map))
+        report.update(asset_step(job.config, phase, guide, step, noise_maps, job.front))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -284,7 +293,12 @@ def sketch(job: Job, model: Assets) -> None:
 
 
 def asset_step(
-    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
+    config: TextTo3DConfig,
+    phase: AssetPhase,
+    guide: Guide,
+    step: int,
+    noise_maps: Sequence[Tensor] | None,
+    front: FrontView | None = None,
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
@@ -294,11 +308,14 @@ def asset_step(
     shown = render_step(config, model, views, step, generator, backdrop)
     z = guide.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
-    if noise_map is not None:
-        noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
-        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the same for every asset
+    if noise_maps is not None:
+        context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
+    if front is not None:
+        colour = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else torch.rand(3, generator=generator)
+        error, found = front.loss(model, views.cameras.height, colour, generator)
+        penalty, losses = penalty + error, losses | found
     share = config.optim.share(step, config.distill.steps)
     finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
     if finite and phase.average is not None:
@@ -350,16 +367,22 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
         "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
         "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
         "pose": views.pose.repeat(repeat, 1),
-        "view": views.view.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
     }
 
 
-def camera_noise_map(job: Job, prior: Prior) -> Tensor:
-    """Draw FSD's sphere of noise, which stays the same for the whole run."""
-    config = job.config
+def camera_noise_maps(job: AssetJob, run: MethodRun) -> list[Tensor]:
+    """Draw FSD's sphere of noise for every asset, which stays the same for the whole run.
+
+    Assets that collaborate share one, so that their kernel compares what they show; others would become the same asset
+    by the same noise.
+    """
+    config, prior = job.config, job.prior
     channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
-    fov = sum(config.views.fov_deg) / 2
-    return draw_noise_map(channels, tuple(size), fov, job.generator("camera noise"))
+    fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
+    count = config.particles if run.distill.svgd is None else 1
+    maps = [draw_noise_map(channels, tuple(size), fov, generator) for _ in range(count)]
+    return maps * (config.particles // count)
 
 
 @torch.no_grad()
