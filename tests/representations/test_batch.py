@@ -64,7 +64,10 @@ class Pull:
 
     def __init__(self, colour):
         self.colour = torch.tensor(colour).view(1, 3, 1, 1)
-        self.prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
+        self.prior = SimpleNamespace(unet_evaluations=0)
+
+    def encode(self, images):
+        return images
 
     def loss(self, z, images, step, generator, prompts, pose, view, groups, away):
         assert z.shape[0] == len(prompts) == len(pose) == len(view) == len(groups) == len(images())

@@ -320,6 +320,46 @@ def test_one_prompt_on_the_command_line_wins(image_config, tmp_path):
     assert torch.tensor(Image.open(folder / "images" / "grid.png").size).tolist()[1] == 32
 
 
+def test_an_illusion_is_one_picture_that_each_prompt_sees_turned(tiny_text_prior, tmp_path, monkeypatch):
+    """By a method that asks the prior and by CLIP alone, which does not; a stopped run resumes to the same."""
+    config = tmp_path / "illusion.yaml"
+    config.write_text(f"""
+task: text_to_image
+prompts: [a red chair, a blue ball]
+transforms: [none, rotate_180]
+method: [csd, dreamfields]
+particles: 2
+size: 32
+prior: {{model: {tiny_text_prior}}}
+distill: {{steps: 3}}
+save_seconds: 0
+""")
+    whole = start(config, tmp_path / "whole")
+    shown = [np.asarray(Image.open(whole / "images" / "csd" / f"{k:03d}.png")) for k in range(4)]
+    assert all((turned == shown[k][::-1, ::-1]).all() for k, turned in enumerate(shown[2:]))
+    results = json.loads((whole / "metrics.json").read_text())["results"]
+    assert results["dreamfields"]["unet_evaluations"] == 0 < results["csd"]["unet_evaluations"]
+    broken_and_resumed(config, tmp_path / "broken", monkeypatch, 5)
+    assert pictures(tmp_path / "broken") == pictures(whole)
+
+
+def test_a_sketch_is_what_assets_start_as(asset_config, tmp_path, monkeypatch):
+    """Before textured backgrounds, by CLIP alone; a stopped run resumes to the same."""
+    keys = [
+        "sketch.shapes=[{shape: ball, colour: [1, 0, 0]}]",
+        "sketch.views=3",
+        "sketch.size=16",
+        "sketch.fit.steps=2",
+    ]
+    keys += ["method=dreamfields", "compare=[]", "asset.textured_background=1", "distill.svgd=null", "particles=1"]
+    config = tmp_path / "sketch.yaml"
+    config.write_text(to_yaml(read(asset_config, keys)))
+    whole = start(config, tmp_path / "whole")
+    assert json.loads((whole / "metrics.json").read_text())["results"]["dreamfields"]["unet_evaluations"] == 0
+    broken_and_resumed(config, tmp_path / "broken", monkeypatch, 3)
+    assert pictures(tmp_path / "broken") == pictures(whole)
+
+
 def test_a_camera_that_the_model_does_not_take_is_refused_before_any_work(asset_config, tmp_path):
     with pytest.raises(InputError, match=r"prompts\.camera: true, but .* takes no camera; set auto or false"):
         start(asset_config, tmp_path / "run", "prompts.camera=true")
