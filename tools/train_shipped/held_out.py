@@ -10,18 +10,15 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from csd3d.errors import InputError
 from csd3d.files import write_text
-from csd3d.priors.opening import ModelFolder
-from tools.train_shipped.diffusion import Denoiser, draw_noised, for_training, load_denoiser, noise_schedule
+from tools.train_shipped.diffusion import Denoiser, draw_noised, for_training, noise_schedule
 from tools.train_shipped.learner import Learner
 from tools.train_shipped.loop import FitConfig, autocast
 from tools.train_shipped.rows import Batch, Encoder, Store, picture_size
-from tools.train_shipped.start import ASSETS
+from tools.train_shipped.start import ASSETS, Start
 from tools.train_shipped.stream import CHUNK, held_out_rows
 from tools.train_shipped.vae import fingerprint
 
@@ -58,8 +55,10 @@ def row_errors(learner: Learner, models: dict[str, Denoiser], rows: Batch) -> di
 
 
 def _groups(rows: Batch) -> dict[str, Tensor]:
+    """Which rows are in which group; groups of one row or none are left out."""
     patterned = rows["patterned"]
-    return {"all": torch.ones_like(patterned), "patterned": patterned, "plain": ~patterned}
+    groups = {"all": torch.ones_like(patterned), "patterned": patterned, "plain": ~patterned}
+    return {name: which for name, which in groups.items() if which.sum() > 1}
 
 
 def compare(learner: Learner, shipped: Denoiser, trained: Denoiser, rows: Batch) -> dict:
@@ -80,15 +79,16 @@ def compare(learner: Learner, shipped: Denoiser, trained: Denoiser, rows: Batch)
             continue
         paired = found["trained" + told] - found.get("shipped" + told, found["shipped"])
         report["difference"]["camera told" if told else "no camera"] = {
-            group: [round(paired[which].mean().item(), 6), round(_standard_error(paired[which]), 6)]
+            group: [round(value.item(), 6) for value in _mean_and_error(paired[which])]
             for group, which in groups.items()
         }
     report["better"] = all(mean < 0 for row in report["difference"].values() for mean, _ in row.values())
     return report
 
 
-def _standard_error(values: Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of two values or more."""
+    return values.mean(), values.std() / math.sqrt(len(values))
 
 
 def judge_folders(part: str, model: Path, against: Path, count: int, precision: str = "fp32") -> dict:
@@ -97,27 +97,16 @@ def judge_folders(part: str, model: Path, against: Path, count: int, precision: 
     InputError where their latents or their words are not the same, so that the errors are of different things.
     """
     config = FitConfig(work=model, steps=1, precision=precision)
-    folders = (against, model)
-    for folder in folders:
-        for part_folder in (
-            folder / "unet",
-            folder / "text_encoder",
-            folder / "tokenizer",
-            ModelFolder(folder).part("vae"),
-        ):
-            if not part_folder.is_dir():
-                raise InputError(f"{part_folder}: missing; judge-rows needs a whole pipeline folder")
-    vaes = [AutoencoderKL.from_pretrained(ModelFolder(folder).part("vae")).float() for folder in folders]
-    tokenizers = [CLIPTokenizer.from_pretrained(folder / "tokenizer") for folder in folders]
-    if fingerprint(vaes[0]) != fingerprint(vaes[1]) or tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+    (vae, tokenizer, shipped), (its_vae, its_tokenizer, trained) = (Start(each).open(part) for each in (against, model))
+    if fingerprint(vae) != fingerprint(its_vae) or tokenizer.get_vocab() != its_tokenizer.get_vocab():
         raise InputError(f"{model}: its autoencoder or tokenizer is not that of {against}; errors cannot be compared")
-    shipped, trained = (for_training(load_denoiser(folder)) for folder in folders)
-    encoder, size = Encoder(vaes[0], tokenizers[0], config), picture_size(vaes[0], shipped.unet.config.sample_size)
+    for denoiser in (shipped, trained):
+        for_training(denoiser)  # for its speed
+    encoder, size = Encoder(vae, tokenizer, config), picture_size(vae, shipped.unet.config.sample_size)
     held = Store(max(count, 1) + CHUNK)
     for chunk in range(-(-count // CHUNK)):
         held.add(encoder(held_out_rows(part, chunk, size)))
-    scaling = vaes[0].config.scaling_factor
-    learner = Learner(trained, noise_schedule().alphas_cumprod, scaling, encoder.empty, config)
+    learner = Learner(trained, noise_schedule().alphas_cumprod, vae.config.scaling_factor, encoder.empty, config)
     return compare(learner, shipped, trained, held.all())
 
 
@@ -134,8 +123,8 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print `compare` of the options; exit code 0 where the model is better, 1 where it is not."""
-    if options.rows < 1:
-        raise InputError("judge-rows: --rows must be at least 1")
+    if options.rows < 2:
+        raise InputError("judge-rows: --rows must be at least 2")
     against = options.against or ASSETS / options.part
     report = judge_folders(options.part, options.model, against, options.rows, options.precision)
     text = json.dumps(report, indent=1)

@@ -34,13 +34,12 @@ class Start:
     def __post_init__(self) -> None:
         if (self.vae is None) != (self.tokenizer is None):
             raise InputError("train ip2p: new networks need both --vae FOLDER and --tokenizer FOLDER")
-        for option, folder, file in (
-            ("init", None if self.vae else self.init / "unet", "config.json"),
-            ("vae", self.vae, "config.json"),
-            ("tokenizer", self.tokenizer, "tokenizer_config.json"),
-        ):
+        needed = [(self.vae, "config.json"), (self.tokenizer, "tokenizer_config.json")]
+        if not self.vae:
+            needed += [(self.init / part, "config.json") for part in ("unet", "text_encoder")]
+        for folder, file in needed:
             if folder and not (folder / file).is_file():
-                raise InputError(f"train: --{option}: {folder / file} is missing; give a folder of diffusers' layout")
+                raise InputError(f"{folder / file}: missing; give a folder that a diffusers pipeline wrote")
 
     def home(self, part: str) -> Path:
         """The pipeline folder whose VAE and tokenizer are used: `init`, or of one with networks only the shipped."""
