@@ -1,8 +1,8 @@
 """All figures of speed in one run: `python -m benchmarks.speed --json FILE` (about ten minutes; `--quick`: two).
 
 One thread, the processor's time, the ways taking turns, the least of several rounds. In order: the limits of a core,
-the fused field, a step and a view against earlier commits (needs the git history and a compiler), the rasterisers, the
-peers, the runtimes of the denoiser, the fit of splats, costs against numbers. `--jobs` also runs whole jobs.
+the fused field, a step and a view against earlier commits (needs the git history and a compiler), the peers,
+the runtimes of the denoiser, the fit of splats, costs against numbers. `--jobs` also runs whole jobs.
 """
 
 import argparse
@@ -13,15 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import trimesh
 from torch import Tensor
 
 from benchmarks import commits, field, kernels, runtimes, scaling, speed_jobs, splat_fit
 from benchmarks.runs import provenance
 from csd3d.files import write_text
-from custom_kernels import hashgrid, meshes
+from custom_kernels import hashgrid
 
 ROOFLINE = Path(__file__).with_name("roofline.cpp")
 PEER_POINTS = 2**16
@@ -108,24 +106,6 @@ def peers(rounds: int, limits: dict[str, float] | None) -> dict[str, Any]:
     }
 
 
-# ---- the z-buffer
-
-
-def z_buffer(rounds: int, side: int = 1152) -> dict[str, float]:
-    """A turntable's frame: a sphere of 20 480 triangles at the size that `render_mesh` draws at."""
-    sphere = trimesh.creation.icosphere(subdivisions=5)
-    depth = 3 - sphere.vertices[:, 2]
-    screen = side / 2 * (1 + 2.4 * sphere.vertices[:, :2] / depth[:, None])
-    faces = sphere.faces[sphere.face_normals[:, 2] > 0]
-    inputs = screen[faces], 1 / depth[faces], np.zeros((len(faces), 3, 2))
-    runs = {
-        "native": lambda: meshes.z_buffer(*inputs, side, side),
-        "numpy": lambda: meshes.z_buffer_reference(*inputs, side, side),
-    }
-    seconds = field.processor_seconds(runs, rounds)
-    return {f"{k}_ms": s * 1e3 for k, s in seconds.items()} | {"ratio": seconds["numpy"] / seconds["native"]}
-
-
 # ---- all
 
 
@@ -161,7 +141,6 @@ def measure(rounds: int, quick: bool) -> tuple[dict[str, Any], dict[str, scaling
         results["view_ratio"] = old["view_ms"] / today["view_ms"]
     print("commits:", json.dumps(results["commits"]), flush=True)
     results["peers"] = peers(2 if quick else 5, limits)
-    results["z_buffer"] = z_buffer(2 if quick else 5)
     results["splats"] = splat_fit.alone(1 if quick else 2)
     print("splats:", json.dumps(results["splats"]), flush=True)
     priors = runtimes.open_priors()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 logger = logging.getLogger("custom_kernels")
 INSTALL = "install a C++ compiler (gcc) and run: pip install -c constraints.txt -e ."
-VERSION = 3  # that of custom_kernels/cpu/version.cpp; raise both when an exported function is added or changed
+VERSION = 4  # that of custom_kernels/cpu/version.cpp; raise both when an exported function is added or changed
 _REQUIRED_FLAGS = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma"},

@@ -21,12 +21,13 @@ from csd3d.cameras import Cameras
 from csd3d.engine.logs import progress
 from csd3d.export.placement import Placement
 from csd3d.files import write_bytes, write_text
-from custom_kernels.meshes import rasterise, z_buffer
+from custom_kernels.meshes import Projected, draw, rasterise
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
 
 RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
+NEAR = 1e-3  # world units before the camera; faces that come nearer are not drawn
 PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF's kinds of buffer views
 
@@ -195,29 +196,13 @@ def _obj(mesh: trimesh.Trimesh, name: str, placement: Placement) -> str:
 def render_mesh(
     mesh: trimesh.Trimesh, cameras: Cameras, index: int, background: float = 1.0, samples: int = 2
 ) -> np.ndarray:
-    """Render a baked mesh, unlit, to `[H, W, 3]` uint8: z-buffer, perspective-correct UVs, samples² per pixel.
+    """Render a baked mesh, unlit, to `[H, W, 3]` uint8 before a grey `background` in [0, 1]; samples² per pixel.
 
     Back faces are left out, as the mesh is assumed closed. Lens distortion acts on vertices only.
     """
-    width, height = cameras.width * samples, cameras.height * samples
-    pixels, depth = cameras.resized(width, height).project(torch.as_tensor(mesh.vertices, dtype=torch.float32), index)
+    pixels, depth = cameras.project(torch.as_tensor(mesh.vertices, dtype=torch.float32), index)
     pixels, depth = pixels.double().cpu().numpy(), depth.double().cpu().numpy()
-    corners = pixels[mesh.faces]
-    edges = corners[:, 1:] - corners[:, :1]
-    front = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]  # counter-clockwise with y down
-    faces = mesh.faces[front & (depth > 1e-3)[mesh.faces].all(1)]
-    nearest, uv = z_buffer(pixels[faces], 1.0 / depth[faces], mesh.visual.uv[faces], width, height)
-    texture = torch.tensor(np.asarray(mesh.visual.material.baseColorTexture)).float() / 255
-    picture = np.full((height * width, 3), background, np.float32)
-    picture[nearest > 0] = _bilinear(texture, torch.from_numpy(uv[nearest > 0]).float()).numpy()
-    image = picture.reshape(cameras.height, samples, cameras.width, samples, 3).mean((1, 3))
-    return np.round(255 * image.clip(0, 1)).astype(np.uint8)
-
-
-def _bilinear(texture: Tensor, uv: Tensor) -> Tensor:
-    """Colours [S, 3] of a texture [H, W, 3] at uv [S, 2]."""
-    at = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=1)[None, None]
-    found = torch.nn.functional.grid_sample(
-        texture.permute(2, 0, 1)[None], at, padding_mode="border", align_corners=False
-    )
-    return found[0, :, 0].T
+    inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > NEAR)
+    texture = np.asarray(mesh.visual.material.baseColorTexture)
+    projected = Projected(pixels, inverse, mesh.faces, mesh.visual.uv, texture)
+    return draw(projected, cameras.width, cameras.height, samples, round(255 * background))
