@@ -104,7 +104,7 @@ def best_keys(rows: dict[str, Row], level: Level) -> dict[str, dict]:
         if row.of:
             return merged(keys(every[row.of]), row.editor)
         found = tuned.get(row.name)
-        return row.keys(row.trials[found["best"]]) if found and row.trials else dict(row.editor)
+        return row.keys(found["trials"][found["best"]]["trial"]) if found and row.trials else dict(row.editor)
 
     return {name: keys(row) for name, row in rows.items()}
 
