@@ -17,7 +17,7 @@ from csd3d.engine.logs import progress
 from csd3d.representations.base import SceneModel
 from csd3d.representations.fit import FitConfig, Pictures
 from csd3d.schema import Within
-from custom_kernels.meshes import z_buffer
+from custom_kernels.meshes import Projected, draw
 
 Triple = tuple[float, float, float]
 ELEVATIONS = (-20.0, 15.0, 50.0)  # degrees, of the cameras that a sketch is seen from
@@ -69,21 +69,18 @@ def draw_shapes(shapes: list[Shape], cameras: Cameras, backdrop: Tensor) -> Tens
     places = np.concatenate([p.vertices * s.size + s.at for p, s in zip(parts, shapes, strict=True)])
     starts = np.cumsum([0, *(len(p.vertices) for p in parts)])
     faces = np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=False)])
-    owner = np.repeat(np.arange(len(parts)), [len(p.faces) for p in parts])
-    palette = torch.tensor([shape.colour for shape in shapes])
-    height, width = cameras.height * SAMPLES, cameras.width * SAMPLES
-    large, found = cameras.resized(width, height), []
+    texture = (np.array([[shape.colour for shape in shapes]]) * 255).round().astype(np.uint8)  # a texel each
+    owner = np.repeat(np.arange(len(parts)), [len(p.vertices) for p in parts])
+    uv = np.stack([(owner + 0.5) / len(parts), np.full(len(owner), 0.5)], 1)
+    width, height, found = cameras.width, cameras.height, []
     for i in range(len(cameras)):
-        pixels, depth = large.project(torch.as_tensor(places, dtype=torch.float32), i)
-        pixels, depth = pixels.double().cpu().numpy(), depth.double().cpu().numpy()
-        before = (depth > 1e-3)[faces].all(1)
-        seen = faces[before]
-        label = np.repeat(owner[before], 3).reshape(-1, 3, 1) * np.ones(2)  # as a UV that is constant on each face
-        nearest, uv = z_buffer(pixels[seen], 1.0 / depth[seen], label, width, height)
-        picture = backdrop.cpu().expand(height * width, 3).clone()
-        hit = torch.from_numpy(nearest > 0)
-        picture[hit] = palette[torch.from_numpy(uv[:, 0]).round().long()[hit]]
-        found.append(picture.view(cameras.height, SAMPLES, cameras.width, SAMPLES, 3).mean((1, 3)))
+        points, depth = (x.double().cpu().numpy() for x in cameras.project(torch.as_tensor(places).float(), i))
+        inverse = np.where(depth > 1e-3, 1 / np.maximum(depth, 1e-3), 0.0)
+        mesh = Projected(points, inverse, faces.astype(np.int64), uv, texture)
+        on_black, on_white = (
+            torch.from_numpy(draw(mesh, width, height, SAMPLES, grey).astype(np.float32)) / 255 for grey in (0, 255)
+        )
+        found.append(on_black + (on_white - on_black) * backdrop.cpu())
     return torch.stack(found)
 
 
