@@ -180,13 +180,15 @@ def test_rows_are_judged_with_the_camera_and_without(base, monkeypatch):
     told = {False: 0.5, True: 0.25}
 
     def errors(learner, model, rows, camera):
-        return torch.full((6,), 1.0 if model is plain else told[camera is not None])
+        return torch.ones(6) * (1.0 if model is plain else told[camera is not None])
 
     monkeypatch.setattr(held_out, "errors", errors)
     better = held_out.compare(learner, plain, aware, rows)
     assert better["better"]
     assert better["difference"]["camera told"]["patterned"] == [-0.75, 0.0]
     assert better["difference"]["no camera"]["all"] == [-0.5, 0.0]
+    told[False] = 0.9 + torch.tensor([0.5, -0.5] * 3)  # by less than its standard error
+    assert not held_out.compare(learner, plain, aware, rows)["better"]
     told[False] = 1.5
     assert not held_out.compare(learner, plain, aware, rows)["better"]
 

@@ -65,8 +65,8 @@ def compare(learner: Learner, shipped: Denoiser, trained: Denoiser, rows: Batch)
     """Mean errors of both, of all rows, those with a pattern and the others; paired differences trained − shipped
     with their standard errors; whether to ship.
 
-    `better` is true where every difference is below 0: with a pattern and without, told the camera and not. A model
-    that takes no camera is compared as it is.
+    `better` is true where every difference is below 0 by two standard errors: with a pattern and without, told the
+    camera and not. A model that takes no camera is compared as it is.
     """
     models = {"shipped": shipped, "trained": trained}
     found, groups = row_errors(learner, models, rows), _groups(rows)
@@ -82,7 +82,7 @@ def compare(learner: Learner, shipped: Denoiser, trained: Denoiser, rows: Batch)
             group: [round(value.item(), 6) for value in _mean_and_error(paired[which])]
             for group, which in groups.items()
         }
-    report["better"] = all(mean < 0 for row in report["difference"].values() for mean, _ in row.values())
+    report["better"] = all(mean < -2 * error for row in report["difference"].values() for mean, error in row.values())
     return report
 
 
