@@ -100,14 +100,14 @@ def open_canvas(prior: Prior, clip: Clip, instruction: str, config: Any, encoded
 
 def edit_canvas(canvas: Canvas, editor: CanvasEditor, name: str) -> tuple[Latents, Tensor, dict[str, float]]:
     """The latents that an editor works on, what it makes of them, and evaluations and seconds."""
-    prior, began = canvas.prior, time.perf_counter()
+    prior, began = canvas.prior, time.process_time()
     prior.unet_evaluations = 0
     own = editor.own_canvas(canvas) if hasattr(editor, "own_canvas") else canvas
     z = own.latents.z.clone()
     phase = CanvasPhase(generator=canvas.generator(name), z=z, moved=torch.zeros_like(z))
     for step in range(editor.count_steps(own)):
         editor.take_step(own, phase, step)
-    cost = {"evaluations": prior.unet_evaluations, "seconds": time.perf_counter() - began}
+    cost = {"evaluations": prior.unet_evaluations, "seconds": time.process_time() - began}
     return own.latents, phase.z, cost
 
 

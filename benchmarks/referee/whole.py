@@ -68,10 +68,10 @@ class Whole:
         """Edit the scene while it is fitted, starting from the reconstruction; `name` is the editor's type."""
         editor = spread(editor, self.config.fit.steps)
         config = replace(self.config, editor=Chosen(name, editor), prompt=source.prompt, seed=seed, save_seconds=NEVER)
-        self.prior.unet_evaluations, began = 0, time.perf_counter()
+        self.prior.unet_evaluations, began = 0, time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             phase = edit(self.job(config, Path(folder)), source, self.model, name)
-        cost = {"evaluations": self.prior.unet_evaluations, "seconds": time.perf_counter() - began}
+        cost = {"evaluations": self.prior.unet_evaluations, "seconds": time.process_time() - began}
         shown = render_judged(phase.model, self.given.capture, name)
         return Edited(phase.images[self.given.capture.train], shown, cost)
 
