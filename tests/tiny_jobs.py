@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from csd3d import run as jobs
+from csd3d.interrupt import StopRequest
+
 SCENE = """
 representation:
   field: {levels: 4, log2_hashmap_size: 10, max_resolution: 32, hidden: 16}
@@ -154,6 +157,11 @@ def write_job(home: Path, name: str, priors: dict[str, Path], capture: Path) -> 
     config, prior = home / "config.yaml", "" if "\nprior:" in job else "prior: {model: prior}\n"
     config.write_text(f"task: {task}\n{prior}{job}")
     return config
+
+
+def start(config, folder, *overrides, stop=None):
+    """Run a job on the CPU, with overrides of its config; return its folder."""
+    return jobs.start(config, list(overrides), folder, None, "cpu", stop=stop or StopRequest())
 
 
 def metrics_of(folder):

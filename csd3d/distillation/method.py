@@ -188,6 +188,20 @@ class Network(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+class FixedNetwork:
+    """A `Network` of which nothing is trained; it needs `answer`."""
+
+    def reset(self, generator: torch.Generator) -> None: ...
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 class Method(Protocol):
     """A method: a frozen dataclass whose fields are its config keys, registered by `register("method", name)`.
 

@@ -7,7 +7,7 @@ uint8 (the source's object), pairs.jsonl (a line a pair) and meta.json. With --a
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,21 +131,32 @@ def render_answers(
 
 def write_pairs(folder: Path, count: int, seed: int, size: int = 128, answers: bool = False) -> None:
     """Write `count` pairs of `size`² pixels; pair i depends only on `seed` and i."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ["source.u8", "target.u8", "mask.u8", *(["answers.u8"] if answers else [])]
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / name, "wb")) for name in names]
-        text = stack.enter_context(open(folder / "pairs.jsonl", "w"))
+
+    def chunks() -> Iterator[tuple[list[np.ndarray], list[dict]]]:
         written = 0
         for *pictures, lines, drawn in _chunks(count, seed, size):
             if answers:
                 pictures.append(render_answers(drawn, lines, written, size))
                 written += len(pictures[-1])
+            yield pictures, lines
+
+    folder.mkdir(parents=True, exist_ok=True)
+    families = {name: family.weight for name, family in FAMILIES.items()}
+    write_files(folder, chunks(), {"count": count, "size": size, "seed": seed, "families": families}, answers)
+
+
+def write_files(
+    folder: Path, chunks: Iterable[tuple[Sequence[np.ndarray], Sequence[dict]]], meta: dict, answers: bool = False
+) -> None:
+    """Write the files of the module's text into a folder, from chunks of their pictures, in its order, and lines."""
+    names = ["source.u8", "target.u8", "mask.u8", *(["answers.u8"] if answers else [])]
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / name, "wb")) for name in names]
+        text = stack.enter_context(open(folder / "pairs.jsonl", "w"))
+        for pictures, lines in chunks:
             for file, picture in zip(files, pictures, strict=True):
                 picture.tofile(file)
             text.writelines(json.dumps(line) + "\n" for line in lines)
-    families = {name: family.weight for name, family in FAMILIES.items()}
-    meta = {"count": count, "size": size, "seed": seed, "families": families}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -7,7 +7,6 @@ whose change looks most like the change of the captions by CLIP (world), if it i
 drawn. mask.u8 is empty, because where the object is in a drawn picture is not known.
 """
 
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from csd3d.priors.attention import check_attention
 from csd3d.schema import Within
 from csd3d.temporary import TemporaryFolder
 from csd3d.world.language import caption
-from csd3d.world.pairs import describe, sample_pair, to_bytes
+from csd3d.world.pairs import describe, sample_pair, to_bytes, write_files
 
 MODEL = Path(__file__).parents[1] / "assets" / "t2i"
 TRIES = 20  # pairs drawn for each that is kept, before giving up
@@ -103,19 +102,10 @@ def write_prompt_pairs(folder: Path, prior: Prior, making: Making) -> None:
 
 def _write_into(folder: Path, prior: Prior, making: Making) -> None:
     side = prior.defaults.working_size
-    with (
-        open(folder / "source.u8", "wb") as source,
-        open(folder / "target.u8", "wb") as target,
-        open(folder / "mask.u8", "wb") as mask,
-        open(folder / "pairs.jsonl", "w") as lines,
-    ):
-        for before, after, line in draw_pairs(prior, load_clip(device=prior.device), making):
-            before.tofile(source)
-            after.tofile(target)
-            np.zeros((side, side), np.uint8).tofile(mask)
-            lines.write(json.dumps(line) + "\n")
+    nowhere = np.zeros((side, side), np.uint8)
+    drawn = draw_pairs(prior, load_clip(device=prior.device), making)
     meta = {"count": making.count, "size": side, "seed": making.seed, "made_by": "prompt-to-prompt"}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_files(folder, (((before, after, nowhere), [line]) for before, after, line in drawn), meta)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_jobs import start
 
 from csd3d import registry
 from csd3d import run as jobs
@@ -38,10 +39,6 @@ def config_of(base, tmp_path):
         return path
 
     return write
-
-
-def start(config, folder, *overrides, stop=None):
-    return jobs.start(config, list(overrides), folder, None, "cpu", stop=stop or StopRequest())
 
 
 def noise_picture(path, height, width, **options):

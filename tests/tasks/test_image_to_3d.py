@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_jobs import start
 from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
@@ -40,10 +41,6 @@ export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 64, face_budget
 save_seconds: 0
 """)
     return path
-
-
-def start(config, folder, *overrides):
-    return jobs.start(config, list(overrides), folder, None, "cpu", stop=StopRequest())
 
 
 def test_a_run_shows_the_picture_beside_the_asset_and_resumes_to_the_same(config, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_jobs import files_of, metrics_of, write_job
+from tiny_jobs import files_of, metrics_of, start, write_job
 from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
@@ -46,10 +46,6 @@ def job(tmp_path_factory, tiny_capture, tiny_prior):
     return write
 
 
-def run(config, folder, overrides=(), stop=None):
-    return jobs.start(config, list(overrides), folder, None, "cpu", stop=stop or StopRequest())
-
-
 def stopped_and_resumed(config, folder, monkeypatch, method, at, overrides=()):
     """A run stopped in the `at`-th call of a method of the scene, then resumed."""
     stop, original, calls = StopRequest(), getattr(SplatScene, method), []
@@ -61,14 +57,14 @@ def stopped_and_resumed(config, folder, monkeypatch, method, at, overrides=()):
 
     with monkeypatch.context() as patch:
         patch.setattr(SplatScene, method, counted)
-        run(config, folder, overrides, stop)
+        start(config, folder, *overrides, stop=stop)
     jobs.resume(folder, [], "cpu", stop=StopRequest())
 
 
 def test_an_edit_of_splats_and_what_it_writes(job, tmp_path, monkeypatch):
     config = job("edit_scene", tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
-    whole = run(config, tmp_path / "whole", ["compare=[]"])
+    whole = start(config, tmp_path / "whole", "compare=[]")
     assert json.loads((whole / "metrics.json").read_text())["results"]["csd_edit"]["psnr_truth"] > 5
     splats = read_splats(whole / "mesh" / "splats.ply", "")
     assert 150 < len(splats.means) <= 170
@@ -79,7 +75,7 @@ def test_an_edit_of_splats_and_what_it_writes(job, tmp_path, monkeypatch):
 
     # what was written is a scene that can be edited: its cameras are the capture's
     (whole / "mesh" / "splats.ply").rename(tmp_path / "home" / "scene" / "scene.ply")
-    other = run(config, tmp_path / "other", ["compare=[]", "scene.path=scene/scene.ply", "reconstruct.steps=2"])
+    other = start(config, tmp_path / "other", "compare=[]", "scene.path=scene/scene.ply", "reconstruct.steps=2")
     assert (other / "report.html").exists()
     assert len(read_splats(other / "mesh" / "splats.ply", "").means) == len(splats.means)
 
@@ -98,7 +94,7 @@ def test_text_to_3d_of_splats(job, tmp_path, monkeypatch):
     config = job("text_to_3d", tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     overrides = ["compare=[]", "distill.steps=8"]
-    whole = run(config, tmp_path / "whole", overrides)
+    whole = start(config, tmp_path / "whole", *overrides)
     assert (whole / "mesh" / "splats.ply").stat().st_size > 1000
     stopped_and_resumed(config, tmp_path / "broken", monkeypatch, "render", 6, overrides)
     files = {name: data for name, data in files_of(whole).items() if name.endswith(("splats.ply", "views.png"))}

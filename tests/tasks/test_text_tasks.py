@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_jobs import start
 from tiny_models import save_tiny_pipeline
 
 from csd3d import run as jobs
@@ -90,10 +91,6 @@ export: {{video_frames: 3, mesh: {{resolution: 16, texture_size: 64, face_budget
 save_seconds: 0
 """)
     return path
-
-
-def start(config, folder, *overrides):
-    return jobs.start(config, list(overrides), folder, None, "cpu", stop=StopRequest())
 
 
 def pictures(folder):

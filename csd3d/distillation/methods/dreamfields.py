@@ -1,14 +1,14 @@
 """DreamFields: pictures pulled to a text by CLIP alone, without a diffusion model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.distillation.method import Host, Network, Predict, Query, Step
+from csd3d.distillation.method import FixedNetwork, Host, Network, Predict, Query, Step
 from csd3d.errors import InputError
 from csd3d.registry import register
 from csd3d.schema import Within, path_key
@@ -83,8 +83,8 @@ def crop_pictures(x: Tensor, places: Tensor, smallest: float) -> list[Tensor]:
     return found
 
 
-class ClipNetwork:
-    """∂/∂x of −⟨E_I(x), E_T(y)⟩ as a `Network`; its queries have pictures [N, 3, S, S] as z_t. Nothing is trained."""
+class ClipNetwork(FixedNetwork):
+    """∂/∂x of −⟨E_I(x), E_T(y)⟩ as a network; its queries have pictures [N, 3, S, S] as z_t."""
 
     def __init__(self, clip: "ClipModel") -> None:
         self.clip = clip
@@ -102,13 +102,3 @@ class ClipNetwork:
             loss = -(self.clip.image_tower(x) * self.embed(query.prompts)).sum()
             (gradient,) = torch.autograd.grad(loss, x)
         return gradient
-
-    def reset(self, generator: torch.Generator) -> None: ...
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -1,14 +1,13 @@
 """LMC-SDS: SDS against the expected reconstruction of a picture as good as the render."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from csd3d.distillation.guidance import guided, guided_queries
-from csd3d.distillation.method import Host, Network, Query, Step
+from csd3d.distillation.method import FixedNetwork, Host, Network, Query, Step
 from csd3d.distillation.noise import implied_noise
 from csd3d.errors import InputError
 from csd3d.registry import register
@@ -48,8 +47,8 @@ class LMC:
         return guided(eps, step) - implied_noise(step.z_t, eps["expected"], step.alpha_bar)
 
 
-class ExpectedNetwork:
-    """b_ψ(z, t) as a `Network`; its queries have the clean z as z_t. Nothing is trained."""
+class ExpectedNetwork(FixedNetwork):
+    """b_ψ(z, t) as a network; its queries have the clean z as z_t."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -57,13 +56,3 @@ class ExpectedNetwork:
     @torch.no_grad()
     def answer(self, query: Query) -> Tensor:
         return self.model(query.z_t, query.t)
-
-    def reset(self, generator: torch.Generator) -> None: ...
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
