@@ -1,8 +1,9 @@
-"""`python -m benchmarks.referee tune|run|table --level 1|2|3|strips|videos`: see docs/referee.md.
+"""`python -m benchmarks.referee tune|run|table|page --level 1|2|3|strips|videos`: see docs/referee.md.
 
 tune   every trial of every row on the tuning scenes; the best are kept in benchmarks/results/referee-tuning-N.json
 run    the rows with their best trials on the level's scenes, instructions and seeds
 table  the tables of what has run, as Markdown
+page   those of all levels, written into docs/referee-results.md below its summary, which is kept
 
 Edits that are done are not done again, so each command goes on where it was stopped. --jobs N runs N scenes at once.
 """
@@ -24,6 +25,8 @@ from csd3d.world.language import find_edit
 
 RESULTS = Path(__file__).parents[1] / "results"
 WORK = Path("outputs/referee")
+PAGE = Path(__file__).parents[2] / "docs" / "referee-results.md"
+TABLES = "<!-- tables: what stands below is written by `python -m benchmarks.referee page` -->"
 
 
 def tuning_level(level: Level) -> Level:
@@ -114,19 +117,33 @@ def results_file(level: int | str) -> Path:
     return RESULTS / f"referee-level-{level}.jsonl"
 
 
+def write_page(path: Path) -> None:
+    """Write the tables of all levels that have run; what stands above them is kept."""
+    summary = path.read_text(encoding="utf-8").partition(TABLES)[0]
+    parts = [
+        f"## {str(level.number).capitalize() if level.clip else f'Level {level.number}'}: {level.title}\n\n"
+        f"{tables(results_file(level.number), every_row(level))}\n"
+        for level in LEVELS.values()
+        if results_file(level.number).exists()
+    ]
+    write_text(path, "\n".join([summary + TABLES + "\n", *parts]))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "run", "table"))
-    parser.add_argument(
-        "--level", type=lambda text: int(text) if text.isdigit() else text, choices=tuple(LEVELS), required=True
-    )
+    parser.add_argument("what", choices=("tune", "run", "table", "page"))
+    parser.add_argument("--level", type=lambda text: int(text) if text.isdigit() else text, choices=tuple(LEVELS))
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--scenes", nargs="+", help="only these scenes")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
+    if args.what == "page":
+        return write_page(PAGE)
+    if args.level is None:
+        parser.error(f"--level: give one of {', '.join(map(str, LEVELS))}")
     level = LEVELS[args.level]
     level = replace(level, scenes=tuple(args.scenes or level.scenes), seeds=tuple(args.seeds or level.seeds))
     rows = rows_of(level, args.rows)
