@@ -158,7 +158,8 @@ def tell_untuned(level: Level, rows: dict[str, Row]) -> None:
     tuned = tuned_rows(tuning_file(level.number))
     for name, row in rows.items():
         row = every_row(level)[row.of] if row.of else row
-        if row.trials and [each["trial"] for each in tuned.get(row.name, {}).get("trials", ())] != list(row.trials):
+        known = {as_text(each["trial"]) for each in tuned.get(row.name, {}).get("trials", ())}
+        if row.trials and known != {as_text(trial) for trial in row.trials}:
             print(f"{name}: its trials are not tuned; tune --level {level.number} --rows {row.name}", file=sys.stderr)
 
 

@@ -30,10 +30,10 @@ PLACE = ("scene", "instruction", "seed")
 
 def tables(path: Path, rows: dict[str, Row]) -> str:
     """All tables of a level's lines; InputError where there are none, or lines that are not of this version."""
-    lines = read_lines(path, ("row", *PLACE, "kind"), VERSION)
+    lines = read_lines(path, ("row", *PLACE), VERSION)
     if not lines:
         raise InputError(f"{path}: no lines yet; `python -m benchmarks.referee run` makes them")
-    for line, key in ((line, key) for line in lines for key in ("psnr", "answers")):
+    for line, key in ((line, key) for line in lines for key in ("kind", "psnr", "answers")):
         if "error" not in line and line.get(key) is None:
             raise InputError(f"{path}: {line['row']} on {line['scene']}, {line['instruction']!r}: has no {key}")
     failed = [line for line in lines if "error" in line]
