@@ -98,7 +98,8 @@ class LineShare(ABC):
         missing = [one for one in self.asked if as_text(one.identity) not in done]
         if missing:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            cut_off = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
+            written = self.file.read_bytes() if self.file.exists() else b""
+            cut_off = written and not written.endswith(b"\n")
             with self.file.open("a") as file:
                 file.write("\n" if cut_off else "")
                 for line in self.lines(missing):

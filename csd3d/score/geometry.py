@@ -178,4 +178,6 @@ def _png(path: Path, where: str) -> np.ndarray:
     picture = read_image(path)
     if picture.bits != 16:
         raise InputError(f"{where}: {path}: has 8 bits a pixel; expected a depth map of 16")
+    if picture.notes or (picture.rgb != picture.rgb[:, :, :1]).any():  # read as colours, these were other numbers
+        raise InputError(f"{where}: {path}: is a picture in colours; expected a depth map of one channel, no profile")
     return np.round(picture.rgb[:, :, 0] * 65535.0).astype(np.uint16)

@@ -249,6 +249,8 @@ def test_lines_that_are_damaged_are_made_again(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(work, "Bench", lambda *_: Stub(done))
     share = Share(LEVEL, "duck", asked_of("a"), tmp_path)
+    share.file.parent.mkdir()
+    share.file.touch()  # as when it was stopped before its first line
     share()
     first, second, third = share.file.read_bytes().splitlines()
     old = json.dumps(json.loads(first) | {"version": "referee-0"}).encode()

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 
+import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -327,6 +328,11 @@ def test_depth_that_is_missing_or_shallow(ball, tmp_path, capsys):
     assert "has no 00.npy or 00.png, and 0 maps in all" in capsys.readouterr().err
     assert score(*words, ball / "before") == 2
     assert "has 8 bits a pixel; expected a depth map of 16" in capsys.readouterr().err
+    normals = np.full((SIZE, SIZE, 3), (1000, 2000, 3000), np.uint16)
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / f"{i:02}.png"), normals)
+    assert score(*words, tmp_path) == 2
+    assert "is a picture in colours; expected a depth map of one channel" in capsys.readouterr().err
 
 
 def test_a_picture_beside_an_array_of_depth_is_left_alone(ball, tmp_path, capsys):
