@@ -40,14 +40,19 @@ def path_of(text: str) -> Path:
     """A path from the command line, as argparse's `type`: one that files can have and that can be written as UTF-8."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")  # it would be the current folder
+    if not is_utf8(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.200} is not UTF-8; rename it")
+    if max(len(part.encode()) for part in text.split("/")) > 255 or len(text.encode()) > 4000:
+        raise argparse.ArgumentTypeError(f"{text[:40]}… cannot be a path: it is too long")
     try:
-        if max(len(part.encode()) for part in text.split("/")) > 255 or len(text.encode()) > 4000:
-            raise argparse.ArgumentTypeError(f"{text[:40]}… cannot be a path: it is too long")
         return Path(text).expanduser()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r:.200} is not UTF-8; rename it") from None
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text}: there is no such user, whose home this would be in") from None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the bytes of a word of the command line are UTF-8; Python keeps others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_new_file(path: Path | None, option: str) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from csd3d.arguments import Parser, check_new_file, path_of, show
+from csd3d.arguments import Parser, check_new_file, is_utf8, path_of, show
 from csd3d.devices import FORMS, choose_device
 from csd3d.errors import InputError, one_line
 from csd3d.files import write_text
@@ -90,16 +90,31 @@ def _check(args: argparse.Namespace, parser: Parser) -> None:
         parser.error(f"--depth-unit: {args.depth_unit:g}; expected a positive number")
     if args.captions and args.clip == NONE:
         parser.error("--captions are compared by a CLIP; leave out --clip none")
-    if args.captions and not all(text.strip() for text in args.captions):
-        parser.error("--captions: expected two texts, got an empty one")
+    if args.captions and not all(text.strip() and is_utf8(text) for text in args.captions):
+        parser.error("--captions: expected two texts of UTF-8, got an empty one or other bytes")
+    if not args.clip:
+        parser.error(f"--clip: expected a name, got nothing; {NONE} leaves CLIP out")
+    given = [args.before, args.after, *args.truth, *(path for path in (args.cameras, args.depth) if path)]
     for name, path in (("--json", args.json), ("--page", args.page)):
         check_new_file(path, name)
+        if path is not None and path.exists() and any(_would_lose(path, each) for each in given):
+            raise InputError(
+                f"{name}: {path} is one of the pictures that are judged, or belongs to them; choose another"
+            )
     if args.json is not None and args.page is not None and args.json.resolve() == args.page.resolve():
         raise InputError(f"--json and --page: both are {args.json}; give each a file of its own")
     if args.clip.startswith("open_clip:") and importlib.util.find_spec("open_clip") is None:
         from csd3d.metrics.clip import INSTALL
 
         raise InputError(f"--clip: {args.clip} needs the package open_clip_torch, which is not installed: {INSTALL}")
+
+
+def _would_lose(path: Path, given: Path) -> bool:
+    """Whether writing a file would replace an input: that itself, or a picture or depth map in its folder."""
+    from csd3d.media.videos import SUFFIXES
+
+    inside = path.resolve().parent == given.resolve() and path.suffix.lower() in (*SUFFIXES, ".npy")
+    return inside or path.resolve() == given.resolve()
 
 
 def _written(path: Path, option: str, write) -> None:
