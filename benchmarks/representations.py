@@ -23,7 +23,7 @@ import imageio.v3 as iio
 import torch
 from torch import Tensor
 
-from benchmarks.edit_scene import SCENES
+from benchmarks.referee import protocol
 from benchmarks.runs import cell, provenance
 from csd3d.config import load_config
 from csd3d.datasets import Capture, SceneConfig, load_capture
@@ -33,12 +33,18 @@ from csd3d.representations.base import open_scene
 from csd3d.representations.fit import Pictures
 from csd3d.tasks.edit_scene import EditSceneConfig
 from csd3d.world.dataset import write_capture
+from csd3d.world.scene import Scene
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = "hashgrid, small steps"
 FIRST_STEPS = {"hashgrid": 40, SMALL: 60, "splats": 100}  # of the fit that measures the pace for the first budget
 GOAL = 27.0  # dB held out, for the fox
 SHOWN = 2  # held-out views that --views keeps of a fit
+SCENES = {
+    **{name: protocol.SCENES[name] for name in ("duck", "mug", "chair", "robot")},
+    "donut": Scene("donut", "purple", "checks", "yellow", "metal", "mint", azimuth_deg=45, sun_azimuth_deg=200),
+    "house": Scene("house", "red", "stripes", time="sunset", sky="gradient", azimuth_deg=60, sun_elevation_deg=25),
+}
 
 
 @dataclass(frozen=True)
