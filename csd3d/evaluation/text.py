@@ -9,6 +9,7 @@ Symbols: V views, D embedding dimensions, K texts.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -142,8 +143,16 @@ def before_plain(config, model: SceneModel, views: Rendered, cameras: Cameras, b
     return SeenAsset(*parts, cameras.to("cpu"), backdrop, model.density, box)
 
 
-def evaluate_objects(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], dict[str, list[str]]]:
-    """Figures of every method's assets against the nearest right objects, and these in words; empty if none are known.
+@dataclass(frozen=True)
+class NearestObjects:
+    """The right objects that are nearest to a method's N assets: in words, and the signed distance to each of them."""
+
+    names: list[str]
+    distances: list[Callable[[Tensor], Tensor]]  # points [P, 3] -> [P], world units, negative inside
+
+
+def evaluate_objects(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], dict[str, NearestObjects]]:
+    """Figures of every method's assets against the nearest right objects, and these; empty if none are known.
 
     Figures are means over the assets that have them.
     """
@@ -151,14 +160,16 @@ def evaluate_objects(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, 
     truth = text_truth(config.prompt) if job.prior.knows else None
     objects = truth.right_objects(config.prompt) if hasattr(truth, "right_objects") else None
     figures: dict[str, dict] = {name: {} for name in views}
-    names: dict[str, list[str]] = {}
+    nearest: dict[str, NearestObjects] = {}
     for name, seen in views.items() if objects else ():
         judged = [judge_asset(one, objects, config.evaluate.candidates, config.seed) for one in seen.plain]
-        names[name] = [objects.name(thing) for _, thing in judged]
+        things = [thing for _, thing in judged]
+        distances = [partial(objects.distance, thing) for thing in things]
+        nearest[name] = NearestObjects([objects.name(thing) for thing in things], distances)
         for key in judged[0][0]:
             known = [found[key] for found, _ in judged if found[key] is not None]
             figures[name][key] = _mean(known) if known else None
-    return figures, names
+    return figures, nearest
 
 
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:
