@@ -7,6 +7,7 @@ python launch.py sweep FILE.yaml --jobs 2               many runs, one table
 python launch.py score BEFORE/ AFTER/                   how good an edit is, of any system
 python launch.py doctor                                 what is installed and works
 python launch.py keys edit_scene                        the keys of a task, a method, an editor
+python launch.py vocabulary                             the words that the models which ship know
 """
 
 import argparse
@@ -80,6 +81,7 @@ def epilog() -> str:
         "many runs, and one table of them: csd3d sweep FILE.yaml (docs/many-machines.md)",
         "how good an edit is, of any system: csd3d score BEFORE/ AFTER/ (docs/score.md)",
         "what is installed and works on this machine: csd3d doctor",
+        "the words that the models which ship know: csd3d vocabulary",
         "camera poses for a film or a folder of photos: csd3d process FILM --output DIR (docs/captures.md)",
         "",
         "configs (each file has the most used keys; a run writes all its keys to its config.yaml):",
@@ -146,7 +148,7 @@ def check_word(word: str) -> None:
     if is_run or word.endswith((".yaml", ".yml")):
         option = "--resume" if is_run else "--config"
         raise InputError(f"csd3d {word}: a job begins with an option, such as {option} {word}; see csd3d --help")
-    known = ["process", "sweep", "score", "doctor", "keys", *WORDS]
+    known = ["process", "sweep", "score", "doctor", "vocabulary", "keys", *WORDS]
     if "=" not in word:
         near = f"did you mean csd3d {closest(word, known)}?"
         raise InputError(f"csd3d {word}: there is no such command; {near} Known: {', '.join(known)}, and --help")
@@ -178,6 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from csd3d import doctor
 
             return doctor.main(argv[1:])
+        if argv and argv[0] == "vocabulary":
+            from csd3d import vocabulary
+
+            return vocabulary.main(argv[1:])
         if argv and not argv[0].startswith("-"):  # a job begins with an option
             from csd3d import catalogue
 

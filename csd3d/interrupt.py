@@ -10,20 +10,24 @@ MESSAGE = b"\nStopping: finishing with what there is (Ctrl+C again aborts at onc
 
 
 class StopRequest:
-    """`with StopRequest() as stop: ... if stop.requested: break`; catches SIGINT while open, in the main thread."""
+    """`with StopRequest() as stop: ... if stop.requested: break`; catches SIGINT while open, in the main thread.
 
-    def __init__(self) -> None:
+    `StopRequest(signal.SIGINT, signal.SIGTERM)` catches these two.
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
         self.requested = False
-        self._previous: Any = None
+        self._signals = signals or (signal.SIGINT,)
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
         if self.requested:

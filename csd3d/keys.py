@@ -54,9 +54,11 @@ def key_table(schema: type, prefix: str = "", base: Any = None) -> list[Key]:
         name, annotation = join(prefix, field.name), hints[field.name]
         default = default_of(field) if base is None else getattr(base, field.name)
         section = section_of(annotation)
-        if section not in (None, annotation) and default is not None:  # it can be null
-            rows.append(Key(name, describe(annotation), "{…}", comments.get(field.name, "")))
-        if section is not None and mark_of(annotation) is None and default is not None:
+        listed = section is not None and mark_of(annotation) is None
+        if section not in (None, annotation) and (listed or default is not None):  # it can be null
+            shown = "null" if default is None else "{…}"
+            rows.append(Key(name, describe(annotation), shown, comments.get(field.name, "")))
+        if listed:
             rows += key_table(section, name, default if isinstance(default, section) else None)
             continue
         chosen = default if isinstance(default, Chosen) else None

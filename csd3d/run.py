@@ -169,17 +169,24 @@ def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()
     from csd3d.devices import unusable_card
     from csd3d.engine.out_of_memory import told_memory
     from csd3d.tasks import runner
+    from csd3d.vocabulary import unknown_words
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
+    told = [*warnings, *unknown_words(job.prior, texts_of(job.config)), *getattr(job.config, "ignored", ())]
     card = unusable_card() if job.asked_device == "auto" and job.device.type == "cpu" else None
     with logging_to(folder):
         for line in banner(job):
             logger.info("%s", line)
-        for line in (*([card] if card else []), *warnings, *getattr(job.config, "ignored", ())):
+        for line in (*([card] if card else []), *told):
             logger.warning("%s", line)
         with told_memory(job.config, job.device, job):
             runner.run(job)
         logger.info("done after %.0f s; results in %s", time.monotonic() - started, folder)
+
+
+def texts_of(config: Any) -> list[str]:
+    """The prompts or instructions of a job, and what its source shows."""
+    return [config.told, getattr(getattr(config, "source", None), "prompt", "")]
 
 
 def banner(job: Any) -> list[str]:

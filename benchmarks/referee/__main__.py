@@ -9,18 +9,17 @@ Edits that are done are not done again, so each command goes on where it was sto
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.lines import as_text, do_shares, keep_lines, merged
 from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, Instruction, Level
-from benchmarks.referee.rows import CANVAS_FILE, FILE, Row, as_text, merged, read_rows
+from benchmarks.referee.rows import CANVAS_FILE, FILE, Row, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import ALL_SCENES, Asked, Share
 from benchmarks.runs import provenance
 from csd3d.files import write_text
-from csd3d.sweep.work import executors, outcome
 from csd3d.world.language import find_edit
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -70,21 +69,7 @@ def do(level: Level, asked: Sequence[Asked], work: Path, jobs: int) -> list[dict
         Share(level, scene, [one for one in asked if applies(level, scene, one.instruction)], work)
         for scene in level.scenes
     ]
-    waiting, running = list(shares), {}
-    start = executors(work / "logs", "local", {}, jobs)
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            slot = next(i for i in range(jobs) if i not in running)
-            running[slot] = start(slot).submit(waiting[0]), waiting.pop(0)
-        time.sleep(1)
-        for slot, (job, share) in [(slot, pair) for slot, pair in running.items() if pair[0].done()]:
-            del running[slot]
-            problem, _ = outcome(job)
-            print(f"level {level.number}, {share.scene}: {problem or 'done'}", flush=True)
-    wanted = [{as_text(one.identity) for one in share.asked} for share in shares]
-    return [
-        line for share, keys in zip(shares, wanted, strict=True) for key, line in share.done().items() if key in keys
-    ]
+    return do_shares(shares, work / "logs", jobs, f"level {level.number}")
 
 
 def tune(level: Level, rows: dict[str, Row], work: Path, jobs: int) -> None:
@@ -119,7 +104,7 @@ def best_keys(rows: dict[str, Row], level: Level) -> dict[str, dict]:
         if row.of:
             return merged(keys(every[row.of]), row.editor)
         found = tuned.get(row.name)
-        return row.keys(row.trials[found["best"]]) if found and row.trials else dict(row.editor)
+        return row.keys(found["trials"][found["best"]]["trial"]) if found and row.trials else dict(row.editor)
 
     return {name: keys(row) for name, row in rows.items()}
 
@@ -150,11 +135,7 @@ def main() -> None:
     if args.what == "run":
         asked = [one for name, keys in best_keys(rows, level).items() for one in ask(level, name, keys)]
         lines = do(level, asked, args.work, args.jobs)
-        path = results_file(level.number)
-        kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-        own = {(line["row"], line["scene"], line["instruction"], line["seed"]) for line in lines}
-        kept = [line for line in kept if (line["row"], line["scene"], line["instruction"], line["seed"]) not in own]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept + lines))
+        keep_lines(results_file(level.number), lines, ("row", "scene", "instruction", "seed"))
     print(tables(results_file(level.number), every_row(level)))
     return None
 

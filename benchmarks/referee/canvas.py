@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.lines import measured
 from benchmarks.referee.inputs import compare
 from benchmarks.referee.protocol import Level
 from csd3d import registry
@@ -65,7 +66,7 @@ class CanvasBench:
 
     def edit(self, one: Any) -> dict[str, Any]:
         """The line of an edit, of an `Asked`."""
-        return one.line(lambda: self.measured(one))
+        return measured(one.identity | {"kind": one.kind}, lambda: self.measured(one))
 
     def measured(self, one: Any) -> dict[str, Any]:
         """What is measured of an edit."""

@@ -1,6 +1,5 @@
 """The rows of the referee's tables: read from rows.yaml, and made into editors with their keys."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.lines import merged
 from csd3d.editors.scene import SceneEditor
 from csd3d.run import read
 
@@ -45,15 +45,6 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
     return rows
 
 
-def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `change`, at any depth; null or a value in `change` replaces a mapping."""
-    found = dict(base)
-    for key, value in change.items():
-        inner = found.get(key)
-        found[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return found
-
-
 @cache
 def editor_of(keys: str) -> SceneEditor:
     """The editor with these keys, in JSON, for views alone: its rounds follow each other without a fit between them.
@@ -70,8 +61,3 @@ def count_updates(editor: SceneEditor, views: int) -> int:
     if hasattr(editor, "edits_per_view"):
         return max(1, round((editor.edits_per_view or 1) * views))
     return getattr(editor, "rounds", 1)
-
-
-def as_text(keys: Mapping[str, Any]) -> str:
-    """Keys as one line of JSON, which is YAML too."""
-    return json.dumps(keys, sort_keys=True)

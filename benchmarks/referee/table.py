@@ -1,12 +1,11 @@
 """The referee's tables, in Markdown: a row a method, and the paired differences of CSD-Edit and the other rows."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.lines import Lines, difference, mean, paired, read_lines, spread
 from benchmarks.referee.rows import Row
-from benchmarks.runs import cell
-from benchmarks.statistics import Interval, bootstrap
+from benchmarks.statistics import bootstrap
 
 FIGURES = {
     "psnr": ("PSNR to one answer, dB", 2),
@@ -20,20 +19,22 @@ FIGURES = {
     "evaluations": ("evaluations", 0),
     "seconds": ("seconds", 1),
 }
+CLAIMS = ("psnr", "agree", "warped_error", "detail")  # what `claims` compares
+ALONE = "csd_edit_alone_shared"  # ours without collaboration
 KINDS = ("several answers", "one answer", "geometry", "several at once", "nothing")
 OURS = "csd_edit"
-Lines = Sequence[dict]
+PLACE = ("scene", "instruction", "seed")
 
 
 def tables(path: Path, rows: dict[str, Row]) -> str:
     """All tables of a level's lines."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = read_lines(path)
     failed = [line for line in lines if "error" in line]
     lines = [line for line in lines if "error" not in line]
     present = [name for name in rows if any(line["row"] == name for line in lines)]
     parts = [overview(lines, present, rows), by_kind(lines, present, rows)]
     if OURS in present:
-        parts.append(differences(lines, present, rows))
+        parts += [differences(lines, present, rows), claims(lines, present, rows)]
     parts += [f"`{line['row']}` raised on {line['scene']}, {line['instruction']!r}: {line['error']}" for line in failed]
     return "\n\n".join(parts)
 
@@ -66,43 +67,57 @@ def by_kind(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
 
 def differences(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
     """CSD-Edit minus every other row, on the same inputs: mean and interval; bold where it is clear of 0."""
-    kinds: dict[str, Callable[[dict], bool]] = {
-        "several answers": lambda line: line["kind"] in ("several answers", "several at once") and line["answers"] > 1,
-        "one answer": lambda line: line["answers"] == 1,
-        "all": lambda line: True,
-    }
-    out = [f"| CSD-Edit minus …, dB | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
+    out = [f"| CSD-Edit minus …, dB | {' | '.join(CHOSEN)} |", "|" + "---|" * (len(CHOSEN) + 1)]
     for name in present:
         if name != OURS:
-            cells = [difference(lines, name, chosen) for chosen in kinds.values()]
+            pairs = paired(lines, OURS, name, "psnr", PLACE)
+            cells = [
+                difference([pair for pair in pairs if chosen(pair[0])], "psnr", "scene") for chosen in CHOSEN.values()
+            ]
             out.append(f"| {rows[name].title} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
-def paired(lines: Lines, a: str, b: str, key: str = "psnr") -> list[tuple[dict, dict]]:
-    """The lines of rows a and b for the same inputs, where both have the figure."""
-    place = lambda line: (line["scene"], line["instruction"], line["seed"])  # noqa: E731
-    other = {place(line): line for line in lines if line["row"] == b and line.get(key) is not None}
-    own = [line for line in lines if line["row"] == a and line.get(key) is not None]
-    return [(line, other[place(line)]) for line in own if place(line) in other]
+def claims(lines: Lines, present: Sequence[str], rows: dict[str, Row]) -> str:
+    """CSD-Edit against the best baseline of equal cost and against itself without collaboration, figure by figure."""
+    few = [line for line in lines if several(line)]
+    equal = [name for name in present if not (name.startswith(OURS) or rows[name].free)]
+    baselines = [name for name in equal if paired(few, OURS, name, "psnr", PLACE)]
+    best = max(baselines, key=lambda name: psnr_beside(few, name), default=None)
+    others = [name for name in (best, ALONE if ALONE in present else None) if name]
+    out = [
+        "| several answers: CSD-Edit; other; difference | PSNR, dB | agree | warped error | detail |",
+        "|---|---|---|---|---|",
+    ]
+    for name in others:
+        cells = [compared(few, name, key) for key in CLAIMS]
+        out.append(f"| {rows[name].title}{' (the best baseline)' if name == best else ''} | {' | '.join(cells)} |")
+    return "\n".join(out)
 
 
-def difference(lines: Lines, name: str, chosen: Callable[[dict], bool]) -> str:
-    """One cell of `differences`."""
-    pairs = [pair for pair in paired(lines, OURS, name) if chosen(pair[0])]
+def several(line: dict) -> bool:
+    """Whether a line's instruction has several right answers."""
+    return line["kind"] in ("several answers", "several at once") and line["answers"] > 1
+
+
+CHOSEN: dict[str, Callable[[dict], bool]] = {
+    "several answers": several,
+    "one answer": lambda line: line["answers"] == 1,
+    "all": lambda line: True,
+}
+
+
+def psnr_beside(lines: Lines, name: str) -> float:
+    """A row's mean PSNR on the inputs that CSD-Edit has lines of too."""
+    found = [other["psnr"] for _, other in paired(lines, OURS, name, "psnr", PLACE)]
+    return sum(found) / len(found)
+
+
+def compared(lines: Lines, name: str, key: str) -> str:
+    """One cell of `claims`: both means on the same inputs, and their difference with its interval."""
+    pairs = paired(lines, OURS, name, key, PLACE)
     if not pairs:
         return "–"
-    found = bootstrap([a["psnr"] - b["psnr"] for a, b in pairs], [a["scene"] for a, _ in pairs])
-    text = f"{found.mean:+.2f} ({found.low:+.2f} … {found.high:+.2f})"
-    return f"**{text}**" if found.clear_of_zero else text
-
-
-def spread(found: Interval) -> str:
-    """A mean with its interval."""
-    return f"{found.mean:.2f} ({found.low:.2f} … {found.high:.2f})"
-
-
-def mean(lines: Lines, key: str, digits: int) -> str:
-    """The mean of a figure over the lines that have it."""
-    values = [line[key] for line in lines if line.get(key) is not None]
-    return cell(sum(values) / len(values) if values else None, digits)
+    digits = FIGURES[key][1]
+    means = (f"{sum(side[key] for side in sides) / len(pairs):.{digits}f}" for sides in zip(*pairs, strict=True))
+    return "; ".join([*means, difference(pairs, key, "scene", digits)])

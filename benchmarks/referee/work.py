@@ -1,31 +1,27 @@
 """Does the edits of a level, scene by scene: each edit is a line of JSON in the scene's file, and is done once."""
 
 import json
-import logging
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from benchmarks.lines import LineShare, measured, rounded
 from benchmarks.referee.canvas import CanvasBench
 from benchmarks.referee.inputs import Input, judge, open_capture
 from benchmarks.referee.protocol import SCENES, TUNING_SCENES, VERSION, Level
-from benchmarks.referee.rows import CONFIG, as_text, count_updates, editor_of
+from benchmarks.referee.rows import CONFIG, count_updates, editor_of
 from benchmarks.referee.views import edit_views
 from benchmarks.referee.whole import Whole, judge_whole
 from csd3d.editors.scene import SceneSource
-from csd3d.errors import one_line
 from csd3d.evaluation.views import SourceViews, judge_views, prepare_views
 from csd3d.metrics import load_clip
 from csd3d.priors import load_prior
 from csd3d.run import read
 from csd3d.world.language import caption
 
-logger = logging.getLogger("csd3d")
 EVERY = 3  # levels of views alone take each third training view: 12 of 36
 PROXY_SEEDS = (0,)  # edits with these seeds are also judged by what needs no truth
 ALL_SCENES = {**SCENES, **TUNING_SCENES}
@@ -46,19 +42,12 @@ class Asked:
         """What makes two edits of a scene the same."""
         return {"row": self.row, "editor": json.loads(self.keys), "instruction": self.instruction, "seed": self.seed}
 
-    def line(self, figures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The edit with its figures; if making them raises, with the error and no figures."""
-        line = self.identity | {"kind": self.kind}
-        try:
-            return line | figures()
-        except Exception as error:  # of any editor, also those of plugins
-            logger.debug("%s", traceback.format_exc())
-            return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
-
 
 @dataclass
-class Share:
-    """The edits of one scene, as a process of its own does them. Call it again to go on where it was stopped."""
+class Share(LineShare):
+    """The edits of one scene, as a process of its own does them."""
+
+    KEYS: ClassVar[tuple[str, ...]] = ("row", "editor", "instruction", "seed")
 
     level: Level
     scene: str
@@ -66,35 +55,12 @@ class Share:
     work: Path
 
     @property
+    def name(self) -> str:
+        return self.scene
+
+    @property
     def file(self) -> Path:
-        """Where the lines go."""
         return self.work / f"level-{self.level.number}" / f"{self.scene}.jsonl"
-
-    def __call__(self) -> str:
-        """Do what is not done yet; return "", for csd3d.sweep.work."""
-        torch.set_num_threads(1)
-        done = self.done()
-        missing = [one for one in self.asked if as_text(one.identity) not in done]
-        if missing:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            cut_off = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
-            with self.file.open("a") as file:
-                file.write("\n" if cut_off else "")
-                for line in self.lines(missing):
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-        return ""
-
-    def done(self) -> dict[str, dict[str, Any]]:
-        """The lines so far, by the identity of their edit; a line that was cut off does not count."""
-        found = {}
-        for text in self.file.read_text().splitlines() if self.file.exists() else ():
-            try:
-                line = json.loads(text)
-                found[as_text({key: line[key] for key in ("row", "editor", "instruction", "seed")})] = line
-            except (ValueError, KeyError):
-                continue
-        return found
 
     def lines(self, missing: Sequence[Asked]) -> Iterator[dict[str, Any]]:
         """Do the edits, those of one instruction together."""
@@ -103,7 +69,7 @@ class Share:
         for instruction in dict.fromkeys(one.instruction for one in missing):
             for one in missing:
                 if one.instruction == instruction:
-                    yield {"version": VERSION, "level": level.number, "scene": scene} | _rounded(bench.edit(one))
+                    yield {"version": VERSION, "level": level.number, "scene": scene} | rounded(bench.edit(one))
 
 
 class Bench:
@@ -128,7 +94,7 @@ class Bench:
 
     def edit(self, one: Asked) -> dict[str, Any]:
         """The line of an edit."""
-        return one.line(lambda: self.figures(one))
+        return measured(one.identity | {"kind": one.kind}, lambda: self.figures(one))
 
     def figures(self, one: Asked) -> dict[str, Any]:
         """What is measured of an edit."""
@@ -156,8 +122,3 @@ class Bench:
         texts = [caption(scene) for scene in (self.given.scene, self.given.edit(instruction).answers[answer])]
         found = judge_views(replace(self.prepared, captions=self.clip.embed_texts(texts).cpu()), after)
         return {name: value for name, value in found.items() if name not in ("warped_error_before", "overlap")}
-
-
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with six digits, so that files stay small."""
-    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in figures.items()}

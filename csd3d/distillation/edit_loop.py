@@ -58,7 +58,9 @@ class CollaborativeEditConfig(DistillConfig):
                 f"settle is {self.settle} and batch {self.batch}: noise is kept of all particles; drop one"
             )
         if self.svgd is not None and self.svgd.space in ("coarse", "features"):
-            raise ValueError(f'svgd.space is "{self.svgd.space}", which is for assets of a text: choose noisy or clean')
+            raise ValueError(
+                f'svgd.space is "{self.svgd.space}", which is for assets of a text: choose noisy, scaled or clean'
+            )
 
 
 _RULES = {

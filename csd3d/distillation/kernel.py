@@ -15,7 +15,7 @@ KERNELS = ("rbf", "imq")
 MEDIANS = ("median", "median_all")
 OF_MODEL = "model"  # the model's own γ, which `suits.suited` puts in its place
 NORMALIZATIONS = ("mean", "row")
-SPACES = ("noisy", "clean", "coarse", "features")
+SPACES = ("noisy", "scaled", "clean", "coarse", "features")
 MIN_RMS_DISTANCE = 1e-3  # latent units; gamma does not grow for particles closer than this
 MIN_RELATIVE_MEDIAN = 1e-4  # least median as a share of the mean d², for when more than half of the pairs coincide
 
@@ -31,7 +31,9 @@ class SVGDConfig:
     share: bool = True  # false: particles keep their own directions and only repel one another (RSD)
     repulsion: float = 1.0  # λ, 1 in SVGD; 0: none (SDS's random noise already repels once in expectation)
     normalize: str = "mean"  # mean: divide sums by N; row: by Σ_j k_ij, so that a step size holds for any N
-    space: str = "noisy"  # what d² compares: noisy z_t, clean z, coarse 4×4 means of z, or features of the pictures
+    # what d² compares: noisy z_t; scaled, √ᾱ z, which is z_t without its noise (the same where noise is shared);
+    # clean z; coarse 4×4 means of z; or features of the pictures
+    space: str = "noisy"
     compat: str = "corrected"  # official: as the authors' code: 1 for σ_t, median over N², condition scaled and sampled
 
     def __post_init__(self) -> None:

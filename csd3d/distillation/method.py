@@ -161,6 +161,7 @@ class Host(Protocol):
     """The part of a prior that a method uses to open its networks."""
 
     unet_evaluations: int
+    device: torch.device
 
     def lora(self, rank: int, generator: torch.Generator) -> Any:
         """A trainable score of the renders on the prior's own weights; InputError where it supports none."""
@@ -199,6 +200,7 @@ class Method(Protocol):
         needs       what a job must provide: "source" (z̃), "image" (an editing model)
         fixed       keys of `DistillConfig` that the method sets, such as SDI's weight; they override the config's. A
                     mapping under "svgd" overrides single keys of it
+        pictures    True if z are the pictures themselves, [N, 3, S, S] in [0, 1], which a network of its own judges
         perp_neg    True if Perp-Neg can be applied to its guided prediction
         noise(step, predict) -> Step          for a method with its own ε: the step with `eps`, and `kept` results
         open(prior) -> dict[str, Network]     its networks by name; InputError where the prior does not support them

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import PredictNoise, ddim_sample
+from csd3d.distillation.ddim import PredictNoise
+from csd3d.distillation.samplers import Sampler, sample
 
 Gather = Callable[[Tensor], Tensor]
 Scatter = Callable[[Tensor], Tensor]
@@ -40,11 +41,11 @@ def window_shares(weights: Tensor, canvas: Tensor, gather: Gather, scatter: Scat
 def fused_predictor(
     predict: PredictWindows, gather: Gather, scatter: Scatter, shares: Tensor, batch: int
 ) -> PredictNoise:
-    """A prediction for the canvas, Σ_i F_i^-1(S_i ε(F_i(z_t))), for samplers such as `ddim_sample`.
+    """A prediction for the canvas, Σ_i F_i^-1(S_i ε(F_i(z_t))), for `samplers.sample`.
 
     The paper fuses the windows after their step, as the minimiser of Σ_i |W_i (F_i(z) − Φ(F_i(z_t)))|² with one power
-    of W. A DDIM step is affine in ε and the same for all windows, so fusing ε is equivalent. `batch` windows are
-    predicted per call. With a single window it is exactly `predict`.
+    of W. A step of each sampler is affine in ε and the same for all windows, so fusing ε is equivalent. `batch` windows
+    are predicted per call. With a single window it is exactly `predict`.
     """
 
     def predict_canvas(z_t: Tensor, t: int) -> Tensor:
@@ -66,11 +67,13 @@ def multidiffusion_sample(
     scatter: Scatter,
     weights: Tensor,
     batch: int = 64,
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """Denoise the canvas `z_t` [F, C, H, W], at level timesteps[0], through the falling `timesteps` to ᾱ = 1.
 
-    Every step predicts all windows, fuses the predictions and takes one DDIM step of the whole canvas. Raises the
+    Every step predicts all windows, fuses the predictions and takes one step of the whole canvas. Raises the
     ValueErrors of `window_shares`.
     """
     shares = window_shares(weights, z_t, gather, scatter)
-    return ddim_sample(fused_predictor(predict, gather, scatter, shares, batch), z_t, alphas_cumprod, timesteps)
+    fused = fused_predictor(predict, gather, scatter, shares, batch)
+    return sample(fused, z_t, alphas_cumprod, timesteps, sampler)

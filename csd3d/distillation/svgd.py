@@ -197,8 +197,8 @@ def _sums(
         means = F.avg_pool2d(clean, COARSE)
         sums = stein_sums(directions, means, coefficient * by_chain_rule, config)
         return replace(sums, force=_spread(sums.force.view_as(means), clean).flatten(1))
-    particles = noisy if config.space == "noisy" else clean
-    coefficient = coefficient if config.space == "noisy" else coefficient * by_chain_rule
+    particles = {"noisy": noisy, "scaled": math.sqrt(alpha_bar) * clean, "clean": clean}[config.space]
+    coefficient = coefficient * by_chain_rule if config.space == "clean" else coefficient
     of = stein_sums if sharing is None else sharing.sums
     return of(directions, particles, coefficient, config)
 

@@ -31,6 +31,7 @@ from csd3d.canvas.windows import Cover, Windows, even_windows, gather, normalise
 from csd3d.distillation.ddim import ddim_timesteps
 from csd3d.distillation.method import Query
 from csd3d.distillation.multidiffusion import window_shares
+from csd3d.distillation.samplers import Sampler
 from csd3d.distillation.schedule import timestep
 from csd3d.engine.phase import Phase
 from csd3d.errors import InputError, at_key
@@ -44,6 +45,7 @@ class CanvasEditor(Protocol):
 
     edits                           what it can edit, of "picture" and "video"; default both
     regions                         True if it follows several instructions, each in its region (`Canvas.shares`)
+    inverts                         True if it starts from a DDIM inversion, and so must sample by DDIM
     own_canvas(canvas) -> Canvas    other latents of the same clip to work on
     check(prior)                    raises InputError for a prior it cannot use, before any work is done
     """
@@ -70,18 +72,19 @@ class CanvasPhase(Phase):
 
 @dataclass
 class Sampling:
-    """Settings of DDIM for all editors that sample; an editor's own keys of the same names override them."""
+    """Settings of all editors that sample; an editor's own keys of the same names override them."""
 
-    steps: Annotated[int, Within(1, 10_000)] = 50  # DDIM steps from `start` to a clean picture
+    steps: Annotated[int, Within(1, 10_000)] = 50  # steps from `start` to a clean picture
     start: float = 1.0  # noise level of the first step, a share of the schedule
     text_scale: float | None = None  # guidance by the instruction; null: the model's default
     image_scale: float | None = None  # guidance by the source picture; null: the model's default
+    sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
 
     def __post_init__(self) -> None:
         check_sampling(self)
 
     def timesteps(self, num_train_timesteps: int) -> list[int]:
-        """The timesteps of the DDIM steps, in falling order."""
+        """The timesteps of the steps, in falling order."""
         return ddim_timesteps(timestep(self.start, num_train_timesteps), self.steps)
 
 
@@ -90,6 +93,19 @@ def check_sampling(config: Any) -> None:
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"steps is {config.steps}: give at least 1")
     check_shares(config, "start")
+
+
+def check_samplers(sampling: Sampling, editors: Mapping[str, CanvasEditor]) -> None:
+    """Raise ValueError for an editor that would undo a DDIM inversion by another sampler."""
+    for name, editor in editors.items():
+        own = getattr(editor, "sampler", None)
+        if getattr(editor, "inverts", False) and (own or sampling.sampler) != "ddim":
+            key, base = "sampling.sampler", name.partition("+")[0]
+            key = f"editors.{base}.sampler" if own else key
+            raise ValueError(
+                f"{key} is {own or sampling.sampler!r}, but {name}, as set, starts from a DDIM inversion, which only "
+                f"DDIM undoes: set editors.{base}.sampler=ddim, or leave {name} out"
+            )
 
 
 def check_shares(config: Any, *keys: str) -> None:

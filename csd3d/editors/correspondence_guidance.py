@@ -10,9 +10,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import PredictNoise, ddim_sample, ddim_step, ddim_timesteps
+from csd3d.distillation.ddim import PredictNoise, ddim_step, ddim_timesteps
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
+from csd3d.distillation.samplers import Sampler
+from csd3d.distillation.samplers import sample as sample_by
 from csd3d.distillation.schedule import timestep
 from csd3d.editors.canvas import check_shares
 from csd3d.editors.matches import Matches, check_matches, matches_of
@@ -49,13 +51,14 @@ class CorrespondenceGuidance:
         compare: [correspondence_guidance]
     """
 
-    steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps from noise to a clean view
+    steps: Annotated[int, Within(1, 10_000)] = 20  # steps from noise to a clean view
+    sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
     start: float = 1.0  # noise level of the first step, a share of the schedule
     noise: str = "shared"  # noise of the views: shared by all, or independent (the paper)
     strength: Annotated[float, Within(0, 2)] = (
         1.0  # step along the loss's gradient; 1 takes views that match to their mean
     )
-    iterations: Annotated[int, Within(1, 1000)] = 1  # gradient steps in each DDIM step
+    iterations: Annotated[int, Within(1, 1000)] = 1  # gradient steps in each step of the sampler
     guide_from: float = 0.0  # share of the steps after which guidance begins
     guide_until: float = (
         0.8  # share of the steps after which it ends; to the last step it leaves speckles at silhouettes
@@ -125,7 +128,7 @@ class CorrespondenceGuidance:
             report({"t": float(t), **losses})
             return eps
 
-        return ddim_sample(predict, z_t, alphas, timesteps)
+        return sample_by(predict, z_t, alphas, timesteps, self.sampler)
 
 
 def view_predictor(edit: SceneEdit, rows: Tensor, text_scale: float, image_scale: float) -> PredictNoise:

@@ -6,9 +6,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_sample, ddim_timesteps
+from csd3d.distillation.ddim import ddim_timesteps
 from csd3d.distillation.method import Predict, Query
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.distillation.samplers import Sampler, sample
 from csd3d.distillation.schedule import timestep
 from csd3d.editors.key_views import EpipolarLines, KeyViewEditor, in_runs, key_views_first, layer_strides, one_of_each
 from csd3d.editors.sampled import INITS
@@ -22,7 +23,7 @@ from csd3d.schema import MOST_STEPS, Steps, Within
 @register("scene_editor", "dge", title="DGE-like, key views along epipolar lines")
 @dataclass(frozen=True)
 class DGE(KeyViewEditor):
-    """At each DDIM step key views are drawn, which attend to one another; all others take over their attention.
+    """At each step of sampling key views are drawn, which attend to one another; all others take over their attention.
 
     See `InjectedAttention` for the attention and `EpipolarLines` for the constraint; both act in every self-attention
     layer of the UNet. Then the scene is fitted. Unlike the authors' code (github.com/silent-chen/DGE):
@@ -42,6 +43,7 @@ class DGE(KeyViewEditor):
     epipolar_reach: Annotated[float, Within(0, 10_000)] = 1.0  # largest distance from the line, in pixels of a layer
     # noise level below which each view is denoised alone, a share of the schedule
     alone_below: Annotated[float, Within(0, 1)] = 0.1
+    sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
     rounds: Annotated[int, Within(0, MOST_STEPS)] = 1  # number of edits; the authors make a second one
     edit_every: Steps = 300  # steps of the fit between edits
     later_start: Annotated[float, Within(0, 1)] = 0.3  # `start` of later edits, which begin at renders of the scene
@@ -73,7 +75,7 @@ class DGE(KeyViewEditor):
             report({"t": float(t)})
             return guided(z_t, t)
 
-        edit.replace(rows, ddim_sample(predict, z_t, alphas, timesteps))
+        edit.replace(rows, sample(predict, z_t, alphas, timesteps, self.sampler))
 
     def predictor(self, edit: SceneEdit) -> Predict:
         """Predictions of all views; at each timestep from `alone_below` up, by attention to newly drawn key views."""

@@ -19,8 +19,8 @@ from csd3d.priors.attention import (
     AttentionFusion,
     AttentionMaps,
     CrossFrameAttention,
+    changed_attention,
     check_attention,
-    fused_attention,
     layer_sizes,
     map_shapes,
 )
@@ -49,6 +49,7 @@ class FateZero(Sampled):
     budget_gib: float = 2.0  # memory for maps, in GiB; it limits how many frames are edited at once
 
     edits: ClassVar[tuple[str, ...]] = ("video",)
+    inverts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +117,7 @@ class FateZero(Sampled):
             state.at("fuse", next(step))
             return guided(z_t, t)
 
-        with fused_attention(canvas.prior.unet, state):
+        with changed_attention(canvas.prior.unet, state):
             z_t = ddim_invert(record, z_source, canvas.prior.alphas_cumprod, timesteps[::-1])
             return ddim_sample(fuse, z_t, canvas.prior.alphas_cumprod, timesteps)
 

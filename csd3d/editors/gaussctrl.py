@@ -26,6 +26,7 @@ class GaussCtrl(KeyViewEditor):
     code (github.com/ActiveVisionLab/gaussctrl):
 
     * The model is InstructPix2Pix, which sees the photos; there, it is Stable Diffusion with a ControlNet of depth.
+    * Sampling undoes a DDIM inversion, so it is by DDIM alone.
     * The inversion is under the photo and the empty text; there, under a prompt that describes the scene.
     * It starts at the photos rather than at renders. Each key view is drawn from a run of views in order of azimuth;
       there, in the order of the capture.

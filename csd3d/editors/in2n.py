@@ -6,8 +6,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.distillation.samplers import Sampler, sample
 from csd3d.distillation.schedule import uniform_timestep
 from csd3d.editors.scene import Report, SceneEdit
 from csd3d.registry import register
@@ -33,7 +33,8 @@ class InstructNeRF2NeRF:
     edits_per_view: Annotated[float, Within(0, 10_000)] | None = None
     t_min: float = 0.02  # least noise level an edit starts from, a share of the schedule
     t_max: float = 0.98  # largest noise level an edit starts from, a share of the schedule
-    ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps of an edit
+    ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # steps of an edit, by `sampler`
+    sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default (the paper: 7.5)
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default (the paper: 1.5)
     noise: str = "independent"  # ε: independent (drawn for each edit, the paper) or shared by all edits
@@ -69,7 +70,7 @@ class InstructNeRF2NeRF:
         z = edit.encode(edit.render(rows))
         z_t = add_noise(z, self.draw(z, edit), alphas[timesteps[0]].item())
         guided = edit.guided(rows, self.text_scale, self.image_scale)
-        edit.replace(rows, ddim_sample(guided, z_t, alphas, timesteps))
+        edit.replace(rows, sample(guided, z_t, alphas, timesteps, self.sampler))
         report({"t": float(timesteps[0])})
 
     def draw(self, z: Tensor, edit: SceneEdit) -> Tensor:

@@ -114,3 +114,8 @@ class SampledFromSource(Sampled):
         super().__post_init__()
         if self.noise not in SOURCES:
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(SOURCES)}")
+
+    @property
+    def inverts(self) -> bool:
+        """Whether sampling starts from a DDIM inversion."""
+        return self.noise == "inversion"

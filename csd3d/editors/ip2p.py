@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_sample
 from csd3d.editors.canvas import Canvas, window_side
 from csd3d.editors.sampled import WINDOWS_AT_ONCE, SampledFromNoise
 from csd3d.priors import Prior
@@ -22,10 +21,10 @@ class IP2P(SampledFromNoise):
     """
 
     def sample(self, canvas: Canvas, generator: torch.Generator) -> Tensor:
-        images, timesteps = canvas.condition(), self.timesteps(canvas)
+        images = canvas.condition()
         windows = canvas.gather(self.start_latents(canvas, generator))
         edited = [
-            ddim_sample(self.guided(canvas, images[rows]), windows[rows], canvas.prior.alphas_cumprod, timesteps)
+            self.denoise(canvas, self.guided(canvas, images[rows]), windows[rows])
             for rows in torch.arange(len(windows)).split(WINDOWS_AT_ONCE)
         ]
         return canvas.merge(torch.cat(edited))

@@ -14,7 +14,7 @@ from csd3d.registry import register
 @register("canvas_editor", "ip2p_multidiffusion", title="InstructPix2Pix with MultiDiffusion")
 @dataclass(frozen=True)
 class MultiDiffusion(SampledFromNoise):
-    """InstructPix2Pix; the windows' guided predictions are averaged at every DDIM step.
+    """InstructPix2Pix; the windows' guided predictions are averaged at every step.
 
     compare: [ip2p_multidiffusion]
     """
@@ -34,4 +34,5 @@ class MultiDiffusion(SampledFromNoise):
             scatter=canvas.scatter,
             weights=canvas.weights,
             batch=WINDOWS_AT_ONCE,
+            sampler=self.sampling(canvas).sampler,
         )

@@ -6,8 +6,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_sample, ddim_timesteps
+from csd3d.distillation.ddim import ddim_timesteps
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.distillation.samplers import Sampler, sample
 from csd3d.distillation.schedule import timestep
 from csd3d.editors.canvas import check_shares
 from csd3d.editors.sampled import INITS
@@ -19,7 +20,7 @@ from csd3d.schema import Steps, Within
 @register("scene_editor", "one_shot", title="One-shot dataset update")
 @dataclass(frozen=True)
 class OneShot:
-    """Before the fit, edit every view by InstructPix2Pix's DDIM sampling, conditioned on its photo.
+    """Before the fit, edit every view by InstructPix2Pix's sampling, conditioned on its photo.
 
     Sampling starts from noise, or from the photo noised to `start`. With `edits_every` K, all views are edited again
     after every K steps of the fit, from renders of the scene noised to `start`, as in Instruct-GS2GS's released code:
@@ -32,8 +33,9 @@ class OneShot:
 
     edits_every: Steps | None = None  # steps of the fit between edits of all views; null: one edit, before the fit
     init: str = "noise"  # the first edit starts from: noise, or source (the photo noised to `start`)
-    start: float = 1.0  # noise level of the first DDIM step, a share of the schedule
-    ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # DDIM steps of an edit
+    start: float = 1.0  # noise level of the first step, a share of the schedule
+    ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # steps of an edit, by `sampler`
+    sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
     noise: str = "independent"  # ε: independent (drawn for each view) or shared by all views
@@ -57,7 +59,7 @@ class OneShot:
         for rows in torch.arange(edit.count).split(edit.prior.micro_batch):
             z_t = self.begin(edit, step, rows, eps[rows], alphas[timesteps[0]].item())
             guided = edit.guided(rows, self.text_scale, self.image_scale)
-            edit.replace(rows, ddim_sample(guided, z_t, alphas, timesteps))
+            edit.replace(rows, sample(guided, z_t, alphas, timesteps, self.sampler))
             report({"t": float(timesteps[0])})
 
     def begin(self, edit: SceneEdit, step: int, rows: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:

@@ -36,6 +36,7 @@ class Pix2Video(Sampled):
     guided_steps: float = 0.5  # share of the steps, from the first, in which frames are guided to the previous one
 
     edits: ClassVar[tuple[str, ...]] = ("video",)
+    inverts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

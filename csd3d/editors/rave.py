@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from csd3d.distillation.ddim import ddim_sample
 from csd3d.editors.canvas import Canvas
 from csd3d.editors.inversion import SampledFromSource, noised_source
 from csd3d.errors import InputError
@@ -49,7 +48,7 @@ class RAVE(SampledFromSource):
             def predict(z_t: Tensor, t: int, rows: Tensor = rows) -> Tensor:
                 return self.in_grids(canvas, images[rows], z_t, t, generator)
 
-            edited[rows] = ddim_sample(predict, z_t[rows], canvas.prior.alphas_cumprod, timesteps)
+            edited[rows] = self.denoise(canvas, predict, z_t[rows])
         return canvas.merge(edited)
 
     def in_grids(self, canvas: Canvas, images: Tensor, z_t: Tensor, t: int, generator: torch.Generator) -> Tensor:

@@ -1,15 +1,16 @@
-"""The base of editors that sample the edited picture by DDIM, in one step of the run."""
+"""The base of editors that sample the edited picture, in one step of the run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from csd3d.distillation.ddim import PredictNoise
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.method import Predict
 from csd3d.distillation.noise import NOISES, add_noise, draw_noise
+from csd3d.distillation.samplers import Sampler, sample
 from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling, check_sampling
 from csd3d.schema import Within
 
@@ -21,10 +22,11 @@ INITS = ("noise", "source")
 class Sampled:
     """Keys of all editors that sample; null takes the value of the job's `sampling`. Subclasses define `sample`."""
 
-    steps: Annotated[int, Within(1, 10_000)] | None = None  # DDIM steps; null: sampling.steps
+    steps: Annotated[int, Within(1, 10_000)] | None = None  # steps to a clean picture; null: sampling.steps
     start: float | None = None  # noise level of the first step, a share of the schedule; null: sampling.start
     text_scale: float | None = None  # guidance by the instruction; null: sampling.text_scale
     image_scale: float | None = None  # guidance by the source picture; null: sampling.image_scale
+    sampler: Sampler | None = None  # ddim, euler or dpm++; null: sampling.sampler
 
     def __post_init__(self) -> None:
         check_sampling(self)
@@ -49,13 +51,19 @@ class Sampled:
             start=_first(self.start, shared.start),
             text_scale=_first(self.text_scale, shared.text_scale, suits.sampling_text_scale),
             image_scale=_first(self.image_scale, shared.image_scale, suits.sampling_image_scale),
+            sampler=_first(self.sampler, shared.sampler),
         )
 
     def timesteps(self, canvas: Canvas) -> list[int]:
-        """The timesteps of the DDIM steps, in falling order."""
+        """The timesteps of the steps, in falling order."""
         return self.sampling(canvas).timesteps(canvas.prior.num_train_timesteps)
 
-    def guided(self, canvas: Canvas, images: Tensor, predict: Predict | None = None) -> Callable[[Tensor, int], Tensor]:
+    def denoise(self, canvas: Canvas, predict: PredictNoise, z_t: Tensor) -> Tensor:
+        """The clean latents of `z_t` at the first timestep, by this editor's sampler."""
+        schedule = canvas.prior.alphas_cumprod
+        return sample(predict, z_t, schedule, self.timesteps(canvas), self.sampling(canvas).sampler)
+
+    def guided(self, canvas: Canvas, images: Tensor, predict: Predict | None = None) -> PredictNoise:
         """The guided ε(z_t, t) of windows whose source pictures are `images` [m, C, h, w]; `predict`: see `Canvas`."""
         own = self.sampling(canvas)
         scales = own.text_scale, own.image_scale
@@ -83,6 +91,6 @@ class SampledFromNoise(Sampled):
         return add_noise(canvas.z, eps, canvas.prior.alphas_cumprod[self.timesteps(canvas)[0]].item())
 
 
-def _first(*values: float | None) -> float:
+def _first(*values: Any) -> Any:
     """Return the first value that is not None."""
     return next(value for value in values if value is not None)

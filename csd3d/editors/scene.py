@@ -169,7 +169,7 @@ class SceneEdit:
         return Query(z_t, t, (prompt,) * len(rows), self.source.image[rows] if image else None)
 
     def guided(self, rows: Tensor, text_scale: float | None, image_scale: float | None) -> PredictNoise:
-        """The guided ε(z_t, t) of the views `rows`, InstructPix2Pix's Eq. 3 (arXiv 2211.09800), for `ddim_sample`.
+        """The guided ε(z_t, t) of the views `rows`, InstructPix2Pix's Eq. 3 (arXiv 2211.09800), for `samplers.sample`.
 
         Scales that are None are the model's for sampled pictures.
         """

@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.guidance import edit_guided, edit_queries
 from csd3d.editors.canvas import Canvas
 from csd3d.editors.inversion import SampledFromSource, image_query, noised_source
@@ -74,4 +73,4 @@ class TokenFlow(SampledFromSource):
             return edit_guided(found, own.text_scale, own.image_scale)
 
         with self_attention(canvas.prior.unet, state.attend):
-            return ddim_sample(predict, source[timesteps[0]], canvas.prior.alphas_cumprod, timesteps)
+            return self.denoise(canvas, predict, source[timesteps[0]])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras, evenly
 from csd3d.evaluation.ground_truth import RightObjects, TrueViews
+from csd3d.evaluation.normals import normal_consistency
 from csd3d.export.mesh import visible_threshold
 from csd3d.metrics import psnr_weighted, ssim_weighted
 from csd3d.metrics.surface import chamfer, pattern_found, seen_as, shares_found
@@ -87,7 +88,7 @@ def judge_asset(asset: SeenAsset, objects: RightObjects, candidates: int = 64, s
 
     object_psnr, object_ssim: on the pixels that either covers; mask_iou: of the silhouettes; colours_found,
     pattern_found: shares of what is asked; chamfer: between the surfaces that are seen; volume_iou; stray_matter: share
-    of the seen surface that is further than `STRAY` from the true one.
+    of the seen surface that is further than `STRAY` from the true one; normal_consistency: of the asset with itself.
     """
     found = nearest(asset, objects, candidates, seed)
     true = objects.views(found, asset.cameras, asset.backdrop)
@@ -95,6 +96,9 @@ def judge_asset(asset: SeenAsset, objects: RightObjects, candidates: int = 64, s
     figures |= surface_figures(asset, true, lambda points: objects.distance(found, points))
     if asset.density is not None and asset.box is not None:
         figures["volume_iou"] = volume_iou(asset.density, asset.box, lambda points: objects.distance(found, points))
+        figures["normal_consistency"] = normal_consistency(
+            asset.depth, asset.opacity, asset.cameras, asset.density, asset.box.device
+        )
     return figures, found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from csd3d import registry
 from csd3d.cameras import Cameras
 from csd3d.datasets import Capture
+from csd3d.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # evaluating scenes should not import CLIP
     from csd3d.metrics.clip import ClipModel
@@ -70,6 +71,9 @@ class RightObjects(Protocol):
     def distance(self, thing: Any, points: Tensor) -> Tensor:
         """Return the signed distance [P] of `points` [P,3] to the object's surface, negative inside."""
 
+    def open_values(self, thing: Any) -> dict[str, str]:
+        """Return what the object has of each attribute that the prompt leaves open, without light and turn."""
+
     def name(self, thing: Any) -> str:
         """Return the object in words."""
 
@@ -99,6 +103,9 @@ class TextTruth(Protocol):
 
     def right_objects(self, prompt: str) -> RightObjects | None:
         """Return the objects that the prompt allows, None if not known; a ground truth need not have this method."""
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the words that models which were trained on this truth know; it need not have this method."""
 
 
 class GroundTruth(TextTruth, Protocol):

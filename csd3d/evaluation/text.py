@@ -1,4 +1,4 @@
-"""Metrics of results against their text: of pictures by a CLIP, of assets also by the right objects (`assets`).
+"""Metrics of results against their text: of pictures by a CLIP, of assets also by the right objects (`objects`).
 
 The shipped CLIP knows the procedural world only. Its metrics are named "CLIP (world)" and "FD (world)", and exist only
 for pictures of models that were trained on that world, and for prompts in its words. A Fréchet distance of few pictures
@@ -9,7 +9,6 @@ Symbols: V views, D embedding dimensions, K texts.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras, orbit
 from csd3d.engine.phase import Job
 from csd3d.errors import InputError
-from csd3d.evaluation.assets import SeenAsset, judge_asset
+from csd3d.evaluation.assets import SeenAsset
 from csd3d.evaluation.ground_truth import TextTruth, text_truth
 from csd3d.memory import check_fits
 from csd3d.metrics.clip import (
@@ -130,10 +129,15 @@ def held_out_views(config, assets: dict[str, Assets]) -> dict[str, AssetsSeen]:
     return found
 
 
+def plain_backdrop(config) -> Tensor:
+    """The colour [3] before which assets are judged: their own background, grey if that has several."""
+    return torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or GREY)
+
+
 @torch.no_grad()
 def before_plain(config, model: SceneModel, views: Rendered, cameras: Cameras, box: Tensor) -> SeenAsset:
     """The asset for the judge of objects; rendered again, before grey, if its own background has several colours."""
-    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or GREY)
+    backdrop = plain_backdrop(config)
     if not config.finished_background and config.asset.background not in PLAIN:
         grey = [model.render(cameras[i], background=lambda d: backdrop.to(d).expand_as(d)) for i in range(len(cameras))]
         rgb = torch.cat([view.rgb for view in grey])
@@ -141,35 +145,6 @@ def before_plain(config, model: SceneModel, views: Rendered, cameras: Cameras, b
         rgb = views.rgb
     parts = (x.detach().cpu() for x in (rgb.clamp(0, 1), views.opacity, views.depth))
     return SeenAsset(*parts, cameras.to("cpu"), backdrop, model.density, box)
-
-
-@dataclass(frozen=True)
-class NearestObjects:
-    """The right objects that are nearest to a method's N assets: in words, and the signed distance to each of them."""
-
-    names: list[str]
-    distances: list[Callable[[Tensor], Tensor]]  # points [P, 3] -> [P], world units, negative inside
-
-
-def evaluate_objects(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], dict[str, NearestObjects]]:
-    """Figures of every method's assets against the nearest right objects, and these; empty if none are known.
-
-    Figures are means over the assets that have them.
-    """
-    config = job.config
-    truth = text_truth(config.prompt) if job.prior.knows else None
-    objects = truth.right_objects(config.prompt) if hasattr(truth, "right_objects") else None
-    figures: dict[str, dict] = {name: {} for name in views}
-    nearest: dict[str, NearestObjects] = {}
-    for name, seen in views.items() if objects else ():
-        judged = [judge_asset(one, objects, config.evaluate.candidates, config.seed) for one in seen.plain]
-        things = [thing for _, thing in judged]
-        distances = [partial(objects.distance, thing) for thing in things]
-        nearest[name] = NearestObjects([objects.name(thing) for thing in things], distances)
-        for key in judged[0][0]:
-            known = [found[key] for found, _ in judged if found[key] is not None]
-            figures[name][key] = _mean(known) if known else None
-    return figures, nearest
 
 
 def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], str | None]:

@@ -215,7 +215,8 @@ def embed_prompts(
         for run in runs.values()
         for text in possible_prompts(run.method, suited(run.distill, prior.defaults), prompts, source_prompts, away)
     ]
-    prior.condition(list(dict.fromkeys(texts)))
+    if texts:  # a job may only sample
+        prior.condition(list(dict.fromkeys(texts)))
 
 
 # ------------------------------------------------------------------------------------------------------------- a step
@@ -229,6 +230,15 @@ class Guide:
         self.networks = networks
         if networks is not None:
             networks.reset(generator)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the method works on pictures [N, 3, S, S] in place of latents."""
+        return getattr(self.method, "pictures", False)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """z of pictures [N, 3, S, S], differentiable: their latents, or what the method judges, they themselves."""
+        return pictures if self.pictures else self.prior.encode(pictures)
 
     def step(self, z: Tensor, number: int, generator: torch.Generator, **context: Any) -> tuple[Tensor, dict]:
         """G [N, ...] of latents z, and what to log. `context`: fields of `distillation.method.Step`."""

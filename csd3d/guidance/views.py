@@ -6,11 +6,15 @@ Angles in degrees. Azimuth 0 is the object's front (+x), counter-clockwise from 
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from csd3d.cameras import Cameras, look_at, on_sphere, side_seen, wrap_deg
+from csd3d.errors import InputError
+from csd3d.priors import Prior
+from csd3d.schema import counted_as
 
 Range = tuple[float, float]
 VIEW_WORDS = {  # {view} of a prompt, by direction
@@ -117,6 +121,8 @@ class PromptConfig:
     back_deg: float = 45.0  # a view is "back" up to this many degrees to either side of the back
     overhead_deg: float = 60.0  # a view is "overhead" above this elevation, degrees
     backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # background colours: {name: rgb}
+    # whether the model is told a view's camera too: auto (if it takes one), true (it must take one), or false
+    camera: bool | Literal["auto"] = counted_as(lambda told: None if told == "auto" else told, "auto")
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
@@ -145,6 +151,15 @@ class PromptConfig:
     def texts(self, prompt: str) -> list[str]:
         """All values of `text` for a prompt."""
         return [self.text(prompt, view, name) for view in self.words for name in self.backdrops or ("",)]
+
+
+def check_camera(config: PromptConfig, prior: Prior, model: str) -> None:
+    """Raise InputError if the config demands that the model is told the camera, and it takes none."""
+    if config.camera is True and not prior.takes_camera:
+        raise InputError(
+            f"prompts.camera: true, but {model} takes no camera; set auto or false, or give a model that does, such as "
+            "csd3d/assets/t2i"
+        )
 
 
 def view_of(azimuth_deg: float, elevation_deg: float, config: PromptConfig) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -261,8 +261,7 @@ class AttentionFusion:
             return base(attn, hidden, encoder_hidden_states=context)
         probs, value = attention_maps(attn, hidden, context)
         source = attention_values(attn, self.source_text.to(context)) if attn.is_cross_attention else None
-        output = attn.batch_to_head_dim(self.attend(layer, probs, value, source).flatten(0, 1))
-        return attn.to_out[1](attn.to_out[0](output))
+        return attention_output(attn, self.attend(layer, probs, value, source))
 
     def attend(self, layer: str, probs: Tensor, value: Tensor, source_value: Tensor | None) -> Tensor:
         """The output [B M, heads, n, d] of maps `probs` and `value` [B M, heads, m, d], recorded or fused.
@@ -321,9 +320,22 @@ def attention_values(attn: "Attention", context: Tensor) -> Tensor:
     return attn.head_to_batch_dim(attn.to_v(context)).unflatten(0, (-1, attn.heads))
 
 
+def attention_output(attn: "Attention", heads: Tensor) -> Tensor:
+    """The output [rows, n, D] of a layer, from what each head gives, [rows, heads, n, d]."""
+    return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(heads.flatten(0, 1))))
+
+
+class ChangesAttention(Protocol):
+    """A state that computes all attention layers of a UNet: `AttentionFusion`, `PromptAttention`."""
+
+    def process(
+        self, layer: str, base: Callable[..., Tensor], attn: "Attention", hidden: Tensor, text: Tensor | None
+    ) -> Tensor: ...
+
+
 @contextmanager
-def fused_attention(unet: nn.Module, state: AttentionFusion) -> Iterator[None]:
-    """Record or fuse the attention of all layers by `state`, inside the block."""
+def changed_attention(unet: nn.Module, state: ChangesAttention) -> Iterator[None]:
+    """Let `state` compute the attention of all layers, inside the block."""
     with _replaced(attention_layers(unet), lambda name, base: partial(state.process, name, base)):
         yield
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
-from csd3d.evaluation.text import AssetsSeen, NearestObjects, held_out
+from csd3d.evaluation.objects import NearestObjects
+from csd3d.evaluation.text import AssetsSeen, held_out, plain_backdrop
 from csd3d.export import write_video
 from csd3d.report.charts import charts
 from csd3d.report.models import save_mesh
 from csd3d.report.page import ReportData, ViewRow, write_report
-from csd3d.report.pictures import save_each, save_grid
+from csd3d.report.pictures import save_each, save_grid, save_strip
 from csd3d.report.used import environment_of, used
 from csd3d.representations.base import render_each
 from csd3d.representations.batch import Assets
@@ -115,6 +116,14 @@ def save_assets(
     return figures
 
 
+def save_front(job: Job) -> None:
+    """Write images/front.png: the picture, and beside it every asset of every method by its camera."""
+    backdrop = plain_backdrop(job.config)
+    shown = [job.front.shown(assets, backdrop)[0] for assets in job.assets.values()]
+    picture, _ = job.front.target(backdrop, job.config.front.size)
+    save_strip(job.folder / "images" / "front.png", torch.cat([picture.permute(1, 2, 0)[None], *shown]).cpu())
+
+
 def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: Titles) -> dict:
     """Write videos/METHOD.mp4, all assets side by side; return the paths by title."""
     videos = {}
@@ -199,6 +208,8 @@ def asset_facts(metrics: dict, mesh: dict) -> dict[str, str]:
         found["PSNR on the object"] = f"{main['object_psnr']:.1f} dB"
     if mesh.get("stray_faces") is not None:
         found["Faces that are not the object"] = f"{mesh['stray_faces']:.1%}"
+    if main.get("front_psnr") is not None:
+        found["PSNR of the front view"] = f"{main['front_psnr']:.1f} dB"
     if main.get("rank") is not None:
         found["Among 32 prompts"] = f"rank {main['rank']}"
     if main.get("clip_colour") is not None:

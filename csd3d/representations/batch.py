@@ -49,6 +49,8 @@ class LossConfig:
     sparsity: Schedule = 0.0  # weight of DreamFusion's √(opacity² + 0.01), which empties pixels
     opacity: Schedule = 0.0  # weight of the opacity's entropy: half-transparent pixels become empty or full
     distortion: Schedule = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
+    transmittance: Schedule = 0.0  # weight of DreamFields' -min(share of a view that is empty, `empty`)
+    empty: Schedule = 0.88  # share of a view up to which losses.transmittance empties it
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
@@ -72,6 +74,7 @@ class AssetConfig:
     )
     background: str = "learned"  # learned, white or black; prompts.backdrops takes its place
     random_background: float = 0.0  # share of the steps whose background is one random colour
+    textured_background: float = 0.0  # share of the steps whose views have noise, chequerboards or waves behind them
     resolution: list[tuple[StepNumber, Annotated[int, Within(1, 2048)]]] = (
         dataclasses.field(  # [step, pixels] pairs: side of the renders from that step
             default_factory=lambda: [(0, 64)]
@@ -86,6 +89,9 @@ class AssetConfig:
     def __post_init__(self) -> None:
         if not self.extent > 0:
             raise ValueError(f"extent is {self.extent}: give a length above 0")
+        for key in ("random_background", "textured_background"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: give a share of the steps in [0, 1]")
         for key in ("resolution", "levels"):
             steps = [step for step, _ in getattr(self, key)]
             if not steps or steps[0] != 0 or steps != sorted(set(steps)):
@@ -147,6 +153,11 @@ class AssetViews:
     images: Tensor
     rendered: list[Rendered]
 
+    def before(self, backgrounds: Tensor) -> "AssetViews":
+        """Views that were rendered before black, before `backgrounds` [N·V, 3, S, S]."""
+        opacity = torch.cat([r.opacity for r in self.rendered])[:, None]
+        return AssetViews(self.images + (1 - opacity) * backgrounds.to(opacity), self.rendered)
+
     def at_side(self, side: int) -> Tensor:
         """The pictures resized to `side` pixels; each of their pixels counts, so each gets a gradient."""
         reduces = self.images.shape[-1] > side
@@ -160,12 +171,14 @@ def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tens
     """
     opacity = torch.cat([r.opacity for r in views.rendered])
     total, report = opacity.new_zeros(()), {}
-    for key in ("orientation", "sparsity", "opacity", "distortion"):
+    for key in ("orientation", "sparsity", "transmittance", "opacity", "distortion"):
         weight = scheduled(getattr(config, key), step)
         if not weight:
             continue
         if key == "sparsity":
             value = (opacity.square() + 0.01).sqrt().mean()
+        elif key == "transmittance":
+            value = -(1 - opacity.flatten(1).mean(1)).clamp(max=scheduled(config.empty, step)).mean()
         elif key == "opacity":
             value = opacity_entropy(opacity)
         else:

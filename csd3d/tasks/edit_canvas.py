@@ -17,7 +17,16 @@ from csd3d.canvas.clip import Captions, Clip, DemoConfig, contents_of, open_clip
 from csd3d.canvas.latents import encode_clip, working_size
 from csd3d.canvas.regions import Region, check_regions, latent_shares, region_masks, soft_union
 from csd3d.distillation.edit_loop import CollaborativeEditConfig
-from csd3d.editors.canvas import Canvas, CanvasEditor, CanvasPhase, Sampling, check_prior, make_cover, window_side
+from csd3d.editors.canvas import (
+    Canvas,
+    CanvasEditor,
+    CanvasPhase,
+    Sampling,
+    check_prior,
+    check_samplers,
+    make_cover,
+    window_side,
+)
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
@@ -87,6 +96,7 @@ class EditCanvasConfig:
             if self.KIND not in kinds:
                 key = "editor" if name == self.editor.name else "compare"
                 raise ValueError(f"{key} names {name!r}, which, as set, edits {kinds[0]}s; leave it out")
+        check_samplers(self.sampling, self.methods)
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}: give at least 1 latent pixel, or null for the prior's own")
         if not 0 <= self.overlap <= 0.9:

@@ -6,7 +6,9 @@ resumed run skips finished phases and continues the one it was killed in.
 
 import copy
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -296,6 +298,12 @@ def reconstruct(job: EditJob) -> FitPhase:
     return phase
 
 
+def means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the reports that have it."""
+    values = {key: [report[key] for report in reports if key in report] for key in dict.fromkeys(chain(*reports))}
+    return {key: sum(found) / len(found) for key, found in values.items()}
+
+
 def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> FitPhase:
     """Edit the scene by one editor, starting from the reconstruction `start`."""
     config, editor = job.config, job.config.chosen[name].thing
@@ -308,8 +316,7 @@ def edit(job: EditJob, source: SceneSource, start: SceneModel, name: str) -> Fit
         editor.update(state, step, inner.append)
         if inner:
             phase.note(inner[0])
-            keys = inner[0].keys()
-            curves.add(step, {f"edit/{key}": sum(r[key] for r in inner) / len(inner) for key in keys})
+            curves.add(step, {f"edit/{key}": value for key, value in means(inner).items()})
             save_strip(job.folder / "images" / f"preview-{name}.png", phase.images[job.capture.train[:8]])
 
     fit_phase(job, name, phase, job.capture, config.fit, update, job.prior.features)

@@ -4,6 +4,7 @@ The particles of a step are the V views of one asset, the N assets at one camera
 Each method is a phase with its own checkpoints; all start alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -15,16 +16,19 @@ from csd3d.distillation.step import DistillConfig
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
+from csd3d.evaluation.objects import evaluate_objects
 from csd3d.evaluation.text import (
+    PLAIN,
     EvaluateConfig,
     check_judge,
     check_judged,
     check_shown,
     evaluate,
-    evaluate_objects,
     held_out,
     held_out_views,
+    plain_backdrop,
 )
+from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
@@ -36,13 +40,14 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
-from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, sample_views, view_of
+from csd3d.guidance.views import PromptConfig, Views, ViewsConfig, away_views, check_camera, sample_views, view_of
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import save_assets, slug
+from csd3d.report.text import save_assets, save_front, slug
+from csd3d.representations.backdrops import textured
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import (
     AssetConfig,
@@ -59,6 +64,7 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Average, OptimConfig, asset_optimiser, averaged
 from csd3d.representations.fit import descend
+from csd3d.representations.sketch import SketchConfig, sketch_cameras, start_as_sketch
 from csd3d.schema import ByName, Chosen, OneOf, Within, incidental
 
 SHARES = ("auto", "views", "assets", "all")
@@ -87,6 +93,7 @@ class TextTo3DConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     asset: AssetConfig = field(default_factory=AssetConfig)
+    sketch: SketchConfig = field(default_factory=SketchConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=600))
@@ -107,8 +114,9 @@ class TextTo3DConfig:
         for key in ("particles", "views_per_step"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
-        if self.prompts.backdrops and self.asset.random_background:
-            raise ValueError("asset.random_background must be 0, as prompts.backdrops draws backgrounds too")
+        for key in ("random_background", "textured_background"):
+            if self.prompts.backdrops and getattr(self.asset, key):
+                raise ValueError(f"asset.{key} must be 0, as prompts.backdrops draws backgrounds too")
         self.distill = settle_distill(self.distill, [one.name for one in (self.method, *self.compare)])
         self.runs  # noqa: B018 (raises where a method does not go with the rest)
         late = {key: last for key, last in self._last_steps().items() if last >= self.distill.steps}
@@ -154,6 +162,7 @@ class TextTo3DConfig:
         background = self.finished_background or self.asset.background
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
+        check_camera(self.prompts, prior, self.prior.model)
         check_shown(self, shown_side(self, prior), device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
@@ -198,6 +207,7 @@ class AssetJob(Job):
     prior: Prior
     networks: dict[str, Networks]  # by the name of the method that has them
     fid: FID | None = None  # of all held-out views of a method's assets
+    front: FrontView | None = None  # a picture that the assets are held to
 
     @property
     def wanted(self) -> list[str]:
@@ -224,6 +234,8 @@ class AssetJob(Job):
         by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
             figures[name] |= by_clip[name] | phase.figures
+            if self.front is not None:
+                figures[name] |= self.front.figures(self.assets[name], plain_backdrop(self.config))
         main = done[self.wanted[0]].seconds
         seconds = {"distil": main, "compare": sum(phase.seconds for phase in done.values()) - main}
         return {"judge": judge, "seconds": seconds, "results": figures, "nearest": nearest}
@@ -231,6 +243,8 @@ class AssetJob(Job):
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
+        if self.front is not None:
+            save_front(self)
         metrics["mesh"] = save_assets(self, self.assets, self.views, self.nearest, titles, metrics)
 
 
@@ -244,11 +258,11 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     name, prior = run.name, job.prior
     guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
     phase = new_phase(job, name, guide.networks)
-    noise_map = camera_noise_map(job, prior) if run.distill.noise == "camera" else None
+    noise_maps = camera_noise_maps(job, run) if run.distill.noise == "camera" else None
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_map))
+        report.update(asset_step(job.config, phase, guide, step, noise_maps, job.front))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report
@@ -262,13 +276,30 @@ def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPha
     """Return a phase at its first step; its assets depend on the seed alone, so that methods start alike."""
     config = job.config
     model = Assets(config.asset, config.particles, job.generator("start"), config.finished_background).to(job.device)
+    if config.sketch.shapes:
+        sketch(job, model)
     optimiser = asset_optimiser(model, config.optim)
     average = Average(model, config.optim.ema) if config.optim.ema else None
     return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
 
 
+def sketch(job: Job, model: Assets) -> None:
+    """Make the assets the config's sketch, which a run that is resumed does again, to the same end."""
+    config = job.config
+    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
+    cameras = sketch_cameras(config.sketch, distance, fov).to(job.device)
+    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or PLAIN["white"])
+    for k, one in enumerate(model.models):
+        start_as_sketch(one, config.sketch, cameras, backdrop, job.generator(f"sketch/{k}"))
+
+
 def asset_step(
-    config: TextTo3DConfig, phase: AssetPhase, guide: Guide, step: int, noise_map: Tensor | None
+    config: TextTo3DConfig,
+    phase: AssetPhase,
+    guide: Guide,
+    step: int,
+    noise_maps: Sequence[Tensor] | None,
+    front: FrontView | None = None,
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
     model, generator = phase.model, phase.generator
@@ -276,13 +307,16 @@ def asset_step(
     views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
     backdrop = draw_backdrop(config, generator)
     shown = render_step(config, model, views, step, generator, backdrop)
-    z = guide.prior.encode(shown.at_side(shown_side(config, guide.prior)))
+    z = guide.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
-    if noise_map is not None:
-        noise = world_noise(noise_map, *views.view[:, :2].T, z.shape[-2:])
-        context["camera_noise"] = noise.repeat(config.particles, 1, 1, 1)  # the same for every asset
+    if noise_maps is not None:
+        context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
+    if front is not None:
+        colour = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else torch.rand(3, generator=generator)
+        error, found = front.loss(model, views.cameras.height, colour, generator)
+        penalty, losses = penalty + error, losses | found
     share = config.optim.share(step, config.distill.steps)
     finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
     if finite and phase.average is not None:
@@ -307,7 +341,12 @@ def render_step(
     u, colour = torch.rand((), generator=generator).item(), torch.rand(3, generator=generator)
     plain = colour if u < config.asset.random_background else None
     plain = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else plain
-    return model.render(views.cameras, jitter, shading, plain, bool(scheduled(config.losses.distortion, step)))
+    distortion = bool(scheduled(config.losses.distortion, step))
+    share = config.asset.textured_background
+    if not share or torch.rand((), generator=generator).item() >= share:
+        return model.render(views.cameras, jitter, shading, plain, distortion)
+    behind = textured(config.particles * len(views.cameras), views.cameras.height, generator)
+    return model.render(views.cameras, jitter, shading, torch.zeros(3), distortion).before(behind)
 
 
 def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = None) -> dict[str, Any]:
@@ -329,16 +368,22 @@ def step_context(config: TextTo3DConfig, views: Views, backdrop: str | None = No
         "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
         "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
         "pose": views.pose.repeat(repeat, 1),
-        "view": views.view.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
     }
 
 
-def camera_noise_map(job: Job, prior: Prior) -> Tensor:
-    """Draw FSD's sphere of noise, which stays the same for the whole run."""
-    config = job.config
+def camera_noise_maps(job: AssetJob, run: MethodRun) -> list[Tensor]:
+    """Draw FSD's sphere of noise for every asset, which stays the same for the whole run.
+
+    Assets that collaborate share one, so that their kernel compares what they show; others would become the same asset
+    by the same noise.
+    """
+    config, prior = job.config, job.prior
     channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
-    fov = sum(config.views.fov_deg) / 2
-    return draw_noise_map(channels, tuple(size), fov, job.generator("camera noise"))
+    fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
+    count = config.particles if run.distill.svgd is None else 1
+    maps = [draw_noise_map(channels, tuple(size), fov, generator) for _ in range(count)]
+    return maps * (config.particles // count)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
-"""Text to image by score distillation: N particles for each prompt, latents or pixels, by one or more methods.
+"""Text to image by score distillation, and sampled: N particles for each prompt, latents or pixels.
 
-Particles start from noise, or from a source picture, which the prompts then edit.
+Particles start from noise, or from a source picture, which the prompts then edit. In an illusion one picture serves all
+prompts, each of which sees it through a transform of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -28,6 +30,8 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.guidance.sampling import EDITED, SAMPLED, PictureSampling, SampledPhase, draw
+from csd3d.guidance.transforms import TRANSFORMS, seen_by
 from csd3d.memory import check_fits
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
@@ -68,6 +72,7 @@ class TextToImageConfig:
     prompt: str = ""  # a single prompt, instead of `prompts`
     methods: Annotated[dict[str, Any], ByName("method")] = incidental(default_factory=dict)  # settings by method name
     method: list[OneMethod] = incidental(default_factory=lambda: [Chosen("csd")])  # csd, NAME, NAME+csd, or all
+    sampling: PictureSampling | None = incidental(None)  # also sample pictures from the prior; null: none
     seed: int = 0  # seed of everything random
     plugins: list[str] = incidental(default_factory=list)  # modules, or files that end in .py, that register things
     particles: Annotated[int, Within(1, 1024)] = 4  # pictures of each prompt
@@ -75,6 +80,8 @@ class TextToImageConfig:
     size: Annotated[int, Within(LEAST_SIDE, 4096)] | None = None
     space: str = "latent"  # what is optimised: latent (the latents) or pixel (the pixels, through the encoder)
     source: SourceConfig = field(default_factory=SourceConfig)
+    # an illusion: one picture for all prompts, and how each sees it, such as [none, rotate_180]; []: a picture for each
+    transforms: list[str] = field(default_factory=list)
     learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
@@ -93,11 +100,20 @@ class TextToImageConfig:
             raise ValueError(f"particles is {self.particles}: give a whole number of at least 1")
         if self.space not in ("latent", "pixel"):
             raise ValueError(f"space is {self.space!r}: choose latent or pixel")
+        if unknown := [name for name in self.transforms if name not in TRANSFORMS]:
+            raise ValueError(f"transforms names {unknown[0]!r}: choose from {', '.join(TRANSFORMS)}")
+        if self.transforms and len(self.transforms) != len(self.texts):
+            raise ValueError(
+                f"transforms has {len(self.transforms)}, prompts {len(self.texts)}: give one for each prompt"
+            )
+        if self.transforms and self.sampling is not None:
+            raise ValueError("transforms and sampling do not go together: an illusion is distilled; drop one")
         if self.distill.perp_neg:
             raise ValueError("distill.perp_neg is for views, and a picture has none: set it to false")
-        if not self.method:
-            raise ValueError("method is empty: name at least one")
-        self.distill = settle_distill(self.distill, [one.name for one in self.method])
+        if not self.method and self.sampling is None:
+            raise ValueError("method is empty: name at least one, or give sampling")
+        if self.method:
+            self.distill = settle_distill(self.distill, [one.name for one in self.method])
         if any(one.name == "all" for one in self.method):
             self.method = [Chosen(n, None if n in ALIASES else run.method) for n, run in self.runs.items()]
         for name, run in self.runs.items():
@@ -108,6 +124,12 @@ class TextToImageConfig:
     def texts(self) -> list[str]:
         """The prompts; `prompt` wins over the list, so that the command line can give one."""
         return [self.prompt] if self.prompt.strip() else [text for text in self.prompts if text.strip()]
+
+    @property
+    def all_texts(self) -> list[str]:
+        """The prompts, and those that they are edited to."""
+        edited = self.sampling and self.sampling.prompt_to_prompt
+        return list(dict.fromkeys([*self.texts, *(self.sampling.texts(self.texts, EDITED) if edited else [])]))
 
     @property
     def runs(self) -> dict[str, MethodRun]:
@@ -131,15 +153,25 @@ class TextToImageConfig:
             fid = open_fid(self.fid_against, device)
         source_prompts = [self.source.prompt] if self.source.prompt else None
         prior, networks = open_prior(self.prior, device, self.runs, self.texts, source_prompts)
+        if self.sampling:
+            self.sampling.check(prior, self.texts, self.distill.null_prompt)
         side = self.size or prior.defaults.working_size
         check_size(self, side, device)
         source = open_source(self, side)
         return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side, fid=fid)
 
     @property
-    def parts(self) -> dict[str, tuple[str, int]]:
-        """(method, number of the prompt) of each phase, by the phase's name."""
-        return {f"{name}-{k}": (name, k) for name in self.runs for k in range(len(self.texts))}
+    def parts(self) -> dict[str, tuple[str, list[str]]]:
+        """(method, prompts) of each phase, by the phase's name: one prompt, or all of an illusion."""
+        names = [*([SAMPLED] if self.sampling else []), *self.runs]
+        together = [self.texts] if self.transforms else [[text] for text in self.texts]
+        return {f"{name}-{k}": (name, texts) for name in names for k, texts in enumerate(together)}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The title of each row of pictures, by its name: what is sampled, then every method."""
+        drawn = self.sampling.titles if self.sampling else {}
+        return drawn | {name: run.title for name, run in self.runs.items()}
 
     @property
     def phases(self) -> list[str]:
@@ -175,43 +207,61 @@ class ImageJob(Job):
     def identity_of(self, name: str) -> dict:
         """The job's identity and the settings of this phase's method; other methods may be added or removed."""
         method, _ = self.config.parts[name]
+        if method == SAMPLED:
+            return self.identity | self.own_identity(method, self.config.sampling)
         return self.identity | self.own_identity(method, self.config.runs[method].method)
 
     def run_phases(self) -> dict[str, Phase]:
-        """Run every prompt by every method; the first even after a stop, so that there is something to show."""
+        """Run every prompt by the sampler and every method; the first even after a stop, to have something to show."""
         done: dict[str, Phase] = {}
-        for part, (name, k) in self.config.parts.items():
+        for part, (name, texts) in self.config.parts.items():
             if not done or self.may_run(part):
-                done[part] = distil(self, self.config.runs[name], self.config.texts[k], part)
+                if name == SAMPLED:
+                    done[part] = draw(self, texts[0], part)
+                else:
+                    done[part] = distil(self, self.config.runs[name], texts, part)
         return done
 
     @torch.no_grad()
     def measure(self, done: dict[str, Phase]) -> dict:
         """Measure how well each method's pictures fit their prompts."""
         config = self.config
-        judge = judge_of(config.texts, config.clip, self.prior, "clip")
+        judge = judge_of(config.all_texts, config.clip, self.prior, "clip")
         self.pictures: dict[str, list[Tensor]] = {}
         results = {}
-        for name in config.runs:
-            phases = [phase for part, phase in done.items() if config.parts[part][0] == name]
+        for name in config.titles:
+            made_by = SAMPLED if name == EDITED else name  # both are sampled together
+            phases = [phase for part, phase in done.items() if config.parts[part][0] == made_by]
             if not phases:
                 continue
-            found = self.pictures[name] = [phase.model.images(self.prior).cpu() for phase in phases]
-            evaluations = sum(phase.unet_evaluations for phase in phases)
-            results[name] = {"seconds": sum(phase.seconds for phase in phases), "unet_evaluations": evaluations}
+            texts = config.sampling.texts(config.texts, name) if made_by == SAMPLED else config.texts
+            found = [self.images_of(phase, name).cpu() for phase in phases]
+            if config.transforms:
+                found = list(seen_by(found[0], config.transforms).split(config.particles))
+            self.pictures[name] = found
+            rows = 2 if made_by == SAMPLED and EDITED in config.titles else 1  # that share the phases' work
+            evaluations = sum(phase.unet_evaluations for phase in phases) // rows
+            seconds = sum(phase.seconds for phase in phases) / rows
+            results[name] = {"seconds": seconds, "unet_evaluations": evaluations}
             if shared := [phase.kernel_mean for phase in phases if phase.kernel_mean is not None]:
                 results[name]["kernel_mean"] = sum(shared) / len(shared)
             if judge:
-                results[name] |= judge.score_pictures(found, config.texts[: len(found)], config.seed)
+                results[name] |= judge.score_pictures(found, texts[: len(found)], config.seed)
             if self.fid:
                 results[name]["fid"] = self.fid(torch.cat(found))
         seconds = {"distil": sum(result["seconds"] for result in results.values())}
         judged = {"prompts": config.texts, "judge": judge.name if judge else None}
         return judged | {"seconds": seconds, "results": results}
 
+    def images_of(self, phase: "ImagePhase | SampledPhase", row: str) -> Tensor:
+        """The pictures [N, 3, S, S] of a row."""
+        if isinstance(phase, SampledPhase):
+            return phase.images(self.prior, self.config.particles, self.side, row)
+        return phase.model.images(self.prior)
+
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write the pictures and the report."""
-        titles = {name: self.config.runs[name].title for name in self.pictures}
+        titles = {name: self.config.titles[name] for name in self.pictures}
         save_pictures(self, self.pictures, self.source, titles, metrics)
 
 
@@ -233,8 +283,18 @@ def open_source(config: TextToImageConfig, side: int) -> Tensor | None:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
-    """Optimise the particles of one prompt by one method; `name` is the phase's."""
+def particles_of(guide: Guide, model: PictureParticles, transforms: Sequence[str]) -> Tensor:
+    """What the method works on, differentiable: the N particles, or of an illusion K·N, as each prompt sees them."""
+    if not transforms and not guide.pictures:
+        return model.latents(guide.prior)
+    return guide.encode(seen_by(model.images(guide.prior), transforms))
+
+
+def distil(job: ImageJob, run: MethodRun, texts: list[str], name: str) -> ImagePhase:
+    """Optimise the particles of a phase's prompts by one method; `name` is the phase's.
+
+    Of an illusion, the loss is the mean over its transforms, and particles share scores under each of them.
+    """
     config, prior = job.config, job.prior
     guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
     model = PictureParticles(prior, config.particles, job.side, config.space, job.generator("start"), job.source)
@@ -243,16 +303,22 @@ def distil(job: ImageJob, run: MethodRun, text: str, name: str) -> ImagePhase:
     else:
         optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     phase = ImagePhase(job.generator(name), model=model, optimiser=optimiser, networks=guide.networks)
-    start = model.latents(prior).detach().clone()
-    context: dict[str, Any] = {"prompts": text, "source": start, "source_prompts": config.source.prompt}
+    start = particles_of(guide, model, config.transforms).detach().clone()
+    prompts = [text for text in texts for _ in range(config.particles)]
+    context: dict[str, Any] = {"prompts": prompts, "source": start, "source_prompts": config.source.prompt}
+    if config.transforms:
+        context["groups"] = torch.arange(len(prompts)) // config.particles
     if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
         context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        loss, found = guide.loss(model.latents(prior), lambda: model.images(prior), step, phase.generator, **context)
+        z = particles_of(guide, model, config.transforms)
+        loss, found = guide.loss(
+            z, lambda: seen_by(model.images(prior), config.transforms), step, phase.generator, **context
+        )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / max(len(config.transforms), 1)).backward()
         finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         if finite:
             optimiser.step()

@@ -291,11 +291,13 @@ TITLE = "exact prior of the procedural world"
 
 
 @register("prior", "world", title=TITLE)
-def open_exact(options: Options, require: Literal["edit", "text"] | None) -> ExactPrior:
-    """The prior for edits, or for texts."""
+def open_exact(
+    options: Options, require: Literal["edit", "text"] | None, kind: type[ExactPrior] = ExactPrior
+) -> ExactPrior:
+    """The prior for edits, or for texts; `kind`: a class of its own."""
     from diffusers import AutoencoderKL
 
     folder = ModelFolder(MODEL)
     vae = folder.open("vae", AutoencoderKL, torch.float32).to(options.device)
     files = {"vae": folder.part("vae") / "diffusion_pytorch_model.safetensors"}
-    return ExactPrior(VaeCodec(vae, slicing=options.vae_slicing), options, require != "text", files)
+    return kind(VaeCodec(vae, slicing=options.vae_slicing), options, require != "text", files)

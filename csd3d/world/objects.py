@@ -61,6 +61,10 @@ class WorldObjects:
     def distance(self, thing: Scene, points: Tensor) -> Tensor:
         return scene_distance(compile_scene(thing), points)[0]
 
+    def open_values(self, thing: Scene) -> dict[str, str]:
+        keys = [key for key in open_attributes(read_prompt(self.prompt)) if key != "backdrop"]
+        return {key: str(getattr(thing, key)) for key in keys}
+
     def name(self, thing: Scene) -> str:
         return caption(thing).replace(f", {thing.backdrop} background", "")
 

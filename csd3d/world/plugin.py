@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from csd3d.cameras import Cameras
 from csd3d.canvas.clip import Captions, Clip, DemoConfig
 from csd3d.datasets import Capture
 from csd3d.evaluation.ground_truth import TrueViews, own_cameras
 from csd3d.registry import register
-from csd3d.world import prompts
+from csd3d.vocabulary import Vocabulary
+from csd3d.world import prompts, vocabulary
 from csd3d.world.dataset import read_scene, render_views, true_answers
 from csd3d.world.language import caption, find_edit
 from csd3d.world.objects import WorldObjects
@@ -58,6 +60,18 @@ def world_orbit(config: DemoConfig, instruction: str) -> Clip:
     rows = [(scene,) for scene in edit.answers] if edit else []
     found.answers, found.captions = answers if len(answers) else None, _captions((orbit.scene,), rows)
     return found
+
+
+@register("demo", "object", title="One view of an object of the procedural world")
+def world_object(prompt: str, seed: int, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """The first camera's picture [H, W, 3] of an object that the prompt allows, premultiplied by its mask [H, W].
+
+    Raises InputError for a prompt in other words than the world's.
+    """
+    objects, grey = WorldObjects(prompt), torch.full((3,), 0.6)
+    seen = objects.views(objects.draw(1, seed)[0], cameras[0], grey)
+    mask = seen.mask[0]
+    return (seen.rgb[0] - (1 - mask[:, :, None]) * grey).clamp(0, 1), mask
 
 
 def _captions(scenes: Sequence[Scene], rows: Sequence[Sequence[Scene]]) -> Captions | None:
@@ -117,3 +131,6 @@ class WorldTruth:
 
     def right_objects(self, prompt: str) -> WorldObjects:
         return WorldObjects(prompt)
+
+    def vocabulary(self) -> Vocabulary:
+        return vocabulary.vocabulary()

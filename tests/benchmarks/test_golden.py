@@ -17,7 +17,7 @@ def test_keys_of_every_job_exist(name):
 
 
 def test_every_config_has_a_job_or_is_a_method_that_another_compares():
-    compared = {"sds", "fsd", "sdi", "lmc-sds", "sds-bridge", "classifier", "ism", "esd", "rsd"}
+    compared = {"sds", "fsd", "sdi", "lmc-sds", "sds-bridge", "classifier", "ism", "esd", "rsd", "particle-guidance"}
     used = {shlex.split(job)[0] for job in JOBS.values()}
     assert used | compared == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import lines
+from benchmarks.lines import as_text, merged
 from benchmarks.referee import __main__ as referee
 from benchmarks.referee import work
 from benchmarks.referee.inputs import Input, Views, judge
 from benchmarks.referee.protocol import INSTRUCTIONS, LEVELS, SCENES, TUNING_INSTRUCTIONS, TUNING_SCENES, Level
-from benchmarks.referee.rows import as_text, count_updates, editor_of, merged, read_rows
+from benchmarks.referee.rows import count_updates, editor_of, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import Asked, Bench, Share
 from csd3d.datasets import SceneConfig, load_capture
@@ -66,16 +68,16 @@ def test_what_does_not_apply_to_a_scene_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "Bench", lambda *_: Stub([]))
     done = type("Done", (), {"done": lambda self: True})()
     slot = type("Slot", (), {"submit": lambda self, share: [share(), done][1]})()
-    monkeypatch.setattr(referee, "executors", lambda *_: lambda number: slot)
-    monkeypatch.setattr(referee, "outcome", lambda job: ("", None))
-    monkeypatch.setattr(referee.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(lines, "executors", lambda *_: lambda number: slot)
+    monkeypatch.setattr(lines, "outcome", lambda job: ("", None))
+    monkeypatch.setattr(lines.time, "sleep", lambda seconds: None)
     asked = [Asked("a", "{}", text, "one answer", 0) for text in ("cover it with snow", "make it green")]
     level = replace(LEVEL, scenes=("duck", "house"))
-    lines = referee.do(level, asked, tmp_path, jobs=1)
-    assert [(line["scene"], line["instruction"]) for line in lines] == [
+    found = referee.do(level, asked, tmp_path, jobs=1)
+    assert [(line["scene"], line["instruction"]) for line in found] == [
         ("duck", "cover it with snow"), ("duck", "make it green"), ("house", "make it green"),
     ]  # fmt: skip
-    assert referee.do(level, asked, tmp_path, jobs=2) == lines
+    assert referee.do(level, asked, tmp_path, jobs=2) == found
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +219,20 @@ def test_tables_of_known_lines(tmp_path):
     assert "| Instruct-NeRF2NeRF | – | **+1.50 (+1.50 … +1.50)** | **+1.50 (+1.50 … +1.50)** |" in text
     assert "`dds` raised on duck, 'make it green': RuntimeError: no memory" in text
     assert "| DDS |" not in text
+
+
+def test_claims_are_made_against_the_best_baseline_on_the_same_inputs(tmp_path):
+    def several(row, scene, psnr, agree):
+        return line(row, scene, 0, psnr, "several answers", answers=3, agree=agree, detail=0.5)
+
+    lines = [several("csd_edit", scene, psnr, 1.0) for scene, psnr in (("duck", 26.0), ("mug", 28.0), ("car", 90.0))]
+    lines += [several("in2n", scene, 25.0, 0.5) for scene in ("duck", "mug")]
+    lines += [several("dge", "duck", 20.0, 0.5), several("csd_paper", "duck", 99.0, 1.0)]  # worse; of another cost
+    lines += [several("csd_edit_alone_shared", scene, 25.5, 0.75) for scene in ("duck", "mug")]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    text = tables(path, ROWS)
+    cells = "27.00; 25.00; **+2.00 (+1.00 … +3.00)** | 1.00; 0.50; **+0.50 (+0.50 … +0.50)** | – | 0.50; 0.50; +0.00"
+    assert f"| Instruct-NeRF2NeRF (the best baseline) | {cells}" in text
+    alone = ROWS["csd_edit_alone_shared"].title
+    assert f"| {alone} | 27.00; 25.50; **+1.50 (+0.50 … +2.50)** | 1.00; 0.75; **+0.25 (+0.25 … +0.25)** |" in text

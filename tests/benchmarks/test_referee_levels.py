@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny_models import save_tiny_pipeline
 
+from benchmarks.lines import as_text
 from benchmarks.referee import canvas, work
 from benchmarks.referee.__main__ import best_keys, rows_of, tuning_level
 from benchmarks.referee.canvas import FILES as CONFIGS
 from benchmarks.referee.canvas import canvas_editor_of, judge_units, units
 from benchmarks.referee.inputs import compare
 from benchmarks.referee.protocol import LEVELS
-from benchmarks.referee.rows import as_text, editor_of
+from benchmarks.referee.rows import editor_of
 from benchmarks.referee.whole import spread
 from benchmarks.referee.work import Asked, Share
 from csd3d.canvas.clip import Clip

@@ -21,6 +21,7 @@ from csd3d.distillation.methods.fsd import FSD
 from csd3d.distillation.methods.ism import ISM
 from csd3d.distillation.methods.lmc import LMC
 from csd3d.distillation.methods.nfsd import NFSD
+from csd3d.distillation.methods.particle_guidance import ParticleGuidance
 from csd3d.distillation.methods.pds import PDS, posterior_coefficients
 from csd3d.distillation.methods.rfds import RFDS
 from csd3d.distillation.methods.rsd import RSD
@@ -475,7 +476,7 @@ def test_a_source_is_asked_for(method):
 # All of them.
 
 NETWORKS = {"lora": Says(lambda query: query.z_t), "expected": Says(lambda query: query.z_t)}
-METHODS = [entry.thing for entry in registry.entries("method") if entry.name != "csd_edit"]
+METHODS = [e.thing for e in registry.entries("method") if e.name not in ("csd_edit", "dreamfields")]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
@@ -558,6 +559,28 @@ def test_rsd_keeps_scores_and_repels_by_features():
     z = RSD(space="clean")
     by_latents, _ = run(z, DistillConfig(schedule="annealed", t_max=0.4))
     assert not torch.allclose(by_latents, alone)
+
+
+@pytest.mark.parametrize("t", [300, 600])
+def test_particle_guidance_adds_the_gradient_of_its_potential_within_groups(t):
+    """By autograd of log Φ, whose h is the median squared distance over ln N; none where noise is less than picture."""
+    method, groups = ParticleGuidance(strength=3.0), torch.tensor([0, 1, 0, 1, 0, 1])
+    a = ALPHAS[t].item()
+    expected = guided(Z, t, "a duck") - EPS
+    z_t = math.sqrt(a) * Z + math.sqrt(1 - a) * EPS
+    for rows in (groups == 0, groups == 1) if 1 - a > a else ():
+        x = z_t[rows].clone().requires_grad_()
+        squared = (x[:, None] - x[None]).square().sum(-1)
+        off = ~torch.eye(3, dtype=torch.bool)
+        h = squared.detach()[off].median() / math.log(3)
+        log_phi = -3.0 / 2 * torch.exp(-squared / h)[off].sum()
+        expected[rows] -= math.sqrt(1 - a) * torch.autograd.grad(log_phi, x)[0]
+    close(direction(method, t, groups=groups), expected)
+    close(direction(method, t, groups=torch.arange(6)), guided(Z, t, "a duck") - EPS)  # one each: nothing to push
+    apart, _ = run(method, DistillConfig(schedule="annealed", t_max=0.9, noise="shared"), z=Z * 1e-3)
+    alone, _ = run(SDS(), DistillConfig(schedule="annealed", t_max=0.9, noise="shared"), z=Z * 1e-3)
+    moved = -(apart - alone)  # the gradient is descended
+    assert (moved * (Z - Z.mean(0))).sum() > 0
 
 
 def test_every_method_lists_its_queries_once_and_documents_itself():

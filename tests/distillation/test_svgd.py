@@ -255,6 +255,17 @@ def test_clean_and_noisy_space_are_one_when_the_noise_is_shared():
     torch.testing.assert_close(G_clean, by_hand, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("bandwidth", ["median", 3.0])
+def test_scaled_space_is_what_noisy_space_is_where_noise_is_shared(bandwidth):
+    """With independent noise the distances in noisy space are those of the noise; scaled space has none."""
+    directions, (noisy, clean) = random(5, 4, 6, seed=17), noised(5, "shared", 0.4)
+    other = noised(5, "independent", 0.4)[0]
+    of_noisy, of_scaled = (SVGDConfig(space=space, bandwidth=bandwidth) for space in ("noisy", "scaled"))
+    expected = combine(directions, noisy, clean, alpha_bar=0.4, config=of_noisy)[0]
+    found = combine(directions, other, clean, alpha_bar=0.4, config=of_scaled)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_official_compat_has_coefficient_one_and_the_median_over_everything():
     directions, (noisy, clean) = random(4, 4, 6, seed=18), noised(4, "independent", 0.9)
     G = combine(directions, noisy, clean, alpha_bar=0.9, config=SVGDConfig(compat="official"))

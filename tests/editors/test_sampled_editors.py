@@ -13,6 +13,7 @@ from csd3d.canvas.windows import Cover, Windows, window_tracks
 from csd3d.distillation.ddim import ddim_edit, ddim_invert, ddim_sample, ddim_step, ddim_timesteps
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.noise import draw_noise
+from csd3d.distillation.samplers import sample
 from csd3d.editors.canvas import Canvas, CanvasPhase, Sampling
 from csd3d.editors.fatezero import FateZero, instruction_words
 from csd3d.editors.inversion import by_micro_batches, image_query, invert, noised_source
@@ -99,22 +100,23 @@ def guided(canvas, predict=None):
     return edit_predictor(predict or canvas.predict, canvas.prompts(len(images)), images, 3.0, 1.5)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++"])
 @pytest.mark.parametrize("name", ["ip2p", "ip2p_multidiffusion"])
-def test_gaussian_windows_make_the_gaussian_canvas(name):
-    """N(0.7, 0.2²) under the instruction, N(−0.3, 0.2²) under "": guided twice as far, DDIM of N(1.7, 0.2²)."""
+def test_gaussian_windows_make_the_gaussian_canvas(name, sampler):
+    """N(0.7, 0.2²) under the instruction, N(−0.3, 0.2²) under "": guided twice as far, that is N(1.7, 0.2²)."""
     means = torch.tensor([0.7, -0.3]).view(2, 1, 1, 1).expand(2, 4, 4, 4)
     only = {"red": torch.tensor([1.0, 0.0]), "": torch.tensor([0.0, 1.0])}
     prior = GaussianMixturePrior(means, torch.tensor([0.2, 0.2]), prompts=only)
     canvas = strip(prior, width=10)
     assert len(canvas.windows) == 4
-    found = edit(canvas, name, seed=1, start=0.8, steps=20, text_scale=2.0, image_scale=1.0)
+    found = edit(canvas, name, seed=1, start=0.8, steps=20, text_scale=2.0, image_scale=1.0, sampler=sampler)
 
     def exact(z_t: Tensor, t: int) -> Tensor:
         a = prior.alphas_cumprod[t].item()
         return math.sqrt(1 - a) * (z_t - math.sqrt(a) * 1.7) / (a * 0.04 + 1 - a)
 
     z_t = draw_noise(canvas.z, "independent", seeded(1))
-    expected = ddim_sample(exact, z_t, prior.alphas_cumprod, ddim_timesteps(800, 20))
+    expected = sample(exact, z_t, prior.alphas_cumprod, ddim_timesteps(800, 20), sampler)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert prior.unet_evaluations == 20 * 2 * 4  # at image scale 1 there are two branches
 

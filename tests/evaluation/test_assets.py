@@ -7,6 +7,8 @@ import torch
 
 from csd3d.cameras import orbit
 from csd3d.evaluation.assets import SeenAsset, judge_asset, nearest
+from csd3d.evaluation.normals import normal_consistency
+from csd3d.evaluation.objects import coverage
 from csd3d.world.objects import WorldObjects
 from csd3d.world.scene import Scene
 
@@ -73,6 +75,58 @@ def test_dots_on_a_ball_may_be_turned():
     assert objects.near(ball)[-1].azimuth_deg == 330
     plain = WorldObjects("a white ball").near(replace(ball, pattern="plain"))
     assert {scene.azimuth_deg for scene in plain} == {0.0}
+
+
+def test_different_right_objects_are_counted_by_what_the_prompt_leaves_open():
+    objects = WorldObjects("a chair")
+    red, blue = Scene("chair", "red"), Scene("chair", "blue", sun_azimuth_deg=200.0, backdrop="mint")
+    good, blob = {"mask_iou": 0.8, "colours_found": 0.9}, {"mask_iou": 0.4, "colours_found": 0.9}
+    assert objects.open_values(blue) == {"colour": "blue"}
+    assert coverage([(good, red), (good, red), (good, blue)], objects) == {"distinct_answers": 2, "answers_covered": 2}
+    lit = replace(red, sun_azimuth_deg=90.0, backdrop="white")  # light and backdrop make no other object
+    assert coverage([(good, red), (good, lit), (blob, blue)], objects) == {"distinct_answers": 2, "answers_covered": 1}
+    pale = good | {"colours_found": 0.2}
+    assert coverage([(pale, red), (good | {"colours_found": None}, lit)], objects)["answers_covered"] == 1
+
+
+def ball(side=64, radius=0.8):
+    """A ball from two cameras: depth and opacity [2,S,S], the cameras, and a density with a soft surface."""
+    cameras = orbit(2, 4.0, 30.0, 31.0, side, side)
+    rays = [cameras.image_rays(i) for i in range(2)]
+    along = torch.stack([-(o * d).sum(-1) for o, d in rays])
+    missed = torch.stack([o.square().sum(-1) for o, _ in rays]) - along.square()
+    depth = (along - (radius**2 - missed).clamp_min(0).sqrt()).view(2, side, side)
+    opacity = (missed < radius**2).float().view(2, side, side)
+    return depth, opacity, cameras, lambda p: 50 * torch.sigmoid((radius - p.norm(dim=-1)) / 0.02)
+
+
+def test_normals_of_a_clear_surface_agree_and_those_of_noise_do_not():
+    depth, opacity, cameras, density = ball()
+    random = torch.Generator().manual_seed(0)
+    noise = torch.rand(depth.shape, generator=random)
+    spots = lambda p: (p * 1e4).sin().prod(-1) + 1  # noqa: E731
+
+    def share(depth, density):
+        return normal_consistency(depth, opacity, cameras, density, torch.device("cpu"))
+
+    assert share(depth, density) > 0.98
+    assert share(depth + 0.2 * noise, density) < 0.2  # the depth is noise
+    assert share(depth, spots) < 0.1  # the density is noise
+    assert share(depth, lambda p: torch.ones(len(p))) == 0  # it has no surface
+    assert 0.4 < share(torch.stack((depth[0], depth[1] + 0.2 * noise[1])), density) < 0.65  # one of two views
+    assert normal_consistency(depth, 0 * opacity, cameras, density, torch.device("cpu")) is None
+
+
+def test_a_step_in_depth_is_no_fault():
+    """A plate before another: only the pixels in the density's gap are unclear."""
+    cameras = orbit(1, 4.0, 90.0, 31.0, 64, 64)
+    rays_o, rays_d = cameras.image_rays(0)
+    points = rays_o + rays_d * (rays_o[:, 2:] - 0.5) / -rays_d[:, 2:]
+    high = (points[:, 0] > 0).float() * 0.5
+    depth = ((rays_o[:, 2] - high) / -rays_d[:, 2]).view(1, 64, 64)
+    level = lambda p: 50 * torch.sigmoid((0.5 * (p[:, 0] * 3.5 / (4 - p[:, 2]) > 0) - p[:, 2]) / 0.02)  # noqa: E731
+    share = normal_consistency(depth, torch.ones(1, 64, 64), cameras, level, torch.device("cpu"))
+    assert share > 0.94
 
 
 def test_an_asset_without_matter_has_figures():

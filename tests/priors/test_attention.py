@@ -14,8 +14,8 @@ from csd3d.priors.attention import (
     CrossFrameAttention,
     attention_layers,
     blend_mask,
+    changed_attention,
     cross_frame_attention,
-    fused_attention,
     layer_sizes,
     map_shapes,
 )
@@ -173,7 +173,7 @@ def test_the_unet_is_left_exactly_as_it_was_even_by_an_error(make):
     before, plain = {name: layer.processor for name, layer in layers.items()}, run(unet, *inputs(2))
     for change in (
         lambda: cross_frame_attention(unet, across(("anchor",), groups=("image", "full"))),
-        lambda: fused_attention(unet, make_fusion(unet, 1)),
+        lambda: changed_attention(unet, make_fusion(unet, 1)),
     ):
         with pytest.raises(RuntimeError, match="channels"), change():
             run(unet, normal(2, 7, *SIZE), normal(2, TOKENS, 16))
@@ -255,7 +255,7 @@ def test_recording_notes_the_softmax_and_leaves_the_output(make):
     state = make_fusion(unet, frames)
     with cross_frame_attention(unet, across(("own", "anchor"), groups=("image", "full"))):
         expected = run(unet, *inputs(frames, texts=(0, 1)))
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         for layer in (SELF, CROSS):
             call, heard = listen(unet, layer)
             state.at("record", 0)
@@ -273,7 +273,7 @@ def test_words_attended_to_are_summed_over_words_and_layers(unet):
     state, layers, frames = make_fusion(unet, 2, max_pixels=16), attention_layers(unet), 2
     crossing = [name for name, layer in layers.items() if layer.is_cross_attention]
     totals = torch.zeros(frames, 1, *SIZE)
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         for name in crossing:
             call, heard = listen(unet, name)
             state.at("record", 0)
@@ -289,7 +289,7 @@ def test_words_attended_to_are_summed_over_words_and_layers(unet):
 def test_all_source_makes_the_instruction_see_what_the_source_saw(unet):
     """Above 1: no pixel is edited, so "full" becomes "image", and both the recorded prediction."""
     state = make_fusion(unet, 3, threshold=2.0)
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         image, full = record(unet, state, 3).chunk(2)
         state.at("fuse", 0)
         fused = run(unet, *inputs(3, texts=(0, 1))).chunk(2)
@@ -302,7 +302,7 @@ def test_all_source_has_the_sources_attention_at_other_latents_too(unet):
     """At the first layer: the source's maps on the edit's values, and the source's cross-attention on the source's."""
     state, layers = make_fusion(unet, 2, threshold=2.0), attention_layers(unet)
     call, heard = listen(unet, SELF)
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         record(unet, state, 2, seed=0)
         state.at("fuse", 0)
         call(*inputs(2, texts=(0, 1), seed=9))
@@ -320,7 +320,7 @@ def test_nothing_of_the_source_is_the_plain_edit(unet):
     with cross_frame_attention(unet, across(("own", "anchor"), groups=("image", "full"))):
         plain = run(unet, sample, text)
     state = make_fusion(unet, 3, threshold=0.0)
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         record(unet, state, 3)
         state.at("fuse", 0)
         torch.testing.assert_close(run(unet, sample, text), plain, **THROUGH)
@@ -336,7 +336,7 @@ def test_other_groups_are_left_alone(unet):
     with cross_frame_attention(unet, across(("own", "anchor"), groups=groups)):
         plain = run(unet, sample, text)
     state = make_fusion(unet, 2, threshold=2.0)
-    with fused_attention(unet, state):
+    with changed_attention(unet, state):
         record(unet, state, 2)
         state.at("fuse", 0)
         state.frames.begin(groups, 0)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from toy_parts import Blobs, BlobScene
 
+from csd3d.distillation.step import DistillConfig
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
+from csd3d.guidance.methods import method_runs
 from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
 from csd3d.representations.base import open_scene
@@ -29,7 +31,7 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Average, OptimConfig, averaged
 from csd3d.schema import Chosen, choose
-from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, new_phase, step_context
+from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, camera_noise_maps, new_phase, step_context
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}
@@ -62,7 +64,10 @@ class Pull:
 
     def __init__(self, colour):
         self.colour = torch.tensor(colour).view(1, 3, 1, 1)
-        self.prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
+        self.prior = SimpleNamespace(unet_evaluations=0)
+
+    def encode(self, images):
+        return images
 
     def loss(self, z, images, step, generator, prompts, pose, view, groups, away):
         assert z.shape[0] == len(prompts) == len(pose) == len(view) == len(groups) == len(images())
@@ -146,9 +151,13 @@ def test_particles_are_asset_major_and_share_as_asked():
     place = torch.tensor([[0.0, 20.0], [90.0, 20.0], [180.0, 80.0]]).repeat(2, 1)
     torch.testing.assert_close(context["view"][:, :2], place)
     torch.testing.assert_close(context["view"][:, 2], cameras.positions.norm(dim=1).repeat(2))
+    config = settings(particles=2)
+    for camera, told in (("auto", True), (True, True), (False, False)):
+        config.prompts.camera = camera
+        assert (step_context(config, views)["view"] is not None) == told
 
 
-def test_camera_noise_is_the_cameras_own_for_every_asset():
+def test_camera_noise_is_that_of_the_assets_map_at_the_camera():
     noises = []
 
     class Look(Pull):
@@ -158,11 +167,28 @@ def test_camera_noise_is_the_cameras_own_for_every_asset():
 
     config = settings(particles=2, views_per_step=2)
     phase = new_phase(Job(config), "fsd")
-    asset_step(config, phase, Look([0.5, 0.5, 0.5]), 0, torch.randn(3, 60, 80, generator=generator()))
-    (noise,) = noises
-    assert noise.shape == (4, 3, 16, 16)
-    assert torch.equal(noise[:2], noise[2:])
-    assert not torch.equal(noise[0], noise[1])
+    first, second = torch.randn(2, 3, 60, 80, generator=generator())
+    for maps in ([first, first], [first, second]):
+        phase.generator.manual_seed(0)
+        asset_step(config, phase, Look([0.5, 0.5, 0.5]), 0, maps)
+    same, own = noises
+    assert same.shape == (4, 3, 16, 16)
+    assert torch.equal(same[:2], same[2:])
+    assert not torch.equal(same[0], same[1])
+    assert torch.equal(own[:2], same[:2])
+    assert not torch.isclose(own[2:], same[2:]).any()
+
+
+def test_assets_have_camera_noise_of_their_own_unless_they_collaborate():
+    def maps(name, particles=3):
+        job = Job(settings(particles=particles))
+        job.prior = SimpleNamespace(latent_shape=lambda height, width: (4, height // 8, width // 8))
+        return camera_noise_maps(job, method_runs([Chosen(name)], {}, DistillConfig())[name])
+
+    own, shared, alone = maps("fsd"), maps("fsd+csd"), maps("fsd", 1)
+    assert len({float(one[0, 0, 0]) for one in own}) == len(own) == 3
+    assert len(shared) == 3
+    assert all(torch.equal(one, alone[0]) for one in (own[0], *shared))
 
 
 def test_schedules_ramp_and_milestones_step():

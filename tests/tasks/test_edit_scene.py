@@ -259,3 +259,8 @@ def test_seeds_and_phases_draw_differently(tiny_config):
     drawn = [draw(seed, phase) for seed in (0, 1, 2**32) for phase in ("reconstruct", "in2n")]
     assert len(set(drawn)) == len(drawn)
     assert draw(1, "in2n") == draw(1, "in2n")
+
+
+def test_the_mean_of_reports_that_do_not_all_have_the_same_values():
+    """Correspondence guidance, for one, reports its loss at some of its steps only."""
+    assert edit_scene.means([{"t": 3.0}, {"t": 1.0, "loss": 4.0}]) == {"t": 2.0, "loss": 4.0}

@@ -318,3 +318,110 @@ def test_one_prompt_on_the_command_line_wins(image_config, tmp_path):
     folder = start(image_config, tmp_path / "run", "prompt=a green duck", "method=[sds]")
     assert json.loads((folder / "metrics.json").read_text())["prompts"] == ["a green duck"]
     assert torch.tensor(Image.open(folder / "images" / "grid.png").size).tolist()[1] == 32
+
+
+def test_an_illusion_is_one_picture_that_each_prompt_sees_turned(tiny_text_prior, tmp_path, monkeypatch):
+    """By a method that asks the prior and by CLIP alone, which does not; a stopped run resumes to the same."""
+    config = tmp_path / "illusion.yaml"
+    config.write_text(f"""
+task: text_to_image
+prompts: [a red chair, a blue ball]
+transforms: [none, rotate_180]
+method: [csd, dreamfields]
+particles: 2
+size: 32
+prior: {{model: {tiny_text_prior}}}
+distill: {{steps: 3}}
+save_seconds: 0
+""")
+    whole = start(config, tmp_path / "whole")
+    shown = [np.asarray(Image.open(whole / "images" / "csd" / f"{k:03d}.png")) for k in range(4)]
+    assert all((turned == shown[k][::-1, ::-1]).all() for k, turned in enumerate(shown[2:]))
+    results = json.loads((whole / "metrics.json").read_text())["results"]
+    assert results["dreamfields"]["unet_evaluations"] == 0 < results["csd"]["unet_evaluations"]
+    broken_and_resumed(config, tmp_path / "broken", monkeypatch, 5)
+    assert pictures(tmp_path / "broken") == pictures(whole)
+
+
+def test_a_sketch_is_what_assets_start_as(asset_config, tmp_path, monkeypatch):
+    """Before textured backgrounds, by CLIP alone; a stopped run resumes to the same."""
+    keys = [
+        "sketch.shapes=[{shape: ball, colour: [1, 0, 0]}]",
+        "sketch.views=3",
+        "sketch.size=16",
+        "sketch.fit.steps=2",
+    ]
+    keys += ["method=dreamfields", "compare=[]", "asset.textured_background=1", "distill.svgd=null", "particles=1"]
+    config = tmp_path / "sketch.yaml"
+    config.write_text(to_yaml(read(asset_config, keys)))
+    whole = start(config, tmp_path / "whole")
+    assert json.loads((whole / "metrics.json").read_text())["results"]["dreamfields"]["unet_evaluations"] == 0
+    broken_and_resumed(config, tmp_path / "broken", monkeypatch, 3)
+    assert pictures(tmp_path / "broken") == pictures(whole)
+
+
+def test_a_camera_that_the_model_does_not_take_is_refused_before_any_work(asset_config, tmp_path):
+    with pytest.raises(InputError, match=r"prompts\.camera: true, but .* takes no camera; set auto or false"):
+        start(asset_config, tmp_path / "run", "prompts.camera=true")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"prompts\.camera: expected true or false or one of auto, got"):
+        start(asset_config, tmp_path / "run", "prompts.camera=sometimes")
+
+
+def test_pictures_are_sampled_beside_methods(image_config, tmp_path):
+    keys = ["method=[sds]", "sampling={sampler: dpm++, steps: 3}"]
+    folder = start(image_config, tmp_path / "run", *keys)
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert list(results) == ["sampled", "sds"]
+    assert results["sampled"]["unet_evaluations"] == 2 * 3 * 2 * 2  # prompts, steps, particles, branches
+    assert "Sampled, DPM++ (2M)" in (folder / "report.html").read_text()
+    assert Image.open(folder / "images" / "grid.png").height == 2 * 32
+    alone = start(image_config, tmp_path / "alone", "method=[]", keys[1])
+    assert pictures(alone)[Path("images/sampled/003.png")] == pictures(folder)[Path("images/sampled/003.png")]
+    with pytest.raises(InputError, match=r"sampled\.sampler: the checkpoint belongs to a run with"):
+        jobs.resume(folder, ["sampling.sampler=ddim"], "cpu", stop=StopRequest())
+
+
+def test_a_prompt_to_prompt_job_draws_both_prompts_from_one_noise(image_config, tmp_path):
+    edit = "sampling={steps: 3, prompt_to_prompt: {prompt: a red chair}}"
+    folder = start(image_config, tmp_path / "same", "method=[]", "prompt=a red chair", edit)
+    found = pictures(folder)
+    assert found[Path("images/sampled/001.png")] == found[Path("images/prompt_to_prompt/001.png")]
+    evaluations = [r["unet_evaluations"] for r in json.loads((folder / "metrics.json").read_text())["results"].values()]
+    assert evaluations == [12, 12]
+    keys = ["method=[]", "prompt=a red chair", edit.replace("a red", "a blue")]
+    other = pictures(start(image_config, tmp_path / "other", *keys))
+    assert other[Path("images/sampled/001.png")] == found[Path("images/sampled/001.png")]
+    assert other[Path("images/prompt_to_prompt/001.png")] != found[Path("images/sampled/001.png")]
+
+
+def test_clip_guides_a_sampler_towards_its_text(image_config, tmp_path):
+    seen = {}
+    for scale in (0, 1):
+        keys = ["method=[]", "prompt=a red chair", f"sampling={{steps: 3, classifier_scale: {scale}}}"]
+        seen[scale] = pictures(start(image_config, tmp_path / str(scale), *keys))
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["method=[]"], "method is empty: name at least one, or give sampling"),
+        (["sampling={sampler: heun}"], r"sampling\.sampler: expected one of ddim, euler, dpm\+\+"),
+        (["sampling={steps: 0}"], r"sampling\.steps"),
+        (["sampling={classifier_scale: 1, classifier: /nowhere}"], r"sampling\.classifier.*'/nowhere' is no folder"),
+        (["sampling={classifier_scale: 1, prompt_to_prompt: {}}"], "do not go together"),
+        (
+            ["sampling={prompt_to_prompt: {align: swap, prompt: a chair}}"],
+            r"align: swap needs as many words .* 3 and 2",
+        ),
+        (["sampling={prompt_to_prompt: {weights: {rod: 2}}}"], r"weights: 'rod' is no word of 'a red chair'; .*'red'"),
+        (["sampling={prompt_to_prompt: {cross_steps: 2}}"], r"cross_steps: expected a number from 0 to 1"),
+        (["sampling={prompt_to_prompt: {}}", "prior.drop_text_encoder=true"], r"prior\.drop_text_encoder"),
+    ],
+)
+def test_samplings_that_cannot_be_are_refused_before_a_folder_is_made(image_config, tmp_path, keys, said):
+    with pytest.raises(InputError, match=said) as caught:
+        start(image_config, tmp_path / "run", *keys)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

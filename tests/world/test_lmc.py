@@ -5,16 +5,17 @@ E[ẑ_0 | z] = μ + √ᾱ k (z − μ) and Var[ẑ_0 | z] = k² (1 − ᾱ).
 """
 
 import json
+import random
 
 import pytest
 import torch
-from discs import write_discs
 from tiny_models import save_tiny_pipeline, save_tiny_sdxl
 
 from csd3d.distillation.noise import add_noise, implied_noise
 from csd3d.priors import Condition, GaussianMixturePrior
 from csd3d.priors.expected import ExpectedReconstruction, load_expected
 from tools.train_shipped import lmc as training
+from tools.train_shipped import stream
 from tools.train_shipped.__main__ import main
 from tools.train_shipped.diffusion import velocity_weight
 
@@ -124,17 +125,13 @@ def test_the_weight_is_bounded_and_as_its_docstring_says():
     assert snr[20].item() == pytest.approx(50, rel=0.1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "pairs", 6)
-
-
-def options(folder, base, work, steps):
+def options(base, work, steps):
     small = ["--batch", "4", "--precision", "fp32", "--threads", "1", "--steps", str(steps), "--warmup", "1"]
-    return ["lmc", "--pairs", str(folder), "--base", str(base), "--work", str(work), "--out", str(work / "b"), *small]
+    return ["lmc", "--base", str(base), "--work", str(work), "--out", str(work / "b"), "--first-rows", "4", *small]
 
 
-def test_the_command_line_trains_and_goes_on(folder, tmp_path, monkeypatch):
+def test_the_command_line_trains_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK", 4)
     base, texts, priors = save_tiny_pipeline(tmp_path / "text", "text", "v_prediction"), [], []
 
     def opened(config, require):
@@ -145,30 +142,29 @@ def test_the_command_line_trains_and_goes_on(folder, tmp_path, monkeypatch):
 
     load_prior = training.load_prior
     monkeypatch.setattr(training, "load_prior", opened)
-    assert main(options(folder, base, tmp_path / "w", 2)) == 0
+    assert main(options(base, tmp_path / "w", 2)) == 0
     first, z = load_expected(tmp_path / "w/b"), torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(first(z, 900), z)
     assert first.config["channels"] == 4
-    records = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    captions = priors[0].embed([record[key] for record in records for key in ("caption", "target_caption")])
+    rows = stream.MAKERS["t2i"](random.Random("0/0"), 8)["texts"]
+    captions = priors[0].embed([text for row in rows for text in row[:-1]])
     used = torch.cat(texts).flatten(1)
     assert len(used) == 8
     assert torch.cdist(used, captions.flatten(1)).amin(1).max() < 1e-3
-    assert main(options(folder, base, tmp_path / "w", 3)) == 0
+    assert main(options(base, tmp_path / "w", 3)) == 0
     assert not torch.equal(load_expected(tmp_path / "w/b")(z, 900), first(z, 900))
     assert len(texts) == 3  # one more step, not three
     steps = [json.loads(line)["step"] for line in (tmp_path / "w/log.jsonl").read_text().splitlines()]
     assert steps == [2, 3]
 
 
-def test_a_base_of_another_kind_is_refused_in_one_line(folder, tmp_path, capsys):
+def test_a_base_of_another_kind_is_refused_in_one_line(tmp_path, capsys):
     edit, sdxl = save_tiny_pipeline(tmp_path / "edit", "edit"), save_tiny_sdxl(tmp_path / "sdxl")
     capsys.readouterr()
-    assert main(options(folder, edit, tmp_path / "w", 1)) == 2
-    assert main(options(folder, sdxl, tmp_path / "w", 1)) == 2
-    assert main(options(folder, tmp_path / "nowhere", tmp_path / "w", 1)) == 2
-    assert main(options(tmp_path / "nowhere", edit, tmp_path / "w", 1)) == 2
+    assert main(options(edit, tmp_path / "w", 1)) == 2
+    assert main(options(sdxl, tmp_path / "w", 1)) == 2
+    assert main(options(tmp_path / "nowhere", tmp_path / "w", 1)) == 2
     errors = capsys.readouterr().err
-    assert errors.count("error: ") == 4
+    assert errors.count("error: ") == 3
     assert "text-to-image" in errors
     assert "one CLIP" in errors

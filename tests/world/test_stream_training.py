@@ -17,8 +17,11 @@ from csd3d.world.language import caption
 from csd3d.world.prompts import parse_prompt, write_prompt
 from csd3d.world.render import camera_row, render
 from csd3d.world.scene import Scene, compile_scene
-from tools.train_shipped import gpu, gpu_results, stream
-from tools.train_shipped.diffusion import load_denoiser
+from tools.train_shipped import gpu, held_out, results, stream
+from tools.train_shipped.diffusion import Denoiser, load_denoiser
+from tools.train_shipped.rows import Store
+from tools.train_shipped.start import ASSETS
+from tools.train_shipped.t2i import camera_unet
 
 
 def test_without_a_plate_the_object_stays_and_the_floor_goes():
@@ -68,7 +71,7 @@ def test_patterns_are_asked_for_more_often_of_the_editor():
 
 
 def test_a_store_keeps_the_newest_rows():
-    store = gpu.Store(5)
+    store = Store(5)
     store.add({"x": torch.arange(3)})
     assert store.all()["x"].tolist() == [0, 1, 2]
     store.add({"x": torch.arange(3, 7)})
@@ -80,7 +83,7 @@ def test_a_store_keeps_the_newest_rows():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_denoiser(gpu.ASSETS / "t2i").eval()
+    return load_denoiser(ASSETS / "t2i").eval()
 
 
 def inputs(count=2):
@@ -93,12 +96,12 @@ def inputs(count=2):
 def test_a_camera_unet_starts_as_the_one_without_a_camera_at_any_camera(shipped):
     z, t, tokens = inputs()
     plain = {**shipped.unet.config, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    unaware = gpu.Denoiser(UNet2DConditionModel.from_config(plain).eval(), shipped.text_encoder)
+    unaware = Denoiser(UNet2DConditionModel.from_config(plain).eval(), shipped.text_encoder)
     wanted = unaware(z, None, t, tokens)
-    aware = gpu.Denoiser(gpu.camera_unet(unaware.unet).eval(), shipped.text_encoder)
+    aware = Denoiser(camera_unet(unaware.unet).eval(), shipped.text_encoder)
     for camera in (no_camera(2), torch.randn(2, CAMERA_WIDTH)):
         torch.testing.assert_close(aware(z, None, t, tokens, camera), wanted, atol=1e-5, rtol=1e-5)
-    assert gpu.camera_unet(aware.unet) is aware.unet
+    assert camera_unet(aware.unet) is aware.unet
 
 
 class Rendered:
@@ -109,7 +112,7 @@ class Rendered:
     def __init__(self, part):
         rows = stream.MAKERS[part](random.Random(0), 128)
         small = {name: values[:8] for name, values in rows.items()}
-        self.chunks = [(True, small), (False, small)]
+        self.chunks = [(None, small), (0, small)]
 
     def take(self, most, seconds=0.0):
         found, self.chunks = self.chunks, [self.chunks[-1]]
@@ -118,9 +121,9 @@ class Rendered:
 
 @pytest.mark.parametrize("part", ["t2i", "ip2p"])
 def test_a_short_run_writes_networks_that_predict_as_in_memory(part, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_results, "STEPS", 1)
-    monkeypatch.setattr(gpu_results, "DRAWS", 1)
-    monkeypatch.setattr(gpu_results, "CAMERAS", gpu_results.CAMERAS[:2])
+    monkeypatch.setattr(results, "STEPS", 1)
+    monkeypatch.setattr(held_out, "DRAWS", 1)
+    monkeypatch.setattr(results, "CAMERAS", results.CAMERAS[:2])
     options = ["--part", part, "--batch", "2", "--capacity", "32", "--first-rows", "8", "--held-out", "8"]
     options += ["--device", "cpu", "--precision", "fp32", "--compile", "none", "--minutes", "0.1"]
     options = gpu.parser().parse_args([*options, "--reserve-seconds", "0", "--out", str(tmp_path)])
@@ -134,7 +137,7 @@ def test_a_short_run_writes_networks_that_predict_as_in_memory(part, tmp_path, m
     assert len(files) == 8
     assert max(path.stat().st_size for path in files) <= 15 << 20
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
-    loaded = gpu.Denoiser(unet, CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)).eval()
+    loaded = Denoiser(unet, CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)).eval()
     z, t, tokens = inputs()
     camera, source = (torch.ones(2, CAMERA_WIDTH), None) if part == "t2i" else (None, z.flip(0))
     with torch.no_grad():

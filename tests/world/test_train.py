@@ -2,8 +2,6 @@
 
 import json
 import math
-import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,10 +11,11 @@ from discs import SIZE, write_discs
 from safetensors.torch import load_file
 from torch import nn
 
+from csd3d.distillation.method import Query
 from csd3d.errors import InputError
-from csd3d.metrics.clip import VIEWS
+from csd3d.priors import PriorConfig, load_prior
 from csd3d.world.scene import COLOURS
-from tools.train_shipped import diffusion, ip2p, judge, t2i, vae
+from tools.train_shipped import diffusion, ip2p, judge, stream, t2i, vae
 from tools.train_shipped.__main__ import main
 from tools.train_shipped.data import gather, open_pairs, random_crop, texts
 from tools.train_shipped.loop import FitConfig, Trainer, fit, learning_rate
@@ -31,15 +30,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """A work folder with a VAE and a pipeline after a few steps, through the command line."""
+    """A work folder with a VAE and both pipelines after a few steps, through the command line."""
     work = tmp_path_factory.mktemp("work")
     pairs, small = ["--pairs", str(folder)], ["--precision", "fp32", "--threads", "1"]
     steps = ["--steps", "6", "--batch", "2"]
+    rows = ["--capacity", "4", "--first-rows", "4", "--reuse", "1", "--held-out", "2"]
     assert main(["vae", *pairs, "--work", str(work / "v"), "--channels", "8,8,16,16", *steps, *small]) == 0
-    ip2p_options = ["--vae", str(work / "v/vae"), "--out", str(work / "out"), "--channels", "32,32,64"]
-    assert main(["ip2p", *pairs, "--work", str(work / "i"), *ip2p_options, *steps, *small]) == 0
-    t2i_options = ["--base", str(work / "out"), "--out", str(work / "text")]
-    assert main(["t2i", *pairs, "--work", str(work / "t"), *t2i_options, *steps, *small]) == 0
+    assert main(["tokenizer", *pairs, "--work", str(work)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CHUNK", 4)
+        new = ["--vae", str(work / "v/vae"), "--tokenizer", str(work / "tokenizer"), "--channels", "32,32,64"]
+        out = ["--out", str(work / "out"), *rows, *steps, *small]
+        assert main(["ip2p", "--work", str(work / "i"), *new, *out]) == 0
+        out = ["--init", str(work / "out"), "--out", str(work / "text"), *rows, *steps, *small]
+        assert main(["t2i", "--work", str(work / "t"), *out]) == 0
     return work
 
 
@@ -171,7 +175,7 @@ def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(folder, tra
     options = ["--pairs", str(folder), "--work", str(tmp_path / "w"), "--init", str(trained / "v/vae")]
     assert main(["vae", *options, "--freeze-encoder", "--steps", "3", "--batch", "2", "--precision", "fp32"]) == 0
     after = AutoencoderKL.from_pretrained(tmp_path / "w/vae")
-    assert diffusion.fingerprint(before) == diffusion.fingerprint(after)
+    assert vae.fingerprint(before) == vae.fingerprint(after)
     assert before.config.scaling_factor == after.config.scaling_factor
     z = before.encode(gather(pairs.source, torch.arange(2))).latent_dist.mean
     assert not torch.equal(before.decode(z).sample, after.decode(z).sample)
@@ -204,72 +208,6 @@ def test_the_weight_of_the_clean_image_error_is_bounded_on_both_sides():
     torch.testing.assert_close(weight * (snr + 1), torch.tensor([6.0, 6.0, 2.0, 1 + 0.01 / 0.99]))
 
 
-def test_drops_have_their_rates():
-    text, image = ip2p.drop_masks(200_000, torch.Generator().manual_seed(0))
-    for rate in (text & ~image, image & ~text, text & image):
-        assert rate.float().mean().item() == pytest.approx(0.05, abs=0.003)
-
-
-def test_batches_carry_what_they_claim():
-    count = 50
-    modes = torch.arange(1.0, count + 1)[:, None, None, None].expand(count, 4, 2, 2)
-    tokens = torch.arange(2 * count + 1)[:, None].expand(-1, 4)
-    rows = torch.arange(1, count + 1)
-    examples = ip2p.Examples(modes, modes + 1000, tokens, rows, rows + count)
-    target, source, words = ip2p.draw_batch(examples, 20_000, torch.Generator().manual_seed(0))
-    index, word = target[:, 0, 0, 0] - 1000, words[:, 0].float()
-    dropped = source[:, 0, 0, 0] == 0
-    assert torch.equal(source[~dropped][:, 0, 0, 0], index[~dropped])
-    instructed, captioned = word == index, word == index + count
-    assert torch.all(instructed | captioned | (word == 0))
-    assert (word == 0).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert captioned.float().mean().item() == pytest.approx(0.09, abs=0.01)
-    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
-
-
-class Oracle(nn.Module):
-    """Returns the velocity that a known z must have been mixed with."""
-
-    def __init__(self, z, alphas_cumprod):
-        super().__init__()
-        self.z, self.a = z, alphas_cumprod
-
-    def forward(self, noisy, condition, t, tokens):
-        a = self.a[t][:, None, None, None]
-        noise = (noisy - a.sqrt() * self.z) / (1 - a).sqrt()
-        return a.sqrt() * noise - (1 - a).sqrt() * self.z
-
-
-def test_the_loss_of_the_true_velocity_is_zero():
-    a = diffusion.noise_schedule().alphas_cumprod
-    z = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    batch = (z, torch.zeros_like(z), torch.zeros(6, 4, dtype=torch.long))
-    assert ip2p.ip2p_loss(Oracle(z, a), batch, a, torch.Generator().manual_seed(0)).item() < 1e-8
-    assert ip2p.ip2p_loss(Oracle(z + 1, a), batch, a, torch.Generator().manual_seed(0)).item() > 0.01
-
-
-def test_the_cached_latents_are_the_unscaled_modes(folder, trained):
-    pairs, model = open_pairs(folder), AutoencoderKL.from_pretrained(trained / "v/vae")
-    path = trained / f"i/latents-{diffusion.fingerprint(model)}-source.f16"
-    cached = torch.from_numpy(np.fromfile(path, np.float16)).view(-1, 4, SIZE // 8, SIZE // 8)
-    with torch.no_grad():
-        modes = model.encode(2 * gather(pairs.source, torch.arange(len(pairs))) - 1).latent_dist.mode()
-    torch.testing.assert_close(cached.float(), modes, rtol=2e-3, atol=2e-3)
-
-
-def test_a_torn_latent_cache_is_completed(folder, trained, tmp_path):
-    pairs, model = open_pairs(folder), AutoencoderKL.from_pretrained(trained / "v/vae")
-    config = FitConfig(tmp_path, steps=1, precision="fp32")
-    with torch.no_grad():
-        whole = diffusion.cache_modes(model, pairs.source, tmp_path / "a", config)
-        (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[: 7 * 128 + 31])
-        again = diffusion.cache_modes(model, pairs.source, tmp_path / "b", config)
-        read = diffusion.cache_modes(model, pairs.source, tmp_path / "b", config)
-    torch.testing.assert_close(whole, again, rtol=0, atol=2e-3)
-    assert torch.equal(again, read)
-    assert len(again) == len(pairs)
-
-
 def test_fast_attention_computes_what_the_exported_unet_does():
     tokenizer = build_tokenizer(["make it red"])
     denoiser = ip2p.build_denoiser(tokenizer, (32, 32, 64), 4, 0.5).eval()
@@ -278,7 +216,7 @@ def test_fast_attention_computes_what_the_exported_unet_does():
     tokens = torch.randint(len(tokenizer), (3, 32), generator=g)
     with torch.no_grad():
         before = denoiser(*arguments, tokens)
-        after = ip2p.for_training(denoiser)(*arguments, tokens)
+        after = diffusion.for_training(denoiser)(*arguments, tokens)
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-5)
 
 
@@ -293,12 +231,15 @@ def test_the_exported_folder_is_an_ordinary_pipeline(trained):
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
 
-def test_the_text_model_is_an_ordinary_pipeline_on_the_editing_models_parts(trained):
+def test_the_text_model_is_a_diffusers_folder_on_the_editing_models_parts_and_knows_the_camera(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "text", dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    images = pipeline("a red disc", height=SIZE, width=SIZE, num_inference_steps=2, generator=generator).images
-    assert images[0].size == (SIZE, SIZE)
+    assert pipeline.unet.config.class_embed_type == "projection"
+    prior = load_prior(PriorConfig(model=str(trained / "text"), device="cpu"), require="text")
+    assert prior.takes_camera
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    views = [torch.tensor([[azimuth, 15.0, 4.0]]) for azimuth in (0.0, 90.0)]
+    eps = prior.predict({str(i): Query(z, 500, ("a red disc",), view=view) for i, view in enumerate(views)})
+    assert not torch.equal(eps["0"], eps["1"])
     for part, learns in (("vae/diffusion_pytorch_model", False), ("text_encoder/model", True)):
         ours, theirs = (load_file(trained / folder / f"{part}.safetensors") for folder in ("text", "out"))
         assert ours.keys() == theirs.keys()
@@ -312,45 +253,8 @@ def test_the_text_unet_starts_as_the_editing_unet_without_a_picture():
     z, t, y = torch.randn(3, 4, 4, 4, generator=g), torch.tensor([1, 500, 999]), torch.randn(3, 32, 128, generator=g)
     with torch.no_grad():
         alone = t2i.text_unet(edit).eval()(z, t, y).sample
+        assert t2i.text_unet(text := t2i.text_unet(edit)) is text
         torch.testing.assert_close(alone, edit(torch.cat([z, torch.zeros_like(z)], 1), t, y).sample)
-
-
-def test_captions_belong_to_their_pictures_and_are_loosened_and_dropped_at_their_rates():
-    count = 50
-    modes = torch.arange(1.0, count + 1)[:, None, None, None].expand(count, 4, 2, 2)
-    tokens = torch.arange(1, count + 1)[:, None, None].expand(count, 2, 4)
-    none = torch.zeros(count, dtype=torch.long)
-    data = t2i.Captioned(modes, tokens, -tokens, 1000 + tokens, none, none[:4])
-    drawn, words = t2i.draw_captioned(data, 20_000, torch.Generator().manual_seed(0))
-    words = words[:, 1]
-    dropped, loose, blurry = words[:, 0] == 0, words[:, 0] < 0, words[:, 0] > 1000
-    own = words[:, 0].abs().float() - 1000 * blurry
-    torch.testing.assert_close(own[~dropped], drawn.amax((1, 2, 3))[~dropped])
-    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert loose.float().mean().item() == pytest.approx(0.25, abs=0.01)
-    assert blurry.float().mean().item() == pytest.approx(0.05, abs=0.01)
-    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(2, 2)
-    data = t2i.Captioned(checks.expand(count, 4, 4, 4), tokens, -tokens, 1000 + tokens, none, tokens[0, 0])
-    drawn, words = t2i.draw_captioned(data, 2000, torch.Generator().manual_seed(0))
-    words = words[:, 0]
-    assert torch.equal((drawn == 0).all(-1).all(-1).all(-1), words[:, 0] > 1000)  # exactly what says so is blurred
-
-
-def test_sides_lean_to_where_they_face_while_that_is_asked():
-    facing = torch.tensor([-1, 1, 0, 0, 0, 0])
-    modes = torch.arange(8.0).expand(6, 4, 8, 8)
-    tokens = torch.arange(6)[:, None, None].expand(6, 2, 4)
-    data = t2i.Captioned(modes, tokens, tokens, tokens, facing, tokens[0, 0])
-    for leaning in (0, 3):
-        drawn, words = t2i.draw_captioned(
-            data, 4000, torch.Generator().manual_seed(0), 0.0, blurry=0.0, leaning=leaning
-        )
-        own = words[:, 0, 0]
-        assert (own < 2).float().mean().item() == pytest.approx(2 / 3 if leaning else 1 / 3, abs=0.03)
-        columns = drawn[:, 0, 0]
-        assert torch.equal(columns[own == 0][0], (torch.arange(8.0) + leaning).clamp(max=7))  # its left half is gone
-        assert torch.equal(columns[own == 1][0], (torch.arange(8.0) - leaning).clamp(min=0))
-        assert torch.equal(columns[own > 1][0], torch.arange(8.0))
 
 
 def test_noise_is_drawn_high_at_its_rate_and_undone_by_the_velocity():
@@ -365,28 +269,6 @@ def test_noise_is_drawn_high_at_its_rate_and_undone_by_the_velocity():
         torch.testing.assert_close(alpha.sqrt() * noised.z_t - (1 - alpha).sqrt() * noised.velocity, z)
     rows = torch.tensor([3, 5])
     torch.testing.assert_close(noised.error(noised.velocity[rows] + 0.5, rows), torch.tensor([0.25, 0.25]))
-
-
-def test_another_view_takes_the_place_of_the_right_one_and_nothing_else_changes():
-    rng = random.Random(0)
-    assert t2i.other_view("a red ball, side view", rng) == "a red ball, side view"
-    for view in VIEWS:
-        found = Counter(t2i.other_view(f"a red duck, {view}", rng).removeprefix("a red duck, ") for _ in range(3000))
-        assert found.keys() == set(VIEWS) - {view}
-        words = {"front": "back", "back": "front", "left": "right", "right": "left"}
-        opposite = next(view.replace(own, other) for own, other in words.items() if own in view)
-        expected = {other: 0.8 if other == opposite else 0.1 for other in found}
-        assert {other: count / 3000 for other, count in found.items()} == pytest.approx(expected, abs=0.04)
-
-
-def test_the_view_loss_prefers_the_right_word_and_is_nothing_where_none_was_asked():
-    right, other = torch.tensor([0.2, 0.3], requires_grad=True), torch.tensor([0.2, 0.3], requires_grad=True)
-    loss = t2i.view_loss(right, other)
-    loss.backward()
-    assert loss.item() == pytest.approx(math.log(2))
-    torch.testing.assert_close(right.grad, torch.full((2,), t2i.VIEW_STEEPNESS / 4))
-    torch.testing.assert_close(other.grad, -right.grad)
-    assert t2i.view_loss(right[:0], other[:0]).item() == 0
 
 
 def test_nearest_colours_are_the_masked_means():
@@ -454,18 +336,27 @@ def test_mistakes_end_in_one_line_and_code_2(folder, tmp_path, capsys):
     assert main(["vae", *options]) == 2
     assert main(["vae", *options, "--steps", "1", "--freeze-encoder"]) == 2
     assert main(["vae", "--pairs", str(tmp_path), "--work", str(tmp_path), "--steps", "1"]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
+    rows = ["--work", str(tmp_path / "w"), "--out", str(tmp_path / "o"), "--steps", "1"]
+    assert main(["t2i", *rows, "--init", str(tmp_path)]) == 2
+    assert main(["t2i", *rows, "--capacity", "100", "--first-rows", "101"]) == 2
+    assert main(["t2i", *rows, "--reuse", "0"]) == 2
+    assert main(["ip2p", *rows, "--vae", str(tmp_path)]) == 2
+    assert main(["judge-rows", "--model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 8
+    assert not (tmp_path / "w").exists()
 
 
-def test_training_goes_on_from_a_pipeline(folder, trained, tmp_path):
+def test_training_goes_on_from_a_pipeline(trained, tmp_path, monkeypatch, capsys):
     """With --init the first step starts at the pipeline's own weights, words and all."""
-    loaded = ip2p.load_denoiser(trained / "out")
+    monkeypatch.setattr(stream, "CHUNK", 2)
+    loaded = diffusion.load_denoiser(trained / "out")
     stored = load_file(trained / "out/unet/diffusion_pytorch_model.safetensors")
     for name, value in loaded.unet.state_dict().items():
         assert torch.equal(value, stored[name].float())
-    options = ["--pairs", str(folder), "--vae", str(trained / "v/vae"), "--init", str(trained / "out")]
+    options = ["--init", str(trained / "out"), "--first-rows", "2", "--held-out", "1"]
     budget = ["--steps", "1", "--batch", "2", "--lr", "1e-9", "--precision", "fp32", "--threads", "1"]
     assert main(["ip2p", *options, "--work", str(tmp_path / "i"), "--out", str(tmp_path / "out"), *budget]) == 0
+    assert "no held-out figures" in capsys.readouterr().out  # its words are not the shipped model's
     again = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
     for name, value in stored.items():
         torch.testing.assert_close(again[name].float(), value.float(), rtol=2e-3, atol=1e-5)

@@ -1,11 +1,9 @@
-"""Shared by the shipped diffusion models: noise schedule, loss, and latents cached on disk.
+"""Shared by the shipped diffusion models: networks, noise schedule, noised latents, the folder that is written.
 
 Symbols: z scaled latents [B,4,h,w], t timesteps [B], ᾱ alphas_cumprod [T], ε noise, v = √ᾱ ε − √(1−ᾱ) z velocity.
 """
 
 import copy
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from csd3d.priors.camera_embedding import no_camera
-from tools.train_shipped.data import Pairs, gather
-from tools.train_shipped.loop import FitConfig, autocast
 from tools.train_shipped.vae import save_whole
 
 if TYPE_CHECKING:  # training does not need the pipelines and their imports
@@ -133,50 +129,6 @@ def high_share(progress: float) -> float:
 def blur(modes: Tensor) -> Tensor:
     """Latents [B,4,h,w] at half resolution, which decode to blurred pictures."""
     return F.interpolate(F.avg_pool2d(modes, 2), scale_factor=2, mode="bilinear")
-
-
-def velocity_loss(
-    predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Weighted |v̂(√ᾱ z + √(1−ᾱ) ε, t) − v|² for t uniform and ε normal, both drawn here; a scalar."""
-    noised = draw_noised(z, alphas_cumprod, generator)
-    return (noised.weight * noised.error(predict(noised.z_t, noised.t))).mean()
-
-
-@torch.no_grad()
-def cache_modes(vae: AutoencoderKL, images: Tensor, path: Path, config: FitConfig) -> Tensor:
-    """Posterior modes of images [P,S,S,3] as float16 [P,4,S/8,S/8], appended to `path` as they are made."""
-    size = images.shape[1] // 8
-    record = 4 * size * size * 2
-    done = path.stat().st_size // record if path.exists() else 0
-    with open(path, "ab") as file:
-        file.truncate(done * record)
-        for first in range(done, len(images), 64):
-            indices = torch.arange(first, min(first + 64, len(images)))
-            x = (2 * gather(images, indices, config.device) - 1).to(memory_format=torch.channels_last)
-            with autocast(config):
-                mode = vae.encode(x).latent_dist.mean
-            file.write(mode.half().cpu().contiguous().numpy().tobytes())
-            if (first - done) % 3200 == 0:
-                print(f"{path.name}: {first} of {len(images)} latents", flush=True)
-    flat = torch.from_file(str(path), size=len(images) * record // 2, dtype=torch.float16)
-    return flat.view(-1, 4, size, size).clone()
-
-
-def cache_pairs(vae: AutoencoderKL, pairs: Pairs, config: FitConfig) -> tuple[Tensor, Tensor]:
-    """`cache_modes` of both sides of every pair, under the VAE's fingerprint in config.work: sources, targets."""
-    vae = vae.to(config.device, memory_format=torch.channels_last).eval()
-    stem = f"{config.work}/latents-{fingerprint(vae)}"
-    sides = (("source", pairs.source), ("target", pairs.target))
-    return tuple(cache_modes(vae, images, Path(f"{stem}-{name}.f16"), config) for name, images in sides)
-
-
-def fingerprint(vae: AutoencoderKL) -> str:
-    """Eight hex digits of the encoder's weights: latents cached under another encoder are not reused."""
-    digest = hashlib.sha256()
-    for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
-        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def save_pipeline(

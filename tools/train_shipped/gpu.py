@@ -5,7 +5,7 @@ device and trains on draws of all that are there. Into --out go the averaged net
 log.jsonl, whose last line has the held-out figures, and sheet.png; nothing else. --part t2i makes the text-to-image
 model camera-aware (`csd3d.priors.camera_embedding`); --part ip2p trains the editor.
 
-Symbols: z latents [B,4,h,w], B the batch, L the length of a prompt in tokens, K the width of a camera's vector.
+`python -m tools.train_shipped t2i` trains the same losses on the same rows on a CPU, for hours and resumable.
 """
 
 import argparse
@@ -13,172 +13,22 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
-from csd3d.priors.camera_embedding import CAMERA_WIDTH, camera_embedding
-from csd3d.priors.opening import ModelFolder
-from tools.train_shipped import gpu_results as results
-from tools.train_shipped.diffusion import (
-    Denoiser,
-    blur,
-    draw_noised,
-    for_training,
-    high_share,
-    load_denoiser,
-    noise_schedule,
-)
-from tools.train_shipped.loop import FitConfig, Trainer, autocast, learning_rate
-from tools.train_shipped.stream import CHUNK, Rows, Stream
-
-ASSETS = Path(__file__).parents[2] / "csd3d" / "assets"
-DROP_TEXT, DROP_CAMERA, BLURRED = 0.1, 0.15, 0.05  # shares of a batch of captions
-DROP_EDIT = 0.05  # probability of dropping the instruction, the source, or both, each
-
-Batch = dict[str, Tensor]
-
-
-def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Add a camera embedding whose last layer is zero: the predictions equal those of `unet` for any camera."""
-    if unet.config.class_embed_type == "projection":
-        return unet
-    extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
-    aware = UNet2DConditionModel.from_config({**unet.config, **extra})
-    missing, unexpected = aware.load_state_dict(unet.state_dict(), strict=False)
-    if unexpected or any(not name.startswith("class_embedding.") for name in missing):
-        raise RuntimeError(f"the UNet's weights do not fit: {missing[:3]} {unexpected[:3]}")
-    nn.init.zeros_(aware.class_embedding.linear_2.weight)
-    nn.init.zeros_(aware.class_embedding.linear_2.bias)
-    return aware
-
-
-class Store:
-    """A ring buffer of at most `capacity` rows on the device; draws are uniform over its rows."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.written = capacity, 0
-        self.fields: Batch = {}
-
-    def __len__(self) -> int:
-        return min(self.written, self.capacity)
-
-    def add(self, rows: Batch) -> None:
-        """Append rows, a tensor [n, ...] a field."""
-        count = len(next(iter(rows.values())))
-        first = self.written % self.capacity
-        head = min(count, self.capacity - first)
-        for name, values in rows.items():
-            if name not in self.fields:
-                self.fields[name] = values.new_empty(self.capacity, *values.shape[1:])
-            self.fields[name][first : first + head] = values[:head]
-            self.fields[name][: count - head] = values[head:]
-        self.written += count
-
-    def all(self) -> Batch:
-        """All rows, in the order of storage."""
-        return {name: values[: len(self)] for name, values in self.fields.items()}
-
-    def draw(self, batch: int, generator: torch.Generator) -> Batch:
-        """Draw `batch` random rows, with replacement."""
-        pick = torch.randint(len(self), (batch,), generator=generator, device=generator.device)
-        return {name: values[pick] for name, values in self.fields.items()}
-
-
-class Encoder:
-    """Encode rendered rows for the store: modes, tokens, camera vectors."""
-
-    def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: FitConfig) -> None:
-        self.vae = vae.to(config.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.tokenizer, self.config = tokenizer, config
-        self.empty = self.tokens([[""]])[0, 0].to(config.device).long()
-
-    def tokens(self, texts: list[list[str]]) -> Tensor:
-        """[n,k,L] int16 of n rows of k sentences."""
-        flat = [text for row in texts for text in row]
-        found = self.tokenizer(flat, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return found.short().unflatten(0, (len(texts), len(texts[0])))
-
-    @torch.no_grad()
-    def modes(self, pictures: np.ndarray) -> Tensor:
-        """Posterior modes [n,4,h,w] float16 of pictures [n,S,S,3] uint8."""
-        pixels = self._upload(torch.from_numpy(pictures)).permute(0, 3, 1, 2)
-        pixels = (pixels.float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        with autocast(self.config):
-            return self.vae.encode(pixels).latent_dist.mean.half().contiguous()
-
-    def _upload(self, values: Tensor) -> Tensor:
-        """Copy to the device through pinned memory, so that the copy does not wait for queued steps."""
-        pinned = values.pin_memory() if self.config.device.startswith("cuda") else values
-        return pinned.to(self.config.device, non_blocking=True)
-
-    def __call__(self, rows: Rows) -> Batch:
-        camera = self._upload(torch.from_numpy(rows["camera"]))
-        kept = {
-            "modes": self.modes(rows["pictures"]),
-            "tokens": self._upload(self.tokens(rows["texts"])),
-            "camera": camera_embedding(*camera.unbind(1)),
-            "patterned": self._upload(torch.from_numpy(rows["patterned"])),
-        }
-        return kept | ({"sources": self.modes(rows["sources"])} if "sources" in rows else {})
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Constants of a step; `alphas_cumprod` and the `empty` prompt's tokens [L] are on the device."""
-
-    denoiser: Denoiser
-    alphas_cumprod: Tensor
-    scaling: float
-    empty: Tensor
-    config: FitConfig
-
-    def loss(self, z: Tensor, generator: torch.Generator, high: float, **condition: Tensor | None) -> Tensor:
-        """The weighted velocity error of z scaled; `condition` are the arguments of the denoiser."""
-        noised = draw_noised(z, self.alphas_cumprod, generator, high)
-        z_t = noised.z_t.contiguous(memory_format=torch.channels_last)
-        with autocast(self.config):
-            predicted = self.denoiser(z_t, t=noised.t, **condition)
-        return (noised.weight * noised.error(predicted)).mean()
-
-    def text_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
-        """Loss of pictures under one of their captions, some blurred; texts and cameras are dropped independently."""
-        chance, no_camera = _uniform(2, len(rows["modes"]), generator)
-        modes, tokens = rows["modes"].float(), _choose(rows["tokens"][:, :-1], generator)
-        blurred = chance >= 1 - BLURRED
-        modes = torch.where(blurred[:, None, None, None], blur(modes), modes)
-        tokens = torch.where(blurred[:, None], rows["tokens"][:, -1].long(), tokens)
-        tokens = torch.where((chance < DROP_TEXT)[:, None], self.empty, tokens)
-        camera = rows["camera"] * (no_camera >= DROP_CAMERA)[:, None]
-        shown = {"condition": None, "tokens": tokens, "camera": camera}
-        return self.loss(self.scaling * modes, generator, high_share(progress), **shown)
-
-    def edit_loss(self, rows: Batch, generator: torch.Generator, progress: float) -> Tensor:
-        """Loss of edited pictures under source and instruction; one text in ten is the edited picture's caption."""
-        drop, captioned = _uniform(2, len(rows["modes"]), generator)
-        instruction, caption = rows["tokens"].long().unbind(1)
-        tokens = torch.where((captioned < 0.1)[:, None], caption, instruction)
-        both = (drop >= 2 * DROP_EDIT) & (drop < 3 * DROP_EDIT)
-        no_text, no_image = (drop < DROP_EDIT) | both, ((drop >= DROP_EDIT) & (drop < 2 * DROP_EDIT)) | both
-        tokens = torch.where(no_text[:, None], self.empty, tokens)
-        source = rows["sources"].float().masked_fill(no_image[:, None, None, None], 0)
-        return self.loss(self.scaling * rows["modes"].float(), generator, 0.0, condition=source, tokens=tokens)
-
-
-def _uniform(count: int, batch: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, batch, generator=generator, device=generator.device)
-
-
-def _choose(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Choose one of each row's sentences: [B,k,L] to [B,L]."""
-    batch, count, length = tokens.shape
-    pick = torch.randint(count, (batch, 1, 1), generator=generator, device=generator.device)
-    return tokens.long().gather(1, pick.expand(batch, 1, length))[:, 0]
+from csd3d.priors.camera_embedding import CAMERA_WIDTH
+from tools.train_shipped import results
+from tools.train_shipped.diffusion import for_training, load_denoiser, noise_schedule
+from tools.train_shipped.held_out import compare
+from tools.train_shipped.learner import Learner
+from tools.train_shipped.loop import FitConfig, Trainer, append_line, learning_rate
+from tools.train_shipped.rows import Batch, Encoder, Store
+from tools.train_shipped.start import ASSETS, Start
+from tools.train_shipped.stream import CHUNK, Stream
 
 
 class ClockedTrainer(Trainer):
@@ -255,28 +105,23 @@ class Run:
             work=options.out, minutes=options.minutes, batch=options.batch, lr=options.lr, ema=options.ema,
             warmup=options.warmup, seed=options.seed, device=options.device, precision=options.precision,
         )  # fmt: skip
-        vae = AutoencoderKL.from_pretrained(ModelFolder(base).part("vae"), torch_dtype=torch.float32)
-        self.tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        vae, self.tokenizer, denoiser = Start(options.init or base).open(options.part)
         self.encoder = Encoder(vae, self.tokenizer, self.config)
-        denoiser = load_denoiser(options.init or base).eval()
-        if options.part == "t2i":
-            denoiser.unet = camera_unet(denoiser.unet)
-        if not options.device.startswith("cuda"):
-            for_training(denoiser)
+        denoiser = denoiser.eval() if options.device.startswith("cuda") else for_training(denoiser)
         denoiser.unet.to(memory_format=torch.channels_last)
         ends = started + 60 * options.minutes - options.reserve_seconds
         self.trainer = ClockedTrainer(denoiser, self.config, ends)
         alphas_cumprod = noise_schedule().alphas_cumprod.to(options.device)
         scaling = vae.config.scaling_factor
         self.learner = Learner(denoiser, alphas_cumprod, scaling, self.encoder.empty, self.config)
-        self.loss = self.learner.text_loss if options.part == "t2i" else self.learner.edit_loss
+        self.loss = partial(self.learner.part_loss, options.part)
         self.store, self.held = Store(options.capacity), Store(max(options.held_out, CHUNK))
         self.logged_at, self.logged = time.monotonic(), (0, 0)
 
     def take(self, most: int, seconds: float = 0.0) -> None:
         """Encode and store up to `most` waiting chunks."""
-        for held_out, rows in self.stream.take(most, seconds):
-            (self.held if held_out else self.store).add(self.encoder(rows))
+        for chunk, rows in self.stream.take(most, seconds):
+            (self.held if chunk is None else self.store).add(self.encoder(rows))
 
     def train(self) -> None:
         """Compile, wait for the first rows, and train until the deadline."""
@@ -312,7 +157,7 @@ class Run:
         }
         line |= {**means, "lr": trainer.optimiser.param_groups[0]["lr"], "rows": self.store.written}
         line |= {"rows_per_s": rows / seconds, "workers": self.stream.alive}
-        results.append_line(self.options.out, {name: round(value, 6) for name, value in line.items()})
+        append_line(self.options.out, {name: round(value, 6) for name, value in line.items()})
         self.logged_at, self.logged = now, (trainer.step, self.store.written)
 
     def finish(self) -> None:
@@ -322,7 +167,7 @@ class Run:
         shipped = load_denoiser(ASSETS / self.options.part).eval().to(self.options.device)
         if len(self.held):
             rows = self.held.all()
-            results.append_line(self.options.out, {"figures": results.figures(self.learner, shipped, trained, rows)})
+            append_line(self.options.out, {"figures": compare(self.learner, shipped, trained, rows)})
         results.sheet(self.learner, trained, self.encoder, self.held, self.options.out / "sheet.png")
         print(f"done at {(time.monotonic() - self.started) / 60:.2f} min, {self.trainer.step} steps", flush=True)
 

@@ -20,9 +20,10 @@ from csd3d.distillation.schedule import timestep
 from csd3d.errors import InputError
 from csd3d.priors import Condition, Prior, PriorConfig, load_prior
 from csd3d.priors.expected import ExpectedReconstruction
-from tools.train_shipped.data import Pairs
-from tools.train_shipped.loop import FitConfig, Trainer, autocast, first_process_first, fit
-from tools.train_shipped.t2i import draw_captioned, load_captioned
+from tools.train_shipped.feed import Feed, FeedConfig
+from tools.train_shipped.learner import choose
+from tools.train_shipped.loop import FitConfig, Trainer, autocast, fit, process
+from tools.train_shipped.rows import Encoder
 from tools.train_shipped.vae import save_whole
 
 T_MIN, T_MAX = 0.02, 0.98
@@ -72,27 +73,26 @@ def lmc_loss(
     return {name: (weight * e.float().square().mean((1, 2, 3))).mean() for name, e in errors.items()}
 
 
-def train_lmc(pairs: Pairs, config: FitConfig, base: Path, out: Path, width: int = 64, blocks: int = 4) -> None:
-    """Train for the text-to-image pipeline `base` on both sides of the pairs; the average goes to `out` at every
-    checkpoint. InputError where `base` is no Stable Diffusion of text to image."""
-    config.work.mkdir(parents=True, exist_ok=True)
+def train_lmc(config: FitConfig, rows: FeedConfig, base: Path, out: Path, width: int = 64, blocks: int = 4) -> None:
+    """Train for the text-to-image pipeline `base` on streamed pictures and their captions; the average goes to `out` at
+    every checkpoint. InputError where `base` is no Stable Diffusion of text to image."""
     prior = open_base(base, config)
-    with first_process_first():  # it writes what the other processes read
-        data = load_captioned(pairs, prior.vae, prior.tokenizer, config)
+    encoder, size = Encoder(prior.vae, prior.tokenizer, config), prior.defaults.working_size
     model = ExpectedReconstruction(prior.vae.config.latent_channels, width, blocks)
-    trainer = Trainer(model.to(memory_format=torch.channels_last), config)
     scaling = prior.vae.config.scaling_factor
+    with Feed("t2i", encoder, size, config.seed + 1_000_003 * process(), rows) as feed:
+        trainer = Trainer(model.to(memory_format=torch.channels_last), config, feed)
 
-    def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
-        drawn = draw_captioned(data, config.batch, generator, drop=0.0, blurry=0.0)
-        modes, tokens = drawn[0].to(config.device), drawn[1][:, 0].to(config.device)
-        with torch.no_grad():
-            text = prior.text_encoder(tokens)[0].float()
-        predict = lambda z_t, t: prior.predict_noise(z_t, t, Condition(text))  # noqa: E731 (a name for one call)
-        with autocast(config):
-            return lmc_loss(model, predict, scaling * modes, prior.alphas_cumprod, generator)
+        def loss_fn(generator: torch.Generator, progress: float) -> dict[str, Tensor]:
+            drawn = feed.draw(config.batch, generator)
+            tokens = choose(drawn["tokens"][:, :-1], generator)  # the last one is of the blurred picture
+            with torch.no_grad():
+                text = prior.text_encoder(tokens)[0].float()
+            predict = lambda z_t, t: prior.predict_noise(z_t, t, Condition(text))  # noqa: E731 (a name for one call)
+            with autocast(config):
+                return lmc_loss(model, predict, scaling * drawn["modes"].float(), prior.alphas_cumprod, generator)
 
-    fit(trainer, loss_fn, lambda: save_whole(out, trainer.ema_model()))
+        fit(trainer, loss_fn, lambda: save_whole(out, trainer.ema_model()))
 
 
 def open_base(base: Path, config: FitConfig) -> Prior:

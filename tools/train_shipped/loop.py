@@ -9,11 +9,12 @@ with a larger budget simply goes on.
 import copy
 import json
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, save_checkpoint, unpack
 from csd3d.errors import InputError
+from csd3d.interrupt import StopRequest
 
 LossFn = Callable[[torch.Generator, float], dict[str, Tensor]]
 CHECKPOINT = "checkpoint"  # folder in the work folder
@@ -62,11 +64,24 @@ def learning_rate(config: FitConfig, step: int, progress: float) -> float:
     return config.lr * min(1.0, (step + 1) / config.warmup) * max(0.5 * (1 + math.cos(math.pi * decay)), 0.005)
 
 
-class Trainer:
-    """A model in training: its EMA, optimiser, generator, step and seconds, which together are the checkpoint."""
+class Source(Protocol):
+    """A source of data: its state, tensors, numbers and text in nested dicts; facts for the progress lines."""
 
-    def __init__(self, model: nn.Module, config: FitConfig) -> None:
-        self.model, self.config = model.to(config.device), config
+    def facts(self) -> dict[str, float]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Trainer:
+    """A model in training: its EMA, optimiser, generator, step and seconds, which together are the checkpoint.
+
+    The state of `feed`, where it draws its data from, is kept with them.
+    """
+
+    def __init__(self, model: nn.Module, config: FitConfig, feed: Source | None = None) -> None:
+        self.model, self.config, self.feed = model.to(config.device), config, feed
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
@@ -91,6 +106,8 @@ class Trainer:
         """Replace the checkpoint in the work folder atomically."""
         tree = {name: getattr(self, name) for name in (*WEIGHTS, *COUNTS)}
         tree |= {"optimiser": self.optimiser.state_dict()["state"], "generator": self.generator.get_state()}
+        if self.feed:
+            tree["feed"] = self.feed.state_dict()
         save_checkpoint(self.config.work, CHECKPOINT, *pack(tree), identity=self._shapes)
 
     def load(self) -> bool:
@@ -104,13 +121,25 @@ class Trainer:
                 for key, value in getattr(self, name).items():
                     value.copy_(tree[name][key])
         # only the optimiser's moments: weight decay etc. come from the command line, which may have changed
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": tree["optimiser"]})
+        moments = self._laid_out(tree["optimiser"])
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         self.generator.set_state(tree["generator"])
         if process():  # the checkpoint has the first one's state only
             self.generator.manual_seed(int(torch.randint(2**31, (), generator=self.generator)) + process())
         for name in COUNTS:
             setattr(self, name, tree[name])
+        if self.feed and "feed" in tree:
+            self.feed.load_state_dict(tree["feed"])
         return True
+
+    def _laid_out(self, moments: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        """Moments in the memory format of their parameters: the fused optimiser walks through both side by side, and
+        would take those of a channels-last weight in another order without it."""
+        laid_out = {}
+        for i, parameter in enumerate(self.parameters.values()):
+            state = moments.get(i, {})
+            laid_out[i] = {k: torch.empty_like(parameter).copy_(v) if v.ndim else v for k, v in state.items()}
+        return laid_out
 
     @property
     def _shapes(self) -> dict[str, list[int]]:
@@ -152,26 +181,19 @@ def process() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Run the block in the first process, then in the others."""
-    if process():
-        dist.barrier()
-    yield
-    if dist.is_initialized() and not process():
-        dist.barrier()
-
-
 def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda: None) -> None:
-    """Train until the budget is used, logging and checkpointing by the clock; Ctrl+C saves and stops."""
+    """Train until the budget is used, logging and checkpointing by the clock.
+
+    Ctrl+C and SIGTERM finish the step, save and return; a second one ends the process at once.
+    """
     config = trainer.config
     config.work.mkdir(parents=True, exist_ok=True)
     if config.resume and trainer.load():
         print(f"resumed at step {trainer.step}, {trainer.seconds / 60:.1f} min", flush=True)
     meter = Meter(trainer)
     tick = saved = time.monotonic()
-    try:
-        while trainer.progress < 1:
+    with StopRequest(signal.SIGINT, signal.SIGTERM) as stop:
+        while trainer.progress < 1 and not stop.requested:
             meter.add(trainer.update(loss_fn))
             now = time.monotonic()
             trainer.seconds, tick = trainer.seconds + now - tick, now
@@ -184,11 +206,11 @@ def fit(trainer: Trainer, loss_fn: LossFn, on_save: Callable[[], None] = lambda:
                 on_save()
                 # Checkpoints do not count against the budget.
                 saved = tick = time.monotonic()
-    except KeyboardInterrupt:
+        if not process():
+            trainer.save()
+            on_save()
+    if stop.requested:
         print(f"stopped at step {trainer.step}; the same command continues", flush=True)
-    if not process():
-        trainer.save()
-        on_save()
 
 
 class Meter:
@@ -213,15 +235,26 @@ class Meter:
         seconds = max(time.monotonic() - self.started, 1e-9)
         processes = dist.get_world_size() if dist.is_initialized() else 1
         rate = (trainer.step - self.first) * config.batch * processes / seconds
-        p = trainer.progress
-        eta = trainer.seconds * (1 - p) / max(p, 1e-9)
+        p, steps = trainer.progress, trainer.step - self.first
+        # by the speed since the last line: the process may have been stopped, or have had company, before
+        left = (config.steps - trainer.step) / max(steps / seconds, 1e-9) if config.steps else None
+        eta = 60 * config.minutes - trainer.seconds if left is None else left
         row = {"step": trainer.step, "minutes": trainer.seconds / 60, "images_per_s": rate}
         row |= {name: value / max(self.count, 1) for name, value in self.sums.items()}
+        row |= trainer.feed.facts() if trainer.feed else {}
         line = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         print(f"{100 * p:5.1f} %  {line}  eta {max(eta, 0) / 60:.1f} min  skipped {trainer.skipped}", flush=True)
-        with open(config.work / "log.jsonl", "a") as file:
-            file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+        append_line(config.work, {k: round(v, 6) for k, v in row.items()}, show=False)
         self._restart()
+
+
+def append_line(folder: Path, line: dict, show: bool = True) -> None:
+    """Append a line to `folder`/log.jsonl, and print it."""
+    text = json.dumps(line)
+    if show:
+        print(text, flush=True)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(text + "\n")
 
 
 def autocast(config: FitConfig) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Make training rows during training: worker processes render random scenes and put them into a queue.
+"""Make training rows during training: random scenes are rendered, by worker processes or between two steps.
 
 Rows are a dict: `pictures` [n,S,S,3] uint8, for edits also `sources`; `texts`, the same number of sentences for each;
 `camera` [n,3] float32: azimuth from the object's front, elevation in degrees, distance; `patterned` [n] bool.
@@ -9,9 +9,12 @@ import itertools
 import os
 import queue
 import random
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +25,9 @@ from csd3d.world.prompts import loosen
 from csd3d.world.render import render
 from csd3d.world.scene import COLOURS, PATTERNS, Scene
 from custom_kernels.native import require_library
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
 Rows = dict[str, np.ndarray | list[list[str]]]
 
@@ -107,26 +113,45 @@ MAKERS = {"t2i": text_rows, "ip2p": edit_rows}
 
 
 class Stream:
-    """Worker processes and the queue they fill; a context manager that ends them.
+    """A source of chunks of rows: worker processes and the queue they fill; a context manager that ends them.
 
-    Each renders its share of `held_out` chunks first, then others without end. Raises RuntimeError where the compiled
-    kernels are missing: without them a picture takes seconds.
+    Each worker renders its share of `held_out` chunks first, then those numbered from `first` on, without end. At most
+    `waiting` chunks wait. With no workers `take` renders in this process: a machine with one core to spare loses
+    nothing, and the order of rows is the same in every run. Workers die with this process, however it ends, and leave
+    Ctrl+C and SIGTERM to it. Raises RuntimeError where the compiled kernels are missing: without them a picture takes
+    seconds.
     """
 
-    def __init__(self, part: str, workers: int, seed: int = 0, held_out: int = 0, size: int = 128) -> None:
+    def __init__(
+        self,
+        part: str,
+        workers: int,
+        seed: int = 0,
+        held_out: int = 0,
+        size: int = 128,
+        first: int = 0,
+        waiting: int = WAITING,
+    ) -> None:
         require_library()
+        self.next = first  # the number of the first chunk that was not taken, nor any after it
+        self._here = None if workers else _chunks(part, 0, 1, seed, held_out, size, first)
         context = get_context("spawn")
-        self._queue = context.Queue(WAITING)
-        share = [(part, worker, workers, seed, held_out, size, self._queue) for worker in range(workers)]
+        self._queue = None if self._here else context.Queue(waiting)
+        share = [(self._queue, part, worker, workers, seed, held_out, size, first) for worker in range(workers)]
         self._workers = [context.Process(target=_work, args=arguments, daemon=True) for arguments in share]
         for worker in self._workers:
             worker.start()
 
-    def take(self, most: int, seconds: float = 0.0) -> list[tuple[bool, Rows]]:
-        """Up to `most` chunks (held out or not, rows) that are there, waiting up to `seconds` for the first.
+    def take(self, most: int, seconds: float = 0.0) -> list[tuple[int | None, Rows]]:
+        """Up to `most` chunks (number, None for held-out ones; rows), waiting up to `seconds` for the first.
 
         Raises RuntimeError where there is none and no worker is left that could make one.
         """
+        found = list(itertools.islice(self._here, most)) if self._here else self._waiting(most, seconds)
+        self.next = max([self.next, *(number + 1 for number, _ in found if number is not None)])
+        return found
+
+    def _waiting(self, most: int, seconds: float) -> list[tuple[int | None, Rows]]:
         found = []
         try:
             while len(found) < most:
@@ -146,14 +171,36 @@ class Stream:
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
-            worker.terminate()
+            worker.kill()  # they ignore SIGTERM
 
 
-def _work(part: str, worker: int, workers: int, seed: int, held_out: int, size: int, out) -> None:
-    """One worker, which makes its share of the chunks; a chunk's number over all workers is its seed."""
+def held_out_rows(part: str, chunk: int, size: int) -> Rows:
+    """Held-out chunk number `chunk`, the same in every run."""
+    return MAKERS[part](random.Random(f"held out/{chunk}"), size)
+
+
+def _chunks(
+    part: str, worker: int, workers: int, seed: int, held_out: int, size: int, first: int
+) -> Iterator[tuple[int | None, Rows]]:
+    """The chunks of one worker; a chunk's number over all workers is its seed."""
+    for chunk in range(worker, held_out, workers):
+        yield None, held_out_rows(part, chunk, size)
+    for chunk in itertools.count(first + worker, workers):
+        yield chunk, MAKERS[part](random.Random(f"{seed}/{chunk}"), size)
+
+
+def _work(out: "Queue", *share: object) -> None:
+    """Body of one worker process."""
+    for ending in (signal.SIGINT, signal.SIGTERM):  # a whole process group gets these; the parent decides
+        signal.signal(ending, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(5)  # training has priority
     torch.set_num_threads(1)  # the compiled kernels follow this too
-    for chunk in range(worker, held_out, workers):
-        out.put((True, MAKERS[part](random.Random(f"held out/{chunk}"), size)))
-    for chunk in itertools.count(worker, workers):
-        out.put((False, MAKERS[part](random.Random(f"{seed}/{chunk}"), size)))
+    for chunk in _chunks(*share):
+        out.put(chunk)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended: one killed by SIGKILL could not have ended it."""
+    parent_process().join()
+    os._exit(1)

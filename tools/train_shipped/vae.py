@@ -3,6 +3,7 @@
 Symbols: x images [B,3,S,S] in [-1, 1], x̂ reconstructions, d = x̂ − x, z latents [B,4,S/8,S/8].
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -133,6 +134,14 @@ def scaling_factor(vae: AutoencoderKL, pairs: Pairs, config: FitConfig, count: i
             for chunk in indices.split(32)
         ]
     return round(1 / torch.cat(chunks).std().item(), 5)
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """Eight hex digits of the encoder's weights: latents of another encoder are something else."""
+    digest = hashlib.sha256()
+    for tensor in [*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()]:
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def save_whole(folder: Path, *parts: Any) -> None:

@@ -1,7 +1,6 @@
-"""Output of a GPU run: networks in files of bounded size, held-out figures, a sheet of samples."""
+"""Output of a GPU run: networks in files of bounded size, a sheet of samples."""
 
 import copy
-import json
 import shutil
 import tempfile
 from functools import partial
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor
 
 from csd3d.files import write_whole
-from csd3d.priors.camera_embedding import camera_embedding, no_camera
-from tools.train_shipped.diffusion import Denoiser, draw_noised, noise_schedule
+from csd3d.priors.camera_embedding import camera_embedding
+from tools.train_shipped.diffusion import Denoiser, noise_schedule
 from tools.train_shipped.loop import autocast
 from tools.train_shipped.sheet import save_sheet
 
 if TYPE_CHECKING:
-    from tools.train_shipped.gpu import Batch, Encoder, Learner, Store
+    from tools.train_shipped.learner import Learner
+    from tools.train_shipped.rows import Batch, Encoder, Store
 
 SHARD = "15MB"
-DRAWS = 4  # noise levels per held-out row
 STEPS, GUIDANCE = 20, 3.0
 PROMPTS = (
     "a red chair with yellow stripes",
@@ -31,14 +30,6 @@ PROMPTS = (
 )
 EDITS = 18  # held-out edits on the sheet
 CAMERAS = ((0, 15), (60, 15), (120, 15), (180, 15), (270, 15), (45, 60))  # azimuth, elevation in degrees
-
-
-def append_line(out: Path, line: dict) -> None:
-    """Print a line and append it to log.jsonl."""
-    text = json.dumps(line)
-    print(text, flush=True)
-    with open(out / "log.jsonl", "a") as file:
-        file.write(text + "\n")
 
 
 def export(model: Denoiser, out: Path) -> None:
@@ -53,41 +44,6 @@ def export(model: Denoiser, out: Path) -> None:
         for source in sorted(Path(folder).glob("*/*")):
             target = out / source.relative_to(folder)
             write_whole(target, partial(shutil.copyfile, source))
-
-
-@torch.no_grad()
-def errors(learner: "Learner", model: Denoiser, rows: "Batch", camera: Tensor | None) -> Tensor:
-    """Unweighted velocity error of each row [n], mean over `DRAWS` noise levels that are the same for every model."""
-    device = rows["modes"].device
-    generator = torch.Generator(device).manual_seed(0)
-    total = torch.zeros(len(rows["modes"]), device=device)
-    for _ in range(DRAWS):
-        for first in range(0, len(total), 256):
-            some = slice(first, first + 256)
-            noised = draw_noised(learner.scaling * rows["modes"][some].float(), learner.alphas_cumprod, generator)
-            source = rows["sources"][some].float() if "sources" in rows else None
-            told = None if camera is None else camera[some]
-            with autocast(learner.config):
-                predicted = model(noised.z_t, source, noised.t, rows["tokens"][some, 0].long(), told)
-            total[some] += noised.error(predicted) / DRAWS
-    return total
-
-
-def figures(learner: "Learner", shipped: Denoiser, trained: Denoiser, rows: "Batch") -> dict[str, dict[str, float]]:
-    """Mean errors on held-out rows of the shipped and the trained model: all rows, those with a pattern, the others."""
-    asked = {"shipped": (shipped, None)}
-    if "sources" in rows:
-        asked |= {"trained": (trained, None)}
-    else:
-        untold = no_camera(len(rows["camera"]), rows["camera"].device)
-        asked |= {"trained, no camera": (trained, untold), "trained, camera": (trained, rows["camera"])}
-    patterned = rows["patterned"]
-    found = {"rows": len(patterned)}
-    for name, (model, camera) in asked.items():
-        error = errors(learner, model, rows, camera)
-        parts = {"all": error, "patterned": error[patterned], "plain": error[~patterned]}
-        found[name] = {part: round(values.mean().item(), 6) for part, values in parts.items()}
-    return found
 
 
 @torch.no_grad()

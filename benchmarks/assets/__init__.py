@@ -1,0 +1,1 @@
+"""Which methods, schedules and priors make the right assets: see `__main__`."""
