@@ -42,7 +42,8 @@ def test_an_ablation_takes_its_rows_best_trial(tmp_path, monkeypatch):
     rows = {**ROWS, "less": replace(row, name="less", of="per_view", editor={"start": 0.5}, trials=())}
     monkeypatch.setattr(referee, "read_rows", lambda *_: rows)
     assert referee.best_keys(rows, LEVELS[1])["per_view"] == row.editor  # nothing was tuned yet
-    (tmp_path / "referee-tuning-1.json").write_text(json.dumps({"rows": {"per_view": {"best": 3}}}))
+    trials = [{"trial": trial} for trial in row.trials]
+    (tmp_path / "referee-tuning-1.json").write_text(json.dumps({"rows": {"per_view": {"best": 3, "trials": trials}}}))
     found = referee.best_keys(rows, LEVELS[1])
     assert found["per_view"] == merged(row.editor, row.trials[3])
     assert found["less"] == merged(merged(row.editor, row.trials[3]), {"start": 0.5})

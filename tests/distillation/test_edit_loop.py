@@ -258,8 +258,8 @@ def test_any_method_that_edits_can_drive_the_loop(svgd):
         ({"init": "zero"}, "init is 'zero'"),
         ({"steps": -1}, "steps is -1"),
         ({"noise": "camera"}, "noise is 'camera': choose one of independent, shared"),
-        ({"svgd": SVGDConfig(space="coarse")}, "noisy or clean"),
-        ({"svgd": SVGDConfig(space="features")}, "noisy or clean"),
+        ({"svgd": SVGDConfig(space="coarse")}, "noisy, scaled or clean"),
+        ({"svgd": SVGDConfig(space="features")}, "noisy, scaled or clean"),
     ],
 )
 def test_config_names_the_wrong_key(wrong, message):

@@ -104,7 +104,10 @@ def test_descending_it_makes_the_picture(made):
 class NoScore:
     """A guide that wants nothing, so that the picture alone moves the field."""
 
-    prior = SimpleNamespace(encode=lambda images: images, unet_evaluations=0)
+    prior = SimpleNamespace(unet_evaluations=0)
+
+    def encode(self, images):
+        return images
 
     def loss(self, z, images, step, generator, **context):
         return (z * 0).sum(), {"t": 0.0}
