@@ -149,7 +149,7 @@ def stray_faces(centres: np.ndarray, distance: Callable[[Tensor], Tensor]) -> fl
 
     distance(points [P,3]): the signed distance [P] to that surface, world units.
     """
-    points = torch.as_tensor(np.ascontiguousarray(centres), dtype=torch.float32)
+    points = torch.tensor(np.asarray(centres), dtype=torch.float32)
     return (distance(points).abs() > STRAY).float().mean().item()
 
 

@@ -23,7 +23,7 @@ from csd3d.errors import InputError
 from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
-from csd3d.export.plate import remove_plate
+from csd3d.export.plate import keep_object, remove_plate
 from csd3d.export.room import inside_of_room
 from csd3d.export.texture import bake_texture, surface_colours, write_ply, write_textured
 from csd3d.memory import check_fits
@@ -52,8 +52,8 @@ class MeshConfig:
     keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
     face_budget: Annotated[int, Within(16, 10_000_000)] = 16_000  # most faces after decimation
     texture_size: Annotated[int, Within(16, 16384)] = 1024  # texels along a side of the texture
-    # auto: a captured object without what it stands on, an asset in one piece without a plate that its prompt does not
-    # name | plate: without a plate | box: all that is in the box | none: also what is around it, twice as far
+    # auto: a captured object without what it stands on, an asset as with plate unless its prompt names one | plate: the
+    # largest object, without a plate below it | box: all in the box | none: also what is around it, twice as far
     crop: str = "auto"
     chunk: Annotated[int, Within(1, 2**22)] = 1 << 18  # most field queries at a time; fewer need less memory
 
@@ -124,8 +124,9 @@ def extract_mesh(
 
     Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
     clip stops a near-empty outside from pulling the surface inwards. `metadata` has the threshold and the voxel side.
-    Left out are with crop "auto" the ground that an object stands on, with "plate" a plate below it. Every edge has two
-    faces, and slivers are removed. Raises InputError if the box is invalid or holds no surface.
+    Left out are with crop "auto" the ground that an object stands on, with "plate" all but the largest object, without
+    a plate below it. Every edge has two faces, and slivers are removed. Raises InputError if the box is invalid or
+    holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
@@ -134,6 +135,7 @@ def extract_mesh(
     close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
     if config.crop == "plate":
         remove_plate(sigma, threshold)
+        keep_object(sigma, threshold)
     room = eyes is not None and inside_of_room(sigma, threshold, low, voxel, eyes.cpu().numpy())
     mesh = _surface(sigma, threshold, low, voxel, config, room)
     if config.crop == "auto" and not room and remove_ground(sigma, low, voxel, threshold, mesh):

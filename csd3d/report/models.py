@@ -82,11 +82,11 @@ def save_mesh(
 def asset_mesh(config: MeshConfig, prompt: str) -> MeshConfig:
     """Return how the mesh of an object made from words is extracted.
 
-    With crop "auto" in one piece, the largest, and without a plate below it if the prompt names nothing of the kind.
+    With crop "auto" the largest object, without a plate below it, unless the prompt names something of the kind.
     """
     if config.crop == "auto":
         named = re.search(rf"\b({STANDS})\b", prompt, flags=re.IGNORECASE)
-        return replace(config, crop="box" if named else "plate", keep_fraction=1.0)
+        return replace(config, crop="box" if named else "plate")
     return replace(config, crop="box") if config.crop == "none" else config
 
 
