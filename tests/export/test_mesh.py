@@ -403,7 +403,7 @@ def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
 def test_textures_are_a_power_of_two():
     with pytest.raises(InputError, match=r"texture_size is 1000: it must be a power of two, such as 1024"):
         MeshConfig(texture_size=1000)
-    with pytest.raises(InputError, match=r"crop is 'ball': it must be one of auto, box, none"):
+    with pytest.raises(InputError, match=r"crop is 'ball': it must be one of auto, plate, box, none"):
         MeshConfig(crop="ball")
 
 
