@@ -229,7 +229,8 @@ class AssetJob(Job):
         """Measure how near each method's assets are to right objects, and how well held-out views fit the prompt."""
         self.assets = {name: averaged(phase.model, phase.average) for name, phase in done.items()}
         self.views = held_out_views(self.config, self.assets)
-        figures, nearest = evaluate_objects(self, self.views)
+        figures, self.nearest = evaluate_objects(self, self.views)
+        nearest = {name: found.names for name, found in self.nearest.items()}
         by_clip, judge = evaluate(self, self.views)
         for name, phase in done.items():
             figures[name] |= by_clip[name] | phase.figures
@@ -244,7 +245,7 @@ class AssetJob(Job):
         titles = {name: self.config.runs[name].title for name in self.assets}
         if self.front is not None:
             save_front(self)
-        metrics["mesh"] = save_assets(self, self.assets, self.views, titles, metrics)
+        metrics["mesh"] = save_assets(self, self.assets, self.views, self.nearest, titles, metrics)
 
 
 def shown_side(config: TextTo3DConfig, prior: Prior) -> int:
