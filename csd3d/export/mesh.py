@@ -83,7 +83,7 @@ def export_mesh(
     placement: Placement = PLACED,
     eyes: Tensor | None = None,
     lit: bool = True,
-) -> tuple[trimesh.Trimesh, dict[str, float | int | bool | str]]:
+) -> tuple[trimesh.Trimesh, dict[str, float | int | bool | str | None]]:
     """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
     All files have normals, and the object is called `name` in them; `placement` says where it is in them. Returns the
@@ -107,6 +107,7 @@ def export_mesh(
         "threshold": mesh.metadata["threshold"],
         "watertight": bool(mesh.is_watertight),
         "pieces": int(mesh.body_count),
+        "left_out": mesh.metadata["left_out"],
         "base_colour": "lit" if lit else "albedo",
         "texture_fill": textured.metadata["texture_fill"],
         "seconds": time.perf_counter() - start,
@@ -123,27 +124,28 @@ def extract_mesh(
     """Return the iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
 
     Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
-    clip stops a near-empty outside from pulling the surface inwards. `metadata` has the threshold and the voxel side.
-    Left out are with crop "auto" the ground that an object stands on, with "plate" all but the largest object, without
-    a plate below it. Every edge has two faces, and slivers are removed. Raises InputError if the box is invalid or
-    holds no surface.
+    clip stops a near-empty outside from pulling the surface inwards. Left out are with crop "auto" the ground that an
+    object stands on, with "plate" all but the largest object, without a plate below it. `metadata` has the threshold,
+    the voxel side, and which of "ground" and "plate" was left_out, or None. Every edge has two faces, and slivers are
+    removed. Raises InputError if the box is invalid or holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
     threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
     close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
+    left_out = None
     if config.crop == "plate":
-        remove_plate(sigma, threshold)
+        left_out = "plate" if remove_plate(sigma, threshold) else None
         keep_object(sigma, threshold)
     room = eyes is not None and inside_of_room(sigma, threshold, low, voxel, eyes.cpu().numpy())
     mesh = _surface(sigma, threshold, low, voxel, config, room)
     if config.crop == "auto" and not room and remove_ground(sigma, low, voxel, threshold, mesh):
-        mesh = _surface(sigma, threshold, low, voxel, config)
+        mesh, left_out = _surface(sigma, threshold, low, voxel, config), "ground"
     mesh = decimate(keep_components(mesh, config.keep_fraction, room), config.face_budget)
     mesh = remove_slivers(keep_components(mesh, config.keep_fraction, room))  # decimation may have cut crumbs off
     give_normals(mesh)
-    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
+    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel, "left_out": left_out}
     return mesh
 
 

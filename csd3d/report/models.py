@@ -47,7 +47,7 @@ def save_mesh(
     eyes: Tensor | None = None,
     lit: bool = True,
     distance: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[str, list[np.ndarray], dict[str, float | int | bool | str]]:
+) -> tuple[str, list[np.ndarray], dict[str, float | int | bool | str | None]]:
     """Write the mesh of the object called `name`; return a note, turntable frames and figures.
 
     placement: that of a captured scene; None: an object made from the words `name` (see `asset_mesh`).  eyes [N, 3]:
@@ -76,7 +76,11 @@ def save_mesh(
     larger = cameras.resized(cameras.width * 3, cameras.height * 3) if small else cameras
     frames = [render_mesh(mesh, larger, int(i)) for i in progress(steps, "turntable")]
     width, height = mesh.visual.material.baseColorTexture.size
-    return f"{figures['faces']:,} faces, {width} × {height} texture.", frames, figures
+    note = f"{figures['faces']:,} faces, {width} × {height} texture."
+    if left_out := figures["left_out"]:
+        note += f" Without the {left_out} below the object: export.mesh.crop=box keeps it."
+        logger.info("the mesh is without the %s below the object; export.mesh.crop=box keeps it", left_out)
+    return note, frames, figures
 
 
 def asset_mesh(config: MeshConfig, prompt: str) -> MeshConfig:

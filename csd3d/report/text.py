@@ -147,17 +147,21 @@ def save_meshes(
         called, files = (prompt, "mesh") if k == 0 else (f"{prompt} {k}", f"mesh-{k}")
         distance = nearest.distances[k] if nearest else None
         note, frames, found = save_mesh(
-            job, model, cameras, assets.aabb, called, files, lit=not has_albedo(job.config), distance=distance
+            job, model, cameras, assets.aabb, called, files, lit=not has_albedo(job), distance=distance
         )
         found = {"stray_faces": None} | found if found else {}
         notes, turntable, figures = [*notes, note], turntable or frames, figures or found
     return notes, turntable, figures
 
 
-def has_albedo(config) -> bool:
-    """Whether an asset's own colours are without light: training showed them lit, if its representation can be."""
+def has_albedo(job: Job) -> bool:
+    """Whether assets' own colours are without light: training showed them lit, if their representation can be.
+
+    A picture that assets are held to holds its light, and so do the colours that are fitted to it.
+    """
+    config = job.config
     supported = getattr(config.asset.representation.thing, "supports", ())
-    return config.shading.lambertian > 0 and "shading" in supported
+    return job.front is None and config.shading.lambertian > 0 and "shading" in supported
 
 
 def orbit_frames(asset: Assets, cameras: Cameras, label: str) -> list[Tensor]:

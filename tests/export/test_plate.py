@@ -1,6 +1,7 @@
 """The plate that models put under an object made from words is taken away, and nothing of the object with it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from csd3d.evaluation.assets import STRAY, stray_faces
 from csd3d.export import MeshConfig, export_mesh, extract_mesh
 from csd3d.export.plate import hull_area, keep_object, plate_top, remove_plate
 from csd3d.report.models import asset_mesh
+from csd3d.report.text import has_albedo
+from csd3d.representations.batch import ShadingConfig
+from csd3d.schema import choose
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 from csd3d.world.reference import scene_distance
 from csd3d.world.scene import Scene, compile_scene
 from csd3d.world.shapes import FLOOR, KINDS
@@ -132,6 +137,7 @@ def test_the_mesh_is_one_piece_on_the_ground(tmp_path):
     assert figures["pieces"] == 1
     assert figures["watertight"]
     assert figures["base_colour"] == "albedo"
+    assert figures["left_out"] == "plate"
     np.testing.assert_allclose(
         trimesh.load_mesh(tmp_path / "mesh.glb").bounds, [[-0.5, 0, -0.5], [0.5, 1, 0.5]], atol=0.04
     )
@@ -156,6 +162,21 @@ def test_stray_faces_are_those_far_from_the_true_surface():
         other = trimesh.creation.icosphere(3, radius)
         centres = np.concatenate([true.triangles_center, other.triangles_center])
         assert stray_faces(centres, lambda x: x.norm(dim=1) - 0.5) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("representation", "lambertian", "front", "albedo"),
+    [
+        ("hashgrid", 0.5, None, True),
+        ("hashgrid", 0.0, None, False),
+        ("splats", 0.5, None, False),
+        ("hashgrid", 0.5, "a picture, which holds its light", False),
+    ],
+)
+def test_colours_are_the_albedo_if_training_lit_them(representation, lambertian, front, albedo):
+    config = TextTo3DConfig(prompt="a mug", shading=ShadingConfig(lambertian=lambertian))
+    config.asset.representation = choose("representation", representation)
+    assert has_albedo(SimpleNamespace(config=config, front=front)) == albedo
 
 
 @pytest.mark.parametrize(
