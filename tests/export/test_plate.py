@@ -10,7 +10,7 @@ import trimesh
 
 from csd3d.evaluation.assets import STRAY, stray_faces
 from csd3d.export import MeshConfig, export_mesh, extract_mesh
-from csd3d.export.plate import hull_area, keep_object, plate_top, remove_plate
+from csd3d.export.plate import hull, keep_object, plate_top, remove_plate
 from csd3d.report.models import asset_mesh
 from csd3d.report.text import has_albedo
 from csd3d.representations.batch import ShadingConfig
@@ -87,6 +87,26 @@ def test_every_kind_loses_its_plate_and_nothing_else(kind, hat):
     assert not sigma[:, :, ~ABOVE].any()
 
 
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [((1.0, 0.3), True), ((0.75, 0.75), True), (None, False)],
+    ids=["the hull of a ship", "a square plinth", "a thick ring of foam"],
+)
+def test_only_a_round_base_is_a_plate(base, kept):
+    """Under a narrow tower, all as wide as it takes, and nearly a third of the height."""
+    x, y, z = (POINTS.view(SIDE, SIDE, SIDE, 3)[..., k].numpy() for k in range(3))
+    tower = (np.abs(x) < 0.2) & (np.abs(y) < 0.1) & (np.abs(z) < 1)
+    low = (z > -1) & (z < -0.4)
+    if base is None:
+        below = low & (np.hypot(x, y) < 1) & (np.hypot(x, y) > 0.5)
+    else:
+        below = low & (np.abs(x) < base[0]) & (np.abs(y) < base[1])
+    sigma = (tower | below).astype(np.float32)
+    assert remove_plate(sigma, 0.5) != kept
+    assert (sigma[below & ~tower].any()) == kept
+    assert sigma[tower & (z > -0.3)].all()
+
+
 def test_a_plate_alone_and_nothing_at_all_are_left_alone():
     for sigma in (matter(disc), np.zeros((8, 8, 8), np.float32)):
         before = sigma.copy()
@@ -108,10 +128,12 @@ def test_a_floater_does_not_hide_the_plate():
 def test_the_hull_of_a_ring_is_its_disc():
     x, y = np.mgrid[-20:21, -20:21]
     ring = np.abs(np.hypot(x, y) - 15) < 1
-    assert hull_area(ring) == pytest.approx(np.pi * 16.3**2, rel=0.03)
+    assert hull(ring) == (pytest.approx(np.pi * 16.3**2, rel=0.03), pytest.approx(1, abs=0.05))
     ring[0, 0] = True  # a floater
-    assert hull_area(ring) == pytest.approx(np.pi * 16.3**2, rel=0.03)
-    assert hull_area(np.zeros((4, 4), bool)) == 0
+    assert hull(ring)[0] == pytest.approx(np.pi * 16.3**2, rel=0.03)
+    assert hull(np.zeros((4, 4), bool)) == (0, 0)
+    assert hull(np.ones((9, 9), bool)) == (81, pytest.approx(2 / np.pi))
+    assert hull(np.ones((27, 9), bool))[1] == pytest.approx(12 / (10 * np.pi))
 
 
 @pytest.mark.parametrize(("gap", "kept"), [(3, True), (12, False)], ids=["near", "far"])
