@@ -44,9 +44,9 @@ FIGURES = {
     "neighbour_distance": ("LPIPS-like between neighbours", 4),
     "seam_visibility": ("seam visibility", 3),
     "seam_visibility_relative": ("over the source's", 3),
-    "clip_directional": ("CLIP directional", 3),
-    "clip_image": ("CLIP to source", 3),
-    "clip_consistency": ("CLIP consistency", 3),
+    "clip_directional": ("CLIP (world) directional", 3),
+    "clip_image": ("CLIP (world) to source", 3),
+    "clip_consistency": ("CLIP (world) consistency", 3),
     "unet_evaluations": ("UNet evaluations", 0),
     "seconds": ("seconds", 0),
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.lines import as_text, do_shares, keep_lines, merged
 from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, Instruction, Level
-from benchmarks.referee.rows import CANVAS_FILE, FILE, Row, read_rows
+from benchmarks.referee.rows import FILES, Row, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import ALL_SCENES, Asked, Share
 from benchmarks.runs import provenance
@@ -37,13 +37,12 @@ def tuning_level(level: Level) -> Level:
 
 def every_row(level: Level) -> dict[str, Row]:
     """All rows of the file that has those of a level."""
-    return read_rows(CANVAS_FILE if level.clip else FILE)
+    return read_rows(FILES[level.clip])
 
 
 def rows_of(level: Level, names: Sequence[str] | None) -> dict[str, Row]:
     """The rows that a level has: under the exact prior none that work inside a UNet."""
-    rows = {name: row for name, row in every_row(level).items() if level.number in row.levels}
-    rows = {name: row for name, row in rows.items() if not (row.attention and level.model)}
+    rows = {name: row for name, row in every_row(level).items() if not (row.attention and level.model)}
     return {name: rows[name] for name in names} if names else rows
 
 

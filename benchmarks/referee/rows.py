@@ -1,7 +1,7 @@
 """The rows of the referee's tables: read from rows.yaml, and made into editors with their keys."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from benchmarks.lines import merged
 from csd3d.editors.scene import SceneEditor
 from csd3d.run import read
 
-FILE = Path(__file__).with_name("rows.yaml")
-CANVAS_FILE = Path(__file__).with_name("canvas_rows.yaml")
+HERE = Path(__file__).parent
+FILE = HERE / "rows.yaml"  # of scenes
+FILES = {"": FILE, "strip": HERE / "strip_rows.yaml", "orbit": HERE / "video_rows.yaml"}  # by what a level edits
 CONFIG = Path(__file__).parents[2] / "configs" / "csd-edit-scene.yaml"
 
 
@@ -28,7 +29,6 @@ class Row:
     of: str = ""
     attention: bool = False
     free: bool = False
-    levels: tuple[int | str, ...] = field(default=(1, 2, 3))
 
     def keys(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """The editor's keys with those of a trial."""

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.canvas.latents import pixel_grid, to_latent
+from csd3d.canvas.latents import Latents, pixel_grid, resize, to_latent
 from csd3d.metrics.motion import warp_frame
 
 LONGEST, SHORTEST = 512, 16  # limits of the sides at which flow is computed; DIS needs at least 12
@@ -94,6 +94,12 @@ class ClipFlow:
             lambda a, b: dense_flow(self._grey(a), self._grey(b))
         )
         self._latent = lru_cache(max(64, CACHE_BYTES // (24 * size[0] * size[1])))(self._compute_latent)
+
+    @classmethod
+    def between_latents(cls, latents: Latents) -> "ClipFlow":
+        """The flow of the clip that was encoded to `latents`."""
+        read = latents.clip.read
+        return cls(lambda indices: resize(read(indices), latents.size), tuple(latents.z.shape[2:]), latents.codec.unit)
 
     def pixels(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(flow_ab [H, W, 2], valid_ab [H, W] bool) in pixels of the frames, at any distance."""

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from csd3d import registry
 from csd3d.cameras import Cameras
-from csd3d.canvas.latents import pixel_grid, resize
+from csd3d.canvas.latents import pixel_grid
 from csd3d.canvas.windows import Windows
 from csd3d.distillation.kernel import SVGDConfig, as_rows, kernel_of
 from csd3d.distillation.svgd import Sums, off_diagonal
@@ -83,10 +83,8 @@ class Flow:
     def open(self, canvas: Canvas) -> Callable[[Windows], "Correspondence"]:
         from csd3d.canvas.optical_flow import ClipFlow  # here: pictures need no OpenCV
 
-        latents = canvas.latents
-        size = tuple(latents.z.shape[2:])
-        flow = ClipFlow(lambda indices: resize(latents.clip.read(indices), latents.size), size, latents.codec.unit)
-        return lambda windows: flow_correspondence(flow.latents, size, windows).to(canvas.device)
+        flow = ClipFlow.between_latents(canvas.latents)
+        return lambda windows: flow_correspondence(flow.latents, flow.size, windows).to(canvas.device)
 
 
 @register("correspondence", "depth", title="Views of a scene share along its depth")

@@ -17,9 +17,10 @@ from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
 from csd3d.distillation.suits import suited
-from csd3d.distillation.svgd import Sharing
+from csd3d.distillation.svgd import Sharing, SVGDConfig
 from csd3d.editors.canvas import Canvas, CanvasPhase
 from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
+from csd3d.editors.matches import match_frames
 from csd3d.registry import register
 from csd3d.schema import Within
 from csd3d.waits import sent
@@ -32,6 +33,9 @@ logger = logging.getLogger("csd3d")
 class CSDEditCanvas:
     """CSD-Edit with windows of the canvas as particles; each of several instructions acts in its own region.
 
+    Not in the paper: with `match`, after each sweep z ← z − match ∇L(z − z̃), L the consistency loss of `Matches`: what
+    an edit changes is pulled together where frames of a video show the same content, by its optical flow.
+
     editors: {csd_edit: {passes: 20, edit: {batch: 8}}}
     """
 
@@ -42,6 +46,8 @@ class CSDEditCanvas:
     # least number of sweeps over a canvas larger than one batch; 0: no minimum
     passes: Annotated[int, Within(0, 100_000)] = 12
     correspondence: OneCorrespondence = NONE  # what windows share: none (equal addresses, the paper), overlap or flow
+    match: Annotated[float, Within(0, 2)] = 0.0  # how far frames are pulled together along the flow after each sweep
+    match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
 
     regions: ClassVar[bool] = True
 
@@ -54,7 +60,8 @@ class CSDEditCanvas:
     @property
     def edits(self) -> tuple[str, ...]:
         along = self.correspondence.thing
-        return ("picture", "video") if along is None else along.edits
+        both = ("picture", "video") if along is None else along.edits
+        return tuple(one for one in both if one == "video" or not self.match)
 
     def method(self, text_scale: float, image_scale: float) -> CSDEdit:
         """The method with this editor's keys; the arguments replace scales that are null."""
@@ -93,7 +100,15 @@ class CSDEditCanvas:
         if part == cover.steps - 1:
             phase.z += phase.moved
             phase.moved.zero_()
+            if self.match and report["t"] >= self.match_above * canvas.prior.num_train_timesteps:
+                self.pull(canvas, phase.z)
         return report
+
+    def pull(self, canvas: Canvas, z: Tensor) -> None:
+        """Pull what is changed in z together, in place, where frames match."""
+        if "matches" not in canvas.kept:
+            canvas.kept["matches"] = match_frames(canvas.latents)
+        z -= self.match * canvas.kept["matches"].loss(z - canvas.latents.z)[1]
 
     def sweep(self, canvas: Canvas, cover: Cover, number: int) -> Sweep:
         """The windows of sweep `number`, drawn once and kept for all of its steps."""
@@ -118,8 +133,10 @@ class CSDEditCanvas:
         config = configured(method, suited(config, prior.defaults))
         windows, weights = sweep.part(part, parts)
         t = scheduled_timestep(config, number, prior.num_train_timesteps, generator)
+        if t < config.share_above * prior.num_train_timesteps:
+            config = replace(config, svgd=None)
         eps = sweep.noise(windows, phase.z, config.noise, generator)
-        particles = self.particles(canvas, phase.z, windows)
+        particles = self.particles(canvas, phase.z, windows, config.svgd)
         step = new_step(particles.pop("z"), t, number, config, prior.alphas_cumprod, generator, **particles)
         step = replace(step, eps=sent(eps.to(step.z.dtype), step.z.device))
         gradient, report = step_gradient(canvas.predict, method, step, config)
@@ -130,7 +147,7 @@ class CSDEditCanvas:
             add_windows(phase.moved, -lr * weights * gradient.float().cpu(), windows)
         return {"t": float(t), "lr": lr, **report}
 
-    def particles(self, canvas: Canvas, z: Tensor, windows: Windows) -> dict:
+    def particles(self, canvas: Canvas, z: Tensor, windows: Windows, svgd: SVGDConfig | None) -> dict:
         """The fields of a `Step` whose particles are windows of z, on the prior's device."""
         own, source = (sent(gather(x, windows), canvas.device) for x in (z, canvas.latents.z))
         count, shares = len(windows), None
@@ -143,12 +160,12 @@ class CSDEditCanvas:
             "prompts": canvas.prompts(count),
             "instructions": tuple((told,) * count for told in canvas.instructions),
             "shares": shares,
-            "sharing": self.sharing(canvas, windows),
+            "sharing": self.sharing(canvas, windows, svgd),
         }
 
-    def sharing(self, canvas: Canvas, windows: Windows) -> Sharing | None:
+    def sharing(self, canvas: Canvas, windows: Windows, svgd: SVGDConfig | None) -> Sharing | None:
         """How the windows of a step share; None: by address."""
-        if self.correspondence.thing is None or self.edit.svgd is None:
+        if self.correspondence.thing is None or svgd is None:
             return None
         if "correspondence" not in canvas.kept:
             canvas.kept["correspondence"] = self.correspondence.thing.open(canvas)
