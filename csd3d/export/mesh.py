@@ -87,10 +87,9 @@ def export_mesh(
     """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
     All files have normals, and the object is called `name` in them; `placement` says where it is in them. Returns the
-    textured mesh in the scene's frame (for `render_mesh`) and its figures. With crop "auto" the ground is taken away.
-    eyes [N, 3]: where cameras stood, for rooms that were captured from inside.  lit: the field's colours hold light, as
-    photos do, so that viewers are told to add none; else they are the albedo. Raises InputError, before any file is
-    written, if there is no surface.
+    textured mesh in the scene's frame (for `render_mesh`) and its figures.  eyes [N, 3]: where cameras stood, for rooms
+    that were captured from inside.  lit: the field's colours hold light, as photos do, so that viewers are told to add
+    none; else they are the albedo. Raises InputError, before any file is written, if there is no surface.
     """
     start = time.perf_counter()
     mesh = extract_mesh(density, aabb, config, device, eyes)
