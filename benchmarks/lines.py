@@ -4,8 +4,10 @@ A share of the work has a file of lines of its own and is done by a process of i
 where it was stopped. The identity of a line is a mapping that is part of it, such as its row, input and seed.
 """
 
+import argparse
 import json
 import logging
+import math
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -17,7 +19,7 @@ import torch
 
 from benchmarks.runs import cell
 from benchmarks.statistics import Interval, bootstrap
-from csd3d.errors import one_line
+from csd3d.errors import InputError, one_line
 from csd3d.files import write_text
 from csd3d.sweep.work import executors, outcome
 
@@ -46,9 +48,13 @@ def rounded(figures: Mapping[str, Any]) -> Line:
 
 
 def measured(line: Line, figures: Callable[[], Mapping[str, Any]]) -> Line:
-    """The line with its figures; if making them raises, with the error and no figures."""
+    """The line with its figures; if making them raises, or one is NaN or inf, with the error and no figures."""
     try:
-        return line | figures()
+        found = figures()
+        odd = [key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        if odd:  # it would spoil every mean, and NaN is no JSON
+            raise ValueError(f"figures that are not finite: {', '.join(odd)}")
+        return line | found
     except Exception as error:  # of any editor or method, also those of plugins
         logger.debug("%s", traceback.format_exc())
         return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
@@ -86,13 +92,14 @@ class LineShare(ABC):
         """Make the lines that are asked for and missing."""
 
     def __call__(self) -> str:
-        """Make what is not made yet; return "", for csd3d.sweep.work."""
+        """Make what is not made yet, and what raised once more; return "", for csd3d.sweep.work."""
         torch.set_num_threads(1)
-        done = self.done()
+        done = {key for key, line in self.done().items() if "error" not in line}
         missing = [one for one in self.asked if as_text(one.identity) not in done]
         if missing:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            cut_off = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
+            written = self.file.read_bytes() if self.file.exists() else b""
+            cut_off = written and not written.endswith(b"\n")
             with self.file.open("a") as file:
                 file.write("\n" if cut_off else "")
                 for line in self.lines(missing):
@@ -101,46 +108,78 @@ class LineShare(ABC):
         return ""
 
     def done(self) -> dict[str, Line]:
-        """The lines so far, by their identity as text; a line that was cut off does not count."""
+        """The last line of each identity so far, by that as text; one that was cut off does not count."""
         found = {}
-        for text in self.file.read_text().splitlines() if self.file.exists() else ():
+        for text in self.file.read_bytes().splitlines() if self.file.exists() else ():
             try:
                 line = json.loads(text)
                 found[as_text({key: line[key] for key in self.KEYS})] = line
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
         return found
+
+
+def at_least_one(text: str) -> int:
+    """A number of processes, as argparse's `type`: with none, nothing would ever be done."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number, 1 or more")
+    return int(text)
 
 
 def do_shares(shares: Sequence[LineShare], logs: Path, jobs: int, about: str) -> list[Line]:
     """Do shares, `jobs` at a time, each in a process; return the lines that they ask for."""
     waiting, running = list(shares), {}
     start = executors(logs, "local", {}, jobs)
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            slot = next(i for i in range(jobs) if i not in running)
-            running[slot] = start(slot).submit(waiting[0]), waiting.pop(0)
-        time.sleep(1)
-        for slot, (job, share) in [(slot, pair) for slot, pair in running.items() if pair[0].done()]:
-            del running[slot]
-            problem, _ = outcome(job)
-            print(f"{about}, {share.name}: {problem or 'done'}", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                slot = next(i for i in range(jobs) if i not in running)
+                running[slot] = start(slot).submit(waiting[0]), waiting.pop(0)
+            time.sleep(1)
+            for slot, (job, share) in [(slot, pair) for slot, pair in running.items() if pair[0].done()]:
+                del running[slot]
+                problem, _ = outcome(job)
+                print(f"{about}, {share.name}: {problem or 'done'}", flush=True)
+    finally:
+        for job, _ in running.values():  # after Ctrl+C they would go on, beside those of the next command
+            job.cancel()
     wanted = [{as_text(one.identity) for one in share.asked} for share in shares]
     return [
         line for share, keys in zip(shares, wanted, strict=True) for key, line in share.done().items() if key in keys
     ]
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The lines of a file, none if it is not there."""
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+def read_lines(path: Path, place: Sequence[str], version: str) -> list[Line]:
+    """The lines of a file, none if it is not there.
+
+    InputError, which names the line, unless each is an object of this `version` with the keys `place`, and none stands
+    there twice: they would be counted twice, and figures of two versions do not compare.
+    """
+    found, seen = [], {}
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+        where = f"{path}: line {number}"
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where}: no whole line of JSON ({one_line(error)}); mend or delete it") from None
+        missing = [key for key in ("version", *place) if not isinstance(line, dict) or key not in line]
+        if missing:
+            raise InputError(f"{where}: has no {', '.join(missing)}; mend or delete it")
+        if line["version"] != version:
+            told = f"of version {line['version']!r:.40}, but this is {version}"
+            raise InputError(f"{where}: {told}; move the lines of other versions to another file")
+        first = seen.setdefault(as_text({key: line[key] for key in place}), number)
+        if first != number:
+            raise InputError(f"{where}: has the same {', '.join(place)} as line {first}; delete one")
+        found.append(line)
+    return found
 
 
-def keep_lines(path: Path, lines: Iterable[Line], place: Sequence[str]) -> None:
-    """Add lines to a file; they replace those with the same values at the keys `place`."""
+def keep_lines(path: Path, lines: Iterable[Line], place: Sequence[str], version: str) -> None:
+    """Add lines to a file; they replace those with the same values at the keys `place`. As `read_lines`."""
     lines = list(lines)
-    own = {tuple(line[key] for key in place) for line in lines}
-    kept = [line for line in read_lines(path) if tuple(line[key] for key in place) not in own]
+    own = {as_text({key: line[key] for key in place}) for line in lines}
+    kept = [line for line in read_lines(path, place, version) if as_text({key: line[key] for key in place}) not in own]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept + lines))
 
 

@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from csd3d.errors import closest
+from csd3d.errors import InputError, closest
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +34,41 @@ class Parser(argparse.ArgumentParser):
     @property
     def _hint(self) -> str:
         return f" {self.hint}" if self.hint else ""
+
+
+def path_of(text: str) -> Path:
+    """A path from the command line, as argparse's `type`: one that files can have and that can be written as UTF-8."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")  # it would be the current folder
+    if not is_utf8(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.200} is not UTF-8; rename it")
+    if max(len(part.encode()) for part in text.split("/")) > 255 or len(text.encode()) > 4000:
+        raise argparse.ArgumentTypeError(f"{text[:40]}… cannot be a path: it is too long")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such user, whose home this would be in") from None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the bytes of a word of the command line are UTF-8; Python keeps others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_new_file(path: Path | None, option: str) -> None:
+    """Raise InputError unless a file can be written there, new or in place of another; nothing is written."""
+    if path is None:
+        return
+    if not path.name or path.is_dir():
+        raise InputError(f"{option}: {str(path)!r} is a folder; give the name of a file")
+    place = path.absolute().parent.resolve()
+    if (path.exists() and not path.is_file()) or place == Path("/dev") or place.is_relative_to("/proc"):
+        # a file is written whole beside its place and then renamed to it, which would replace a pipe or a device
+        raise InputError(f"{option}: {path} is a pipe or a device; give the name of a file")
+    if not place.is_dir():
+        raise InputError(f"{option}: {path.parent} is no folder; make it first, or choose another")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{option}: {path}: cannot be written ({path.parent} is read-only)")
 
 
 def show(text: str) -> None:

@@ -22,7 +22,6 @@ from csd3d.registry import Entry
 WORDS = {  # what is asked for on the command line, and the kinds of the registry that it shows
     "methods": ("method",),
     "editors": ("scene_editor", "canvas_editor", "editor"),
-    "correspondences": ("correspondence",),
     "families": ("family",),
     "representations": ("representation",),
     "readers": ("reader",),

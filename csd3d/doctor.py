@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csd3d import __version__, registry
-from csd3d.arguments import Parser, show
+from csd3d.arguments import Parser, check_new_file, path_of, show
 from csd3d.errors import InputError, one_line
 from csd3d.files import write_text
 from csd3d.memory import memory_bytes, size_text
@@ -252,10 +252,9 @@ def works(found: Sequence[Finding]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 if the basics work, else 1."""
     parser = Parser(prog="csd3d doctor", description="Show what is installed and works here, and how to get the rest.")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the findings here too")
+    parser.add_argument("--json", metavar="FILE", type=path_of, help="write the findings here too")
     args = parser.parse_all(argv)
-    if args.json is not None and (not args.json.name or args.json.is_dir()):
-        raise InputError(f"--json: {str(args.json)!r} is a folder; give the name of a file")
+    check_new_file(args.json, "--json")
     found = examine()
     show(table(found))
     show("\nthe basics work" if works(found) else "\nthe basics do not work")

@@ -38,7 +38,6 @@ PACKAGES = {  # the package or module with csd3d's own things of each kind
     "representation": "csd3d.representations",
     "reader": "csd3d.datasets.readers",
     "task": "csd3d.tasks",
-    "correspondence": "csd3d.editors.correspondence",
     "ground_truth": "csd3d.world.plugin",
     "demo": "csd3d.world.plugin",
     "prior": "csd3d.world.exact_prior",
@@ -51,12 +50,11 @@ PARTS = {  # the attributes that a thing of each kind must have
     "representation": ("open",),
     "reader": ("matches", "read", "wants"),
     "task": ("open",),
-    "correspondence": ("edits", "open"),
     "ground_truth": ("scene_truth", "knows"),
 }
 VALUES = ("wants", "edits")  # of these, what is no function
 # dataclasses, whose fields are config keys
-WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task", "correspondence")
+WITH_KEYS = ("method", "canvas_editor", "scene_editor", "representation", "reader", "task")
 RESERVED = {"method": ("csd", "all")}  # names that have another meaning in configs
 
 

@@ -44,7 +44,7 @@ def configs() -> list[type]:
                 if section := section_of(annotation):
                     add(section)
 
-    for kind in (*DOCUMENTED, "correspondence"):
+    for kind in DOCUMENTED:
         for entry in registry.entries(kind):
             if entry.thing.__module__.startswith("csd3d."):
                 add(entry.thing)

@@ -107,10 +107,10 @@ regions: [{box: [0, 0, 20, 24], prompt: a red it}, {box: [20, 0, 40, 24], prompt
 prompt: a red it
 image: photo.png
 wrap: true
-compare: [ip2p, ip2p_downscaled, ip2p_multidiffusion, csd_edit+overlap]
+compare: [ip2p, ip2p_downscaled, ip2p_multidiffusion, csd_edit+scaled]
 editors:
   csd_edit: {passes: 2, edit: {steps: 3, batch: 4}}
-  csd_edit+overlap: {passes: 2, correspondence: overlap, edit: {steps: 3, batch: 4}}
+  csd_edit+scaled: {passes: 2, edit: {steps: 3, batch: 4, noise: independent, svgd: {space: scaled}}}
 sampling: {steps: 3}
 save_seconds: 0.1
 """,
@@ -118,17 +118,15 @@ save_seconds: 0.1
 prompt: a red it
 video: frames
 compare: [pix2video, fatezero]
-editors: {csd_edit: {passes: 2, correspondence: flow, edit: {steps: 4, batch: 2, svgd: {repulsion: 1}}}}
+editors: {csd_edit: {passes: 2, match: 1, edit: {steps: 4, batch: 2, svgd: {repulsion: 1}}}}
 sampling: {steps: 3}
 save_seconds: 0
 """,
-    "edit_scene+depth": f"""
+    "edit_scene+matches": f"""
 name: tiny
 prompt: paint it a bright colour
 scene: {{path: scene}}
-{SCENE}""".replace("csd_edit: {", "csd_edit: {correspondence: depth, rounds: 3, ").replace(
-        "save_seconds: 0", "save_seconds: 0.1"
-    ),
+{SCENE}""".replace("csd_edit: {", "csd_edit: {match: 1, rounds: 3, ").replace("save_seconds: 0", "save_seconds: 0.1"),
 }
 INPUTS = {  # the keys of a job that name files, and those files
     "edit_image": {"image": "photo.png", "prior.model": "prior"},

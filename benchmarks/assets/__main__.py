@@ -15,13 +15,14 @@ from pathlib import Path
 
 from benchmarks.assets.rows import SETS, Row, chosen, config_of, read_set
 from benchmarks.assets.table import tables
-from benchmarks.assets.work import ask
-from benchmarks.lines import do_shares, keep_lines, merged, read_lines
+from benchmarks.assets.work import VERSION, ask
+from benchmarks.lines import at_least_one, do_shares, keep_lines, merged, read_lines
 from csd3d.config_files import parse_value
 from csd3d.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / "results"
 WORK = Path("outputs/assets")
+PLACE = ("row", "prompt", "seed")  # what a line is the only one of
 
 
 def changed(row: Row, keys: Sequence[str]) -> Row:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         for prompt in prompts:
             config_of(row.as_keys, prompt, seeds[0])
     lines = do_shares(ask(rows, prompts, seeds, args.work / of.name), args.work / "logs", args.jobs, of.name)
-    keep_lines(results_file(args), lines, ("row", "prompt", "seed"))
+    keep_lines(results_file(args), lines, PLACE, VERSION)
 
 
 def results_file(args: argparse.Namespace) -> Path:
@@ -62,12 +63,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--keys", nargs="+", default=[], metavar="key.sub=value", help="change keys of all rows")
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=at_least_one, default=2)
     args = parser.parse_args()
     try:
         if args.what == "run":
             run(args)
-        print(tables(read_lines(results_file(args)), read_set(args.set)))
+        print(tables(read_lines(results_file(args), PLACE, VERSION), read_set(args.set)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

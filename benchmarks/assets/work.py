@@ -37,12 +37,17 @@ class Asked:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two of them the same."""
+        return {"version": VERSION, **self.given}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is asked for."""
         return {"row": self.row, "keys": json.loads(self.keys), "prompt": self.prompt, "seed": self.seed}
 
     @property
     def folder(self) -> str:
         """The name of its run folder."""
-        digest = hashlib.sha256(as_text(self.identity).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(as_text(self.given).encode()).hexdigest()[:8]
         return f"{self.row.replace('/', '-')}-{self.seed}-{digest}"
 
 
@@ -50,7 +55,7 @@ class Asked:
 class Share(LineShare):
     """The assets of one prompt, as a process of its own makes them."""
 
-    KEYS: ClassVar[tuple[str, ...]] = ("row", "keys", "prompt", "seed")
+    KEYS: ClassVar[tuple[str, ...]] = ("version", "row", "keys", "prompt", "seed")
 
     prompt: str
     asked: Sequence[Asked]
@@ -72,7 +77,7 @@ class Share(LineShare):
     def lines(self, missing: Sequence[Asked]) -> Iterator[Line]:
         for one in missing:
             folder = self.folder / one.folder
-            yield rounded(measured({"version": VERSION, **one.identity}, lambda one=one, at=folder: made(one, at)))
+            yield rounded(measured(one.identity, lambda one=one, at=folder: made(one, at)))
 
 
 def ask(rows: Mapping[str, Row], prompts: Sequence[str], seeds: Sequence[int], work: Path) -> list[Share]:

@@ -6,10 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
-from benchmarks.lines import merged
+from benchmarks.lines import as_text, merged
+from csd3d.config_files import read_config
 from csd3d.editors.scene import SceneEditor
+from csd3d.errors import InputError
 from csd3d.run import read
 
 HERE = Path(__file__).parent
@@ -36,13 +38,35 @@ class Row:
 
 
 def read_rows(path: Path = FILE) -> dict[str, Row]:
-    """The rows of a file, by name."""
-    tree = yaml.safe_load(path.read_text())
-    rows = {}
+    """The rows of a file, by name; InputError that names the row and the key for what is no row."""
+    tree = OmegaConf.to_container(read_config(path), resolve=False)
     for name, given in tree.items():
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        rows[name] = Row(name, **given)
-    return rows
+        _check(given, f"{path}: {name}", tree)
+    return {name: Row(name, **given | {"trials": tuple(given.get("trials", ()))}) for name, given in tree.items()}
+
+
+KINDS = {"title": str, "editor": dict, "trials": list, "of": str, "attention": bool, "free": bool}
+
+
+def _check(given: Any, where: str, tree: Mapping[str, Any]) -> None:
+    """Raise InputError unless this is a row, whose keys have the right types; the editor's own are checked later."""
+    for key, value in given.items() if isinstance(given, dict) else ():
+        if key not in KINDS:
+            raise InputError(f"{where}.{key}: unknown key; a row has {', '.join(KINDS)}")
+        if not isinstance(value, KINDS[key]):
+            raise InputError(f"{where}.{key}: {value!r:.60}; expected a {KINDS[key].__name__}")
+    if not isinstance(given, dict) or not {"title", "editor"} <= set(given):
+        raise InputError(f"{where}: expected a row with title and editor, see docs/referee.md")
+    odd = next((trial for trial in given.get("trials", ()) if not isinstance(trial, dict)), None)
+    if odd is not None:
+        raise InputError(f"{where}.trials: {odd!r:.60}; expected keys of the editor")
+    if len({as_text(trial) for trial in given.get("trials", ())}) < len(given.get("trials", ())):
+        raise InputError(f"{where}.trials: one stands there twice; expected different ones")
+    if "of" not in given and not isinstance(given["editor"].get("type"), str):
+        raise InputError(f"{where}.editor: has no type; expected the name of an editor")
+    base = tree.get(given.get("of"))
+    if "of" in given and (not isinstance(base, dict) or "of" in base or given.get("trials")):
+        raise InputError(f"{where}.of: {given['of']!r:.60}; expected a row that is no ablation, and no trials here")
 
 
 @cache

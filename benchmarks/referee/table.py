@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.lines import Lines, difference, mean, paired, read_lines, spread
+from benchmarks.referee.protocol import VERSION
 from benchmarks.referee.rows import Row
 from benchmarks.statistics import bootstrap
+from csd3d.errors import InputError
 
 FIGURES = {
     "psnr": ("PSNR to one answer, dB", 2),
@@ -27,8 +29,13 @@ PLACE = ("scene", "instruction", "seed")
 
 
 def tables(path: Path, rows: dict[str, Row]) -> str:
-    """All tables of a level's lines."""
-    lines = read_lines(path)
+    """All tables of a level's lines; InputError where there are none, or lines that are not of this version."""
+    lines = read_lines(path, ("row", *PLACE), VERSION)
+    if not lines:
+        raise InputError(f"{path}: no lines yet; `python -m benchmarks.referee run` makes them")
+    for line, key in ((line, key) for line in lines for key in ("kind", "psnr", "answers")):
+        if "error" not in line and line.get(key) is None:
+            raise InputError(f"{path}: {line['row']} on {line['scene']}, {line['instruction']!r}: has no {key}")
     failed = [line for line in lines if "error" in line]
     lines = [line for line in lines if "error" not in line]
     present = [name for name in rows if any(line["row"] == name for line in lines)]

@@ -40,14 +40,15 @@ class Asked:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two edits of a scene the same."""
-        return {"row": self.row, "editor": json.loads(self.keys), "instruction": self.instruction, "seed": self.seed}
+        asked = {"row": self.row, "editor": json.loads(self.keys), "instruction": self.instruction, "seed": self.seed}
+        return {"version": VERSION, **asked}
 
 
 @dataclass
 class Share(LineShare):
     """The edits of one scene, as a process of its own does them."""
 
-    KEYS: ClassVar[tuple[str, ...]] = ("row", "editor", "instruction", "seed")
+    KEYS: ClassVar[tuple[str, ...]] = ("version", "row", "editor", "instruction", "seed")
 
     level: Level
     scene: str

@@ -14,12 +14,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from csd3d.distillation.kernel import OF_MODEL
+from csd3d.distillation.kernel import OF_MODEL, SVGDConfig
 from csd3d.distillation.method import Method, Network, Predict
 from csd3d.distillation.noise import NOISES, draw_noise, implied_noise
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import DistillConfig, configured, finish_step, new_step, noised
-from csd3d.distillation.svgd import Sharing, SVGDConfig
 from csd3d.schema import MOST_STEPS, Steps, Within
 
 MAX_SKIPPED = 3  # non-finite steps in a row before giving up
@@ -154,7 +153,6 @@ def edit_step(
     *,
     prompts: Sequence[str] | str = "",
     source_prompts: Sequence[str] | str | None = None,
-    correspond: Callable[[Tensor], Sharing] | None = None,
     networks: Mapping[str, Network] | None = None,
     eps: Tensor | None = None,
     adjust: Callable[[Tensor, float], Tensor] | None = None,
@@ -166,8 +164,7 @@ def edit_step(
     ε is the noise that z_t and the new z imply, or None without config.settle. Given back as `eps`, it is
     the noise of the next step if that is below config.settle.
 
-    `correspond(indices [M])` returns how the step's particles share; None: at equal pixel addresses. `context`: other
-    fields of `Step`, one row per particle.
+    `context`: other fields of `Step`, one row per particle.
     """
     config = configured(method, config)
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
@@ -180,7 +177,6 @@ def edit_step(
         z[indices], t, number, config, alphas_cumprod, generator,
         prompts=_taken(prompts, indices), source=z_source[indices], source_prompts=_taken(source_prompts, indices),
         image=None if image is None else image[indices],
-        sharing=None if correspond is None or config.svgd is None else correspond(indices),
         **{key: value[indices] if key in PER_PARTICLE else value for key, value in context.items()},
     )  # fmt: skip
     step = replace(step, eps=eps) if settled else noised(predict, method, step, config)

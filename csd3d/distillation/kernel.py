@@ -67,17 +67,7 @@ def kernel_matrix(features: Tensor, config: SVGDConfig) -> tuple[Tensor, Tensor]
     N, dimensions = flat.shape
     i, j = torch.triu_indices(N, N, offset=1, device=flat.device)
     squared = squared / dimensions
-    return kernel_of(squared, dimensions, config, between=squared[i, j], everything=squared)
-
-
-def kernel_of(
-    squared: Tensor, dimensions: int, config: SVGDConfig, *, between: Tensor, everything: Tensor
-) -> tuple[Tensor, Tensor]:
-    """K and slope of mean squared distances `squared` [N, N] over `dimensions` coordinates.
-
-    The median rules use the distances `between` (pairs i ≠ j) or `everything` (with the diagonal's zeros).
-    """
-    gamma = _gamma(len(squared), config, between, everything)
+    gamma = _gamma(squared, squared[i, j], config)
     if config.kernel == "rbf":
         K = torch.exp(-gamma * squared)
         slope = gamma * K
@@ -87,16 +77,19 @@ def kernel_of(
     return K, slope / dimensions
 
 
-def _gamma(N: int, config: SVGDConfig, between: Tensor, everything: Tensor) -> Tensor | float:
-    """γ = ln(N+1) / median of d²; a least median keeps it finite for equal particles."""
+def _gamma(squared: Tensor, between: Tensor, config: SVGDConfig) -> Tensor | float:
+    """γ = ln(N+1) / median of d², of `squared` [N, N] or of `between`, its pairs i < j.
+
+    A least median keeps it finite for equal particles.
+    """
     if not isinstance(config.bandwidth, str):
         return config.bandwidth / config.bandwidth_scale
     if config.bandwidth == OF_MODEL:
         raise ValueError('svgd.bandwidth is "model": give a number, or see distillation.suits')
     over_all = config.official or config.bandwidth == "median_all"
-    median = (everything if over_all else between).median()
+    median = (squared if over_all else between).median()
     floor = (MIN_RELATIVE_MEDIAN * between.mean()).clamp_min(MIN_RMS_DISTANCE**2)
-    return math.log(N + 1) / (torch.maximum(median, floor) * config.bandwidth_scale)
+    return math.log(len(squared) + 1) / (torch.maximum(median, floor) * config.bandwidth_scale)
 
 
 def as_rows(x: Tensor) -> Tensor:

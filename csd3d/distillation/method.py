@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from csd3d.distillation.noise import add_noise
-from csd3d.distillation.svgd import Sharing
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +63,7 @@ class Step:
     For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
     instructions, shares: K instructions ([N] prompts each) for the same particles, and the share of each at every
     latent pixel, [K, N, 1, h, w] ≥ 0 with a sum of at most 1; the rest follows the source.  rows: the particles that
-    `prompts` apply to (None: all).  sharing: how pixels share, if not at equal addresses (`svgd.Sharing`).
-    features [N, ...]: what the kernel compares with svgd.space "features".
+    `prompts` apply to (None: all).  features [N, ...]: what the kernel compares with svgd.space "features".
     """
 
     z: Tensor
@@ -91,7 +89,6 @@ class Step:
     instructions: tuple[tuple[str, ...], ...] = ()
     shares: Tensor | None = None
     rows: Tensor | None = None
-    sharing: Sharing | None = None
     features: Tensor | None = None
 
     @cached_property

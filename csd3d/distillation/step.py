@@ -186,20 +186,13 @@ def _combined(
     deltas: list[Tensor], steps: list[Step], step: Step, config: DistillConfig
 ) -> tuple[Tensor, list[dict[str, float | Tensor]]]:
     """G without w(t), and the diagnostics of every set of particles that was combined."""
-    sharing, noisy = step.sharing if config.svgd is not None else None, step.z_t
-    if sharing is not None:
-        if config.noise == "shared":  # shared noise cancels at equal addresses only, so compare particles without it
-            noisy = step.alpha_bar**0.5 * step.z
-        if step.source is not None:  # σ_t²: the variance of a unit latent given z_t
-            sharing = sharing.weighed(step.source, 1 - step.alpha_bar)
-    reports = []
+    reports, noisy = [], step.z_t
 
     def combined(delta: Tensor, rows: Tensor) -> Tensor:
         features = None if step.features is None else step.features[rows]
         shared, report = combine(
-            delta[rows], noisy[rows], step.z[rows], alpha_bar=step.alpha_bar, config=config.svgd, features=features,
-            sharing=None if sharing is None else sharing.select(rows),
-        )  # fmt: skip
+            delta[rows], noisy[rows], step.z[rows], alpha_bar=step.alpha_bar, config=config.svgd, features=features
+        )
         reports.append(report)
         return shared
 

@@ -2,15 +2,11 @@
 
 Symbols, as in CSD (arXiv 2307.04787): particles z [N, ...] (noised latents z_t, unit scale), directions Δ [N, ...]
 (minus σ_t times a score, plus a baseline), kernel matrix K [N, N] with ones on its diagonal. Sums are in float32
-(float64 for float64 input) and returned in the directions' dtype.
-
-Plain SVGD shares directions at equal pixel addresses; another `Sharing` computes its own sums.
+(float64 for float64 input) and returned in the directions' dtype. Directions are shared at equal pixel addresses.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +32,6 @@ class Sums:
     total: Tensor
     coefficient: float
     acts: bool = True
-    pairs: Tensor | None = None  # [N, N] bool: the entries of K to report; None: all but the diagonal
-    report: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     def gradient(self) -> Tensor:
         """G [N, D], to be *descended*."""
@@ -46,34 +40,19 @@ class Sums:
 
     def diagnostics(self) -> dict[str, float | Tensor]:
         """The report of `combine` for these sums; tensors are left on the device, to be read together."""
-        others = off_diagonal(self.K) if self.pairs is None else self.K[self.pairs]
+        others = off_diagonal(self.K)
         ratio = abs(self.coefficient) * self.force.norm() / self.score.norm().clamp_min(1e-12)
-        report = {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": ratio}
-        if len(others):
-            report |= {"kernel_mean": others.mean(), "kernel_spread": others.std(correction=0)}
-        return {**report, **self.report}
+        return {
+            "kernel_mean": others.mean(),
+            "kernel_spread": others.std(correction=0),
+            "repulsion_ratio": ratio,
+        }
 
 
 def off_diagonal(square: Tensor) -> Tensor:
     """The entries [N (N − 1), ...] of [N, N, ...] with i ≠ j, row by row; a mask would make the host wait."""
     count = len(square)
     return square.flatten(0, 1)[1:].unflatten(0, (count - 1, count + 1))[:, :-1].flatten(0, 1)
-
-
-class Sharing(Protocol):
-    """How particles share, if not at equal pixel addresses: along corresponding pixels, for example."""
-
-    def select(self, rows: Tensor) -> "Sharing":
-        """The sharing among some of the particles."""
-
-    def weighed(self, source: Tensor, variance: float) -> "Sharing":
-        """The sharing for an edit of `source` [N, ...], where each particle's estimate has `variance`."""
-
-    def sums(self, directions: Tensor, particles: Tensor, coefficient: float, config: SVGDConfig) -> Sums:
-        """The sums in place of `stein_sums`."""
-
-    def alone(self) -> dict[str, float]:
-        """Its own entries in the report of a single particle."""
 
 
 def svgd_combine(
@@ -86,7 +65,6 @@ def svgd_combine(
     bandwidth_scale: float = 1.0,
     repulsion: float = 1.0,
     normalize: str = "mean",
-    correspondence: Sharing | None = None,
 ) -> Tensor:
     """Combine N directions into N gradients to *descend*; a single direction is returned unchanged.
 
@@ -100,7 +78,6 @@ def svgd_combine(
     "median_all" (over all N², zeros included) or γ ≥ 0 (0: a constant kernel, which averages). γ is divided by
     `bandwidth_scale`. `repulsion` = λ; a random-noise baseline already repels once, in expectation. `normalize`: "mean"
     divides by N; "row" by Σ_j k(z_j, z_i), so that weights sum to one and a step size holds for any N.
-    `correspondence`: another `Sharing`.
 
     For a kernel on clean latents pass clean `particles` and `sigma` = σ_t / √ᾱ_t, because z_t = √ᾱ_t z + σ_t ε gives
     ∇_{z_t} = ∇_z / √ᾱ_t.
@@ -114,8 +91,7 @@ def svgd_combine(
         raise ValueError(f"directions and particles must both be [N, ...] of one shape with N >= 1, got {shapes}")
     if len(directions) == 1:
         return directions.clone()
-    of = stein_sums if correspondence is None else correspondence.sums
-    return _as(directions, of(directions, particles, repulsion * sigma, config).gradient())
+    return _as(directions, stein_sums(directions, particles, repulsion * sigma, config).gradient())
 
 
 def combine(
@@ -126,22 +102,20 @@ def combine(
     alpha_bar: float,
     config: SVGDConfig | None,
     features: Tensor | None = None,
-    sharing: Sharing | None = None,
 ) -> tuple[Tensor, dict[str, float | Tensor]]:
     """G [N, ...] without w(t), and a report for the log, to be read by `waits.to_host`.
 
     With config None each particle keeps its own direction. `noisy` (z_t), `clean` (z) [N, ...]; `alpha_bar` = ᾱ_t.
     `features` [N, ...]: what the kernel of space "features" compares (ValueError without them); `feature_force` then
-    computes the repulsion. `sharing`: how to share, if not at equal addresses.
+    computes the repulsion.
 
     The report has kernel_mean and kernel_spread, mean and standard deviation of the off-diagonal k (spread 0: the
     kernel only averages), and repulsion_ratio, |λ σ Σ_j ∇k| / |Σ_j k Δ_j| over all particles (with space "features",
     per unit of features). All are 0 for one particle and without SVGD.
     """
     if config is None or len(directions) == 1:
-        own = {} if sharing is None else sharing.alone()
-        return directions.clone(), {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": 0.0, **own}
-    sums = _sums(directions, noisy, clean, alpha_bar, config, features, sharing)
+        return directions.clone(), {"kernel_mean": 0.0, "kernel_spread": 0.0, "repulsion_ratio": 0.0}
+    sums = _sums(directions, noisy, clean, alpha_bar, config, features)
     return _as(directions, sums.gradient()), sums.diagnostics()
 
 
@@ -183,11 +157,8 @@ def _sums(
     alpha_bar: float,
     config: SVGDConfig,
     features: Tensor | None,
-    sharing: Sharing | None,
 ) -> Sums:
     """`stein_sums` of what config.space compares, with the force in z_t's coordinates."""
-    if sharing is not None and config.space in ("coarse", "features"):
-        raise ValueError(f'svgd.space is "{config.space}", which shares by address: leave correspondence out')
     coefficient, by_chain_rule = _coefficient(config, alpha_bar), 1 / math.sqrt(alpha_bar)
     if config.space == "features":
         if features is None:
@@ -199,8 +170,7 @@ def _sums(
         return replace(sums, force=_spread(sums.force.view_as(means), clean).flatten(1))
     particles = {"noisy": noisy, "scaled": math.sqrt(alpha_bar) * clean, "clean": clean}[config.space]
     coefficient = coefficient * by_chain_rule if config.space == "clean" else coefficient
-    of = stein_sums if sharing is None else sharing.sums
-    return of(directions, particles, coefficient, config)
+    return stein_sums(directions, particles, coefficient, config)
 
 
 def _spread(force: Tensor, z: Tensor) -> Tensor:

@@ -17,9 +17,7 @@ from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
 from csd3d.distillation.suits import suited
-from csd3d.distillation.svgd import Sharing, SVGDConfig
 from csd3d.editors.canvas import Canvas, CanvasPhase
-from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.matches import match_frames
 from csd3d.registry import register
 from csd3d.schema import Within
@@ -45,7 +43,6 @@ class CSDEditCanvas:
     edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))  # `steps` of `batch` windows
     # least number of sweeps over a canvas larger than one batch; 0: no minimum
     passes: Annotated[int, Within(0, 100_000)] = 12
-    correspondence: OneCorrespondence = NONE  # what windows share: none (equal addresses, the paper), overlap or flow
     match: Annotated[float, Within(0, 2)] = 0.0  # how far frames are pulled together along the flow after each sweep
     match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
 
@@ -53,15 +50,12 @@ class CSDEditCanvas:
 
     def __post_init__(self) -> None:
         self.method(3.0, 1.0)  # the method checks its own keys
-        check_works(self.correspondence, "picture", "video")
         if self.passes < 0:
             raise ValueError(f"passes is {self.passes}: give at least 0")
 
     @property
     def edits(self) -> tuple[str, ...]:
-        along = self.correspondence.thing
-        both = ("picture", "video") if along is None else along.edits
-        return tuple(one for one in both if one == "video" or not self.match)
+        return ("video",) if self.match else ("picture", "video")
 
     def method(self, text_scale: float, image_scale: float) -> CSDEdit:
         """The method with this editor's keys; the arguments replace scales that are null."""
@@ -136,7 +130,7 @@ class CSDEditCanvas:
         if t < config.share_above * prior.num_train_timesteps:
             config = replace(config, svgd=None)
         eps = sweep.noise(windows, phase.z, config.noise, generator)
-        particles = self.particles(canvas, phase.z, windows, config.svgd)
+        particles = self.particles(canvas, phase.z, windows)
         step = new_step(particles.pop("z"), t, number, config, prior.alphas_cumprod, generator, **particles)
         step = replace(step, eps=sent(eps.to(step.z.dtype), step.z.device))
         gradient, report = step_gradient(canvas.predict, method, step, config)
@@ -147,7 +141,7 @@ class CSDEditCanvas:
             add_windows(phase.moved, -lr * weights * gradient.float().cpu(), windows)
         return {"t": float(t), "lr": lr, **report}
 
-    def particles(self, canvas: Canvas, z: Tensor, windows: Windows, svgd: SVGDConfig | None) -> dict:
+    def particles(self, canvas: Canvas, z: Tensor, windows: Windows) -> dict:
         """The fields of a `Step` whose particles are windows of z, on the prior's device."""
         own, source = (sent(gather(x, windows), canvas.device) for x in (z, canvas.latents.z))
         count, shares = len(windows), None
@@ -160,13 +154,4 @@ class CSDEditCanvas:
             "prompts": canvas.prompts(count),
             "instructions": tuple((told,) * count for told in canvas.instructions),
             "shares": shares,
-            "sharing": self.sharing(canvas, windows, svgd),
         }
-
-    def sharing(self, canvas: Canvas, windows: Windows, svgd: SVGDConfig | None) -> Sharing | None:
-        """How the windows of a step share; None: by address."""
-        if self.correspondence.thing is None or svgd is None:
-            return None
-        if "correspondence" not in canvas.kept:
-            canvas.kept["correspondence"] = self.correspondence.thing.open(canvas)
-        return canvas.kept["correspondence"](windows)

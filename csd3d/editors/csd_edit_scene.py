@@ -12,7 +12,6 @@ from csd3d.distillation.edit_loop import CollaborativeEditConfig, collaborative_
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.step import configured
 from csd3d.distillation.suits import suited
-from csd3d.editors.correspondence import NONE, OneCorrespondence, check_works
 from csd3d.editors.matches import check_matches, matches_of
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
 from csd3d.priors import Defaults
@@ -44,8 +43,9 @@ class CSDEditScene:
     views: Annotated[int, Within(1, 100_000)] | None = None
     later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
     later_steps: Annotated[int, Within(0, MOST_STEPS)] = 8  # steps of each later round
-    correspondence: OneCorrespondence = NONE  # what views share: none (equal addresses, the paper) or depth
     match: Annotated[float, Within(0, 2)] = 0.0  # how far points that match in 3D are pulled together after each step
+    # views that each view is matched with, the nearest; null: all
+    match_nearest: Annotated[int, Within(1, 100_000)] | None = None
     match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
@@ -53,7 +53,6 @@ class CSDEditScene:
     edit: CollaborativeEditConfig = field(default_factory=inner_edit)  # the inner edit of a round
 
     def __post_init__(self) -> None:
-        check_works(self.correspondence, "scene")
         if self.edit_every < 1:
             raise ValueError(f"edit_every is {self.edit_every}: give a whole number of at least 1")
         configured(self.method(Defaults()), self.edit)  # ValueError if the two do not fit
@@ -62,10 +61,9 @@ class CSDEditScene:
         """Raise InputError, before any work, if a round of this capture does not fit in memory."""
         count = len(source.capture.train)
         count = min(self.views or count, count)
-        if check := getattr(self.correspondence.thing, "check", None):
-            check(source, count, key)
         if self.match:
-            check_matches(source, count, count, f"{key}.match", f"set {key}.views to fewer")
+            nearest = min(self.match_nearest or count, count)
+            check_matches(source, count, nearest, f"{key}.match", f"set {key}.match_nearest to fewer")
 
     @property
     def official(self) -> bool:
@@ -87,9 +85,8 @@ class CSDEditScene:
             return
         prior, source = edit.prior, edit.source
         rows = torch.randperm(edit.count, generator=edit.generator)[: self.views or edit.count].sort().values
-        along = self.correspondence.thing
-        views = edit.render(rows) if number or self.match or along is not None else None
-        matches = matches_of(edit, rows, views) if self.match else None
+        views = edit.render(rows) if number or self.match else None
+        matches = matches_of(edit, rows, views, self.match_nearest) if self.match else None
         config = self.inner(number, prior.defaults)
         began = time.monotonic()
 
@@ -117,7 +114,6 @@ class CSDEditScene:
             callback=tell,
             z_start=edit.encode(views) if number else None,
             adjust=matched if self.match else None,
-            correspond=None if along is None else along.open(edit)(rows, views).select,
         )
         edit.replace(rows, z)
 

@@ -124,8 +124,8 @@ def match_frames(latents: Latents) -> Matches:
 
     flow, count, size = ClipFlow.between_latents(latents), len(latents.z), tuple(latents.z.shape[2:])
     near = [(a, b) for a in range(count) for b in range(count) if 0 < abs(a - b) <= flow.reach]
-    given = f"match: the matches of {len(near)} pairs of frames of {size[0]}x{size[1]} latents"
-    check_fits(BYTES * len(near) * size[0] * size[1], given, "edit fewer frames, or set match to 0")
+    given = f"editors.csd_edit.match: the matches of {len(near)} pairs of frames of {size[0]}x{size[1]} latents"
+    check_fits(BYTES * len(near) * size[0] * size[1], given, "edit fewer frames, or set it to 0")
     moved, share = torch.zeros(len(near), *size, 2), torch.zeros(len(near), *size)
     for k, (a, b) in enumerate(near):
         moved[k], share[k] = flow.latents(a, b)

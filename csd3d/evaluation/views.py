@@ -167,17 +167,17 @@ def clip_figures(images: Tensor, source: SourceViews) -> Figures:
     embedded = source.clip.embed_images(images).cpu()
     first, second = source.near.unbind(1)
     if len(first):
-        found["clip_consistency"] = image_similarity(embedded[first], embedded[second]).mean().item()
+        found["clip_consistency"] = _within(image_similarity(embedded[first], embedded[second]).mean(), -1)
         change = embedded - source.embedded
         changed = change.norm(dim=1) > STILL
         change = torch.where(changed[:, None], change, 0.0)
         cosines = F.cosine_similarity(change[first], change[second], dim=1)[changed[first] | changed[second]]
-        found["clip_direction_consistency"] = cosines.mean().item() if len(cosines) else None
+        found["clip_direction_consistency"] = _within(cosines.mean(), -1) if len(cosines) else None
     if source.captions is not None:
         text_before, text_after = source.captions
         cosines = directional_similarity(embedded, source.embedded, text_after, text_before)
-        found["clip_directional"] = cosines.mean().item()
-    found["clip_similarity"] = image_similarity(embedded, source.embedded).mean().item()
+        found["clip_directional"] = _within(cosines.mean(), -1)
+    found["clip_similarity"] = _within(image_similarity(embedded, source.embedded).mean(), -1)
     return found
 
 
@@ -219,7 +219,7 @@ def met3r(maps: Tensor, overlaps: Overlaps) -> float | None:
         total = weight.sum(dtype=torch.float64)
         found.append((weight * cosine).sum(dtype=torch.float64) / total if total else torch.tensor(torch.nan).double())
     score = 1 - torch.stack(found).reshape(-1, 2).mean(1)  # NaN where a pair has no overlap
-    return score.nanmean().item() if score.isfinite().any() else None
+    return _within(score.nanmean(), 0, 2) if score.isfinite().any() else None
 
 
 def _distance_after_warp(images: Tensor, maps: list[Tensor], overlaps: Overlaps, features: Features) -> float | None:
@@ -251,6 +251,11 @@ def nearest_of(scores: Mapping[Name, Tensor]) -> dict[str, float | Name]:
     best = int(table.mean(1).argmax())
     share = table.argmax(0).bincount().max().item() / table.shape[1]
     return {"psnr_truth": table[best].mean().item(), "answer": names[best], "answer_agreement": share}
+
+
+def _within(value: Tensor, low: float, high: float = 1.0) -> float:
+    """A figure of cosines in its range: those of equal vectors round to a little above 1."""
+    return min(max(value.item(), low), high)
 
 
 def _maps(features: Features, images: Tensor) -> list[Tensor]:

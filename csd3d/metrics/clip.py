@@ -6,6 +6,7 @@ K distractors. Report a score together with the `name` of its network, which is 
 
 import math
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csd3d.arguments import path_of
 from csd3d.cameras import side_seen
 from csd3d.errors import InputError, one_line
 from csd3d.files import read_json
@@ -75,7 +77,10 @@ def load_clip(source: str | Path = WORLD, device: torch.device | str = "cpu") ->
 
 def find_clip(given: str) -> Path:
     """The folder of a transformers CLIP, downloaded if it is a hub name; InputError where there is none."""
-    folder = WORLD_FOLDER if given == WORLD else Path(given).expanduser()
+    try:
+        folder = WORLD_FOLDER if given == WORLD else path_of(given)
+    except ArgumentTypeError as error:
+        raise InputError(f"CLIP: {error}") from None
     if not folder.exists() and re.fullmatch(HUB_NAME, given):
         return fetch_folder(given, FILES, "CLIP")
     if not folder.is_dir():

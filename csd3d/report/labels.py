@@ -74,6 +74,9 @@ def metric_label(key: str, judge: str = "") -> str:
 
 
 def name_judge(label: str, judge: str) -> str:
-    """Return a label that says "CLIP" or "FD" with the judge's name in place of it; unchanged if `judge` is empty."""
+    """Return a label that says "CLIP" or "FD" with the judge's name in place of it; unchanged if `judge` is empty.
+
+    "CLIP (world)" and "FD (world)" are replaced as a whole.
+    """
     by_judge = {"CLIP": judge, "FD": judge.replace("CLIP", "FD")} if judge else {}
-    return re.sub(r"\bCLIP\b|\bFD\b", lambda match: by_judge.get(match[0], match[0]), label)
+    return re.sub(r"\b(CLIP|FD)\b( \(world\))?", lambda match: by_judge.get(match[1], match[0]), label)

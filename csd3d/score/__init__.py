@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from csd3d.arguments import Parser, show
+from csd3d.arguments import Parser, check_new_file, is_utf8, path_of, show
 from csd3d.devices import FORMS, choose_device
 from csd3d.errors import InputError, one_line
 from csd3d.files import write_text
@@ -30,11 +30,14 @@ def build_parser() -> Parser:
         "every figure.",
     )
     add = parser.add_argument
-    add("before", metavar="BEFORE", type=_path, help="the views before the edit")
-    add("after", metavar="AFTER", type=_path, help="the same views after it")
-    add("--truth", metavar="DIR", type=_path, nargs="+", default=[], help="a right answer; several where there are")
-    add("--cameras", metavar="FILE", type=_path, help="a transforms.json: neighbours by angle, and depth if it has it")
-    add("--depth", metavar="DIR", type=_path, help="depth of each view before: .npy, or 16-bit .png; needs --cameras")
+    add("before", metavar="BEFORE", type=path_of, help="the views before the edit")
+    add("after", metavar="AFTER", type=path_of, help="the same views after it")
+    add("--truth", metavar="DIR", type=path_of, nargs="+", action="extend", default=[],
+        help="a right answer; several where there are")  # fmt: skip
+    add(
+        "--cameras", metavar="FILE", type=path_of, help="a transforms.json: neighbours by angle, and depth if it has it"
+    )
+    add("--depth", metavar="DIR", type=path_of, help="depth of each view before: .npy, or 16-bit .png; needs --cameras")
     add("--depth-unit", metavar="X", type=float, default=0.001, help="a whole number's step in the cameras' unit "
         "(default 0.001); .npy of floats are in that unit")  # fmt: skip
     add("--depth-along", choices=("axis", "ray"), default="axis", help="what depth is measured along (default axis)")
@@ -42,17 +45,10 @@ def build_parser() -> Parser:
     add("--clip", metavar="NAME", default="world", help="world (the shipped one, of the toy world; default), a folder, "
         "a hub name, open_clip:ARCHITECTURE/WEIGHTS, or none")  # fmt: skip
     add("--every", metavar="N", type=int, default=1, help="judge every N-th view only (default 1)")
-    add("--json", metavar="FILE", type=_path, help="write the figures here")
-    add("--page", metavar="FILE", type=_path, help="write a page with figures and pictures here, such as score.html")
+    add("--json", metavar="FILE", type=path_of, help="write the figures here")
+    add("--page", metavar="FILE", type=path_of, help="write a page with figures and pictures here, such as score.html")
     add("--device", metavar="NAME", default="auto", help=f"for the networks: {FORMS}")
     return parser
-
-
-def _path(text: str) -> Path:
-    """A path; "" would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
-    return Path(text).expanduser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,17 +90,31 @@ def _check(args: argparse.Namespace, parser: Parser) -> None:
         parser.error(f"--depth-unit: {args.depth_unit:g}; expected a positive number")
     if args.captions and args.clip == NONE:
         parser.error("--captions are compared by a CLIP; leave out --clip none")
-    if args.captions and not all(text.strip() for text in args.captions):
-        parser.error("--captions: expected two texts, got an empty one")
+    if args.captions and not all(text.strip() and is_utf8(text) for text in args.captions):
+        parser.error("--captions: expected two texts of UTF-8, got an empty one or other bytes")
+    if not args.clip:
+        parser.error(f"--clip: expected a name, got nothing; {NONE} leaves CLIP out")
+    given = [args.before, args.after, *args.truth, *(path for path in (args.cameras, args.depth) if path)]
     for name, path in (("--json", args.json), ("--page", args.page)):
-        if path is not None and (not path.name or path.is_dir()):
-            raise InputError(f"{name}: {str(path)!r} is a folder; give the name of a file")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{name}: {path.parent} is no folder; make it first, or choose another")
+        check_new_file(path, name)
+        if path is not None and path.exists() and any(_would_lose(path, each) for each in given):
+            raise InputError(
+                f"{name}: {path} is one of the pictures that are judged, or belongs to them; choose another"
+            )
+    if args.json is not None and args.page is not None and args.json.resolve() == args.page.resolve():
+        raise InputError(f"--json and --page: both are {args.json}; give each a file of its own")
     if args.clip.startswith("open_clip:") and importlib.util.find_spec("open_clip") is None:
         from csd3d.metrics.clip import INSTALL
 
         raise InputError(f"--clip: {args.clip} needs the package open_clip_torch, which is not installed: {INSTALL}")
+
+
+def _would_lose(path: Path, given: Path) -> bool:
+    """Whether writing a file would replace an input: that itself, or a picture or depth map in its folder."""
+    from csd3d.media.videos import SUFFIXES
+
+    inside = path.resolve().parent == given.resolve() and path.suffix.lower() in (*SUFFIXES, ".npy")
+    return inside or path.resolve() == given.resolve()
 
 
 def _written(path: Path, option: str, write) -> None:

@@ -39,7 +39,8 @@ class Depths:
 def add_geometry(inputs: Inputs, file: Path, depths: Depths) -> Inputs:
     """The inputs with the cameras of `file` and, where known, with depth. Raises InputError, one line."""
     if not file.is_file():
-        raise InputError(f"--cameras: {file}: no such file; expected a transforms.json")
+        told = "a folder" if file.is_dir() else "no such file"
+        raise InputError(f"--cameras: {file}: {told}; expected a transforms.json")
     frames, listed = _read(file)
     frames = [frames[i] for i in _match(inputs, [frame.name for frame in frames], file)]
     cameras = _cameras(frames, inputs)
@@ -62,7 +63,7 @@ def along_rays(depths: Tensor, cameras: Cameras) -> Tensor:
 def _read(file: Path) -> tuple[list[Frame], dict[str, str]]:
     """The frames, and the depth files that they list, by the frame's name."""
     try:
-        frames = read_listing(file, Nerfstudio()).frames
+        frames = read_listing(file, Nerfstudio(), allow_outside=True).frames  # the pictures listed are not opened
     except InputError as error:
         raise InputError(f"--cameras: {str(error).removeprefix('scene.path: ')}") from None
     if any(frame.cut is not None for frame in frames):
@@ -123,7 +124,10 @@ def _depth_files(
             where = f"--cameras: {frame.where}.depth_file_path"
             if frame.name not in listed:
                 raise InputError(f"{where}: missing, but other frames have one; expected it for all, or --depth DIR")
-            path = listed_file(file.parent, listed[frame.name], where)
+            try:
+                path = listed_file(file.parent, listed[frame.name], where)
+            except InputError as error:
+                raise InputError(str(error).replace("scene.allow_outside=true", "--depth DIR")) from None
             if path is None:
                 raise InputError(f"{where}: {listed[frame.name]!r:.80} does not exist")
             found.append((path, where))
@@ -132,7 +136,8 @@ def _depth_files(
         raise InputError(f"--depth: {folder}: no such folder")
     maps = [path for path in folder.iterdir() if path.suffix.lower() in (".npy", ".png") and path.is_file()]
     maps.sort(key=lambda path: natural_key(path.name))
-    by_name = {path.stem: path for path in maps}
+    by_name = {path.stem: path for path in maps if path.suffix.lower() == ".png"}
+    by_name |= {path.stem: path for path in maps if path.suffix.lower() == ".npy"}  # a .png beside it shows the same
     wanted = [PurePosixPath(frame.name).stem for frame in frames]
     if all(name in by_name for name in wanted):
         return [(by_name[name], "--depth") for name in wanted]
@@ -145,7 +150,8 @@ def _depth_files(
 def _depth(path: Path, where: str, inputs: Inputs, unit: float) -> Tensor:
     """A depth map [h, w] at the working size, nearest pixel, in the cameras' unit; 0 where there is no surface."""
     values = _npy(path, where) if path.suffix.lower() == ".npy" else _png(path, where)
-    values = values.astype(np.float32) * (1.0 if values.dtype.kind == "f" else unit)
+    with np.errstate(over="ignore"):  # too far is no surface
+        values = values.astype(np.float32) * (1.0 if values.dtype.kind == "f" else unit)
     (height, width), (full_width, full_height) = values.shape, inputs.before.size
     if abs(width * full_height / (height * full_width) - 1) > SAME_ASPECT:
         told = f"{width}x{height}, the views are {full_width}x{full_height}"
@@ -157,8 +163,9 @@ def _depth(path: Path, where: str, inputs: Inputs, unit: float) -> Tensor:
 def _npy(path: Path, where: str) -> np.ndarray:
     """An array [H, W] or [H, W, 1] of numbers, whose header is checked before it is read."""
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
+        with np.errstate(all="ignore"):  # sizes that overflow are refused by the line below
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of a hostile header: OSError, ValueError, TokenError, OverflowError, ...
         raise InputError(f"{where}: {path}: cannot be read as .npy ({one_line(error)})") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
         raise InputError(f"{where}: {path}: holds no plain numbers; expected an array [H, W]")
@@ -171,4 +178,6 @@ def _png(path: Path, where: str) -> np.ndarray:
     picture = read_image(path)
     if picture.bits != 16:
         raise InputError(f"{where}: {path}: has 8 bits a pixel; expected a depth map of 16")
+    if picture.notes or (picture.rgb != picture.rgb[:, :, :1]).any():  # read as colours, these were other numbers
+        raise InputError(f"{where}: {path}: is a picture in colours; expected a depth map of one channel, no profile")
     return np.round(picture.rgb[:, :, 0] * 65535.0).astype(np.uint16)

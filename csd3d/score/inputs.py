@@ -17,6 +17,7 @@ from csd3d.memory import check_fits
 LEAST_SIDE = 16  # pixels; optical flow needs them
 LONGEST = 512  # views are compared with each other at this longer side at most
 BYTES_PER_PIXEL = 100  # of a view at that size: before, after, reprojection
+BYTES_DECODING = 60  # of a pixel of one full picture while it is decoded and made smaller
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def open_inputs(before: Path, after: Path, truths: Sequence[Path] = (), every: i
         height, width = working_size(first.size)
         needed = BYTES_PER_PIXEL * len(chosen) * height * width
         check_fits(needed, f"{before}: {len(chosen)} views", "judge fewer by --every N")
+        check_fits(BYTES_DECODING * first.size[0] * first.size[1], f"{before}: a view of {_shown(first)}", "shrink it")
         notes = [note for views in (first, second, *rest) for note in views.reader.warnings]
         if len(chosen) == 1:
             notes.append("one view: whether views agree needs at least two, so those figures are left out")
@@ -82,8 +84,19 @@ def open_inputs(before: Path, after: Path, truths: Sequence[Path] = (), every: i
 
 def _open(path: Path, stack: ExitStack) -> Views:
     reader = stack.enter_context(open_video(path))
-    names = [file.stem for file in frames_of(path)] if path.is_dir() else None
-    return Views(path.resolve().name, reader, names)
+    if not path.is_dir():
+        return Views(_printable(path.resolve().name), reader, None)
+    files = {}
+    for file in frames_of(path):
+        first = files.setdefault(file.stem, file)
+        if first is not file:
+            raise InputError(f"{path}: {first.name} and {file.name} are two pictures of one name; keep one")
+    return Views(_printable(path.resolve().name), reader, [_printable(name) for name in files])
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes are not UTF-8, which JSON and the page could not hold, with "\\udcff" in place of these."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _fitting(views: Views, path: Path, first: Views, before: Path) -> Views:
@@ -92,7 +105,7 @@ def _fitting(views: Views, path: Path, first: Views, before: Path) -> Views:
     if views.names and first.names and views.names != first.names and set(views.names) & set(first.names):
         odd = sorted(set(first.names) ^ set(views.names))
         where = (before, path) if odd and odd[0] in first.names else (path, before)
-        told = f"{odd[0]} is in {where[0]} but not in {where[1]}" if odd else "one picture is there with two suffixes"
+        told = f"{odd[0]} is in {where[0]} but not in {where[1]}" if odd else "its suffixes put it in another order"
         raise InputError(f"{path}: {told}; expected the same names as in {before}, or none of them")
     if count != expected:
         raise InputError(f"{path}: {count} views, but {before} has {expected}; expected as many")

@@ -86,7 +86,9 @@ def _read(inputs: Inputs) -> tuple[Tensor, Tensor, dict[str, tuple[float, Tensor
         by_view[""].append(_psnr(after, before))
         for name, views in inputs.truths.items():
             by_view[name].append(_psnr(after, views.read(view)))
-    scores = {name: (sum(values) / len(values), torch.tensor(values)) for name, values in by_view.items()}
+    scores = {
+        name: (sum(values) / len(values), torch.tensor(values, dtype=torch.float64)) for name, values in by_view.items()
+    }
     return torch.stack(kept[0]), torch.stack(kept[1]), scores
 
 

@@ -43,7 +43,7 @@ Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
 EACH_ITS_OWN = "each editor that starts from noise has its own, such as editors.ip2p."
 MOVED = {f"edit.{key.name}": f"editors.csd_edit.edit.{key.name}" for key in dataclasses.fields(CollaborativeEditConfig)}
 MOVED |= {f"edit.{key}": f"editors.csd_edit.{key}" for key in ("text_scale", "image_scale", "baseline")}
-MOVED |= {key: f"editors.csd_edit.{key}" for key in ("passes", "correspondence")}
+MOVED |= {"passes": "editors.csd_edit.passes"}
 MOVED |= {
     "baselines.sampling": "sampling",
     "baselines.init": f"{EACH_ITS_OWN}init",

@@ -1,6 +1,7 @@
 """The referee: its rows are editors, its judge knows right from wrong, and what is done is not done again."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,12 @@ from benchmarks.lines import as_text, merged
 from benchmarks.referee import __main__ as referee
 from benchmarks.referee import work
 from benchmarks.referee.inputs import Input, Views, judge
-from benchmarks.referee.protocol import INSTRUCTIONS, LEVELS, SCENES, TUNING_INSTRUCTIONS, TUNING_SCENES, Level
+from benchmarks.referee.protocol import INSTRUCTIONS, LEVELS, SCENES, TUNING_INSTRUCTIONS, TUNING_SCENES, VERSION, Level
 from benchmarks.referee.rows import count_updates, editor_of, read_rows
 from benchmarks.referee.table import tables
 from benchmarks.referee.work import Asked, Bench, Share
 from csd3d.datasets import SceneConfig, load_capture
+from csd3d.errors import InputError
 from csd3d.world.scene import Scene
 
 TRIALS = 6
@@ -202,7 +204,8 @@ def test_an_editor_that_raises_is_a_line_and_the_rest_goes_on(tmp_path, monkeypa
 
 def line(row, scene, seed, psnr, kind="one answer", **more):
     more = {"answers": 1, "agree": 1.0, "left_alone": None} | more
-    return {"row": row, "scene": scene, "instruction": "make it green", "seed": seed, "kind": kind, "psnr": psnr} | more
+    asked = {"row": row, "scene": scene, "instruction": "make it green", "seed": seed}
+    return {"version": VERSION, **asked, "kind": kind, "psnr": psnr} | more
 
 
 def test_tables_of_known_lines(tmp_path):
@@ -237,3 +240,148 @@ def test_claims_are_made_against_the_best_baseline_on_the_same_inputs(tmp_path):
     assert f"| Instruct-NeRF2NeRF (the best baseline) | {cells}" in text
     alone = ROWS["csd_edit_alone_shared"].title
     assert f"| {alone} | 27.00; 25.50; **+1.50 (+0.50 … +2.50)** | 1.00; 0.75; **+0.25 (+0.25 … +0.25)** |" in text
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_lines_that_are_damaged_are_made_again(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(work, "Bench", lambda *_: Stub(done))
+    share = Share(LEVEL, "duck", asked_of("a"), tmp_path)
+    share.file.parent.mkdir()
+    share.file.touch()  # as when it was stopped before its first line
+    share()
+    first, second, third = share.file.read_bytes().splitlines()
+    old = json.dumps(json.loads(first) | {"version": "referee-0"}).encode()
+    raised = json.dumps(json.loads(second) | {"error": "RuntimeError: no memory"}).encode()
+    share.file.write_bytes(b"\n".join([b"5", b"null", b"[]", old, raised, third, b"\xff\xfe{"]))
+    share()
+    assert done[3:] == [one.text for one in LEVEL.instructions[:2]]
+    assert not any("error" in line for line in share.done().values())
+    assert len(share.done()) == 3 + 1  # that of another version stays, and is not asked for
+
+
+def test_pictures_that_are_not_finite_are_an_error(given):
+    spoilt = given.photos.clone()
+    spoilt[0, 0, 0] = torch.nan
+    found = lines.measured({"row": "a"}, lambda: judge(given, BRIGHT, spoilt))
+    assert found["error"].startswith("ValueError: figures that are not finite: psnr")
+    assert "psnr" not in found
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ('{"version": "referee-1", "row"', "line 2: no whole line of JSON"),
+        ("[5]", "line 2: has no version, row, scene"),
+        (json.dumps(line("in2n", "duck", 1, 20.0, version="referee-0")), "line 2: of version 'referee-0', but this is"),
+        (
+            json.dumps(line("in2n", "duck", 0, 20.0)),
+            "line 2: has the same row, scene, instruction, seed as",
+        ),
+        (json.dumps(line("in2n", "mug", 0, None)), "in2n on mug, 'make it green': has no psnr"),
+    ],
+)
+def test_results_that_are_damaged_are_told_by_their_line(tmp_path, bad, told):
+    path = tmp_path / "lines.jsonl"
+    with pytest.raises(InputError, match="no lines yet"):
+        tables(path, ROWS)
+    path.write_text(json.dumps(line("in2n", "duck", 0, 20.0)) + "\n" + bad + "\n")
+    with pytest.raises(InputError, match=re.escape(told)):
+        tables(path, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "rows.yaml"),
+        ("a: {title: A}", "a: expected a row with title and editor"),
+        ("a: {title: A, editor: {steps: 3}}", "a.editor: has no type"),
+        ("a: {title: A, editor: {type: dds}, levels: [1]}", "a.levels: unknown key"),
+        ("a: {title: A, editor: {type: dds}, free: 1}", "a.free: 1; expected a bool"),
+        ("a: {title: A, editor: {type: dds}, trials: [5]}", "a.trials: 5; expected keys of the editor"),
+        ("a: {title: A, editor: {type: dds}, trials: [{steps: 3}, {steps: 3}]}", "a.trials: one stands there twice"),
+        ("a: {title: A, editor: {}, of: b}", "a.of: 'b'; expected a row that is no ablation"),
+        ("a: {title: A, editor: {}, of: a}", "a.of: 'a'; expected a row that is no ablation"),
+    ],
+)
+def test_rows_that_are_wrong_are_told_by_row_and_key(tmp_path, text, told):
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(told)):
+        read_rows(tmp_path / "rows.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("run", "--level: give one of 1, 2, 3, strips, videos"),
+        ("run --level 1 --rows nosuch", "--rows: level 1 has no nosuch; there are per_view,"),
+        ("run --level 1 --rows dge", "--rows: level 1 has no dge"),  # it works inside a UNet
+        ("run --level 1 --scenes tuning-car", "--scenes: level 1 has no tuning-car; there are duck,"),
+        ("run --level 2 --seeds 9", "--seeds: level 2 has no 9; there are 0, 1, 2"),
+        ("run --level 1 --jobs 0", "--jobs: 0; expected a whole number, 1 or more"),
+        ("table --level 3", "no lines yet"),
+        ("table --level 3 --rows csd_edit", "--rows of tune and run"),
+        ("page", "no level has lines"),
+        ("tune --level 1", "rows: per_view, trial 1: "),
+    ],
+)
+def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.setattr(referee, "RESULTS", tmp_path)
+    monkeypatch.setattr(referee, "do_shares", None)
+    if "tune" in words:
+        wrong = {"per_view": replace(ROWS["per_view"], editor={"type": "one_shot", "stepz": 3})}
+        monkeypatch.setattr(referee, "read_rows", lambda *_: wrong)
+    before = referee.PAGE.read_bytes()
+    try:
+        code = referee.main(words.split())
+    except SystemExit as stop:  # argparse's
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert len(error.splitlines()) == 1
+    assert told in error
+    assert not list(tmp_path.iterdir())
+    assert referee.PAGE.read_bytes() == before
+
+
+def tuned(tmp_path, monkeypatch, drop=lambda line: False, raised=()):
+    """The exit code of `tune` of one row, whose trial n scores n dB; lines are dropped, and trials raise."""
+    monkeypatch.setattr(referee, "RESULTS", tmp_path)
+    keys = [ROWS["per_view"].keys(trial) for trial in ROWS["per_view"].trials]
+
+    def do_shares(shares, *_):
+        found = [one.identity | {"scene": share.scene, "kind": one.kind} for share in shares for one in share.asked]
+        for each in found:
+            number = keys.index(each["editor"])
+            each |= {"error": "RuntimeError: no"} if number in raised else {"psnr": float(number)}
+        return [each for each in found if not drop(each)]
+
+    monkeypatch.setattr(referee, "do_shares", do_shares)
+    return referee.main(["tune", "--level", "1", "--rows", "per_view", "--work", str(tmp_path / "work")])
+
+
+def test_trials_are_kept_only_if_every_edit_was_done(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "referee-tuning-1.json"
+    assert tuned(tmp_path, monkeypatch, drop=lambda line: line["scene"] == "tuning-car") == 2
+    assert "18 of 36 edits were not done" in capsys.readouterr().err
+    assert not file.exists()
+    assert tuned(tmp_path, monkeypatch, raised=(5,)) == 0
+    assert json.loads(file.read_text())["rows"]["per_view"]["best"] == 4
+    assert tuned(tmp_path, monkeypatch, raised=range(6)) == 0
+    assert "per_view: no trial can win" in capsys.readouterr().err
+    assert json.loads(file.read_text())["rows"] == {}
+    file.write_text('{"rows": {"per_view": {"best": 9, "trials": []}}}')
+    assert tuned(tmp_path, monkeypatch) == 2
+    assert "rows.per_view: names no best of its trials" in capsys.readouterr().err
+
+
+def test_rows_that_are_not_tuned_are_named(tmp_path, monkeypatch, capsys):
+    assert tuned(tmp_path, monkeypatch) == 0
+    referee.tell_untuned(
+        LEVELS[1], {name: ROWS[name] for name in ("per_view", "in2n", "csd_edit_constant", "csd_paper")}
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert [text.partition(":")[0] for text in told] == ["in2n", "csd_edit_constant"]
+    assert "tune --level 1 --rows csd_edit" in told[1]

@@ -1,17 +1,15 @@
-"""Flow of planted motions and of the world's orbit, against what is known; and correspondences made of it."""
+"""Flow of planted motions and of the world's orbit, against what is known; and which latent pixels match."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from correspondences import bring
 from torch import Tensor
 
 from csd3d.cameras import Cameras
 from csd3d.canvas import optical_flow as flow_module
-from csd3d.canvas.latents import to_latent
+from csd3d.canvas.latents import pixel_grid, to_latent
 from csd3d.canvas.optical_flow import ClipFlow, consistent, flow_size, follow, resize_flow
-from csd3d.canvas.windows import Windows
-from csd3d.editors.correspondence import Correspondence, flow_correspondence, view_correspondence
+from csd3d.editors.matches import bilinear_taps, places_seen
 from csd3d.world.render import FAR
 from csd3d.world.scroll import Clip, orbit_clip, true_flow
 
@@ -171,72 +169,59 @@ class Film:
         return self.frames[list(indices)].permute(0, 3, 1, 2)
 
 
-def whole_frames(flow: ClipFlow, frames: list[int]) -> Correspondence:
-    zero = torch.zeros(len(frames), dtype=torch.long)
-    return flow_correspondence(flow.latents, flow.size, Windows(torch.tensor(frames), zero, zero, flow.size))
-
-
 def latents(film: Film) -> Tensor:
     return F.avg_pool2d(film.frames.permute(0, 3, 1, 2), 4)
 
 
-def test_a_clips_latents_correspond_along_its_motion():
-    film = Film()
-    frames, z = [0, 1, 4], latents(film)[[0, 1, 4]]
-    maps = whole_frames(ClipFlow(film, (16, 16), unit=4), frames)
-    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2)):
-        seen = maps.validity[i, j] > 0
-        gap = frames[j] - frames[i]
-        shared = slice(0, -gap) if gap > 0 else slice(-gap, None)
-        assert seen[:, shared].double().mean() > 0.95
-        assert seen.sum() == seen[:, shared].sum()
-        brought = bring(maps, z, j, i)
-        assert (brought - z[i])[:, seen].abs().mean() < 0.01
-        assert (z[j] - z[i])[:, seen].abs().mean() > 0.05
+def bring(flow: ClipFlow, z: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
+    """The latents of b on the pixels of a, [C, h, w], and the share of each that b shows."""
+    moved, share = flow.latents(a, b)
+    index, weight = bilinear_taps(pixel_grid(*flow.size) + moved, flow.size)
+    return (z[b].flatten(1)[:, index] * weight).sum(-1), share
 
 
-def test_frames_beyond_reach_share_nothing_and_a_frame_is_itself():
-    film = Film()
-    flow = ClipFlow(film, (16, 16), unit=4, reach=2)
-    maps = whole_frames(flow, [0, 2, 3, 0])
-    assert (maps.validity[0, 2] == 0).all()
-    assert (maps.validity[0, 1] > 0).any()
-    assert (maps.validity[1, 2] > 0).any()
-    assert torch.equal(bring(maps, latents(film)[[0, 2, 3, 0]], j=3, i=0), latents(film)[0])
-
-
-def test_windows_are_cut_from_their_frames():
-    """In frame 2 a window lies where the content of window 0 has moved to: same content at the same address."""
+def test_a_clips_latents_match_along_its_motion():
     film = Film()
     flow, z = ClipFlow(film, (16, 16), unit=4), latents(film)
-    frame, top, left = [0, 2, 2], [3, 3, 5], [4, 6, 3]
-    windows = torch.stack([z[f, :, y : y + 6, x : x + 6] for f, y, x in zip(frame, top, left, strict=True)])
-    maps = flow_correspondence(flow.latents, flow.size, Windows(*torch.tensor([frame, top, left]), (6, 6)))
-    x, y = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="xy")
-    address = torch.stack([x, y], -1)
-    assert maps.validity[0, 1].min() > 0.9
-    torch.testing.assert_close(maps.positions[0, 1], address, rtol=0.0, atol=0.05)
-    assert torch.equal(bring(maps, windows, j=2, i=1)[:, 2:, :3], windows[1][:, 2:, :3])  # of one frame: their overlap
-    assert (maps.validity[1, 2, :2] == 0).all()
-    assert (maps.validity[1, 2, :, 3:] == 0).all()
+    for a, b in ((0, 1), (1, 0), (0, 4), (4, 0), (1, 4)):
+        brought, share = bring(flow, z, a, b)
+        seen = share > 0
+        shared = slice(0, a - b) if b > a else slice(a - b, None)
+        assert seen[:, shared].double().mean() > 0.95
+        assert seen.sum() == seen[:, shared].sum()
+        assert (brought - z[a])[:, seen].abs().mean() < 0.01
+        assert (z[b] - z[a])[:, seen].abs().mean() > 0.05
+
+
+def test_frames_beyond_reach_match_nowhere_and_a_frame_is_itself():
+    film = Film()
+    flow, z = ClipFlow(film, (16, 16), unit=4, reach=2), latents(film)
+    assert (flow.latents(0, 3)[1] == 0).all()
+    assert (flow.latents(0, 2)[1] > 0).any()
+    assert (flow.latents(2, 3)[1] > 0).any()
+    brought, share = bring(flow, z, 0, 0)
+    assert torch.equal(brought, z[0])
+    assert (share == 1).all()
 
 
 def test_a_link_is_computed_once_and_what_is_remembered_is_bounded(monkeypatch):
     film, calls = Film(), []
     dense_flow = flow_module.dense_flow
     monkeypatch.setattr(flow_module, "dense_flow", lambda a, b: calls.append(1) or dense_flow(a, b))
+
+    def pairs(flow: ClipFlow) -> Tensor:
+        return torch.stack([flow.latents(a, b)[0] for a in (0, 3, 5) for b in (0, 3, 5)])
+
     flow = ClipFlow(film, (16, 16), unit=4)
-    first = whole_frames(flow, [0, 3, 5])
+    first = pairs(flow)
     assert len(calls) == 10  # five links, there and back
     reads = len(film.reads)
-    again = whole_frames(flow, [5, 3, 0])
+    assert torch.equal(pairs(flow), first)
     assert (len(calls), len(film.reads)) == (10, reads)
-    assert torch.equal(again.positions, first.positions.flip(0, 1))
     monkeypatch.setattr(flow_module, "CACHE_BYTES", 0)
     small = ClipFlow(film, (16, 16), unit=4, reach=5)
     assert small._link.cache_info().maxsize == 10
-    forgetful = whole_frames(small, [0, 3, 5])
-    assert torch.equal(forgetful.positions, first.positions)
+    assert torch.equal(pairs(small), first)
 
 
 def test_latents_must_cover_the_frames():
@@ -274,25 +259,20 @@ def orbit_cameras(clip: Clip) -> Cameras:
     return Cameras(rows[:, :12].reshape(-1, 3, 4), *rows[:, 12:].T, width=size, height=size)
 
 
-def test_views_correspond_where_the_true_flow_says(clip):
+def test_views_match_where_the_true_flow_says(clip):
     """Against the world's own reprojection, another piece of code: the same places, and nothing that it calls hidden.
 
     Latent pixels of which both see the whole: of others each may average over other parts.
     """
     depth = torch.from_numpy(clip.depth)
     depth = torch.where(depth < FAR, depth, torch.inf)
-    maps = view_correspondence(orbit_cameras(clip), depth, (12, 12), unit=8)
-    grid = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="xy"), -1)
-    for a, b in ((0, 1), (1, 0), (0, 5), (5, 0)):
+    pairs = torch.tensor([(0, 1), (1, 0), (0, 5), (5, 0)])
+    places, shares = places_seen(orbit_cameras(clip), depth, pairs, (12, 12), unit=8, depth_tolerance=0.02)
+    for (a, b), place, shown in zip(pairs.tolist(), places, shares, strict=True):
         flow, seen = (torch.from_numpy(x) for x in true_flow(clip, a, b))
         flow, share = to_latent(flow, seen & depth[a].isfinite(), (12, 12), 8)
-        whole = (share == 1) & (maps.validity[a, b] == 1)
+        whole = (share == 1) & (shown == 1)
         assert whole.sum() > 0.8 * (share == 1).sum() > 15
-        torch.testing.assert_close(maps.positions[a, b][whole], (grid + flow)[whole], rtol=0.0, atol=1e-4)
-        assert (maps.validity[a, b] > 0).sum() < 1.2 * (share > 0).sum()
-    assert (maps.validity[0, 1][0] == 0).all()  # the backdrop is nobody's
-
-
-def test_views_and_depths_must_be_of_one_kind(clip):
-    with pytest.raises(ValueError, match=r"6 cameras of 96x96 and depths \(5, 96, 96\)"):
-        view_correspondence(orbit_cameras(clip), torch.ones(5, 96, 96), (12, 12), unit=8)
+        torch.testing.assert_close(place[whole], (pixel_grid(12, 12) + flow)[whole], rtol=0.0, atol=1e-4)
+        assert (shown > 0).sum() < 1.2 * (share > 0).sum()
+    assert (shares[0][0] == 0).all()  # the backdrop is nobody's

@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from csd3d.canvas.latents import Latents
-from csd3d.canvas.windows import Cover, Windows, draw_sweep
+from csd3d.canvas.windows import Cover, draw_sweep
 from csd3d.distillation.edit_loop import CollaborativeEditConfig, edit_step
 from csd3d.distillation.step import new_step, step_gradient
 from csd3d.distillation.svgd import SVGDConfig
 from csd3d.editors.canvas import Canvas, CanvasPhase
-from csd3d.editors.correspondence import window_correspondence
 from csd3d.editors.csd_edit_canvas import CSDEditCanvas
 from csd3d.priors import Condition, Defaults, PriorConfig, load_prior, scaled_linear_alphas
 from csd3d.priors.prior import predict_queries
-from csd3d.schema import choose
 
 EDIT = CollaborativeEditConfig(
     steps=24, lr=1.0, lr_decay=1.0, weight="x0", schedule="annealed", t_max=0.8, noise="shared", svgd=None
@@ -172,14 +170,6 @@ def test_rolling_a_panorama_that_closes_rolls_its_edit(random_prior, svgd):
     assert torch.equal(rolled, found.roll(5, 3))
 
 
-def test_windows_share_where_they_overlap_on_their_own_frame():
-    windows = Windows(*torch.tensor([[0, 0, 1], [0, 0, 0], [0, 3, 3]]), (4, 4))
-    shared = window_correspondence(windows, None).validity.mean((2, 3))
-    assert shared.tolist() == [[1, 0.25, 0], [0.25, 1, 0], [0, 0, 1]]
-    closed = window_correspondence(windows, 6).validity.mean((2, 3))  # 3..6 on a circle of 6 is 3, 4, 5, 0
-    assert closed[0].tolist() == [1, 0.5, 0]
-
-
 def test_frames_that_match_are_pulled_together():
     """Three equal frames: with match 1 every pixel comes to within 1/(N − 1) of the mean, as `Matches` says."""
     frames, z = torch.rand(1, 3, 32, 32, generator=seeded(1)).expand(3, -1, -1, -1), torch.zeros(3, 4, 8, 8)
@@ -249,7 +239,6 @@ def test_scales_that_are_null_are_those_that_suit_the_model():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"correspondence": choose("correspondence", "depth")}, "choose one of none, overlap, flow"),
         ({"baseline": "none"}, "choose one of image, guided, noise"),
         ({"passes": -1}, "passes is -1"),
         ({"text_scale": math.inf}, "text_scale is inf"),

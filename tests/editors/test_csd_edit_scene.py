@@ -10,14 +10,10 @@ from csd3d.datasets import SceneConfig, load_capture
 from csd3d.distillation import SVGDConfig
 from csd3d.distillation.edit_loop import CollaborativeEditConfig
 from csd3d.editors import csd_edit_scene
-from csd3d.editors.correspondence import NONE, view_correspondence
 from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
 from csd3d.editors.matches import match_views
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.priors import Defaults, PriorConfig, load_prior
-from csd3d.schema import choose
-
-DEPTH = choose("correspondence", "depth")
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +32,10 @@ def one_round(source, model, step=0, steps=2, svgd=None, **keys):
     return edit.images, reports
 
 
-def test_views_share_along_the_surface_when_asked(source, monkeypatch):
-    asked, edit = [], csd_edit_scene.collaborative_edit
-    spy = lambda *a, **k: asked.append(k["correspond"]) or edit(*a, **k)  # noqa: E731
-    monkeypatch.setattr(csd_edit_scene, "collaborative_edit", spy)
-    images, reports = one_round(source, Ball(), correspondence=DEPTH)
-    assert all(0 < report["shared_pixels"] < 1 for report in reports)
-    rows = torch.randperm(5, generator=torch.Generator().manual_seed(0))[:3].sort().values
-    cameras = source.capture.cameras[source.capture.train[rows]]
-    expected, found = view_correspondence(cameras, ball_depths(cameras), (4, 4), 8), asked[0](torch.arange(3))
-    assert torch.equal(found.positions, expected.positions)
-    assert torch.equal(found.validity, expected.validity)
-    plain, _ = one_round(source, Ball())
-    assert not torch.equal(images, plain)
-    assert asked[1] is None
-
-
-def test_what_has_no_surface_is_not_shared(source):
-    _, reports = one_round(source, Ball(opacity=0.4), correspondence=DEPTH)
-    assert all(report["shared_pixels"] == 0 for report in reports)
-
-
 def test_a_scene_is_rendered_only_for_what_needs_it(source):
-    for correspondence, step, times in ((NONE, 0, 0), (DEPTH, 0, 1), (NONE, 5, 1), (DEPTH, 5, 1)):
+    for match, step, times in ((0, 0, 0), (1, 0, 1), (0, 5, 1), (1, 5, 1)):
         ball = Ball()
-        one_round(source, ball, step, correspondence=correspondence)
+        one_round(source, ball, step, match=match)
         assert ball.rendered == times
 
 
@@ -118,7 +93,6 @@ def test_the_official_way_tells_a_scaled_sample_of_the_photos_and_guides_the_bas
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"correspondence": choose("correspondence", "flow")}, "correspondence is 'flow': choose one of none, depth"),
         ({"baseline": "text"}, "baseline is 'text'"),
         ({"edit_every": 0}, "edit_every is 0"),
         ({"text_scale": float("inf")}, "text_scale is inf"),

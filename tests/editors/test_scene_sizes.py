@@ -11,7 +11,6 @@ from csd3d.editors.csd_edit_scene import CSDEditScene
 from csd3d.editors.scene import SceneEdit, SceneSource, try_out, view_size
 from csd3d.errors import InputError
 from csd3d.priors import Defaults, PriorConfig, load_prior
-from csd3d.schema import choose
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +66,13 @@ def test_one_view_is_tried(parts, monkeypatch):
     assert prior.unet_evaluations == before + 1
 
 
-def test_depth_of_too_many_views_is_told_before_any_work(parts, monkeypatch):
-    editor = CSDEditScene(correspondence=choose("correspondence", "depth"))
-    source = SceneSource(*parts, "paint it red")
+def test_matches_of_too_many_views_are_told_before_any_work(parts, monkeypatch):
+    editor, source = CSDEditScene(match=1.0), SceneSource(*parts, "paint it red")
     editor.check(source, "editors.csd_edit")
-    monkeypatch.setattr("csd3d.memory.memory_bytes", lambda: 10_000)
+    monkeypatch.setattr("csd3d.memory.memory_bytes", lambda: 30_000)
     replace(editor, views=2).check(source, "editors.csd_edit")
-    with pytest.raises(
-        InputError, match=r"editors\.csd_edit\.correspondence: depth, of 5 views of 4x4.* takes about 16 KiB"
-    ):
+    replace(editor, match_nearest=1).check(source, "editors.csd_edit")
+    with pytest.raises(InputError, match=r"editors\.csd_edit\.match: the matches of 25 .*match_nearest to fewer"):
         editor.check(source, "editors.csd_edit")
     CSDEditScene().check(source, "editors.csd_edit")
 

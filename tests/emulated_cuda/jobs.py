@@ -31,7 +31,7 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         *(f"reconstruct.{key}" for key in ("steps=6", *FIT)),
         *(f"fit.{key}" for key in ("steps=4", "patches=1", "patch_size=8", "distortion_weight=0.01", *FIT)),
         *(f"editors.csd_edit.{key}" for key in ("edit_every=2", "edit.steps=1", "later_steps=1")),
-        "editors.csd_edit.correspondence=depth", "editors.csd_edit.views=3",
+        "editors.csd_edit.match=1", "editors.csd_edit.views=3",
         "editors.in2n.edit_rate=2", "editors.in2n.ddim_steps=1", "export.video_frames=2",
     ]),
     "edit_image": ("csd-edit-image", [*CANVAS, "compare=[ip2p]", "world.width=64"]),
@@ -39,7 +39,7 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
     ]),
     "edit_video": ("csd-edit-video", [
-        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3", "editors.csd_edit.correspondence=flow",
+        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3", "editors.csd_edit.match=1",
     ]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [

@@ -265,7 +265,7 @@ def test_shipped_models_share_their_autoencoder():
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(text.decode(z), edit.decode(z))
     assert (text.defaults.t_min, text.defaults.t_max, text.defaults.working_size) == (0.2, 0.8, 128)
-    assert (edit.defaults.text_scale, edit.defaults.image_scale, edit.defaults.working_size) == (3.0, 1.0, 128)
+    assert (edit.defaults.text_scale, edit.defaults.image_scale, edit.defaults.working_size) == (1.5, 1.0, 128)
 
 
 @pytest.mark.parametrize("place", ["../outside", "/etc", "vae/../../outside"])

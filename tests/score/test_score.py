@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
+import struct
 
+import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -137,6 +140,62 @@ def ball(tmp_path_factory):
     return home
 
 
+def test_one_of_six_views_is_lighter(tmp_path):
+    """Two of five pairs of neighbours differ by 0.2, and neither of the two pairs four frames apart."""
+    before = np.round(255 * (texture(6) - 0.1)) / 255
+    after = before.copy()
+    after[3] += 0.2
+    words = (write(tmp_path / "b", before), write(tmp_path / "a", after), "--clip", "none")
+    assert score(*words, "--json", tmp_path / "one.json") == 0
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert found["warped_error_short"] == pytest.approx(math.sqrt(0.2**2 * 2 / 5), abs=5e-3)
+    assert found["warped_error_long"] < 0.02
+    assert found["agreement"] == pytest.approx(5 / 7, abs=0.03)
+
+
+def test_the_same_picture_as_every_view_is_perfect(tmp_path):
+    views = write(tmp_path / "same", [texture(1)[0]] * 3)
+    assert score(views, views, "--truth", views, "--json", tmp_path / "same.json") == 0
+    found = json.loads((tmp_path / "same.json").read_text())
+    assert (found["agreement"], found["overlap"], found["answer_agreement"], found["psnr_truth"]) == (1, 1, 1, 100)
+    for key, value in {"warped_error": 0, "met3r": 0, "lpips_warped": 0, "clip_consistency": 1}.items():
+        assert found[key] == pytest.approx(value, abs=1e-6)
+    assert found["met3r"] >= 0
+    assert found["clip_consistency"] <= 1
+
+
+def test_truths_may_be_given_one_by_one(folders, tmp_path):
+    words = (folders / "before", folders / "mixed", "--truth", folders / "light", "--truth", folders / "dark")
+    assert score(*words, "--clip", "none", "--json", tmp_path / "two.json") == 0
+    found = json.loads((tmp_path / "two.json").read_text())
+    assert found["psnr_by_answer"].keys() == {"light", "dark"}
+    assert found["psnr_truth"] == found["psnr_by_answer"]["light"]
+
+
+def test_names_that_are_not_utf8_are_shown_by_their_bytes(folders, tmp_path):
+    views = write(tmp_path / "views", texture(), ["00", os.fsdecode(b"1\xff"), "2", "3"])
+    words = (views, folders / "mixed", "--truth", folders / "dark", folders / "light", "--clip", "none")
+    assert score(*words, "--json", tmp_path / "o.json", "--page", tmp_path / "o.html") == 2  # 00 is in both
+    views = write(tmp_path / "others", texture(), ["0", os.fsdecode(b"1\xff"), "2", "3"])
+    assert score(views, *words[1:], "--json", tmp_path / "o.json", "--page", tmp_path / "o.html") == 0
+    assert "1\\udcff" in json.loads((tmp_path / "o.json").read_text())["answer_by_view"]
+
+
+def test_a_capture_may_list_pictures_anywhere_but_depth_beside_it(ball, tmp_path, capsys):
+    listed = json.loads((ball / "transforms.json").read_text())
+    for i, frame in enumerate(listed["frames"]):
+        frame["file_path"] = f"/photos/{5 - i:02}.png"
+        del frame["depth_file_path"]
+    (tmp_path / "cameras.json").write_text(json.dumps(listed))
+    words = (ball / "before", ball / "before", "--clip", "none", "--cameras", tmp_path / "cameras.json")
+    assert score(*words, "--json", tmp_path / "o.json") == 0
+    listed["frames"][5]["depth_file_path"] = str(ball / "depth" / "00.png")
+    (tmp_path / "cameras.json").write_text(json.dumps(listed))
+    assert score(*words) == 2
+    told = r"leaves the capture's folder .*; expected a path inside it, or --depth DIR"
+    assert re.search(told, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("depth", [(), ("--depth", "arrays")])
 def test_depth_joins_the_views_of_a_ball(ball, tmp_path, depth):
     words = [ball / word if word == "arrays" else word for word in depth]
@@ -180,6 +239,8 @@ def bad_folders(home):
     damaged = write(home / "damaged", texture())
     (damaged / "01.png").write_text("no picture")
     (home / "film.mp4").write_text("no film")
+    iio.imwrite(write(home / "twice", texture()) / "02.jpg", np.zeros((SIZE, SIZE, 3), np.uint8))
+    os.mkfifo(home / "pipe")
     (home / "poses.json").write_text('{"frames": []}')
 
 
@@ -201,6 +262,23 @@ def bad_folders(home):
         ("good good --cameras nowhere.json", r"--cameras: .*nowhere.json: no such file"),
         ("good good --cameras poses.json", r"--cameras: .*poses.json: frames: \[\]; expected a non-empty list"),
         ("good good --depth good", r"--depth says where surfaces are only together with --cameras"),
+        ("good good --json good/00.png", r"--json: good/00.png is one of the pictures that are judged"),
+        (
+            "good good --page poses.json --cameras poses.json",
+            r"--page: poses.json .* belongs to them",
+        ),
+        ("good good --clip ~nobody_at_all/x", r"CLIP: ~nobody_at_all/x: there is no such user"),
+        ("good good --clip " + "x" * 300, r"CLIP: x+… cannot be a path: it is too long"),
+        ("good good --captions a \udcff", r"--captions: expected two texts of UTF-8"),
+        ("good good --clip=", r"--clip: expected a name, got nothing; none leaves CLIP out"),
+        ("good twice", r"twice: 02.jpg and 02.png are two pictures of one name; keep one"),
+        ("good good --json pipe", r"--json: pipe is a pipe or a device; give the name of a file"),
+        ("good good --page /dev/null", r"--page: /dev/null is a pipe or a device"),
+        ("good good --json x --page ./x", r"--json and --page: both are x; give each a file of its own"),
+        ("good good --cameras empty", r"--cameras: empty: a folder; expected a transforms.json"),
+        ("good good --cameras " + "x" * 300, r"argument --cameras: x+… cannot be a path: it is too long"),
+        ("~nobody_at_all/good good", r"argument BEFORE: ~nobody_at_all/good: there is no such user"),
+        ("good go\udcffod", r"argument AFTER: .* is not UTF-8; rename it"),
         ("good good --every 0", r"--every: 0; expected at least 1"),
         ("good good --json empty", r"--json: '.*empty' is a folder"),
         ("good good --page nowhere/x.html", r"--page: .*nowhere is no folder"),
@@ -230,6 +308,9 @@ BAD_DEPTHS = {
     "object": (np.array([{}], object), "cannot be read as .npy"),
     "flat": (np.zeros(9, np.float32), r"an array \[9\]; expected \[H, W\]"),
     "wide": (np.ones((4, 9), np.float32), "9x4, the views are 48x48"),
+    "cut off": ("{'descr': '<f4', 'shape': (", "cannot be read as .npy"),
+    "huge": ("{'descr': '<f4', 'fortran_order': False, 'shape': (2305843009213693952, 4)}", "cannot be read as .npy"),
+    "endless": (f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**40}, 1)}}", "cannot be read as .npy"),
     "words": (np.array([["a"]]), "holds no plain numbers"),
 }
 
@@ -238,7 +319,11 @@ BAD_DEPTHS = {
 def test_hostile_depth_maps(ball, tmp_path, capsys, kind):
     array, told = BAD_DEPTHS[kind]
     for i in range(6):
-        np.save(tmp_path / f"{i:02}.npy", array, allow_pickle=True)
+        if isinstance(array, str):  # a header alone
+            head = array.ljust(117) + "\n"
+            (tmp_path / f"{i:02}.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.encode())
+        else:
+            np.save(tmp_path / f"{i:02}.npy", array, allow_pickle=True)
     words = (ball / "before", ball / "before", "--cameras", ball / "transforms.json", "--depth", tmp_path)
     assert score(*words, "--clip", "none") == 2
     error = capsys.readouterr().err
@@ -252,3 +337,17 @@ def test_depth_that_is_missing_or_shallow(ball, tmp_path, capsys):
     assert "has no 00.npy or 00.png, and 0 maps in all" in capsys.readouterr().err
     assert score(*words, ball / "before") == 2
     assert "has 8 bits a pixel; expected a depth map of 16" in capsys.readouterr().err
+    normals = np.full((SIZE, SIZE, 3), (1000, 2000, 3000), np.uint16)
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / f"{i:02}.png"), normals)
+    assert score(*words, tmp_path) == 2
+    assert "is a picture in colours; expected a depth map of one channel" in capsys.readouterr().err
+
+
+def test_a_picture_beside_an_array_of_depth_is_left_alone(ball, tmp_path, capsys):
+    write(tmp_path / "depth", [np.zeros((SIZE, SIZE, 3))] * 6)
+    for i in range(6):
+        np.save(tmp_path / "depth" / f"{i:02}.npy", np.full((SIZE, SIZE), 1e300))  # so far that it is no surface
+    words = (ball / "before", ball / "before", "--cameras", ball / "transforms.json", "--clip", "none")
+    assert score(*words, "--depth", tmp_path / "depth") == 0
+    assert capsys.readouterr().err == ""

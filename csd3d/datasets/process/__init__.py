@@ -4,7 +4,6 @@ Sharp frames (frames.py), their poses by COLMAP (poses.py), and what is written:
 transforms.json, the sparse points, and a report. All of it appears at once, at the end.
 """
 
-import argparse
 import contextlib
 import errno
 import json
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from csd3d import files
-from csd3d.arguments import Parser, show
+from csd3d.arguments import Parser, path_of, show
 from csd3d.datasets.points import write_ply
 from csd3d.datasets.process import apart
 from csd3d.datasets.process.frames import Chosen, choose_frames
@@ -199,21 +198,14 @@ def sentences(report: dict) -> list[str]:
     return lines
 
 
-def _named(text: str) -> Path:
-    """A path; "" would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
-    return Path(text)
-
-
 def build_parser() -> Parser:
     """The arguments of `csd3d process`."""
     parser = Parser(
         prog="csd3d process",
         description="Finds the camera poses of a film or a folder of photos; writes a dataset for scene.path.",
     )
-    parser.add_argument("source", metavar="VIDEO_OR_FOLDER", type=_named, help="a film, or a folder of photos")
-    parser.add_argument("--output", metavar="DIR", type=_named, required=True, help="the new folder of the dataset")
+    parser.add_argument("source", metavar="VIDEO_OR_FOLDER", type=path_of, help="a film, or a folder of photos")
+    parser.add_argument("--output", metavar="DIR", type=path_of, required=True, help="the new folder of the dataset")
     parser.add_argument("--frames", metavar="N", type=int, help=f"use at most N (default: {FRAMES} of a film)")
     parser.add_argument("--matching", choices=MATCHINGS, default="auto", help="which pictures are compared")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)")
