@@ -144,6 +144,15 @@ def surface_figures(asset: SeenAsset, true: TrueViews, distance: Callable[[Tenso
     return {"chamfer": chamfer(points, off, true_points), "stray_matter": (off > STRAY).float().mean().item()}
 
 
+def stray_faces(centres: np.ndarray, distance: Callable[[Tensor], Tensor]) -> float:
+    """Share of the faces of a mesh, 0 to 1, whose centres [F,3] are further than `STRAY` from the true surface.
+
+    distance(points [P,3]): the signed distance [P] to that surface, world units.
+    """
+    points = torch.tensor(np.asarray(centres), dtype=torch.float32)
+    return (distance(points).abs() > STRAY).float().mean().item()
+
+
 def seen_points(cameras: Cameras, depth: Tensor) -> Tensor:
     """At most `MOST_POINTS` points [P,3] of the surfaces in depth maps [V,S,S], evenly picked."""
     found = []

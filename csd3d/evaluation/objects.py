@@ -3,8 +3,12 @@
 Symbols: N assets of one method.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from csd3d.engine.phase import Job
 from csd3d.evaluation.assets import Figures, judge_asset
@@ -16,8 +20,16 @@ if TYPE_CHECKING:
 LIKE_IOU, LIKE_COLOURS = 0.7, 0.5  # mask_iou and colours_found from which on an asset resembles its nearest object
 
 
-def evaluate_objects(job: Job, views: "dict[str, AssetsSeen]") -> tuple[dict[str, dict], dict[str, list[str]]]:
-    """Figures of every method's assets against the nearest right objects, and these in words; empty if none are known.
+@dataclass(frozen=True)
+class NearestObjects:
+    """The right objects that are nearest to a method's N assets: in words, and the signed distance to each of them."""
+
+    names: list[str]
+    distances: list[Callable[[Tensor], Tensor]]  # points [P, 3] -> [P], world units, negative inside
+
+
+def evaluate_objects(job: Job, views: "dict[str, AssetsSeen]") -> tuple[dict[str, dict], dict[str, NearestObjects]]:
+    """Figures of every method's assets against the nearest right objects, and these; empty if none are known.
 
     Figures are means over the assets that have them; of several assets also `coverage`.
     """
@@ -25,16 +37,18 @@ def evaluate_objects(job: Job, views: "dict[str, AssetsSeen]") -> tuple[dict[str
     truth = text_truth(config.prompt) if job.prior.knows else None
     objects = truth.right_objects(config.prompt) if hasattr(truth, "right_objects") else None
     figures: dict[str, dict] = {name: {} for name in views}
-    names: dict[str, list[str]] = {}
+    nearest: dict[str, NearestObjects] = {}
     for name, seen in views.items() if objects else ():
         judged = [judge_asset(one, objects, config.evaluate.candidates, config.seed) for one in seen.plain]
-        names[name] = [objects.name(thing) for _, thing in judged]
+        things = [thing for _, thing in judged]
+        distances = [partial(objects.distance, thing) for thing in things]
+        nearest[name] = NearestObjects([objects.name(thing) for thing in things], distances)
         for key in judged[0][0]:
             known = [found[key] for found, _ in judged if found[key] is not None]
             figures[name][key] = sum(known) / len(known) if known else None
         if len(judged) > 1:
             figures[name] |= coverage(judged, objects)
-    return figures, names
+    return figures, nearest
 
 
 def coverage(judged: Sequence[tuple[Figures, Any]], objects: RightObjects) -> dict[str, int]:

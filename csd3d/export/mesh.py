@@ -23,6 +23,7 @@ from csd3d.errors import InputError
 from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
 from csd3d.export.placement import Placement
+from csd3d.export.plate import keep_object, remove_plate
 from csd3d.export.room import inside_of_room
 from csd3d.export.texture import bake_texture, surface_colours, write_ply, write_textured
 from csd3d.memory import check_fits
@@ -33,7 +34,7 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit dir
 
 BYTES_PER_VOXEL = 20  # the densities, their logarithms, and copies while they are filtered
 BYTES_PER_TEXEL = 48  # place, normal and colour, and copies while they are baked
-CROPS = ("auto", "box", "none")
+CROPS = ("auto", "plate", "box", "none")
 LOG_RANGE = 3.0  # nats about the threshold that are kept; densities farther off do not locate the surface
 FACTORS = (1, 0.97, 0.94, 0.85, 0.7, 0.5)  # of the face budget that decimation tries
 SEEN = 0.15  # quantile of the densities at which rays are half stopped; a low one keeps thin shells whole
@@ -51,8 +52,8 @@ class MeshConfig:
     keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
     face_budget: Annotated[int, Within(16, 10_000_000)] = 16_000  # most faces after decimation
     texture_size: Annotated[int, Within(16, 16384)] = 1024  # texels along a side of the texture
-    # auto: a captured object without what it stands on | box: all that is in the scene's box | none: of an unbounded
-    # capture also what is around its box, twice as far
+    # auto: a captured object without what it stands on, an asset as with plate unless its prompt names one | plate: the
+    # largest object, without a plate below it | box: all in the box | none: also what is around it, twice as far
     crop: str = "auto"
     chunk: Annotated[int, Within(1, 2**22)] = 1 << 18  # most field queries at a time; fewer need less memory
 
@@ -81,13 +82,14 @@ def export_mesh(
     name: str = "mesh",
     placement: Placement = PLACED,
     eyes: Tensor | None = None,
-) -> tuple[trimesh.Trimesh, dict[str, float | int | bool]]:
+    lit: bool = True,
+) -> tuple[trimesh.Trimesh, dict[str, float | int | bool | str | None]]:
     """Extract and colour a mesh; write `mesh.glb`, `mesh.obj` + `mesh.mtl` + `mesh.png` and `mesh.ply` into `folder`.
 
     All files have normals, and the object is called `name` in them; `placement` says where it is in them. Returns the
-    textured mesh in the scene's frame (for `render_mesh`) and its figures. With crop "auto" the ground is taken away.
-    eyes [N, 3]: where cameras stood, for rooms that were captured from inside. Raises InputError, before any file is
-    written, if there is no surface.
+    textured mesh in the scene's frame (for `render_mesh`) and its figures.  eyes [N, 3]: where cameras stood, for rooms
+    that were captured from inside.  lit: the field's colours hold light, as photos do, so that viewers are told to add
+    none; else they are the albedo. Raises InputError, before any file is written, if there is no surface.
     """
     start = time.perf_counter()
     mesh = extract_mesh(density, aabb, config, device, eyes)
@@ -97,12 +99,15 @@ def export_mesh(
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
     write_ply(mesh, folder / "mesh.ply", placement)
     textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
-    write_textured(textured, folder, name, placement)
+    write_textured(textured, folder, name, placement, lit)
     return textured, {
         "faces": len(mesh.faces),
         "vertices": len(mesh.vertices),
         "threshold": mesh.metadata["threshold"],
         "watertight": bool(mesh.is_watertight),
+        "pieces": int(mesh.body_count),
+        "left_out": mesh.metadata["left_out"],
+        "base_colour": "lit" if lit else "albedo",
         "texture_fill": textured.metadata["texture_fill"],
         "seconds": time.perf_counter() - start,
     }
@@ -118,23 +123,28 @@ def extract_mesh(
     """Return the iso-surface of the density inside `aabb` (x0, y0, z0, x1, y1, z1), closed at the box, normals outward.
 
     Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
-    clip stops a near-empty outside from pulling the surface inwards. `metadata` has the threshold and the voxel side.
-    With crop "auto" the ground that an object stands on is left out (see `csd3d.export.ground`). Every edge has two
-    faces, and slivers are removed. Raises InputError if the box is invalid or holds no surface.
+    clip stops a near-empty outside from pulling the surface inwards. Left out are with crop "auto" the ground that an
+    object stands on, with "plate" all but the largest object, without a plate below it. `metadata` has the threshold,
+    the voxel side, and which of "ground" and "plate" was left_out, or None. Every edge has two faces, and slivers are
+    removed. Raises InputError if the box is invalid or holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
     sigma = sample_grid(density, low, high, voxel, config.chunk, device)
     threshold = config.threshold if config.threshold is not None else visible_threshold(sigma, voxel)
     close_holes(sigma, threshold, haze_density(sigma, voxel) / 4)
+    left_out = None
+    if config.crop == "plate":
+        left_out = "plate" if remove_plate(sigma, threshold) else None
+        keep_object(sigma, threshold)
     room = eyes is not None and inside_of_room(sigma, threshold, low, voxel, eyes.cpu().numpy())
     mesh = _surface(sigma, threshold, low, voxel, config, room)
     if config.crop == "auto" and not room and remove_ground(sigma, low, voxel, threshold, mesh):
-        mesh = _surface(sigma, threshold, low, voxel, config)
+        mesh, left_out = _surface(sigma, threshold, low, voxel, config), "ground"
     mesh = decimate(keep_components(mesh, config.keep_fraction, room), config.face_budget)
     mesh = remove_slivers(keep_components(mesh, config.keep_fraction, room))  # decimation may have cut crumbs off
     give_normals(mesh)
-    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel}
+    mesh.metadata |= {"threshold": float(threshold), "voxel": voxel, "left_out": left_out}
     return mesh
 
 

@@ -29,6 +29,7 @@ RAY_SAMPLES = 6
 RAY_REACH = 1.5  # voxels before and behind the surface
 NEAR = 1e-3  # world units before the camera; faces that come nearer are not drawn
 PADDING = 8  # texels by which every chart is grown, so that filtering and mip levels show no seam
+UNLIT = "KHR_materials_unlit"  # glTF's extension for colours that hold their light
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF's kinds of buffer views
 
 
@@ -137,22 +138,23 @@ def write_ply(mesh: trimesh.Trimesh, path: Path, placement: Placement) -> None:
     write_bytes(Path(path), data)
 
 
-def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str, placement: Placement) -> None:
+def write_textured(mesh: trimesh.Trimesh, folder: Path, name: str, placement: Placement, lit: bool = True) -> None:
     """Write a baked mesh to mesh.glb (y up) and to mesh.obj + mesh.mtl + mesh.png (the own frame of `placement`).
 
-    Its object, node and material are called `name`.
+    Its object, node and material are called `name`. If the colours are lit, the materials ask for no more light: GLB by
+    KHR_materials_unlit, MTL by illum 0.
     """
     folder = Path(folder)
-    write_bytes(folder / "mesh.glb", _glb(mesh, name, placement))
+    write_bytes(folder / "mesh.glb", _glb(mesh, name, placement, lit))
     texture = io.BytesIO()
     mesh.visual.material.baseColorTexture.save(texture, "PNG")
     write_bytes(folder / "mesh.png", texture.getvalue())
-    material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd mesh.png\n"
+    material = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum {0 if lit else 1}\nmap_Kd mesh.png\n"
     write_text(folder / "mesh.mtl", material)
     write_text(folder / "mesh.obj", _obj(mesh, name, placement))
 
 
-def _glb(mesh: trimesh.Trimesh, name: str, placement: Placement) -> bytes:
+def _glb(mesh: trimesh.Trimesh, name: str, placement: Placement, lit: bool) -> bytes:
     """Return binary glTF, y up. Its asset's extras hold the offset, in the own frame, that was subtracted."""
     visual = mesh.visual.copy()
     visual.material.name = name
@@ -170,6 +172,10 @@ def _glb(mesh: trimesh.Trimesh, name: str, placement: Placement) -> bytes:
             for accessor in (*primitive["attributes"].values(), primitive["indices"]):
                 view = tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]
                 view["target"] = ELEMENT_ARRAY_BUFFER if accessor == primitive["indices"] else ARRAY_BUFFER
+        if lit:
+            tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), UNLIT]
+            for material in tree["materials"]:
+                material["extensions"] = material.get("extensions", {}) | {UNLIT: {}}
         if placement.offset.any():
             tree["asset"]["extras"] = {"offset": placement.offset.tolist()}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras
 from csd3d.config import to_yaml
 from csd3d.engine.phase import Job
+from csd3d.evaluation.objects import NearestObjects
 from csd3d.evaluation.text import AssetsSeen, held_out, plain_backdrop
 from csd3d.export import write_video
 from csd3d.report.charts import charts
@@ -78,15 +79,22 @@ def save_pictures(
 
 
 def save_assets(
-    job: Job, assets: dict[str, Assets], views: dict[str, AssetsSeen], titles: Titles, metrics: dict
-) -> dict[str, int | float | bool | None]:
+    job: Job,
+    assets: dict[str, Assets],
+    views: dict[str, AssetsSeen],
+    nearest: dict[str, NearestObjects],
+    titles: Titles,
+    metrics: dict,
+) -> dict[str, int | float | bool | str | None]:
     """Write everything but metrics.json; return the main mesh's figures, empty if there is no mesh."""
     config = job.config
     cameras = held_out(config, config.export.video_frames, VIDEO_SIDE)
     job.announce("video")
     videos = save_videos(job, assets, cameras, titles)
     job.announce("mesh")
-    notes, turntable, figures = save_meshes(job, next(iter(assets.values())), cameras)
+    notes, turntable, figures = save_meshes(
+        job, next(iter(assets.values())), cameras, next(iter(nearest.values()), None)
+    )
     job.announce("report")
     rows = view_rows(config, views, titles)
     save_grid(job.folder / "images" / "views.png", rows)
@@ -95,7 +103,7 @@ def save_assets(
     report = report_of(
         job, titles, metrics,
         after=rows[0].images[0] if rows else None,
-        facts=asset_facts(metrics),
+        facts=asset_facts(metrics, figures),
         view_names=[f"{azimuth:.0f}°" for azimuth in config.evaluate.azimuths_deg[:: row_step(config)]],
         rows=rows,
         metric_notes=judged,
@@ -127,14 +135,33 @@ def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: T
     return videos
 
 
-def save_meshes(job: Job, assets: Assets, cameras: Cameras) -> tuple[list[str], list, dict]:
-    """Write the mesh of every asset; return notes on each, turntable frames and figures of the first mesh."""
+def save_meshes(
+    job: Job, assets: Assets, cameras: Cameras, nearest: NearestObjects | None
+) -> tuple[list[str], list, dict]:
+    """Write the mesh of every asset; return notes on each, turntable frames and figures of the first mesh.
+
+    The figure `stray_faces` is None if no right object is known. Colours are the albedo where lit renders were trained.
+    """
     prompt, notes, turntable, figures = job.config.prompt, [], [], {}
     for k, model in enumerate(assets.models):
         called, files = (prompt, "mesh") if k == 0 else (f"{prompt} {k}", f"mesh-{k}")
-        note, frames, found = save_mesh(job, model, cameras, assets.aabb, called, files)
+        distance = nearest.distances[k] if nearest else None
+        note, frames, found = save_mesh(
+            job, model, cameras, assets.aabb, called, files, lit=not has_albedo(job), distance=distance
+        )
+        found = {"stray_faces": None} | found if found else {}
         notes, turntable, figures = [*notes, note], turntable or frames, figures or found
     return notes, turntable, figures
+
+
+def has_albedo(job: Job) -> bool:
+    """Whether assets' own colours are without light: training showed them lit, if their representation can be.
+
+    A picture that assets are held to holds its light, and so do the colours that are fitted to it.
+    """
+    config = job.config
+    supported = getattr(config.asset.representation.thing, "supports", ())
+    return job.front is None and config.shading.lambertian > 0 and "shading" in supported
 
 
 def orbit_frames(asset: Assets, cameras: Cameras, label: str) -> list[Tensor]:
@@ -177,12 +204,14 @@ def judged_by(metrics: dict, views: int) -> str:
     return f"{first} {by_clip} From {views} held-out cameras.".replace("  ", " ")
 
 
-def asset_facts(metrics: dict) -> dict[str, str]:
-    """Return the headline numbers of the report."""
+def asset_facts(metrics: dict, mesh: dict) -> dict[str, str]:
+    """Return the headline numbers of the report; mesh: the figures of the main mesh."""
     main = next(iter(metrics["results"].values()))
     found = {"Made in": f"{metrics['seconds']['distil']:.0f} s"}
     if main.get("object_psnr") is not None:
         found["PSNR on the object"] = f"{main['object_psnr']:.1f} dB"
+    if mesh.get("stray_faces") is not None:
+        found["Faces that are not the object"] = f"{mesh['stray_faces']:.1%}"
     if main.get("front_psnr") is not None:
         found["PSNR of the front view"] = f"{main['front_psnr']:.1f} dB"
     if main.get("rank") is not None:

@@ -4,7 +4,6 @@ Particles start from noise, or from a source picture, which the prompts then edi
 prompts, each of which sees it through a transform of its own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,16 +12,13 @@ import torch
 from torch import Tensor
 
 from csd3d.datasets.images import read_square
-from csd3d.distillation.noise import draw_noise
 from csd3d.distillation.step import DistillConfig
-from csd3d.engine.logs import Curves
-from csd3d.engine.phase import Job, Phase, run_steps
+from csd3d.engine.phase import Job, Phase
 from csd3d.errors import at_key
 from csd3d.evaluation.text import check_judge, judge_of
 from csd3d.guidance.methods import (
     ALIASES,
     MOVED,
-    Guide,
     MethodRun,
     Networks,
     distill_by_model,
@@ -30,6 +26,7 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.guidance.pictures import ImagePhase, distil
 from csd3d.guidance.sampling import EDITED, SAMPLED, PictureSampling, SampledPhase, draw
 from csd3d.guidance.transforms import TRANSFORMS, seen_by
 from csd3d.memory import check_fits
@@ -37,7 +34,6 @@ from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
-from csd3d.representations.pictures import PictureParticles
 from csd3d.schema import ByName, Chosen, OneOf, Within, incidental, path_key
 
 LEAST_SIDE = 8  # pixels
@@ -180,17 +176,6 @@ class TextToImageConfig:
 
 
 @dataclass(kw_only=True)
-class ImagePhase(Phase):
-    """One prompt by one method."""
-
-    model: PictureParticles
-    optimiser: torch.optim.Optimizer
-    networks: Networks | None = None
-
-    PARTS = (*Phase.PARTS, "model", "optimiser", "networks")
-
-
-@dataclass(kw_only=True)
 class ImageJob(Job):
     """A run of this task."""
 
@@ -281,49 +266,3 @@ def open_source(config: TextToImageConfig, side: int) -> Tensor | None:
     with at_key("source.image"):
         pixels = read_square(Path(config.source.image), side)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-
-def particles_of(guide: Guide, model: PictureParticles, transforms: Sequence[str]) -> Tensor:
-    """What the method works on, differentiable: the N particles, or of an illusion K·N, as each prompt sees them."""
-    if not transforms and not guide.pictures:
-        return model.latents(guide.prior)
-    return guide.encode(seen_by(model.images(guide.prior), transforms))
-
-
-def distil(job: ImageJob, run: MethodRun, texts: list[str], name: str) -> ImagePhase:
-    """Optimise the particles of a phase's prompts by one method; `name` is the phase's.
-
-    Of an illusion, the loss is the mean over its transforms, and particles share scores under each of them.
-    """
-    config, prior = job.config, job.prior
-    guide = Guide(prior, run, job.networks.get(run.name), job.generator(f"{name}/lora"))
-    model = PictureParticles(prior, config.particles, job.side, config.space, job.generator("start"), job.source)
-    if run.distill.weight == "x0":
-        optimiser: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 1.0)
-    else:
-        optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
-    phase = ImagePhase(job.generator(name), model=model, optimiser=optimiser, networks=guide.networks)
-    start = particles_of(guide, model, config.transforms).detach().clone()
-    prompts = [text for text in texts for _ in range(config.particles)]
-    context: dict[str, Any] = {"prompts": prompts, "source": start, "source_prompts": config.source.prompt}
-    if config.transforms:
-        context["groups"] = torch.arange(len(prompts)) // config.particles
-    if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
-        context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
-    report: dict[str, float] = {}
-
-    def advance(step: int, curves: Curves) -> dict[str, float]:
-        z = particles_of(guide, model, config.transforms)
-        loss, found = guide.loss(
-            z, lambda: seen_by(model.images(prior), config.transforms), step, phase.generator, **context
-        )
-        optimiser.zero_grad(set_to_none=True)
-        (loss / max(len(config.transforms), 1)).backward()
-        finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
-        if finite:
-            optimiser.step()
-        report.update(found | {"skipped": float(not finite)})
-        return report
-
-    run_steps(job, phase, name, run.distill.steps, advance, lambda: f"t {report.get('t', 0):.0f}")
-    return phase

@@ -46,6 +46,7 @@ def test_a_ball_is_taken_off_what_it_stands_on(ground, tilt_deg):
         return torch.maximum(ball(x @ turn), below(x @ turn))
 
     whole, cropped = (extract_mesh(density, AABB, config) for config in (BOX, AUTO))
+    assert (whole.metadata["left_out"], cropped.metadata["left_out"]) == (None, "ground")
     assert np.ptp(whole.bounds, axis=0)[0] > 1.5
     size = np.ptp(cropped.bounds, axis=0)
     assert (size[:2] < 0.8).all()

@@ -14,7 +14,8 @@ from PIL import Image
 from csd3d.cameras import orbit
 from csd3d.errors import InputError
 from csd3d.export.mesh import MeshConfig, decimate, export_mesh, extract_mesh, keep_components, visible_threshold
-from csd3d.export.texture import bake_texture, grow, render_mesh, surface_colours, unwrap
+from csd3d.export.placement import Placement
+from csd3d.export.texture import bake_texture, grow, render_mesh, surface_colours, unwrap, write_textured
 from custom_kernels.meshes import rasterise
 
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -279,6 +280,7 @@ def test_picture_of_the_mesh_is_the_picture_of_the_field(textured):
 def test_files_reload_in_their_frames(written):
     """The ball's centre is (0.1, 0.2, 0.3) in the scene; in the GLB it stands on y = 0, and +x of the scene is +z."""
     folder, info, seconds = written
+    assert (info["pieces"], info["base_colour"]) == (1, "lit")
     loaded = {ext: trimesh.load_mesh(folder / f"mesh.{ext}") for ext in ("glb", "obj", "ply")}
     for mesh in loaded.values():
         assert len(mesh.faces) == info["faces"]
@@ -375,6 +377,20 @@ def test_glb_keeps_the_rules_of_gltf(written):
     assert image["mimeType"] in ("image/png", "image/jpeg")
 
 
+@pytest.mark.parametrize("lit", [True, False], ids=["lit", "albedo"])
+def test_only_colours_that_hold_light_ask_for_no_more(textured, tmp_path, lit):
+    """GLB by KHR_materials_unlit, as its specification says, with a matte fallback; MTL by illum 0."""
+    write_textured(textured, tmp_path, "ball", Placement(), lit)
+    tree, _ = gltf_of(tmp_path / "mesh.glb")
+    (material,) = tree["materials"]
+    assert material["pbrMetallicRoughness"]["baseColorTexture"]["index"] == 0
+    assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
+    assert material.get("extensions", {}) == ({"KHR_materials_unlit": {}} if lit else {})
+    assert tree.get("extensionsUsed", []) == (["KHR_materials_unlit"] if lit else [])
+    assert "extensionsRequired" not in tree
+    assert f"illum {0 if lit else 1}\n" in (tmp_path / "mesh.mtl").read_text()
+
+
 @pytest.mark.parametrize("extension", ["obj", "ply"])
 def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
     mesh = trimesh.load(written[0] / f"mesh.{extension}", process=False)
@@ -387,7 +403,7 @@ def test_obj_and_ply_have_normals_in_the_frame_of_the_scene(written, extension):
 def test_textures_are_a_power_of_two():
     with pytest.raises(InputError, match=r"texture_size is 1000: it must be a power of two, such as 1024"):
         MeshConfig(texture_size=1000)
-    with pytest.raises(InputError, match=r"crop is 'ball': it must be one of auto, box, none"):
+    with pytest.raises(InputError, match=r"crop is 'ball': it must be one of auto, plate, box, none"):
         MeshConfig(crop="ball")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from csd3d import registry
 from csd3d.fields import FieldConfig
+from csd3d.guidance.assets import asset_step, new_phase
 from csd3d.guidance.front import FrontConfig, FrontView
 from csd3d.guidance.views import ViewsConfig, sample_views
 from csd3d.rendering import RenderConfig
@@ -14,7 +15,7 @@ from csd3d.representations.batch import AssetConfig, Assets
 from csd3d.representations.descent import OptimConfig, asset_optimiser
 from csd3d.representations.fit import descend
 from csd3d.schema import choose
-from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, new_phase
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}

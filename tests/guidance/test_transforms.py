@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from csd3d.guidance.pictures import particles_of
 from csd3d.guidance.transforms import INVERSES, TRANSFORMS, seen_by
-from csd3d.tasks.text_to_image import TextToImageConfig, particles_of
+from csd3d.tasks.text_to_image import TextToImageConfig
 
 PICTURES = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

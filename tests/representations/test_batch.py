@@ -12,6 +12,7 @@ from toy_parts import Blobs, BlobScene
 from csd3d.distillation.step import DistillConfig
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
+from csd3d.guidance.assets import asset_step, camera_noise_maps, new_phase, step_context
 from csd3d.guidance.methods import method_runs
 from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
@@ -31,7 +32,7 @@ from csd3d.representations.batch import (
 )
 from csd3d.representations.descent import Average, OptimConfig, averaged
 from csd3d.schema import Chosen, choose
-from csd3d.tasks.text_to_3d import TextTo3DConfig, asset_step, camera_noise_maps, new_phase, step_context
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 
 FIELD = {"levels": 4, "log2_hashmap_size": 10, "max_resolution": 32, "hidden": 16, "sh_degree": 1, "blob_scale": 8.0}
 RENDER = {"steps": 48, "resolution": 16, "warmup": 8, "update_every": 4}

@@ -248,6 +248,9 @@ def test_text_to_3d_leaves_meshes_videos_and_a_report(asset_config, tmp_path):
     assert {p.name for p in (folder / "videos").iterdir()} == {"vsd-csd.mp4", "fsd.mp4"}
     assert (folder / "mesh" / "mesh.glb").stat().st_size > 1000
     assert (folder / "mesh-1" / "mesh.obj").exists()
+    assert metrics["mesh"]["base_colour"] == "albedo"  # half of the steps show it lit
+    assert metrics["mesh"]["pieces"] >= 1
+    assert metrics["mesh"]["stray_faces"] is None  # no right object is known
     assert (folder / "report.html").stat().st_size > 10_000
     assert len(list((folder / "images" / "fsd" / "1").iterdir())) == 4
     steps = [json.loads(line) for line in (folder / "curves" / "vsd+csd" / "curves.jsonl").read_text().splitlines()]

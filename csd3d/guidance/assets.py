@@ -1,0 +1,157 @@
+"""Distilling the assets of a text: the start of a method's run, and one step of it.
+
+A step renders views of every asset at random cameras, asks the method for their directions, and descends. `config` is a
+`TextTo3DConfig`.
+Symbols: N assets, V views of each in a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csd3d.distillation.noise import draw_noise_map, world_noise
+from csd3d.engine.phase import Job, Phase
+from csd3d.evaluation.text import PLAIN
+from csd3d.guidance.front import FrontView
+from csd3d.guidance.methods import Guide, MethodRun, Networks
+from csd3d.guidance.views import Views, away_views, sample_views, view_of
+from csd3d.priors import Prior
+from csd3d.representations.backdrops import textured
+from csd3d.representations.batch import Assets, AssetViews, draw_shading, milestone, regularisers, scheduled
+from csd3d.representations.descent import Average, asset_optimiser
+from csd3d.representations.fit import descend
+from csd3d.representations.sketch import sketch_cameras, start_as_sketch
+
+
+@dataclass(kw_only=True)
+class AssetPhase(Phase):
+    """The assets as one method makes them."""
+
+    model: Assets
+    optimiser: torch.optim.Adam
+    average: Average | None = None
+    networks: Networks | None = None
+
+    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
+
+
+def shown_side(config, prior: Prior) -> int:
+    """Side in pixels of the views that the prior sees."""
+    return config.guidance_size or prior.defaults.working_size
+
+
+def new_phase(job: Job, name: str, networks: Networks | None = None) -> AssetPhase:
+    """Return a phase at its first step; its assets depend on the seed alone, so that methods start alike."""
+    config = job.config
+    model = Assets(config.asset, config.particles, job.generator("start"), config.finished_background).to(job.device)
+    if config.sketch.shapes:
+        sketch(job, model)
+    optimiser = asset_optimiser(model, config.optim)
+    average = Average(model, config.optim.ema) if config.optim.ema else None
+    return AssetPhase(job.generator(name), model=model, optimiser=optimiser, average=average, networks=networks)
+
+
+def sketch(job: Job, model: Assets) -> None:
+    """Make the assets the config's sketch, which a run that is resumed does again, to the same end."""
+    config = job.config
+    distance, fov = sum(config.views.distance) / 2, sum(config.views.fov_deg) / 2
+    cameras = sketch_cameras(config.sketch, distance, fov).to(job.device)
+    backdrop = torch.tensor(config.finished_background or PLAIN.get(config.asset.background) or PLAIN["white"])
+    for k, one in enumerate(model.models):
+        start_as_sketch(one, config.sketch, cameras, backdrop, job.generator(f"sketch/{k}"))
+
+
+def asset_step(
+    config,
+    phase: AssetPhase,
+    guide: Guide,
+    step: int,
+    noise_maps: Sequence[Tensor] | None,
+    front: FrontView | None = None,
+) -> dict[str, float]:
+    """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
+    model, generator = phase.model, phase.generator
+    model.prepare(step, milestone(config.asset.levels, step), generator)
+    views = sample_views(config.views, config.views_per_step, milestone(config.asset.resolution, step), generator)
+    backdrop = draw_backdrop(config, generator)
+    shown = render_step(config, model, views, step, generator, backdrop)
+    z = guide.encode(shown.at_side(shown_side(config, guide.prior)))
+    context = step_context(config, views, backdrop)
+    if noise_maps is not None:
+        context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
+    guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
+    penalty, losses = regularisers(shown, config.losses, step)
+    if front is not None:
+        colour = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else torch.rand(3, generator=generator)
+        error, found = front.loss(model, views.cameras.height, colour, generator)
+        penalty, losses = penalty + error, losses | found
+    share = config.optim.share(step, config.distill.steps)
+    finite = descend(model, phase.optimiser, guidance / len(z) + penalty, share, config.optim.clip)
+    if finite and phase.average is not None:
+        phase.average.update()
+    opacity = torch.cat([r.opacity for r in shown.rendered]).mean().item()
+    return report | losses | {"opacity": opacity, "skipped": float(not finite)}
+
+
+def draw_backdrop(config, generator: torch.Generator) -> str | None:
+    """Draw the name of the step's backdrop; None if the config has no backdrops."""
+    names = list(config.prompts.backdrops)
+    return names[int(torch.randint(len(names), (), generator=generator))] if names else None
+
+
+def render_step(
+    config, model: Assets, views: Views, step: int, generator: torch.Generator, backdrop: str | None
+) -> AssetViews:
+    """Render the step's views before its backdrop, or a random background, with random shading."""
+    pixels = len(views.cameras) * views.cameras.height * views.cameras.width
+    jitter = torch.rand(config.particles, pixels, generator=generator)
+    shading = draw_shading(config.shading, config.losses, step, generator)
+    u, colour = torch.rand((), generator=generator).item(), torch.rand(3, generator=generator)
+    plain = colour if u < config.asset.random_background else None
+    plain = torch.tensor(config.prompts.backdrops[backdrop]) if backdrop else plain
+    distortion = bool(scheduled(config.losses.distortion, step))
+    share = config.asset.textured_background
+    if not share or torch.rand((), generator=generator).item() >= share:
+        return model.render(views.cameras, jitter, shading, plain, distortion)
+    behind = textured(config.particles * len(views.cameras), views.cameras.height, generator)
+    return model.render(views.cameras, jitter, shading, torch.zeros(3), distortion).before(behind)
+
+
+def step_context(config, views: Views, backdrop: str | None = None) -> dict[str, Any]:
+    """Return the fields of `Step` for the particles [N·V], asset-major: prompts, groups that share scores, cameras.
+
+    away: the prompts of the two views that Perp-Neg pushes each particle away from, with their weights.
+    """
+    count, repeat = len(views.places), config.particles
+
+    def said(words: list[str]) -> list[str]:
+        return [config.prompts.text(config.prompt, word, backdrop) for word in words] * repeat
+
+    others = [away_views(*place, config.prompts.overhead_deg) for place in views.places]
+    weights = torch.tensor([weight for _, weight in others]).repeat(repeat, 1)
+    share = config.share if config.share != "auto" else "views" if repeat == 1 else "assets"
+    index = torch.arange(repeat * count)
+    return {
+        "prompts": said([view_of(*place, config.prompts) for place in views.places]),
+        "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
+        "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
+        "pose": views.pose.repeat(repeat, 1),
+        "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
+    }
+
+
+def camera_noise_maps(job: Job, run: MethodRun) -> list[Tensor]:
+    """Draw FSD's sphere of noise for every asset, which stays the same for the whole run.
+
+    Assets that collaborate share one, so that their kernel compares what they show; others would become the same asset
+    by the same noise.
+    """
+    config, prior = job.config, job.prior
+    channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
+    fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
+    count = config.particles if run.distill.svgd is None else 1
+    maps = [draw_noise_map(channels, tuple(size), fov, generator) for _ in range(count)]
+    return maps * (config.particles // count)
