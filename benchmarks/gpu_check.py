@@ -65,7 +65,7 @@ SMALL_CANVAS = [
 JOBS = {
     "edit_scene": ("csd-edit-scene", SCENE, SMALL_SCENE),
     "text_to_3d": ("csd-text-to-3d", ASSET, SMALL_ASSET),
-    "edit_video": ("csd-edit-video", [*CANVAS, "editors.csd_edit.match=1"], SMALL_CANVAS),
+    "edit_video": ("csd-edit-video", CANVAS, SMALL_CANVAS),
     "edit_panorama": ("csd-edit-panorama", CANVAS, SMALL_CANVAS),
     "text_to_image": ("text-to-image", ["distill.steps=3", "prompt=a blue duck"], ["size=64", "particles=2"]),
 }

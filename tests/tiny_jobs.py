@@ -118,7 +118,7 @@ save_seconds: 0.1
 prompt: a red it
 video: frames
 compare: [pix2video, fatezero]
-editors: {csd_edit: {passes: 2, match: 1, edit: {steps: 4, batch: 2, svgd: {repulsion: 1}}}}
+editors: {csd_edit: {passes: 2, edit: {steps: 4, batch: 2, svgd: {repulsion: 1}}}}
 sampling: {steps: 3}
 save_seconds: 0
 """,

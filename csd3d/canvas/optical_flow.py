@@ -1,4 +1,4 @@
-"""Optical flow of a clip, and the correspondence between latent pixels of its frames.
+"""Optical flow of a clip, between any two of its frames.
 
 Symbols: a, b frame numbers; flow_ab [H, W, 2] is (x, y) in pixels: what frame a shows at p, frame b shows at
 p + flow_ab(p); valid_ab [H, W] whether forward and backward flow agree there.
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd3d.canvas.latents import Latents, pixel_grid, resize, to_latent
+from csd3d.canvas.latents import pixel_grid
 from csd3d.metrics.motion import warp_frame
 
 LONGEST, SHORTEST = 512, 16  # limits of the sides at which flow is computed; DIS needs at least 12
@@ -74,32 +74,19 @@ def resize_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Ten
 
 
 class ClipFlow:
-    """The flow of a clip, computed on request and cached within `CACHE_BYTES`, whatever the length of the clip.
+    """The flow of a clip, computed on request; links between neighbours are cached within `CACHE_BYTES`.
 
-    read: `read(indices)` returns frames [n, 3, H, W] in [0, 1], of the size that is encoded
-    size: (h, w) of their latents, `unit` pixels a side each
-    reach: the flow between frames farther apart than this is not used
+    read: `read(indices)` returns frames [n, 3, H, W] in [0, 1]
     """
 
-    def __init__(
-        self, read: Callable[[Sequence[int]], Tensor], size: tuple[int, int], unit: int, reach: int = 8
-    ) -> None:
-        self.read, self.size, self.unit, self.reach = read, size, unit, reach
+    def __init__(self, read: Callable[[Sequence[int]], Tensor]) -> None:
+        self.read = read
         height, width = self.frame_size = tuple(read([0]).shape[2:])
-        if size[0] * unit < height or size[1] * unit < width:
-            raise ValueError(f"latents of {size}, {unit} pixels each, do not cover frames of {(height, width)}")
         h, w = flow_size(height, width)
         self._grey = lru_cache(4)(lambda index: grey(self.read([index])[0]))
-        self._link = lru_cache(max(2 * reach, CACHE_BYTES // (8 * h * w)))(
+        self._link = lru_cache(max(16, CACHE_BYTES // (8 * h * w)))(
             lambda a, b: dense_flow(self._grey(a), self._grey(b))
         )
-        self._latent = lru_cache(max(64, CACHE_BYTES // (24 * size[0] * size[1])))(self._compute_latent)
-
-    @classmethod
-    def between_latents(cls, latents: Latents) -> "ClipFlow":
-        """The flow of the clip that was encoded to `latents`."""
-        read = latents.clip.read
-        return cls(lambda indices: resize(read(indices), latents.size), tuple(latents.z.shape[2:]), latents.codec.unit)
 
     def pixels(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(flow_ab [H, W, 2], valid_ab [H, W] bool) in pixels of the frames, at any distance."""
@@ -107,22 +94,6 @@ class ClipFlow:
             return torch.zeros(*self.frame_size, 2), torch.ones(self.frame_size, dtype=torch.bool)
         forward, backward = self._followed(a, b), self._followed(b, a)
         return resize_flow(forward, consistent(forward, backward), self.frame_size)
-
-    def latents(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """(flow_ab [h, w, 2], share [h, w]) as in `to_latent`; share 0 for frames farther apart than `reach`."""
-        if abs(a - b) > self.reach:
-            return torch.zeros(*self.size, 2), torch.zeros(self.size)
-        forward, backward = self._latent(min(a, b), max(a, b))
-        return forward if a < b else backward
-
-    def _compute_latent(self, a: int, b: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Forward and backward flow; zero and valid everywhere for a frame to itself."""
-        if a == b:
-            return ((torch.zeros(*self.size, 2), torch.ones(self.size)),) * 2
-        forward, backward = self._followed(a, b), self._followed(b, a)
-        both = ((forward, backward), (backward, forward))
-        own = [resize_flow(f, consistent(f, g), self.frame_size) for f, g in both]
-        return tuple(to_latent(*flow_and_valid, self.size, self.unit) for flow_and_valid in own)
 
     def _followed(self, a: int, b: int) -> Tensor:
         step = 1 if b > a else -1

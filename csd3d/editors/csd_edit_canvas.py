@@ -18,7 +18,6 @@ from csd3d.distillation.schedule import scheduled_timestep
 from csd3d.distillation.step import configured, new_step, step_gradient
 from csd3d.distillation.suits import suited
 from csd3d.editors.canvas import Canvas, CanvasPhase
-from csd3d.editors.matches import match_frames
 from csd3d.registry import register
 from csd3d.schema import Within
 from csd3d.waits import sent
@@ -31,9 +30,6 @@ logger = logging.getLogger("csd3d")
 class CSDEditCanvas:
     """CSD-Edit with windows of the canvas as particles; each of several instructions acts in its own region.
 
-    Not in the paper: with `match`, after each sweep z ← z − match ∇L(z − z̃), L the consistency loss of `Matches`: what
-    an edit changes is pulled together where frames of a video show the same content, by its optical flow.
-
     editors: {csd_edit: {passes: 20, edit: {batch: 8}}}
     """
 
@@ -43,8 +39,6 @@ class CSDEditCanvas:
     edit: CollaborativeEditConfig = field(default_factory=lambda: inner_edit(batch=16))  # `steps` of `batch` windows
     # least number of sweeps over a canvas larger than one batch; 0: no minimum
     passes: Annotated[int, Within(0, 100_000)] = 12
-    match: Annotated[float, Within(0, 2)] = 0.0  # how far frames are pulled together along the flow after each sweep
-    match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
 
     regions: ClassVar[bool] = True
 
@@ -52,10 +46,6 @@ class CSDEditCanvas:
         self.method(3.0, 1.0)  # the method checks its own keys
         if self.passes < 0:
             raise ValueError(f"passes is {self.passes}: give at least 0")
-
-    @property
-    def edits(self) -> tuple[str, ...]:
-        return ("video",) if self.match else ("picture", "video")
 
     def method(self, text_scale: float, image_scale: float) -> CSDEdit:
         """The method with this editor's keys; the arguments replace scales that are null."""
@@ -94,15 +84,7 @@ class CSDEditCanvas:
         if part == cover.steps - 1:
             phase.z += phase.moved
             phase.moved.zero_()
-            if self.match and report["t"] >= self.match_above * canvas.prior.num_train_timesteps:
-                self.pull(canvas, phase.z)
         return report
-
-    def pull(self, canvas: Canvas, z: Tensor) -> None:
-        """Pull what is changed in z together, in place, where frames match."""
-        if "matches" not in canvas.kept:
-            canvas.kept["matches"] = match_frames(canvas.latents)
-        z -= self.match * canvas.kept["matches"].loss(z - canvas.latents.z)[1]
 
     def sweep(self, canvas: Canvas, cover: Cover, number: int) -> Sweep:
         """The windows of sweep `number`, drawn once and kept for all of its steps."""

@@ -1,4 +1,4 @@
-"""Points that two views both show, by a scene's depth or a video's flow, and a loss: 0 where they look alike there.
+"""Points that two views of a scene both show, by its depth, and a loss that is 0 where they look alike.
 
 Symbols: N views with latents z [N, C, h, w]; P pairs (a, b) of views; p a latent pixel of a. x_ab(p) is where b shows
 the surface that a shows at p, v_ab(p) in [0, 1] the share of p's pixels that b shows, b the bilinear weights.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csd3d.cameras import Cameras, pixel_centres
-from csd3d.canvas.latents import Latents, pixel_grid, to_latent
+from csd3d.canvas.latents import pixel_grid, to_latent
 from csd3d.editors.scene import SceneEdit, SceneSource
 from csd3d.memory import check_fits
 from csd3d.metrics.consistency import reproject, view_pairs
@@ -113,24 +113,6 @@ def bilinear_taps(place: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
     x1, y1 = (x0 + 1).clamp_max(size[1] - 1), (y0 + 1).clamp_max(size[0] - 1)
     index = torch.stack([y0 * size[1] + x0, y0 * size[1] + x1, y1 * size[1] + x0, y1 * size[1] + x1], -1)
     return index, torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], -1)
-
-
-def match_frames(latents: Latents) -> Matches:
-    """The matches of each frame of a video with those near it, along its optical flow, on the CPU.
-
-    Raises InputError if they do not fit in memory.
-    """
-    from csd3d.canvas.optical_flow import ClipFlow  # here: scenes need no OpenCV
-
-    flow, count, size = ClipFlow.between_latents(latents), len(latents.z), tuple(latents.z.shape[2:])
-    near = [(a, b) for a in range(count) for b in range(count) if 0 < abs(a - b) <= flow.reach]
-    given = f"editors.csd_edit.match: the matches of {len(near)} pairs of frames of {size[0]}x{size[1]} latents"
-    check_fits(BYTES * len(near) * size[0] * size[1], given, "edit fewer frames, or set it to 0")
-    moved, share = torch.zeros(len(near), *size, 2), torch.zeros(len(near), *size)
-    for k, (a, b) in enumerate(near):
-        moved[k], share[k] = flow.latents(a, b)
-    place = (pixel_grid(*size) + moved).flatten(1, 2)
-    return Matches(count, torch.tensor(near).reshape(-1, 2), *bilinear_taps(place, size), share.flatten(1))
 
 
 def check_matches(source: SceneSource, views: int, nearest: int, key: str, remedy: str) -> None:

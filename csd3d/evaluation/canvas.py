@@ -129,7 +129,7 @@ class Metrics:
         """Optical flow of the recent source frames, which need not be read again; shared by all methods."""
         from csd3d.canvas.optical_flow import ClipFlow  # here: pictures need no OpenCV
 
-        self.flow = ClipFlow(lambda indices: torch.stack([self.recent[i] for i in indices]), self.size, unit=1).pixels
+        self.flow = ClipFlow(lambda indices: torch.stack([self.recent[i] for i in indices])).pixels
         return self.flow
 
     # --------------------------------------------------------------------------------------------------------- figures

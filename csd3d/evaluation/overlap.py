@@ -102,14 +102,14 @@ def by_flow(images: Tensor, cameras: Cameras | None = None, masks: Tensor | None
     (v, v + 4), whose flow is chained. With cameras the neighbours by angle are the short pairs, and none are long,
     since flow does not reach that far.
     """
-    from csd3d.canvas.optical_flow import ClipFlow, consistent, dense_flow, flow_size, grey, resize_flow
+    from csd3d.canvas.optical_flow import ClipFlow, consistent, dense_flow, grey, resize_flow
 
     height, width = images.shape[1:3]
     stack = images.permute(0, 3, 1, 2)
     near = neighbours_of(len(images), cameras)
     centres = pixel_centres(width, height).reshape(height, width, 2)
     if cameras is None:
-        flow = ClipFlow(lambda indices: stack[list(indices)], flow_size(height, width), unit=1).pixels
+        flow = ClipFlow(lambda indices: stack[list(indices)]).pixels
         count = len(images)
         ranges = {name: _steps(count, step) for name, step in (("short", 1), ("long", GAP))}
     else:

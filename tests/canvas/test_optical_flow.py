@@ -9,7 +9,7 @@ from csd3d.cameras import Cameras
 from csd3d.canvas import optical_flow as flow_module
 from csd3d.canvas.latents import pixel_grid, to_latent
 from csd3d.canvas.optical_flow import ClipFlow, consistent, flow_size, follow, resize_flow
-from csd3d.editors.matches import bilinear_taps, places_seen
+from csd3d.editors.matches import places_seen
 from csd3d.world.render import FAR
 from csd3d.world.scroll import Clip, orbit_clip, true_flow
 
@@ -22,7 +22,7 @@ def texture(height: int, width: int, seed: int = 0, grain: int = 4) -> Tensor:
 
 def flow_between(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     frames = torch.stack([a, b]).movedim(-1, 1)
-    return ClipFlow(lambda indices: frames[list(indices)], tuple(a.shape[:2]), unit=1).pixels(0, 1)
+    return ClipFlow(lambda indices: frames[list(indices)]).pixels(0, 1)
 
 
 def shifted(world: Tensor, x: int, y: int, size: int) -> Tensor:
@@ -169,39 +169,18 @@ class Film:
         return self.frames[list(indices)].permute(0, 3, 1, 2)
 
 
-def latents(film: Film) -> Tensor:
-    return F.avg_pool2d(film.frames.permute(0, 3, 1, 2), 4)
-
-
-def bring(flow: ClipFlow, z: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-    """The latents of b on the pixels of a, [C, h, w], and the share of each that b shows."""
-    moved, share = flow.latents(a, b)
-    index, weight = bilinear_taps(pixel_grid(*flow.size) + moved, flow.size)
-    return (z[b].flatten(1)[:, index] * weight).sum(-1), share
-
-
-def test_a_clips_latents_match_along_its_motion():
+def test_a_clips_frames_are_linked_by_its_motion():
     film = Film()
-    flow, z = ClipFlow(film, (16, 16), unit=4), latents(film)
+    flow = ClipFlow(film)
     for a, b in ((0, 1), (1, 0), (0, 4), (4, 0), (1, 4)):
-        brought, share = bring(flow, z, a, b)
-        seen = share > 0
-        shared = slice(0, a - b) if b > a else slice(a - b, None)
-        assert seen[:, shared].double().mean() > 0.95
-        assert seen.sum() == seen[:, shared].sum()
-        assert (brought - z[a])[:, seen].abs().mean() < 0.01
-        assert (z[b] - z[a])[:, seen].abs().mean() > 0.05
-
-
-def test_frames_beyond_reach_match_nowhere_and_a_frame_is_itself():
-    film = Film()
-    flow, z = ClipFlow(film, (16, 16), unit=4, reach=2), latents(film)
-    assert (flow.latents(0, 3)[1] == 0).all()
-    assert (flow.latents(0, 2)[1] > 0).any()
-    assert (flow.latents(2, 3)[1] > 0).any()
-    brought, share = bring(flow, z, 0, 0)
-    assert torch.equal(brought, z[0])
-    assert (share == 1).all()
+        found, valid = flow.pixels(a, b)
+        shared = slice(0, 4 * (a - b)) if b > a else slice(4 * (a - b), None)
+        assert valid[:, shared].double().mean() > 0.95
+        assert valid[:, shared].sum() > 0.99 * valid.sum()
+        assert (found - torch.tensor([4.0 * (b - a), 0.0]))[valid].abs().mean() < 0.1
+    same, valid = flow.pixels(2, 2)
+    assert valid.all()
+    assert (same == 0).all()
 
 
 def test_a_link_is_computed_once_and_what_is_remembered_is_bounded(monkeypatch):
@@ -210,23 +189,18 @@ def test_a_link_is_computed_once_and_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(flow_module, "dense_flow", lambda a, b: calls.append(1) or dense_flow(a, b))
 
     def pairs(flow: ClipFlow) -> Tensor:
-        return torch.stack([flow.latents(a, b)[0] for a in (0, 3, 5) for b in (0, 3, 5)])
+        return torch.stack([flow.pixels(a, b)[0] for a in (0, 3, 5) for b in (0, 3, 5)])
 
-    flow = ClipFlow(film, (16, 16), unit=4)
+    flow = ClipFlow(film)
     first = pairs(flow)
     assert len(calls) == 10  # five links, there and back
     reads = len(film.reads)
     assert torch.equal(pairs(flow), first)
     assert (len(calls), len(film.reads)) == (10, reads)
     monkeypatch.setattr(flow_module, "CACHE_BYTES", 0)
-    small = ClipFlow(film, (16, 16), unit=4, reach=5)
-    assert small._link.cache_info().maxsize == 10
+    small = ClipFlow(film)
+    assert small._link.cache_info().maxsize == 16
     assert torch.equal(pairs(small), first)
-
-
-def test_latents_must_cover_the_frames():
-    with pytest.raises(ValueError, match=r"latents of \(15, 16\), 4 pixels each, do not cover frames of \(64, 64\)"):
-        ClipFlow(Film(), (15, 16), unit=4)
 
 
 # The world.
@@ -240,7 +214,7 @@ def clip() -> Clip:
 def test_flow_of_the_worlds_orbit_is_near_the_true_one(clip):
     """On the object: an error of a tenth of a latent pixel a frame apart, less than 0.7 of no flow's at any range."""
     pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 255
-    flow = ClipFlow(lambda indices: pixels[list(indices)], (12, 12), unit=8)
+    flow = ClipFlow(lambda indices: pixels[list(indices)])
     for a, b in ((0, 1), (3, 2), (0, 5), (5, 0)):
         surface = torch.from_numpy(clip.masks[a] > 0.5)
         wanted, seen = (torch.from_numpy(x) for x in true_flow(clip, a, b))

@@ -170,36 +170,6 @@ def test_rolling_a_panorama_that_closes_rolls_its_edit(random_prior, svgd):
     assert torch.equal(rolled, found.roll(5, 3))
 
 
-def test_frames_that_match_are_pulled_together():
-    """Three equal frames: with match 1 every pixel comes to within 1/(N − 1) of the mean, as `Matches` says."""
-    frames, z = torch.rand(1, 3, 32, 32, generator=seeded(1)).expand(3, -1, -1, -1), torch.zeros(3, 4, 8, 8)
-    codec = SimpleNamespace(wrap=False, unit=4)
-    latents = Latents(SimpleNamespace(read=lambda rows: frames[list(rows)]), (32, 32), codec, z=z)
-    canvas, changed = Canvas(ExactPrior(), latents, ["0"], Cover((3, 8, 8), (8, 8))), torch.randn(3, 4, 8, 8)
-    pulled = changed.clone()
-    editor_of(match=1.0).pull(canvas, pulled)
-    mean = changed.mean(0)
-    torch.testing.assert_close(pulled, mean - (changed - mean) / 2, rtol=0, atol=1e-5)
-    assert editor_of(match=1.0).edits == ("video",)
-
-
-def test_matches_act_above_their_noise_level():
-    z = torch.randn(2, 4, 8, 8, generator=seeded(3))
-    pulls = []
-
-    class Counting(CSDEditCanvas):
-        def pull(self, canvas, z):
-            pulls.append(canvas)
-
-    for above in (0.0, 1.0):
-        canvas = canvas_of(ExactPrior(), z, ["0.3"], Cover((2, 8, 8), (8, 8)))
-        phase = CanvasPhase(seeded(), z=z.clone(), moved=torch.zeros_like(z))
-        editor = Counting(text_scale=1.0, image_scale=1.0, match=1.0, match_above=above, edit=replace(EDIT, batch=2))
-        canvas.generator = lambda purpose: seeded()
-        editor.take_step(canvas, phase, 0)
-    assert len(pulls) == 1
-
-
 @pytest.mark.parametrize(("share_above", "like"), [(1.0, None), (0.0, SVGDConfig(bandwidth=0))])
 def test_windows_share_above_a_noise_level_only(share_above, like):
     z = torch.randn(3, 4, 8, 8, generator=seeded(3))

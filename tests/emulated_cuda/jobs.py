@@ -39,7 +39,7 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         *CANVAS, "regions=[{prompt: paint it red}, {prompt: ''}]", "world.width=128",
     ]),
     "edit_video": ("csd-edit-video", [
-        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3", "editors.csd_edit.match=1",
+        *CANVAS, "editors.csd_edit.edit.batch=3", "world.frames=3",
     ]),
     "edit_panorama": ("csd-edit-panorama", [*CANVAS, "world.width=256", "compare=[ip2p_multidiffusion]"]),
     "text_to_3d": ("csd-text-to-3d", [

@@ -127,16 +127,6 @@ def test_a_video_keeps_its_size_count_and_rate(config_of, tmp_path):
         assert figures["flow_warped_error"] > 0 < figures["neighbour_distance"]
 
 
-def test_frames_are_pulled_together_along_the_flow(config_of, tmp_path):
-    """Nearer to one another after warping than without, by a network of random weights."""
-    keys = "world: {{height: 64, frames: 4}}\nprompt: red\neditor: {{type: csd_edit, match: {}}}"
-    found = []
-    for match in (0, 1):
-        folder = start(config_of("edit_video", keys.format(match)), tmp_path / str(match))
-        found.append(json.loads((folder / "metrics.json").read_text())["results"]["csd_edit"]["flow_warped_error"])
-    assert found[1] < found[0]
-
-
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_step_of_a_video_costs_the_same_whatever_its_length(config_of, tmp_path, count):
     folder = start(config_of("edit_video"), tmp_path / "run", "prompt=paint it red", f"world.frames={count}",
@@ -191,7 +181,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(config_of, tmp_path, monkeypatch
     [
         ("edit_image", "prompt=", "prompt is empty"),
         ("edit_image", "image=/nowhere.png", "image: /nowhere.png: no such file"),
-        ("edit_image", "editor.match=1", "which, as set, edits videos"),
         ("edit_image", "compare=[pix2video]", "edits videos"),
         ("edit_image", "editor={type: ip2p, steps: 3} & compare=[{type: ip2p, steps: 4}]", "ip2p is named twice"),
         ("edit_image", "editor={type: ip2p, stepz: 3}", "editor.stepz: unknown key; did you mean editor.steps?"),
