@@ -106,7 +106,7 @@ def compare(photos: Tensor, before: Tensor, answers: Sequence[Tensor], after: Te
         "psnr": nearest["psnr_truth"],
         "psnr_worst": scores[best].min().item(),
         "psnr_each": scores.amax(0).mean().item(),  # each view's own nearest answer
-        "psnr_source": psnr(photos, truth).mean().item(),
+        "psnr_unedited": psnr(photos, truth).mean().item(),
         "answer": best,
         "answers": len(answers),
         "agree": nearest["answer_agreement"],

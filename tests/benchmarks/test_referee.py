@@ -98,12 +98,12 @@ def test_right_answers_are_right(given):
         assert figures["agree"] == 1
         assert figures["detail"] == pytest.approx(1)
         assert figures["left_alone"] > 40  # the photos are rounded to 8 bits
-        assert 5 < figures["psnr_source"] < 30
+        assert 5 < figures["psnr_unedited"] < 30
 
 
 def test_the_source_is_no_edit(given):
     figures = judge(given, BRIGHT, given.photos)
-    assert figures["psnr"] == pytest.approx(figures["psnr_source"], abs=1e-4)
+    assert figures["psnr"] == pytest.approx(figures["psnr_unedited"], abs=1e-4)
     assert figures["left_alone"] == 100
     assert judge(given, "leave it as it is", given.photos)["psnr"] > 40
     assert judge(given, "leave it as it is", given.photos)["detail"] is None  # nothing should change
@@ -198,7 +198,7 @@ def test_an_editor_that_raises_is_a_line_and_the_rest_goes_on(tmp_path, monkeypa
     failed, left = share.done().values()
     assert failed["error"] == "RuntimeError: no memory"
     assert "psnr" not in failed
-    assert left["psnr"] == pytest.approx(left["psnr_source"], abs=1e-3)
+    assert left["psnr"] == pytest.approx(left["psnr_unedited"], abs=1e-3)
     assert left["evaluations"] == 0
 
 

@@ -103,7 +103,7 @@ def test_an_edit_that_does_nothing_scores_what_its_source_does(level, scene, tmp
     small = ("world.width=64", "world.height=32", "world.frames=3", f"prior.model={save_tiny_pipeline(tmp_path)}")
     bench = canvas.CanvasBench(LEVELS[level], scene, small)
     found = bench.edit(Asked("nothing", KEYS, "paint it a bright colour", "several answers", 0))
-    assert found["psnr"] == pytest.approx(found["psnr_source"], abs=1e-3)
+    assert found["psnr"] == pytest.approx(found["psnr_unedited"], abs=1e-3)
     assert found["left_alone"] > 60
     assert (found["answers"], found["evaluations"]) == (3, 0)
     wrong = bench.edit(Asked("nothing", KEYS, "sing", "", 0))
