@@ -241,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--scenes and --seeds are of run, --rows of tune and run")
     if args.what != "page" and args.level is None:
         parser.error(f"--level: give one of {', '.join(map(str, LEVELS))}")
+    if args.what == "tune" and LEVELS[args.level].whole:
+        parser.error(f"level {args.level} takes the trials of level 2; give tune --level 2")
     if args.work.exists() and not args.work.is_dir():
         parser.error(f"--work: {args.work} is a file; expected a folder")
     try:

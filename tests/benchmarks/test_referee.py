@@ -325,6 +325,7 @@ def test_rows_that_are_wrong_are_told_by_row_and_key(tmp_path, text, told):
         ("table --level 3 --rows csd_edit", "--rows of tune and run"),
         ("page", "no level has lines"),
         ("tune --level 1", "rows: per_view, trial 1: "),
+        ("tune --level 3", "level 3 takes the trials of level 2"),
     ],
 )
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys, words, told):
