@@ -114,7 +114,7 @@ editors:
 sampling: {steps: 3}
 save_seconds: 0.1
 """,
-    "edit_video+flow": """
+    "edit_video+attention": """
 prompt: a red it
 video: frames
 compare: [pix2video, fatezero]

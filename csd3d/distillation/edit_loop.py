@@ -43,6 +43,10 @@ class CollaborativeEditConfig(DistillConfig):
     share_above: float = 0.0  # noise level, a fraction of the schedule, below which particles no longer share
     settle: float = 0.0  # noise level, likewise, below which they also keep their noise, as DDIM does
 
+    def at(self, level: float) -> "CollaborativeEditConfig":
+        """These settings at a noise level, a fraction of the schedule: without SVGD below share_above."""
+        return replace(self, svgd=None) if level < self.share_above else self
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init not in ("source", "noise"):
@@ -170,8 +174,7 @@ def edit_step(
     t = scheduled_timestep(config, number, len(alphas_cumprod), generator)
     level = t / len(alphas_cumprod)
     settled = eps is not None and level < config.settle
-    if settled or level < config.share_above:
-        config = replace(config, svgd=None)
+    config = replace(config, svgd=None) if settled else config.at(level)
     indices = draw_indices(z, config.batch, generator)
     step = new_step(
         z[indices], t, number, config, alphas_cumprod, generator,

@@ -186,12 +186,12 @@ def _combined(
     deltas: list[Tensor], steps: list[Step], step: Step, config: DistillConfig
 ) -> tuple[Tensor, list[dict[str, float | Tensor]]]:
     """G without w(t), and the diagnostics of every set of particles that was combined."""
-    reports, noisy = [], step.z_t
+    reports = []
 
     def combined(delta: Tensor, rows: Tensor) -> Tensor:
         features = None if step.features is None else step.features[rows]
         shared, report = combine(
-            delta[rows], noisy[rows], step.z[rows], alpha_bar=step.alpha_bar, config=config.svgd, features=features
+            delta[rows], step.z_t[rows], step.z[rows], alpha_bar=step.alpha_bar, config=config.svgd, features=features
         )
         reports.append(report)
         return shared
@@ -206,7 +206,9 @@ def _combined(
     for delta, one, share in zip(deltas, steps, step.shares, strict=True):
         if len(one.rows):
             total[one.rows] += share[one.rows] * combined(delta, one.rows)
-    return total, reports or [combine(deltas[0][:1], noisy[:1], step.z[:1], alpha_bar=step.alpha_bar, config=None)[1]]
+    return total, reports or [
+        combine(deltas[0][:1], step.z_t[:1], step.z[:1], alpha_bar=step.alpha_bar, config=None)[1]
+    ]
 
 
 @torch.no_grad()

@@ -109,8 +109,7 @@ class CSDEditCanvas:
         config = configured(method, suited(config, prior.defaults))
         windows, weights = sweep.part(part, parts)
         t = scheduled_timestep(config, number, prior.num_train_timesteps, generator)
-        if t < config.share_above * prior.num_train_timesteps:
-            config = replace(config, svgd=None)
+        config = config.at(t / prior.num_train_timesteps)
         eps = sweep.noise(windows, phase.z, config.noise, generator)
         particles = self.particles(canvas, phase.z, windows)
         step = new_step(particles.pop("z"), t, number, config, prior.alphas_cumprod, generator, **particles)

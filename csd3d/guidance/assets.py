@@ -1,13 +1,13 @@
 """Distilling the assets of a text: the start of a method's run, and one step of it.
 
-A step renders views of every asset at random cameras, asks the method for their directions, and descends. `config` is a
-`TextTo3DConfig`.
+A step renders views of every asset at random cameras, asks the method for their directions, and descends.
+
 Symbols: N assets, V views of each in a step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from csd3d.representations.descent import Average, asset_optimiser
 from csd3d.representations.fit import descend
 from csd3d.representations.sketch import sketch_cameras, start_as_sketch
 
+if TYPE_CHECKING:
+    from csd3d.tasks.text_to_3d import TextTo3DConfig
+
 
 @dataclass(kw_only=True)
 class AssetPhase(Phase):
@@ -38,7 +41,7 @@ class AssetPhase(Phase):
     PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
 
 
-def shown_side(config, prior: Prior) -> int:
+def shown_side(config: "TextTo3DConfig", prior: Prior) -> int:
     """Side in pixels of the views that the prior sees."""
     return config.guidance_size or prior.defaults.working_size
 
@@ -65,7 +68,7 @@ def sketch(job: Job, model: Assets) -> None:
 
 
 def asset_step(
-    config,
+    config: "TextTo3DConfig",
     phase: AssetPhase,
     guide: Guide,
     step: int,
@@ -96,14 +99,19 @@ def asset_step(
     return report | losses | {"opacity": opacity, "skipped": float(not finite)}
 
 
-def draw_backdrop(config, generator: torch.Generator) -> str | None:
+def draw_backdrop(config: "TextTo3DConfig", generator: torch.Generator) -> str | None:
     """Draw the name of the step's backdrop; None if the config has no backdrops."""
     names = list(config.prompts.backdrops)
     return names[int(torch.randint(len(names), (), generator=generator))] if names else None
 
 
 def render_step(
-    config, model: Assets, views: Views, step: int, generator: torch.Generator, backdrop: str | None
+    config: "TextTo3DConfig",
+    model: Assets,
+    views: Views,
+    step: int,
+    generator: torch.Generator,
+    backdrop: str | None,
 ) -> AssetViews:
     """Render the step's views before its backdrop, or a random background, with random shading."""
     pixels = len(views.cameras) * views.cameras.height * views.cameras.width
@@ -120,7 +128,7 @@ def render_step(
     return model.render(views.cameras, jitter, shading, torch.zeros(3), distortion).before(behind)
 
 
-def step_context(config, views: Views, backdrop: str | None = None) -> dict[str, Any]:
+def step_context(config: "TextTo3DConfig", views: Views, backdrop: str | None = None) -> dict[str, Any]:
     """Return the fields of `Step` for the particles [N·V], asset-major: prompts, groups that share scores, cameras.
 
     away: the prompts of the two views that Perp-Neg pushes each particle away from, with their weights.
