@@ -56,8 +56,8 @@ class Step:
     """The state of one step, for methods and for the engine (module `step`).
 
     For methods: z, eps, t, the schedule; `number` of `steps`; `prompts` [N] of the particles and `null_prompt` of the
-    unconditional branch; for methods that edit, `source` z̃ [N, ...] and `source_prompts` [N]; image, pose, view: see
-    `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).  away: Perp-Neg's other views, each as
+    unconditional branch, which is not told `view` if `guides_view`; for methods that edit, `source` z̃ [N, ...] and
+    `source_prompts` [N]; image, pose, view: see `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).  away: Perp-Neg's other views, each as
     (prompts [N], weights [N]).  kept: results of the method's `noise`.
 
     For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
@@ -82,6 +82,7 @@ class Step:
     image: Tensor | None = None
     pose: Tensor | None = None
     view: Tensor | None = None
+    guides_view: bool = False
     away: tuple[tuple[tuple[str, ...], Tensor], ...] = ()
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     camera_noise: Tensor | None = None
@@ -142,7 +143,8 @@ class Step:
             z_t = self.source_t if of == "source" else self.z_t
         rows = self.rows if prompt is self.prompts else None  # instructions share the other branches
         t = self.t if t is None else t
-        return Query(z_t, t, prompts, self.image if image else None, network, self.pose, self.view, rows)
+        view = None if self.guides_view and prompt == self.null_prompt else self.view
+        return Query(z_t, t, prompts, self.image if image else None, network, self.pose, view, rows)
 
     def with_prompts(self, prompts: tuple[str, ...], rows: Tensor | None = None) -> "Step":
         """The same step with other prompts, for the particles `rows`.

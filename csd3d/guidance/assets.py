@@ -148,6 +148,7 @@ def step_context(config: "TextTo3DConfig", views: Views, backdrop: str | None = 
         "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
         "pose": views.pose.repeat(repeat, 1),
         "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
+        "guides_view": config.prompts.guide_camera,
     }
 
 

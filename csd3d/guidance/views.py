@@ -123,6 +123,7 @@ class PromptConfig:
     backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # background colours: {name: rgb}
     # whether the model is told a view's camera too: auto (if it takes one), true (it must take one), or false
     camera: bool | Literal["auto"] = counted_as(lambda told: None if told == "auto" else told, "auto")
+    guide_camera: bool = False  # whether guidance leads to the camera too: its unconditional branch is then told none
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
