@@ -2,10 +2,11 @@
 
 `python -m benchmarks.which_metric [--edits FILE.jsonl …] [--assets FILE.jsonl …] [--doc docs/which-metric.md]`
 
-A line is one result: {"scene", "instruction", "kind", "psnr": dB to the nearest right answer, PROXY: value, …}; of an
-asset, "scene" is its prompt. Proxies are found by their names in `PROXIES`; others are skipped. Writes the document,
-and beside it a PNG of all results for each kind of file. Pairs are two results of one scene and instruction; the 95 %
-intervals draw whole scenes anew.
+A line is one result: {"scene", "instruction", "kind", "psnr": dB to the nearest right answer, PROXY: value, …}, as
+`benchmarks.referee` writes it, or {"prompt", "object_psnr": dB to the nearest right object, PROXY: value, …}, as
+`benchmarks.assets` does. Lines with an "error" are left out. Proxies are found by their names in `PROXIES`; others are
+skipped. Writes the document, and beside it a PNG of all results for each kind of file. Pairs are two results of one
+scene and instruction; the 95 % intervals draw whole scenes anew.
 """
 
 import argparse
@@ -28,7 +29,9 @@ PROXIES = {  # name: (label, 1: higher is better, -1: lower is better)
     "mask_iou": ("overlap of silhouettes", 1),
     "volume_iou": ("overlap of volumes", 1),
     "chamfer": ("distance between surfaces", -1),
+    "colours_found": ("colours found", 1),
     "pattern_found": ("pattern found", 1),
+    "normal_consistency": ("consistency of normals", 1),
     "warped_error": ("warped error", -1),
     "met3r": ("MEt3R's formula", -1),
     "agreement": ("agreement of views", 1),
@@ -47,7 +50,14 @@ PROXIES = {  # name: (label, 1: higher is better, -1: lower is better)
     "view_words": ("views classified right", 1),
     "fd": ("FD (world)", -1),
 }
-TRUTHS = {"object_ssim", "mask_iou", "volume_iou", "chamfer", "pattern_found"}  # need the right answer themselves
+TRUTHS = {
+    "object_ssim",
+    "mask_iou",
+    "volume_iou",
+    "chamfer",
+    "colours_found",
+    "pattern_found",
+}  # need the right answer themselves
 NEEDED = ("scene", "instruction", "kind", "psnr")
 MOST_BYTES = 1 << 28
 NOTES = "<!-- notes: what stands below is kept when this file is written again -->"
@@ -79,7 +89,7 @@ def read_lines(paths: list[Path]) -> list[dict]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.strip():
                 found.append(_read_line(line, f"{path}:{number}"))
-    return found
+    return [row for row in found if "error" not in row]
 
 
 def _read_line(line: str, at: str) -> dict:
@@ -87,11 +97,22 @@ def _read_line(line: str, at: str) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise InputError(f"{at}: not JSON; give one object a line") from None
+    if isinstance(row, dict) and "error" in row:
+        return row
+    if isinstance(row, dict) and "prompt" in row and "object_psnr" in row:
+        row = asset_line(row)
     if not isinstance(row, dict) or (lacking := [key for key in NEEDED if key not in row]):
         raise InputError(f"{at}: lacks {', '.join(lacking) if isinstance(row, dict) else 'an object'}")
     if not _number(row["psnr"]):
         raise InputError(f"{at}: psnr is {row['psnr']!r:.40}; give dB")
     return row
+
+
+def asset_line(row: dict) -> dict:
+    """A line of `benchmarks.assets` with the keys of an edit's: its prompt is the scene."""
+    prompt = str(row["prompt"])
+    kind = "pattern" if " with " in prompt else "no pattern"
+    return row | {"scene": prompt, "instruction": "", "kind": kind, "psnr": row["object_psnr"]}
 
 
 def _number(value: object) -> bool:

@@ -57,8 +57,8 @@ class Step:
 
     For methods: z, eps, t, the schedule; `number` of `steps`; `prompts` [N] of the particles and `null_prompt` of the
     unconditional branch, which is not told `view` if `guides_view`; for methods that edit, `source` z̃ [N, ...] and
-    `source_prompts` [N]; image, pose, view: see `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).  away: Perp-Neg's other views, each as
-    (prompts [N], weights [N]).  kept: results of the method's `noise`.
+    `source_prompts` [N]; image, pose, view: see `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).
+    away: Perp-Neg's other views, each as (prompts [N], weights [N]).  kept: results of the method's `noise`.
 
     For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
     instructions, shares: K instructions ([N] prompts each) for the same particles, and the share of each at every

@@ -123,7 +123,8 @@ class PromptConfig:
     backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # background colours: {name: rgb}
     # whether the model is told a view's camera too: auto (if it takes one), true (it must take one), or false
     camera: bool | Literal["auto"] = counted_as(lambda told: None if told == "auto" else told, "auto")
-    guide_camera: bool = False  # whether guidance leads to the camera too: its unconditional branch is then told none
+    # whether guidance leads to the camera too: the unconditional branch is told none (of a model that takes cameras)
+    guide_camera: bool = False
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:

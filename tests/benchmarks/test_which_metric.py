@@ -62,3 +62,17 @@ def test_bad_lines_are_named(tmp_path, line, said):
     path.write_text(json.dumps(good) + "\n" + (line or json.dumps(good | {"psnr": "x"})) + "\n")
     with pytest.raises(InputError, match=f"lines.jsonl:2: {said}"):
         read_lines([path])
+
+
+def test_lines_of_assets_are_read_and_failed_ones_left_out(tmp_path):
+    path = tmp_path / "assets.jsonl"
+    rows = [
+        {"prompt": "a red chair with yellow stripes", "object_psnr": 14.5},
+        {"prompt": "a blue duck", "object_psnr": 15},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "a cube", "error": "ValueError: no"}]))
+    found = read_lines([path])
+    assert [(row["scene"], row["kind"], row["psnr"]) for row in found] == [
+        ("a red chair with yellow stripes", "pattern", 14.5),
+        ("a blue duck", "no pattern", 15),
+    ]

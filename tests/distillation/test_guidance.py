@@ -64,6 +64,14 @@ def test_at_scale_one_the_prompt_alone_is_asked_for(of):
     assert set(guided_queries(a_step(3.0), of, scale=1.0)) == {f"{prefix}text"}
 
 
+@pytest.mark.parametrize("guides_view", [False, True])
+def test_the_unconditional_branch_is_told_no_camera_where_guidance_leads_to_it(guides_view):
+    view = torch.tensor([[10.0, 20.0, 4.0], [90.0, 30.0, 4.0]])
+    asked = guided_queries(a_step(3.0, view=view, guides_view=guides_view))
+    assert asked["text"].view is view
+    assert asked["null"].view is (None if guides_view else view)
+
+
 def test_perp_neg_asks_for_the_other_views_even_at_scale_one():
     weights = torch.tensor([0.5, 0.2])
     step = a_step(1.0, away=[(("back", "side"), weights), (("front", "front"), weights)])
