@@ -15,6 +15,7 @@ from benchmarks.assets.table import tables
 from benchmarks.assets.work import ask
 from csd3d.cameras import Cameras, look_at, on_sphere
 from csd3d.distillation.method import Query
+from csd3d.distillation.named import names_for
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.world.objects import WorldObjects
@@ -38,6 +39,13 @@ def test_every_row_is_a_job_and_every_table_has_its_bounds(name):
         config = config_of(row.as_keys, of.prompts[0], 0)
         assert (config.prompt, config.particles) == (of.prompts[0], 4 if name == "diverse" else 1)
         assert len(config.runs) == 1
+
+
+def test_every_method_has_a_row():
+    configs = [
+        config_of(row.as_keys, STRIPED, 0) for name in ("methods", "diverse") for row in read_set(name).rows.values()
+    ]
+    assert set(names_for()) <= {name for config in configs for name in config.runs}
 
 
 def test_a_row_keeps_what_it_does_not_change():
