@@ -130,7 +130,7 @@ def colour_figures(asset: SeenAsset, true: TrueViews) -> Figures:
     shares = shares_found(label, true_label)
     return {
         "colours_found": sum(shares.values()) / len(shares) if shares else None,
-        "pattern_found": pattern_found(label, true_label),
+        "pattern_found": pattern_found(asset.rgb, asset.opacity > OPAQUE, true.rgb, true.asked),
     }
 
 
