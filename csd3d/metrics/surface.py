@@ -70,7 +70,7 @@ def pattern_found(rgb: Tensor, opaque: Tensor, true_rgb: Tensor, asked: Tensor) 
     """How much of the pattern is there, 0 to 1, wherever its parts lie; None if the true object has none.
 
     rgb, true_rgb [V,S,S,3]; opaque [V,S,S] bool: where the asset is; asked [V,S,S] as of `TrueViews`. It is the local
-    contrast of the asset between both colours, in windows of `WINDOW` of the picture, over the true object's, at most 1.
+    contrast of the asset between both colours, in windows of `WINDOW` of the picture, over the true object's, to 1.
     A pattern that is shifted or turned, or another one, has about 0.9, one blurred by 3 % of the picture 0.6, halves of
     one colour each 0.45 to 0.55, speckle 0.25, a mixture or one colour below 0.2.
     """
