@@ -6,9 +6,9 @@ z_k are latents of true renders, by the VAE of the shipped models:
 
   edits   of a view under an instruction: that view of every right answer; without an instruction: of every edit of the
           scene that training draws, as often as it does; without the source picture too: `WORLD` random pictures
-  texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says; with a camera, which is
-          rounded to `CELL_DEG`: such scenes seen from within `NEAR_DEG` of it in azimuth and half of `CELL_DEG` in
-          elevation
+  texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says, on a plate only where the
+          prompt says so; with a camera, which is rounded to `CELL_DEG`: such scenes seen from within `NEAR_DEG` of it
+          in azimuth and half of `CELL_DEG` in elevation
 
 With it, what a method loses can be told from what its network loses. Results under it are labelled so. It edits scenes
 and makes assets and pictures from text; it knows captures of the world only, at equal cameras, and only its words.
@@ -58,7 +58,7 @@ NEAR_DEG = 12.0
 CELL_DEG = 10.0  # cameras are rounded to this in azimuth and elevation, so that banks can be kept
 VIEWS = (*VIEW_WORDS.values(), "side view", "facing left", "facing right", "overhead view")
 MODEL = SHIPPED / "ip2p"
-VERSION = 1  # of how banks are drawn, for those kept on the disk
+VERSION = 2  # of how banks are drawn, for those kept on the disk
 
 
 class Prompts:
@@ -147,8 +147,8 @@ class ExactPrior(Prior):
         network.register_parameter("nothing", nn.Parameter(torch.zeros(())))
         network.config = {}
         defaults = Defaults(
-            text_scale=3.0, image_scale=1.0, sampling_text_scale=1.5, sampling_image_scale=1.5, guidance_scale=7.0,
-            guidance_final=2.0, t_max=0.8, bandwidth=10.24, working_size=SIZE,
+            text_scale=3.0, image_scale=1.0, sampling_text_scale=1.5, sampling_image_scale=1.5, guidance_scale=1.0,
+            t_max=0.8, bandwidth=10.24, working_size=SIZE,
         )  # fmt: skip
         super().__init__(
             codec, network, Prompts(captions=not edits), scaled_linear_alphas().float(), _no_forward,
@@ -242,7 +242,8 @@ class ExactPrior(Prior):
     def text_bank(self, prompt: str, cell: tuple[float, float, float] | None) -> Tensor:
         """Latents [K, D] of pictures under a prompt, near a camera if one is given."""
         said, rng = read_prompt(prompt), random.Random(f"{prompt} {cell}")
-        scenes = scenes_of_prompt(prompt, PICTURES, rng.randrange(2**31))
+        drawn = scenes_of_prompt(prompt, PICTURES, rng.randrange(2**31))
+        scenes = [dataclasses.replace(scene, plate="plate" in said) for scene in drawn]
         word = _view_word(said)
         return self.rendered(scenes, [_view(scene, word, cell, rng) for scene in scenes])
 

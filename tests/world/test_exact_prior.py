@@ -150,8 +150,11 @@ def test_pictures_of_a_prompt_obey_its_view_word(text_prior, word, monkeypatch):
     text_prior.text_bank(f"a red duck, {word}", None)
     words = {view_word(scene, view.azimuth_deg, view.elevation_deg) for scene, view in seen}
     assert all(word in found for found in words)
-    assert {(scene.kind, scene.colour) for scene, _ in seen} == {("duck", "red")}
+    assert {(scene.kind, scene.colour, scene.plate) for scene, _ in seen} == {("duck", "red", False)}
     assert len(seen) == 20
+    seen.clear()
+    text_prior.text_bank(f"a red duck, on a plate, {word}", None)
+    assert all(scene.plate for scene, _ in seen)
 
 
 def test_pictures_of_a_prompt_are_seen_from_near_the_camera(text_prior, monkeypatch):
