@@ -17,6 +17,7 @@ from benchmarks.assets.rows import SETS, Row, chosen, config_of, read_set
 from benchmarks.assets.table import tables
 from benchmarks.assets.work import VERSION, ask
 from benchmarks.lines import at_least_one, do_shares, keep_lines, merged, read_lines
+from csd3d.arguments import Parser, path_of
 from csd3d.config_files import parse_value
 from csd3d.errors import InputError
 
@@ -53,26 +54,42 @@ def results_file(args: argparse.Namespace) -> Path:
     return args.work / f"{args.set}.jsonl" if args.keys else RESULTS / f"assets-{args.set}.jsonl"
 
 
-def main() -> None:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m benchmarks.assets", description=__doc__, formatter_class=form)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--set", choices=SETS, default="methods")
-    parser.add_argument("--rows", nargs="+", help="only these: PRIOR/NAME, NAME, or patterns such as exact/*")
-    parser.add_argument("--prompts", nargs="+", help="only these prompts")
-    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
+    parser.add_argument("--set", choices=SETS, default="methods", help="of rows: methods, the default, or another")
+    parser.add_argument("--rows", nargs="+", help="only these: PRIOR/NAME, NAME, or patterns such as exact/*; for run")
+    parser.add_argument("--prompts", nargs="+", help="only these prompts; for run")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds; for run")
     parser.add_argument("--keys", nargs="+", default=[], metavar="key.sub=value", help="change keys of all rows")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--jobs", type=at_least_one, default=2)
-    args = parser.parse_args()
+    parser.add_argument("--work", type=path_of, default=WORK, help=f"folder of what is made, {WORK} by default")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="prompts at a time, 2 by default")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C."""
+    parser = build_parser()
+    args = parser.parse_all(argv)
+    if args.what != "run" and (args.rows or args.prompts or args.seeds):
+        parser.error("--rows, --prompts and --seeds are of run")
     try:
         if args.what == "run":
             run(args)
-        print(tables(read_lines(results_file(args), PLACE, VERSION), read_set(args.set)))
+        lines = read_lines(results_file(args), PLACE, VERSION)
+        if not lines:
+            raise InputError(f"{results_file(args)}: no lines yet; python -m benchmarks.assets run makes them")
+        print(tables(lines, read_set(args.set)))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Aborted. The same command goes on with what is left.", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

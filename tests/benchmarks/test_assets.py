@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.assets import work
-from benchmarks.assets.__main__ import changed
+from benchmarks.assets.__main__ import changed, main
 from benchmarks.assets.priors import different
 from benchmarks.assets.rows import SETS, chosen, config_of, read_set
 from benchmarks.assets.table import tables
@@ -78,6 +78,26 @@ def test_rows_are_chosen_by_patterns_and_changed_by_keys():
     assert words.prior.model == kept.prior.model == "world:exact"
     with pytest.raises(InputError, match=r"distill\.t_top"):
         config_of(changed(row, ["distill.t_top=1"]).as_keys, STRIPED, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table", "--keys", "seed=1"], "no lines yet; python -m benchmarks.assets run makes them"),
+        (["table", "--rows", "sds"], "--rows, --prompts and --seeds are of run"),
+        (["run", "--rows", "dds"], "'dds' fits no row"),
+        (["run", "--set", "all"], "invalid choice"),
+    ],
+)
+def test_bad_words_are_one_line(words, said, tmp_path, capsys):
+    try:
+        code = main([*words, "--work", str(tmp_path)])
+    except SystemExit as ended:
+        code = ended.code
+    told = capsys.readouterr().err
+    assert code == 2
+    assert said in told
+    assert told.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

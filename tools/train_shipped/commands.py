@@ -38,9 +38,12 @@ DEFAULTS = {
 }
 
 
+GPU = "gpu trains t2i or ip2p on a graphics card in minutes: python -m tools.train_shipped gpu --help"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; every FitConfig field is an option of the parts that train."""
-    root = argparse.ArgumentParser(prog="python -m tools.train_shipped", description=__doc__)
+    root = argparse.ArgumentParser(prog="python -m tools.train_shipped", description=__doc__, epilog=GPU)
     parts = root.add_subparsers(dest="part_name", required=True)
     for name, defaults in DEFAULTS.items():
         part = parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -72,6 +75,24 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+HELP = {
+    "minutes": "train for so long by the clock; give this or --steps",
+    "steps": "train so many steps",
+    "batch": "pictures a step",
+    "lr": "the highest learning rate",
+    "schedule": "wsd: warm up, stay, fall over the last 30 %%; cosine: warm up, fall",
+    "warmup": "steps in which the learning rate rises",
+    "weight_decay": "AdamW's",
+    "ema": "decay of the average of the weights, which is what is written",
+    "clip": "largest norm of a step's gradient",
+    "seed": "of weights, batches and noise",
+    "device": "cpu or cuda",
+    "precision": "bf16 or fp32",
+    "log_seconds": "between two lines of progress",
+    "save_seconds": "between two checkpoints",
+}
+
+
 def _fit_options(part: argparse.ArgumentParser, defaults: dict) -> None:
     part.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     kinds = {"work": Path, "minutes": float, "steps": int}
@@ -83,7 +104,7 @@ def _fit_options(part: argparse.ArgumentParser, defaults: dict) -> None:
             part.add_argument(option, type=Path, required=True, help="checkpoints and logs")
         else:
             kind = kinds.get(field.name, field.type)
-            part.add_argument(option, type=kind, default=defaults.get(field.name, field.default), help="-")
+            part.add_argument(option, type=kind, default=defaults.get(field.name, field.default), help=HELP[field.name])
 
 
 def _integers(text: str) -> tuple[int, ...]:
