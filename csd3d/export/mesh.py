@@ -14,7 +14,7 @@ import fast_simplification
 import numpy as np
 import torch
 import trimesh
-from scipy.ndimage import binary_fill_holes, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from csd3d.engine.logs import logger, progress
 from csd3d.errors import InputError
 from csd3d.export.clean import drop_flaps, give_normals, is_manifold, remove_slivers, separate
 from csd3d.export.ground import remove_ground
+from csd3d.export.holes import close_holes, fill_hollows
 from csd3d.export.placement import Placement
 from csd3d.export.plate import keep_object, remove_plate
 from csd3d.export.room import inside_of_room
@@ -124,9 +125,9 @@ def extract_mesh(
 
     Marching cubes on log σ clipped to ± 3 about the threshold: fields with exp activation interpolate log σ, and the
     clip stops a near-empty outside from pulling the surface inwards. Left out are with crop "auto" the ground that an
-    object stands on, with "plate" all but the largest object, without a plate below it. `metadata` has the threshold,
-    the voxel side, and which of "ground" and "plate" was left_out, or None. Every edge has two faces, and slivers are
-    removed. Raises InputError if the box is invalid or holds no surface.
+    object stands on, with "plate" all but the largest object, without a plate below it; its hollows are filled.
+    `metadata` has the threshold, the voxel side, and which of "ground" and "plate" was left_out, or None. Every edge
+    has two faces, and slivers are removed. Raises InputError if the box is invalid or holds no surface.
     """
     low, high = _corners(aabb)
     voxel = float((high - low).max()) / (config.resolution - 1)
@@ -137,6 +138,7 @@ def extract_mesh(
     if config.crop == "plate":
         left_out = "plate" if remove_plate(sigma, threshold) else None
         keep_object(sigma, threshold)
+        fill_hollows(sigma, threshold)
     room = eyes is not None and inside_of_room(sigma, threshold, low, voxel, eyes.cpu().numpy())
     mesh = _surface(sigma, threshold, low, voxel, config, room)
     if config.crop == "auto" and not room and remove_ground(sigma, low, voxel, threshold, mesh):
@@ -199,15 +201,6 @@ def visible_threshold(sigma: np.ndarray, voxel: float) -> float:
         if len(found):
             return float(np.quantile(found, SEEN))
     return 0.0
-
-
-def close_holes(sigma: np.ndarray, threshold: float, empty: float) -> None:
-    """Fill thin spots of flat sheets in place: holes of a slice along an axis that are denser than `empty`."""
-    spots = np.zeros(sigma.shape, bool)
-    for axis in range(3):
-        for slab, spot in zip(np.moveaxis(sigma, axis, 0), np.moveaxis(spots, axis, 0), strict=True):
-            spot |= binary_fill_holes(slab >= threshold) & (slab > empty) & (slab < threshold)
-    sigma[spots] = math.e * threshold
 
 
 def _crossing_densities(slab: np.ndarray, voxel: float) -> np.ndarray:
