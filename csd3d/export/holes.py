@@ -19,13 +19,18 @@ def close_holes(sigma: np.ndarray, threshold: float, empty: float) -> None:
 
 
 def fill_hollows(sigma: np.ndarray, threshold: float) -> None:
-    """Fill in place what is hollow inside matter, also where it has an opening up to `NARROW` of the box wide.
+    """Fill in place what is hollow inside matter, also where it has an opening up to `NARROW` of the box wide, or one
+    of any width in the floor that the object stands on.
 
-    No view sees in through it, so nothing was learned there, but its walls could be a quarter of a mesh's faces. It is
-    found on a grid of every other sample.
+    No view sees in through these, so nothing was learned there, but the walls could be a quarter of a mesh's faces.
+    Hollows are found on a grid of every other sample; z, the last axis, is up.
     """
     solid = sigma >= threshold
-    coarse, edge = solid[::2, ::2, ::2], max(round(NARROW / 4 * max(sigma.shape)), 1)
+    if not solid.any():
+        return
+    floor = int(solid.any((0, 1)).argmax())
+    coarse, edge = solid[::2, ::2, ::2].copy(), max(round(NARROW / 4 * max(sigma.shape)), 1)
+    coarse[:, :, : (floor + 1) // 2 + 1] = True
     padded = np.pad(coarse, edge + 1)
     closed = distance_transform_edt(distance_transform_edt(~padded) <= edge) > edge
     hollow = binary_fill_holes(closed) & ~closed
@@ -35,4 +40,5 @@ def fill_hollows(sigma: np.ndarray, threshold: float) -> None:
     for axis in range(3):
         near = np.take(near, np.arange(sigma.shape[axis]) // 2, axis)
     inside = near & ~solid
+    inside[:, :, :floor] = False
     sigma[inside] = SOLID * threshold

@@ -33,3 +33,12 @@ def test_two_legs_are_not_joined():
     legs = (np.abs(np.abs(X) - 0.15) < 0.1) & (np.abs(Y) < 0.1) & (Z < 0)
     table = legs | ((np.abs(X) < 0.6) & (np.abs(Y) < 0.6) & (np.abs(Z - 0.05) < 0.06))
     assert (filled(table) == table).all()
+
+
+def test_a_house_that_is_open_below_is_filled_down_to_its_floor():
+    walls = (np.maximum(np.abs(X), np.abs(Y)) < 0.6) & (Z > -0.7) & (Z < 0.5)
+    room = (np.maximum(np.abs(X), np.abs(Y)) < 0.4) & (Z < 0.3)
+    found = filled(walls & ~room)
+    assert found[room & (Z > -0.6)].all()
+    assert not found[Z < -0.72].any()
+    assert (found[~room] == walls[~room]).all()
