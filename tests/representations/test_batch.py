@@ -70,7 +70,7 @@ class Pull:
     def encode(self, images):
         return images
 
-    def loss(self, z, images, step, generator, prompts, pose, view, groups, away):
+    def loss(self, z, images, step, generator, prompts, pose, view, guides_view, groups, away):
         assert z.shape[0] == len(prompts) == len(pose) == len(view) == len(groups) == len(images())
         return (z * (z - self.colour).detach()).sum(), {"t": 0.0}
 
