@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import math
+import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -58,6 +59,19 @@ def measured(line: Line, figures: Callable[[], Mapping[str, Any]]) -> Line:
     except Exception as error:  # of any editor or method, also those of plugins
         logger.debug("%s", traceback.format_exc())
         return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Do a benchmark's command: 0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Aborted. The same command goes on with what is left.", file=sys.stderr)
+        return 130
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- doing them

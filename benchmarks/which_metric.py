@@ -50,14 +50,8 @@ PROXIES = {  # name: (label, 1: higher is better, -1: lower is better)
     "view_words": ("views classified right", 1),
     "fd": ("FD (world)", -1),
 }
-TRUTHS = {
-    "object_ssim",
-    "mask_iou",
-    "volume_iou",
-    "chamfer",
-    "colours_found",
-    "pattern_found",
-}  # need the right answer themselves
+# these need the right answer themselves
+TRUTHS = {"object_ssim", "mask_iou", "volume_iou", "chamfer", "colours_found", "pattern_found"}
 NEEDED = ("scene", "instruction", "kind", "psnr")
 MOST_BYTES = 1 << 28
 NOTES = "<!-- notes: what stands below is kept when this file is written again -->"
@@ -97,12 +91,14 @@ def _read_line(line: str, at: str) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise InputError(f"{at}: not JSON; give one object a line") from None
-    if isinstance(row, dict) and "error" in row:
+    if not isinstance(row, dict):
+        raise InputError(f"{at}: lacks an object")
+    if "error" in row:
         return row
-    if isinstance(row, dict) and "prompt" in row and "object_psnr" in row:
+    if "prompt" in row and "object_psnr" in row:
         row = asset_line(row)
-    if not isinstance(row, dict) or (lacking := [key for key in NEEDED if key not in row]):
-        raise InputError(f"{at}: lacks {', '.join(lacking) if isinstance(row, dict) else 'an object'}")
+    if lacking := [key for key in NEEDED if key not in row]:
+        raise InputError(f"{at}: lacks {', '.join(lacking)}")
     if not _number(row["psnr"]):
         raise InputError(f"{at}: psnr is {row['psnr']!r:.40}; give dB")
     return row

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.assets.rows import SETS, Row, chosen, config_of, read_set
 from benchmarks.assets.table import tables
 from benchmarks.assets.work import VERSION, ask
-from benchmarks.lines import at_least_one, do_shares, keep_lines, merged, read_lines
+from benchmarks.lines import at_least_one, do_shares, exit_code, keep_lines, merged, read_lines
 from csd3d.arguments import Parser, path_of
 from csd3d.config_files import parse_value
 from csd3d.errors import InputError
@@ -69,26 +69,27 @@ def build_parser() -> Parser:
     return parser
 
 
+def show(args: argparse.Namespace) -> None:
+    """Print the tables of what has run; raises InputError if nothing has."""
+    lines = read_lines(results_file(args), PLACE, VERSION)
+    if not lines:
+        raise InputError(f"{results_file(args)}: no lines yet; python -m benchmarks.assets run makes them")
+    print(tables(lines, read_set(args.set)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C."""
+    """The command; its exit code is that of `benchmarks.lines.exit_code`."""
     parser = build_parser()
     args = parser.parse_all(argv)
     if args.what != "run" and (args.rows or args.prompts or args.seeds):
         parser.error("--rows, --prompts and --seeds are of run")
-    try:
+
+    def command() -> None:
         if args.what == "run":
             run(args)
-        lines = read_lines(results_file(args), PLACE, VERSION)
-        if not lines:
-            raise InputError(f"{results_file(args)}: no lines yet; python -m benchmarks.assets run makes them")
-        print(tables(lines, read_set(args.set)))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Aborted. The same command goes on with what is left.", file=sys.stderr)
-        return 130
-    return 0
+        show(args)
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lines import as_text, at_least_one, do_shares, keep_lines, merged, read_lines
+from benchmarks.lines import as_text, at_least_one, do_shares, exit_code, keep_lines, merged, read_lines
 from benchmarks.referee.canvas import FILES as CANVAS_CONFIGS
 from benchmarks.referee.canvas import canvas_editor_of
 from benchmarks.referee.protocol import LEVELS, TUNING_INSTRUCTIONS, VERSION, Instruction, Level
@@ -234,7 +234,7 @@ def run(level: Level, rows: dict[str, Row], work: Path, jobs: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C."""
+    """The command; its exit code is that of `benchmarks.lines.exit_code`."""
     parser = build_parser()
     args = parser.parse_all(argv)
     if args.what != "run" and (args.scenes or args.seeds or (args.rows and args.what != "tune")):
@@ -245,25 +245,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"level {args.level} takes the trials of level 2; give tune --level 2")
     if args.work.exists() and not args.work.is_dir():
         parser.error(f"--work: {args.work} is a file; expected a folder")
-    try:
-        if args.what == "page":
-            write_page(PAGE)
-            return 0
-        level = LEVELS[args.level]
-        rows = rows_of(level, args.rows)
-        if args.what == "tune":
-            tune(level, rows, args.work, args.jobs)
-            return 0
-        if args.what == "run":
-            run(part(level, args.scenes, args.seeds), rows, args.work, args.jobs)
-        print(tables(results_file(level.number), every_row(level)))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Aborted. The same command goes on with what is left.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: do_command(args))
+
+
+def do_command(args: argparse.Namespace) -> None:
+    """What the command line asks for; raises InputError for what is wrong in files and rows."""
+    if args.what == "page":
+        write_page(PAGE)
+        return
+    level = LEVELS[args.level]
+    rows = rows_of(level, args.rows)
+    if args.what == "tune":
+        tune(level, rows, args.work, args.jobs)
+        return
+    if args.what == "run":
+        run(part(level, args.scenes, args.seeds), rows, args.work, args.jobs)
+    print(tables(results_file(level.number), every_row(level)))
 
 
 if __name__ == "__main__":
