@@ -1,7 +1,8 @@
-"""The camera of a picture as the vector that camera-aware UNets take.
+"""The camera of a picture as what camera-aware UNets take: a vector, and a map beside the latents.
 
 Such a UNet is diffusers' UNet2DConditionModel with `class_embed_type="projection"` and
-`projection_class_embeddings_input_dim=CAMERA_WIDTH`; the vector is its `class_labels`. Angles are in degrees.
+`projection_class_embeddings_input_dim=CAMERA_WIDTH`; the vector is its `class_labels`. One with `MAP_CHANNELS` more
+input channels than its latents have is also shown `camera_map`. Angles are in degrees.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 AZIMUTH_WAVES = 4  # sin and cos of 1, 2, 3 and 4 times the azimuth: fine enough to tell views 20° apart
 CAMERA_WIDTH = 2 * AZIMUTH_WAVES + 4
+MAP_CHANNELS = 3
 MIDDLE_DISTANCE, DISTANCE_SCALE = 4.0, 0.5  # world units; the shipped models were trained with 3.6 to 4.4
 
 
@@ -40,3 +42,26 @@ def view_embedding(view: Tensor | None, count: int, width: int, device: torch.de
 def no_camera(count: int, device: torch.device | str = "cpu") -> Tensor:
     """Vectors [count,K] that mean no camera: zeros."""
     return torch.zeros(count, CAMERA_WIDTH, device=device)
+
+
+def mirrored(camera: Tensor) -> Tensor:
+    """The vectors [B,K] of the cameras on the other side, at minus their azimuths; what they see of most objects is the
+    mirror image."""
+    return torch.cat((-camera[:, :AZIMUTH_WAVES], camera[:, AZIMUTH_WAVES:]), 1)
+
+
+def camera_map(camera: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel is in the object's own axes, [B,3,h,w], from `camera_embedding`s [B,K]; zeros for no camera.
+
+    It is the point of its ray on the plane through the object's centre that faces the camera, seen from afar, in
+    twentieths of a picture's side: x to the object's front, z up, as in `csd3d.cameras`. Ray maps do the same for
+    others (CAT3D, arXiv 2405.10314). A vector alone hardly teaches sides: two sides are mirror images, and a
+    convolution that does not know left from right gets no gradient from a number that says which it is. Values are
+    large so that the map's weights, which begin at zero, need not grow for long.
+    """
+    sin, cos = camera[:, 0, None, None], camera[:, AZIMUTH_WAVES, None, None]
+    sin_height, cos_height = (camera[:, 2 * AZIMUTH_WAVES + k, None, None] for k in (0, 1))
+    right = 10 * (torch.arange(width, device=camera.device) * 2 + 1 - width) / width
+    up = 10 * (height - 1 - 2 * torch.arange(height, device=camera.device))[:, None] / height
+    slope, rise = up * sin_height, (up * cos_height).expand(-1, -1, width)
+    return torch.stack((-right * sin - slope * cos, right * cos - slope * sin, rise), 1)

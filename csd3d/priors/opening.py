@@ -173,16 +173,18 @@ def check_width(folder: ModelFolder, part: str, takes: int, given: int, what: st
         raise InputError(f"{folder}/{part}: is for {what} of width {takes}, the text encoders give {given}")
 
 
-def check_channels(folder: ModelFolder, part: str, *editing: int) -> None:
+def check_channels(folder: ModelFolder, part: str, *editing: int, more: int = 0) -> None:
     """Raise InputError, by the configs alone, unless the predictor takes and gives as many channels as the VAE's z has.
 
-    An editing model takes one of `editing` times as many. Channels that a config does not say are diffusers' own.
+    An editing model takes one of `editing` times as many; another may take `more` besides. Channels that a config does
+    not say are diffusers' own.
     """
     usual = 4 if part == "unet" else 16
     latent = read_config(folder, "vae").get("latent_channels", 4)
     config = read_config(folder, part)
     takes, gives = (config.get(key, usual) for key in ("in_channels", "out_channels"))
-    if not isinstance(latent, int) or takes not in (latent, *(times * latent for times in editing)) or gives != latent:
+    known = isinstance(latent, int) and (latent, latent + more, *(times * latent for times in editing))
+    if not known or takes not in known or gives != latent:
         also = "".join(f" or {times}x" for times in editing) + (" (editing)" if editing else "")
         raise InputError(
             f"{folder}/{part}/config.json: {takes!r} channels in and {gives!r} out do not suit a VAE of {latent!r}: as "
@@ -193,7 +195,7 @@ def check_channels(folder: ModelFolder, part: str, *editing: int) -> None:
 def takes_source(folder: ModelFolder, part: str) -> bool:
     """Whether a predictor takes a source picture beside z, by the channels in the configs alone."""
     latent, takes = folder.config("vae").get("latent_channels", 4), folder.config(part).get("in_channels", 0)
-    return takes > latent
+    return takes >= 2 * latent
 
 
 def open_network(

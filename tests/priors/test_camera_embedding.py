@@ -1,10 +1,12 @@
-"""Cameras as vectors: known values, periods, and the row that tells none."""
+"""Cameras as vectors and maps: known values, periods, and the row that tells none."""
 
 import math
 
+import pytest
 import torch
 
-from csd3d.priors.camera_embedding import AZIMUTH_WAVES, CAMERA_WIDTH, camera_embedding, no_camera
+from csd3d.cameras import look_at, on_sphere
+from csd3d.priors.camera_embedding import AZIMUTH_WAVES, CAMERA_WIDTH, camera_embedding, camera_map, mirrored, no_camera
 
 
 def embed(azimuth, elevation=0.0, distance=4.0):
@@ -40,3 +42,24 @@ def test_no_camera_is_a_row_that_no_camera_has():
 def test_one_elevation_goes_with_many_azimuths():
     found = camera_embedding(torch.tensor([0.0, 90.0]), torch.tensor(10.0), torch.tensor(4))
     torch.testing.assert_close(found[1], embed(90, 10))
+
+
+@pytest.mark.parametrize(("azimuth", "elevation"), [(0, 0), (90, 0), (200, 35), (-50, 70)])
+def test_the_map_is_the_plane_that_faces_the_camera_in_the_objects_axes(azimuth, elevation):
+    """By the camera that renders: its right and up axes, counted in twentieths of a picture."""
+    angles = (torch.deg2rad(torch.tensor([float(angle)])) for angle in (azimuth, elevation))
+    right, up = look_at(4 * on_sphere(*angles), torch.zeros(3))[0, :, :2].unbind(1)
+    found = camera_map(embed(azimuth, elevation)[None], 4, 6)[0]
+    for row, y in enumerate((0.75, 0.25, -0.25, -0.75)):
+        for column, x in enumerate((-5 / 6, -0.5, -1 / 6, 1 / 6, 0.5, 5 / 6)):
+            torch.testing.assert_close(found[:, row, column], 10 * (x * right + y * up), atol=1e-5, rtol=0)
+
+
+def test_the_map_of_no_camera_is_zero():
+    assert camera_map(no_camera(2), 3, 5).shape == (2, 3, 3, 5)
+    assert not camera_map(no_camera(2), 3, 5).any()
+
+
+def test_the_mirrored_camera_is_on_the_other_side_and_none_stays_none():
+    torch.testing.assert_close(mirrored(embed(70, 20, 3.8)[None])[0], embed(-70, 20, 3.8), atol=1e-6, rtol=0)
+    assert not mirrored(no_camera(2)).any()

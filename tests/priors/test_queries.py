@@ -1,5 +1,6 @@
 """Queries to a prior: computed once, in one call, in their order, under the right conditions."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_models import save_tiny_pipeline
 from csd3d.distillation.method import Query
 from csd3d.errors import InputError
 from csd3d.priors import Condition, GaussianMixturePrior, PriorConfig, load_prior
-from csd3d.priors.camera_embedding import CAMERA_WIDTH, camera_embedding, no_camera
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, MAP_CHANNELS, camera_embedding, camera_map, no_camera
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 RED, BLUE, NOTHING = ("make it red",) * 2, ("turn it blue",) * 2, ("",) * 2
@@ -177,14 +178,13 @@ def test_a_network_of_the_renders_starts_as_the_prior_and_answers_queries(prior)
 # --- cameras ---
 
 
-def save_with_cameras(folder, width=CAMERA_WIDTH):
-    """A tiny Stable Diffusion whose UNet is told a vector of `width`."""
+def save_with_cameras(folder, width=CAMERA_WIDTH, channels=4):
+    """A tiny Stable Diffusion whose UNet is told a vector of `width`, and a map where it takes 7 channels."""
     save_tiny_pipeline(folder, "text")
     config = UNet2DConditionModel.load_config(folder / "unet")
+    cameras = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(
-        config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
-    )
+    unet = UNet2DConditionModel.from_config(config | cameras | {"in_channels": channels})
     unet.save_pretrained(folder / "unet")
     return folder
 
@@ -202,6 +202,25 @@ def test_a_unet_with_cameras_is_told_the_view(tmp_path):
     assert (found["told"] - found["not"]).abs().max() > 1e-4
     with pytest.raises(ValueError, match=r"view must be \[2, 3\]"):
         prior.condition(RED, view=view[:, :2])
+
+
+def test_a_unet_with_three_more_channels_is_shown_the_map_and_zeros_without_a_view(tmp_path):
+    prior, z = opened(save_with_cameras(tmp_path / "map", channels=4 + MAP_CHANNELS)), noise(2, 4, 4, 4)
+    assert (prior.takes_camera, prior.edits) == (True, False)
+    view = torch.tensor([[90.0, 30.0, 4.0], [180.0, 0.0, 3.6]])
+    found = prior.predict({"told": Query(z, 300, RED, view=view), "not": Query(z, 300, RED)})
+    for name, labels in {"told": camera_embedding(*view.unbind(1)), "not": no_camera(2)}.items():
+        shown = torch.cat([z, camera_map(labels, 4, 4)], 1)
+        raw = prior.unet(shown, 300, encoder_hidden_states=prior.embed(RED), class_labels=labels).sample
+        torch.testing.assert_close(found[name], raw, **TOLERANCE)
+
+
+def test_more_channels_are_for_models_with_cameras(tmp_path):
+    save_tiny_pipeline(tmp_path, "text")
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 7}))
+    with pytest.raises(InputError, match="7 channels in and 4 out do not suit a VAE of 4"):
+        opened(tmp_path)
 
 
 def test_what_is_projected_must_be_a_camera(tmp_path):

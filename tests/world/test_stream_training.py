@@ -92,16 +92,20 @@ def inputs(count=2):
     return z, torch.tensor([700, 300])[:count], torch.randint(500, (count, 32), generator=generator)
 
 
+@pytest.mark.parametrize("told", [False, True])
 @torch.no_grad()
-def test_a_camera_unet_starts_as_the_one_without_a_camera_at_any_camera(shipped):
+def test_a_camera_unet_starts_as_the_one_that_sees_no_map(shipped, told):
+    """At any camera, whether that one is told cameras as vectors or not at all."""
     z, t, tokens = inputs()
-    plain = {**shipped.unet.config, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    unaware = Denoiser(UNet2DConditionModel.from_config(plain).eval(), shipped.text_encoder)
-    wanted = unaware(z, None, t, tokens)
-    aware = Denoiser(camera_unet(unaware.unet).eval(), shipped.text_encoder)
+    vector = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
+    none = dict.fromkeys(vector)
+    config = {**shipped.unet.config, "in_channels": 4} | (vector if told else none)
+    before = Denoiser(UNet2DConditionModel.from_config(config).eval(), shipped.text_encoder)
+    after = Denoiser(camera_unet(before.unet).eval(), shipped.text_encoder)
     for camera in (no_camera(2), torch.randn(2, CAMERA_WIDTH)):
-        torch.testing.assert_close(aware(z, None, t, tokens, camera), wanted, atol=1e-5, rtol=1e-5)
-    assert camera_unet(aware.unet) is aware.unet
+        wanted = before(z, None, t, tokens, camera if told else None)
+        torch.testing.assert_close(after(z, None, t, tokens, camera), wanted, atol=1e-5, rtol=1e-5)
+    assert camera_unet(after.unet) is after.unet
 
 
 class Rendered:

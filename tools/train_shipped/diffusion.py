@@ -15,13 +15,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from csd3d.priors.camera_embedding import no_camera
+from csd3d.priors.camera_embedding import camera_map, no_camera
 from tools.train_shipped.vae import save_whole
 
 if TYPE_CHECKING:  # training does not need the pipelines and their imports
     from diffusers import DiffusionPipeline
 
-HIGH = 0.5  # see `high_share`
+HIGH, FROM = 0.6, 0.8  # see `high_share`; from this part of T on noise is high
 
 
 class Denoiser(nn.Module):
@@ -39,6 +39,8 @@ class Denoiser(nn.Module):
         seen = noisy if condition is None else torch.cat([noisy, condition], 1)
         if camera is None and self.unet.class_embedding is not None:
             camera = no_camera(len(noisy), noisy.device)
+        if self.unet.config.in_channels > seen.shape[1]:
+            seen = torch.cat([seen, camera_map(camera, *seen.shape[2:]).to(seen)], 1)
         return self.unet(seen, t, y, class_labels=camera, return_dict=False)[0]
 
 
@@ -103,7 +105,7 @@ class Noised:
 
 
 def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, high: float = 0.0) -> Noised:
-    """Noise z at uniform t with normal ε; a share `high` of the batch has t in the upper half, where shapes form.
+    """Noise z at uniform t with normal ε; a share `high` of the batch has t of `FROM` T or more, where shapes form.
 
     Everything is drawn on the generator's device: one of the CPU draws the same wherever z is, one of a GPU's costs the
     host nothing.
@@ -113,7 +115,7 @@ def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, h
     t = torch.randint(steps, (len(z),), generator=generator, device=place)
     if high:
         raised = torch.rand(len(z), generator=generator, device=place) < high
-        t = torch.where(raised, steps // 2 + t // 2, t)
+        t = torch.where(raised, round(FROM * steps) + t * (steps - round(FROM * steps)) // steps, t)
     noise = torch.randn(z.shape, generator=generator, device=place).to(z.device)
     a = alphas_cumprod[t][:, None, None, None].to(z.device)
     weight = velocity_weight(alphas_cumprod)[t].to(z.device)
@@ -122,7 +124,7 @@ def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, h
 
 
 def high_share(progress: float) -> float:
-    """Share of a batch at high noise, where shapes form: `HIGH` until 60 % of the time, then linearly to 0."""
+    """Share of a batch at high noise, where shapes and sides form: `HIGH` until 60 % of the time, then falling to 0."""
     return HIGH * min(1.0, 2.5 * (1 - progress))
 
 

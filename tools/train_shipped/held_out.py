@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.files import write_text
+from csd3d.priors.camera_embedding import mirrored
 from tools.train_shipped.diffusion import Denoiser, draw_noised, for_training, noise_schedule
 from tools.train_shipped.learner import Learner
 from tools.train_shipped.loop import FitConfig, autocast
@@ -23,7 +24,7 @@ from tools.train_shipped.stream import CHUNK, held_out_rows
 from tools.train_shipped.vae import fingerprint
 
 DRAWS = 4  # noise levels per held-out row
-CAMERA = ", camera"  # follows a model's name where the model is told the camera
+CAMERA, MIRRORED = ", camera", ", mirrored camera"  # follow a model's name where the model is told one
 
 
 @torch.no_grad()
@@ -45,12 +46,14 @@ def errors(learner: Learner, model: Denoiser, rows: Batch, camera: Tensor | None
 
 
 def row_errors(learner: Learner, models: dict[str, Denoiser], rows: Batch) -> dict[str, Tensor]:
-    """`errors` of every model by name; of a model that takes a camera also told it (`CAMERA`)."""
+    """`errors` of every model by name; of a model that takes a camera also told it, and told the mirrored one: where
+    that is no worse, the model has not learned which side is which."""
     found = {}
     for name, model in models.items():
         found[name] = errors(learner, model, rows, None)
         if model.unet.class_embedding is not None:
             found[name + CAMERA] = errors(learner, model, rows, rows["camera"])
+            found[name + MIRRORED] = errors(learner, model, rows, mirrored(rows["camera"]))
     return found
 
 

@@ -1,15 +1,15 @@
 """The networks of the shipped text-to-image model: the editor's without its picture, and told the camera."""
 
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import nn
 
-from csd3d.priors.camera_embedding import CAMERA_WIDTH
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, MAP_CHANNELS
 
 
 def text_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """An editing UNet (8 channels) without its image channels; it was also trained on captions without a source
-    picture. A UNet of 4 channels is returned as it is."""
-    if unet.config.in_channels == 4:
+    picture. Another UNet is returned as it is."""
+    if unet.config.in_channels != 8:
         return unet
     alone = UNet2DConditionModel.from_config({**unet.config, "in_channels": 4})
     state = unet.state_dict()
@@ -19,14 +19,22 @@ def text_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Add a camera embedding whose last layer is zero: the predictions equal those of `unet` for any camera."""
-    if unet.config.class_embed_type == "projection":
+    """Let it see the camera as a vector and a map; the new weights are zero: predictions equal those of `unet`."""
+    if unet.config.in_channels == 4 + MAP_CHANNELS:
         return unet
-    extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
-    aware = UNet2DConditionModel.from_config({**unet.config, **extra})
-    missing, unexpected = aware.load_state_dict(unet.state_dict(), strict=False)
-    if unexpected or any(not name.startswith("class_embedding.") for name in missing):
-        raise RuntimeError(f"the UNet's weights do not fit: {missing[:3]} {unexpected[:3]}")
-    nn.init.zeros_(aware.class_embedding.linear_2.weight)
-    nn.init.zeros_(aware.class_embedding.linear_2.bias)
+    aware = UNet2DConditionModel.from_config(
+        {
+            **unet.config,
+            "in_channels": 4 + MAP_CHANNELS,
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": CAMERA_WIDTH,
+        }
+    )
+    state = unet.state_dict()
+    state["conv_in.weight"] = F.pad(state["conv_in.weight"], (0, 0, 0, 0, 0, MAP_CHANNELS))
+    if unet.config.class_embed_type is None:
+        state |= {name: value for name, value in aware.state_dict().items() if name.startswith("class_embedding.")}
+        for part in ("weight", "bias"):
+            state[f"class_embedding.linear_2.{part}"].zero_()
+    aware.load_state_dict(state)
     return aware

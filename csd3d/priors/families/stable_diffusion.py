@@ -2,7 +2,7 @@
 
 A UNet on the latents of a VAE, with the last hidden state of one CLIP as its text. InstructPix2Pix has twice the input
 channels: z_t, then the unscaled latent of the source picture. Models shipped with csd3d may take cameras too; their
-UNet has `class_embed_type` "projection" and the width of `camera_embedding`.
+UNet has `class_embed_type` "projection" and the width of `camera_embedding`, and may see `camera_map` beside z_t.
 
     prior:
       model: timbrooks/instruct-pix2pix
@@ -10,6 +10,7 @@ UNet has `class_embed_type` "projection" and the width of `camera_embedding`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from csd3d.errors import InputError
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
-from csd3d.priors.camera_embedding import CAMERA_WIDTH
+from csd3d.priors.camera_embedding import CAMERA_WIDTH, MAP_CHANNELS, camera_map
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.memory import set_attention
@@ -53,9 +54,9 @@ class StableDiffusion:
     @staticmethod
     def check(folder: ModelFolder) -> None:
         check_embeddings(folder, class_embed_types=(None, "projection"))
-        check_channels(folder, "unet", 2)
-        load_noise_schedule(folder)
         unet = folder.config("unet")
+        check_channels(folder, "unet", 2, more=MAP_CHANNELS if unet.get("class_embed_type") == "projection" else 0)
+        load_noise_schedule(folder)
         width = unet.get("projection_class_embeddings_input_dim")
         # other models project something else, such as unCLIP's picture embedding
         if unet.get("class_embed_type") == "projection" and width != CAMERA_WIDTH:
@@ -77,12 +78,13 @@ class StableDiffusion:
         set_attention(unet, options.attention)
         takes_camera = unet.config.class_embed_type == "projection"
         edits = StableDiffusion.edits(folder)
+        sees_map = takes_camera and unet.config.in_channels == codec.channels + MAP_CHANNELS
         return Prior(
             codec,
             unet,
             TextEncoder(folder, parts, embed, "sd", options.device, options.embedding_cache),
             schedule.alphas_cumprod,
-            forward,
+            partial(forward, sees_map=True) if sees_map else forward,
             schedule.config.prediction_type,
             defaults_of(unet.config, codec.downscale, edits),
             options,
@@ -101,15 +103,24 @@ def embed(parts: Mapping[str, Any], prompt: str) -> Embedding:
 
 
 def forward(
-    network: Callable[..., Tensor], z_t: Tensor, t: Tensor, alpha_bar: Tensor, condition: Condition, **options: Any
+    network: Callable[..., Tensor],
+    z_t: Tensor,
+    t: Tensor,
+    alpha_bar: Tensor,
+    condition: Condition,
+    sees_map: bool = False,
+    **options: Any,
 ) -> Tensor:
     """The output of a UNet called with `options` too, for z_t [B, C, h, w] at t [B]; see `prior.Prior.forward`.
 
-    A UNet with learned variance (arXiv 2102.09672) gives 2C channels; the last C, the variance, are dropped.
+    sees_map: `camera_map` goes beside z_t.  A UNet with learned variance (arXiv 2102.09672) gives 2C channels; the last
+    C, the variance, are dropped.
     """
     sample = z_t if condition.image is None else torch.cat([z_t, condition.image], dim=1)
     if condition.camera is not None:
         options["class_labels"] = condition.camera
+    if sees_map:
+        sample = torch.cat([sample, camera_map(condition.camera, *z_t.shape[2:])], dim=1)
     sample = sample.to(memory_format=torch.channels_last)
     return network(sample, t, encoder_hidden_states=condition.text, **options)[:, : z_t.shape[1]]
 
