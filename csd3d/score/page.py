@@ -34,7 +34,7 @@ def table(found: dict) -> str:
     if found["answer"] is not None:
         lines.insert(0, f"  nearest right answer: {found['answer']}")
     notes = [f"  note: {note}" for note in found["notes"]]
-    head = f"{found['views']} views of {found['size'][0]}x{found['size'][1]}, {found['seconds']} s"
+    head = f"{_views(found)} of {found['size'][0]}x{found['size'][1]}, {found['seconds']} s"
     return "\n".join([head, *lines, *notes])
 
 
@@ -51,7 +51,7 @@ def write_page(path: Path, inputs: Inputs, found: dict) -> None:
     names = dict(zip(inputs.chosen, inputs.view_names, strict=True))
     data = ReportData(
         prompt=f"{inputs.after.name} against {inputs.before.name}",
-        scene=f"{found['views']} views of {found['size'][0]} × {found['size'][1]}, {how}",
+        scene=f"{_views(found)} of {found['size'][0]} × {found['size'][1]}, {how}",
         before=_shrunk(inputs.before.read(middle), HERO_SIDE),
         after=_shrunk(inputs.after.read(middle), HERO_SIDE),
         facts=_facts(found),
@@ -85,3 +85,7 @@ def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
         return picture
     size = tuple(max(1, round(length * scale)) for length in reversed(picture.shape[:2]))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+def _views(found: dict) -> str:
+    return "1 view" if found["views"] == 1 else f"{found['views']} views"
