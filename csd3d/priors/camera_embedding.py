@@ -55,9 +55,9 @@ def camera_map(camera: Tensor, height: int, width: int) -> Tensor:
 
     It is the point of its ray on the plane through the object's centre that faces the camera, seen from afar, in
     twentieths of a picture's side: x to the object's front, z up, as in `csd3d.cameras`. Ray maps do the same for
-    others (CAT3D, arXiv 2405.10314). A vector alone hardly teaches sides: two sides are mirror images, and a
-    convolution that does not know left from right gets no gradient from a number that says which it is. Values are
-    large so that the map's weights, which begin at zero, need not grow for long.
+    others (CAT3D, arXiv 2405.10314). Told the vector alone a model had not learned sides in 1.5 million pictures: two
+    sides are mirror images, and the map differs between them at every pixel. Values are large so that the map's
+    weights, which begin at zero, need not grow for long.
     """
     sin, cos = camera[:, 0, None, None], camera[:, AZIMUTH_WAVES, None, None]
     sin_height, cos_height = (camera[:, 2 * AZIMUTH_WAVES + k, None, None] for k in (0, 1))

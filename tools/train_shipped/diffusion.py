@@ -115,7 +115,8 @@ def draw_noised(z: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, h
     t = torch.randint(steps, (len(z),), generator=generator, device=place)
     if high:
         raised = torch.rand(len(z), generator=generator, device=place) < high
-        t = torch.where(raised, round(FROM * steps) + t * (steps - round(FROM * steps)) // steps, t)
+        first = round(FROM * steps)
+        t = torch.where(raised, first + t * (steps - first) // steps, t)
     noise = torch.randn(z.shape, generator=generator, device=place).to(z.device)
     a = alphas_cumprod[t][:, None, None, None].to(z.device)
     weight = velocity_weight(alphas_cumprod)[t].to(z.device)

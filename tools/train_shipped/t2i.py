@@ -22,14 +22,8 @@ def camera_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Let it see the camera as a vector and a map; the new weights are zero: predictions equal those of `unet`."""
     if unet.config.in_channels == 4 + MAP_CHANNELS:
         return unet
-    aware = UNet2DConditionModel.from_config(
-        {
-            **unet.config,
-            "in_channels": 4 + MAP_CHANNELS,
-            "class_embed_type": "projection",
-            "projection_class_embeddings_input_dim": CAMERA_WIDTH,
-        }
-    )
+    vector = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_WIDTH}
+    aware = UNet2DConditionModel.from_config({**unet.config, **vector, "in_channels": 4 + MAP_CHANNELS})
     state = unet.state_dict()
     state["conv_in.weight"] = F.pad(state["conv_in.weight"], (0, 0, 0, 0, 0, MAP_CHANNELS))
     if unet.config.class_embed_type is None:
