@@ -55,8 +55,8 @@ def camera_map(camera: Tensor, height: int, width: int) -> Tensor:
 
     It is the point of its ray on the plane through the object's centre that faces the camera, seen from afar, in
     twentieths of a picture's side: x to the object's front, z up, as in `csd3d.cameras`. Ray maps do the same for
-    others (CAT3D, arXiv 2405.10314). Told the vector alone a model had not learned sides in 1.5 million pictures: two
-    sides are mirror images, and the map differs between them at every pixel. Values are large so that the map's
+    others (CAT3D, arXiv 2405.10314). It differs between left and right at every pixel; that a model learns sides
+    faster with it than from the vector alone was not found (docs/training.md). Values are large so that the map's
     weights, which begin at zero, need not grow for long.
     """
     sin, cos = camera[:, 0, None, None], camera[:, AZIMUTH_WAVES, None, None]
