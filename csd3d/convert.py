@@ -19,6 +19,7 @@ from csd3d.errors import InputError, closest
 from csd3d.schema import ByName, Chosen, OneOf, default_of, describe, hints_of, join, limits_of, mark_of, members, show
 
 NULL = "a section cannot be null"
+LARGEST = 1e9  # of a number without limits of its own; what computes with it does so in 32 bits
 
 
 class BadValue(Exception):
@@ -81,7 +82,8 @@ def convert(value: Any, annotation: Any, key: str, default: Any, beside: dict[st
         return _convert_by_name(value, mark, key, default)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if limits := limits_of(annotation):
-        number = convert(value, arguments[0], key, default)
+        inner = arguments[0]  # without a limit of its own where it is float
+        number = _convert_scalar(value, float, key, math.inf) if inner is float else convert(value, inner, key, default)
         if not limits.least <= number <= limits.most:
             raise BadValue(key, f"expected {describe(annotation)}, got {show(value)}")
         return number
@@ -103,9 +105,11 @@ def convert(value: Any, annotation: Any, key: str, default: Any, beside: dict[st
     return _convert_scalar(value, annotation, key)
 
 
-def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
+def _convert_scalar(value: Any, annotation: Any, key: str, most: float = LARGEST) -> Any:
     number = type(value) in (int, float) and value == value  # neither a bool nor NaN
     if annotation is float and number and (isinstance(value, float) or abs(value) < 2**1023):
+        if abs(value) > most:
+            raise BadValue(key, f"expected a number from {-LARGEST:g} to {LARGEST:g}, got {show(value)}")
         return float(value)
     if annotation is int and number and abs(value) != math.inf and int(value) == value:
         if not -(2**63) <= value < 2**63:

@@ -37,7 +37,7 @@ class Key:
     @property
     def text(self) -> str:
         """The comment and, unless that makes it long, the type; of numbers also their bounds."""
-        short = len(self.takes) < 20 or self.takes.startswith("a whole number from")
+        short = len(self.takes) < 20 or self.takes.startswith(("a whole number from", "a number from"))
         return f"{self.about} ({self.takes})" if self.about and short else self.about or self.takes
 
 

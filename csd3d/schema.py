@@ -75,6 +75,8 @@ class Within:
 
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Within(1, MOST_STEPS)]  # of a loop, or between two events in it
+Share = Annotated[float, Within(0, 1)]
+Amount = Annotated[float, Within(0, 1_000_000)]  # a weight, a length, a duration
 
 
 # ---------------------------------------------------------------------------------------------------- registered things

@@ -1,6 +1,8 @@
-"""Every whole number that a config can have: far too large or negative, it is refused in one line or does no harm."""
+"""Every number that a config can have: far too large, or a whole one below 0, it is refused or does no harm."""
 
+import math
 import re
+import types
 import typing
 
 import pytest
@@ -13,10 +15,12 @@ from csd3d.errors import InputError
 from csd3d.evaluation.text import EvaluateConfig
 from csd3d.export import MeshConfig
 from csd3d.fields import FieldConfig
+from csd3d.guidance.views import ViewsConfig
 from csd3d.keys import DOCUMENTED
 from csd3d.memory import SHARE, check_fits, memory_bytes, size_text
 from csd3d.rendering import RenderConfig
-from csd3d.representations.batch import AssetConfig, check_memory
+from csd3d.representations.batch import AssetConfig, LossConfig, ShadingConfig, check_memory
+from csd3d.representations.descent import OptimConfig
 from csd3d.representations.fit import FitConfig, check_rays
 from csd3d.schema import choose, hints_of, section_of
 from csd3d.tasks.text_to_3d import TextTo3DConfig
@@ -90,6 +94,54 @@ def test_a_number_out_of_bounds_is_refused_in_one_line(schema, name):
             assert name in told
             assert "\n" not in told
             assert re.search(r"from -?\d+ to \d+|at least|above 0|positive", told), told
+
+
+def fractions(annotation: object) -> bool:
+    """Whether an annotation takes numbers with a fraction, itself or in lists."""
+    return annotation is float or any(map(fractions, typing.get_args(annotation)))
+
+
+def filled(annotation: object, number: float) -> object:
+    """The number as the annotation takes it: alone where it can, else in place of the first of a list or section."""
+    parts, origin = typing.get_args(annotation), typing.get_origin(annotation)
+    if annotation is float or float in parts or origin in (typing.Union, types.UnionType, typing.Annotated):
+        return {dict: {"a": number}, list: [number], tuple: [number] * len(parts)}.get(origin, number)
+    return {"a": filled(parts[1], number)} if origin is dict else [filled(parts[0], number)]
+
+
+FRACTIONS = [(schema, name) for schema in configs() for name, hint in hints_of(schema).items() if fractions(hint)]
+
+
+def test_the_keys_with_fractions_are_found():
+    names = {(schema.__name__, name) for schema, name in FRACTIONS}
+    assert {("OptimConfig", "learning_rate"), ("ViewsConfig", "distance"), ("LossConfig", "opacity")} <= names
+    assert len(FRACTIONS) > 100
+
+
+@pytest.mark.parametrize(("schema", "name"), FRACTIONS, ids=[f"{schema.__name__}.{name}" for schema, name in FRACTIONS])
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e99])
+def test_a_number_that_is_not_finite_in_32_bits_is_refused_in_one_line(schema, name, number):
+    given = {key: value for key, value in NEEDED.items() if hints_of(schema).get(key) in (str, list[str])}
+    with pytest.raises((BadValue, InputError)) as caught:
+        build(schema, given | {name: filled(hints_of(schema)[name], number)}, "section", None)
+    told = f"{getattr(caught.value, 'key', '')}: {caught.value}"
+    assert name in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "value"),
+    [
+        (MeshConfig, "keep_fraction", 2.0), (MeshConfig, "smoothing", -1.0), (MeshConfig, "threshold", 0.0),
+        (ViewsConfig, "position_jitter", -1.0), (OptimConfig, "clip", -1.0), (TextTo3DConfig, "save_seconds", -1.0),
+        (LossConfig, "opacity", -1.0), (LossConfig, "opacity", [0, 0, 5, -1]), (ShadingConfig, "normal_step", 0.0),
+    ],
+)  # fmt: skip
+def test_a_weight_or_share_out_of_its_range_is_refused(schema, name, value):
+    given = {"prompt": "a cat"} if schema is TextTo3DConfig else {}
+    with pytest.raises((BadValue, InputError)) as caught:
+        build(schema, given | {name: value}, "section", None)
+    assert name in f"{getattr(caught.value, 'key', '')}: {caught.value}"
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

@@ -246,8 +246,8 @@ printable = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | st
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    prompt=printable, model=st.none() | printable, lr=st.floats(allow_nan=False), seed=st.integers(0, 2**62),
-    compare=st.lists(printable, max_size=3), number=st.none() | st.integers(-5, 5) | st.floats(allow_nan=False),
+    prompt=printable, model=st.none() | printable, lr=st.floats(-1e9, 1e9), seed=st.integers(0, 2**62),
+    compare=st.lists(printable, max_size=3), number=st.none() | st.integers(-5, 5) | st.floats(-1e9, 1e9),
 )  # fmt: skip
 def test_what_is_written_reads_back(tmp_path, prompt, model, lr, seed, compare, number):
     config = Config(prompt, model=model, lr=lr, seed=seed, compare=compare, number=number)

@@ -28,7 +28,7 @@ from csd3d.export.plate import keep_object, remove_plate
 from csd3d.export.room import inside_of_room
 from csd3d.export.texture import bake_texture, surface_colours, write_ply, write_textured
 from csd3d.memory import check_fits
-from csd3d.schema import Within
+from csd3d.schema import Share, Within
 
 Density = Callable[[Tensor], Tensor]  # positions [S, 3] world -> sigma [S] per world unit
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # positions, unit directions [S, 3] -> rgb [S, 3], sigma [S]
@@ -48,9 +48,11 @@ class MeshConfig:
     """How a mesh is extracted and coloured."""
 
     resolution: Annotated[int, Within(8, 1024)] = 160  # density samples along the box's longest side
-    threshold: float | None = None  # density of the surface, per world unit; null: chosen so that it looks as rendered
-    smoothing: float = 0.7  # standard deviation in voxels of a Gaussian filter on the log-density; 0: none
-    keep_fraction: float = 0.05  # parts with less than this share of the largest part's area are removed
+    # density of the surface, per world unit; null: chosen so that it looks as rendered
+    threshold: Annotated[float, Within(1e-6, 1_000_000)] | None = None
+    # standard deviation in voxels of a Gaussian filter on the log-density; 0: none
+    smoothing: Annotated[float, Within(0, 100)] = 0.7
+    keep_fraction: Share = 0.05  # parts with less than this share of the largest part's area are removed
     face_budget: Annotated[int, Within(16, 10_000_000)] = 16_000  # most faces after decimation
     texture_size: Annotated[int, Within(16, 16384)] = 1024  # texels along a side of the texture
     # auto: a captured object without what it stands on, an asset as with plate unless its prompt names one | plate: the

@@ -34,8 +34,8 @@ class FrontConfig:
     # without transparency: largest difference from the background's colour, of a channel in [0, 1]
     tolerance: Annotated[float, Within(0, 1)] = 0.1
     size: Annotated[int, Within(16, 1024)] = 128  # pixels along a side of the picture that is kept
-    colour_weight: Annotated[float, Within(0, 1e9)] = 3000.0  # weight of the squared error of the colours
-    mask_weight: Annotated[float, Within(0, 1e9)] = 1000.0  # weight of the squared error of the opacity
+    colour_weight: Annotated[float, Within(0, 1_000_000_000)] = 3000.0  # weight of the squared error of the colours
+    mask_weight: Annotated[float, Within(0, 1_000_000_000)] = 1000.0  # weight of the squared error of the opacity
 
     def camera(self, views: ViewsConfig) -> Cameras:
         """The picture's camera, which looks at the origin as `sample_views`' do without jitter."""

@@ -3,10 +3,9 @@
 Angles in degrees. Azimuth 0 is the object's front (+x), counter-clockwise from above; elevation 90 is straight above.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from csd3d.cameras import Cameras, look_at, on_sphere, side_seen, wrap_deg
 from csd3d.errors import InputError
 from csd3d.priors import Prior
-from csd3d.schema import counted_as
+from csd3d.schema import Amount, Within, counted_as
 
 Range = tuple[float, float]
 VIEW_WORDS = {  # {view} of a prompt, by direction
@@ -34,9 +33,9 @@ class ViewsConfig:
     azimuth_deg: Range = (0.0, 360.0)  # range of camera azimuths, degrees; 0 is the object's front
     distance: Range = (3.7, 4.3)  # range of distances from the object's centre, world units
     fov_deg: Range = (31.0, 31.0)  # range of fields of view, degrees
-    position_jitter: float = 0.0  # standard deviation of noise on the camera's position, world units
-    target_jitter: float = 0.03  # standard deviation of the point that the camera looks at, world units
-    up_jitter: float = 0.0  # standard deviation of the camera's roll, radians
+    position_jitter: Amount = 0.0  # standard deviation of noise on the camera's position, world units
+    target_jitter: Amount = 0.03  # standard deviation of the point that the camera looks at, world units
+    up_jitter: Amount = 0.0  # standard deviation of the camera's roll, radians
     stratified: bool = True  # spread a step's azimuths evenly: one view in each equal part of the range
 
     def __post_init__(self) -> None:
@@ -44,7 +43,7 @@ class ViewsConfig:
             low, high = getattr(self, key)
             if not low <= high:
                 raise ValueError(f"{key} is [{low:g}, {high:g}]: give the lower end first")
-        limits = {"elevation_deg": (-90, 90), "fov_deg": (1, 170), "distance": (1e-3, math.inf)}
+        limits = {"elevation_deg": (-90, 90), "fov_deg": (1, 170), "distance": (1e-3, 1e6)}
         for key, (least, most) in limits.items():
             if not (least <= getattr(self, key)[0] and getattr(self, key)[1] <= most):
                 raise ValueError(f"{key} is {list(getattr(self, key))}: both ends must be in [{least:g}, {most:g}]")
@@ -119,7 +118,7 @@ class PromptConfig:
     words: dict[str, str] = field(default_factory=lambda: dict(VIEW_WORDS))  # {view} by direction
     front_deg: float = 45.0  # a view is "front" up to this many degrees to either side of the front
     back_deg: float = 45.0  # a view is "back" up to this many degrees to either side of the back
-    overhead_deg: float = 60.0  # a view is "overhead" above this elevation, degrees
+    overhead_deg: Annotated[float, Within(-90, 90)] = 60.0  # a view is "overhead" above this elevation, degrees
     backdrops: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # background colours: {name: rgb}
     # whether the model is told a view's camera too: auto (if it takes one), true (it must take one), or false
     camera: bool | Literal["auto"] = counted_as(lambda told: None if told == "auto" else told, "auto")

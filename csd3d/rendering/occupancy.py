@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from csd3d.errors import InputError
 from csd3d.memory import check_fits
-from csd3d.schema import Steps, Within
+from csd3d.schema import Amount, Share, Steps, Within
 from custom_kernels import rendering as kernels
 from custom_kernels.field import Field
 from custom_kernels.trace import Traced, trace
@@ -30,8 +30,8 @@ class RenderConfig:
     steps: Annotated[int, Within(1, 100_000)] = 384  # number of shortest steps along the diagonal of the scene's box
     max_samples: Annotated[int, Within(1, 100_000)] = 1024  # most samples of one ray
     finer: Annotated[int, Within(1, 64)] = 1  # steps are this many times shorter in pictures rendered without gradients
-    near: float = 0.05  # rays start at this distance from the camera
-    cone_angle: float = 0.015  # a step is at least this share of its distance; unbounded scenes only
+    near: Amount = 0.05  # rays start at this distance from the camera
+    cone_angle: Share = 0.015  # a step is at least this share of its distance; unbounded scenes only
     # nested grids, unbounded scenes only: they reach 2^(levels - 1) times the box
     levels: Annotated[int, Within(1, 16)] = 5
     resolution: Annotated[int, Within(16, 512)] = 64  # cells along an edge of the grid
@@ -39,7 +39,7 @@ class RenderConfig:
     decay: float = 0.95  # factor on the stored thickness of a cell at each visit
     update_every: Steps = 16  # training steps between updates of the grid
     warmup: Steps = 256  # until this training step an update visits every cell, afterwards at most a quarter
-    early_stop: float = 1e-4  # samples that less than this share of the light reaches are skipped
+    early_stop: Share = 1e-4  # samples that less than this share of the light reaches are skipped
     backend: str = "auto"  # auto | reference | native | triton | nerfacc
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from csd3d.memory import check_fits
 from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ignored_keys, open_scene
 from csd3d.representations.fit import opacity_entropy
-from csd3d.schema import MOST_STEPS, Chosen, OneOf, Within, choose
+from csd3d.schema import MOST_STEPS, Amount, Chosen, OneOf, Share, Within, choose, show
 from csd3d.waits import to_host
 
 StepNumber = Annotated[int, Within(0, MOST_STEPS)]
@@ -32,9 +32,10 @@ class ShadingConfig:
     start: StepNumber = 100  # steps before the first that may be lit
     lambertian: float = 0.0  # share of the later steps that show the colours lit
     textureless: float = 0.0  # share of the later steps that show a white surface lit
-    ambient: float = 0.3  # share of the light that comes from everywhere
-    lamp: float = 0.3  # standard deviation of the lamp's place about the camera, as a share of the camera's distance
-    normal_step: float | None = 0.01  # normals are finite differences over this length in world units; null: analytic
+    ambient: Share = 0.3  # share of the light that comes from everywhere
+    lamp: Amount = 0.3  # standard deviation of the lamp's place about the camera, as a share of the camera's distance
+    # normals are finite differences over this length in world units; null: analytic
+    normal_step: Annotated[float, Within(1e-6, 10)] | None = 0.01
 
     def __post_init__(self) -> None:
         if min(self.lambertian, self.textureless) < 0 or self.lambertian + self.textureless > 1:
@@ -56,6 +57,9 @@ class LossConfig:
         for key, value in vars(self).items():
             if isinstance(value, tuple) and value[2] <= value[0]:
                 raise ValueError(f"{key} is {list(value)}: its last step must come after its first")
+            weights = value[1::2] if isinstance(value, tuple) else (value,)
+            if min(weights) < 0:
+                raise ValueError(f"{key} is {show(value)}: give weights of at least 0")
 
 
 def _small_hashgrid() -> Chosen:
@@ -68,7 +72,7 @@ def _small_hashgrid() -> Chosen:
 class AssetConfig:
     """What each asset is, and how large its renders are."""
 
-    extent: float = 1.1  # the asset's box is [−extent, extent]³ in world units
+    extent: Annotated[float, Within(1e-3, 1_000_000)] = 1.1  # the asset's box is [−extent, extent]³ in world units
     representation: Annotated[Chosen, OneOf("representation")] = dataclasses.field(  # what each asset is made of
         default_factory=_small_hashgrid
     )
@@ -87,8 +91,6 @@ class AssetConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.extent > 0:
-            raise ValueError(f"extent is {self.extent}: give a length above 0")
         for key in ("random_background", "textured_background"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a share of the steps in [0, 1]")

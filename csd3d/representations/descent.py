@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.representations.batch import Assets
-from csd3d.schema import MOST_STEPS, Within
+from csd3d.schema import MOST_STEPS, Amount, Within
 
 
 @dataclass
@@ -17,8 +17,8 @@ class OptimConfig:
 
     learning_rate: float = 1e-2  # highest learning rate, after the warm-up
     final: float = 1.0  # share of learning_rate left at the last step; the decay is exponential
-    background: float = 0.1  # the background's learning rate, as a share of learning_rate
-    clip: float = 0.0  # largest norm of all gradients together; 0: no limit
+    background: Amount = 0.1  # the background's learning rate, as a share of learning_rate
+    clip: Amount = 0.0  # largest norm of all gradients together; 0: no limit
     ema: float = 0.0  # decay of the averaged weights, which make the finished asset; 0: the last step's weights do
     warmup: Annotated[int, Within(0, MOST_STEPS)] = 10  # steps in which the learning rate rises from 0
 

@@ -16,7 +16,7 @@ from csd3d.errors import InputError
 from csd3d.memory import check_fits
 from csd3d.priors import perceptual_distance
 from csd3d.rendering import Rendered
-from csd3d.schema import Steps, Within
+from csd3d.schema import Amount, Steps, Within
 from csd3d.waits import to_host
 
 SAMPLES_PER_RAY = 40  # of a scene that has taken shape; at the start there are more
@@ -39,9 +39,9 @@ class FitConfig:
     warmup: Steps = 20  # steps in which the learning rate rises from 0
     patches: Annotated[int, Within(0, 4096)] = 0  # patches a step, for the perceptual loss
     patch_size: Annotated[int, Within(1, 1024)] = 32  # side of a patch, pixels
-    perceptual_weight: float = 0.0  # weight of the perceptual distance between patches
-    opacity_weight: float = 1e-3  # weight of the opacity's entropy: half-transparent rays become empty or full
-    distortion_weight: float = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
+    perceptual_weight: Amount = 0.0  # weight of the perceptual distance between patches
+    opacity_weight: Amount = 1e-3  # weight of the opacity's entropy: half-transparent rays become empty or full
+    distortion_weight: Amount = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
 
     def __post_init__(self) -> None:
         for key in ("steps", "patch_size", "warmup"):

@@ -168,11 +168,12 @@ class HashGridScene(nn.Module):
 
     def get_extra_state(self) -> dict[str, float]:
         """State of a checkpoint besides parameters and buffers (torch's hook)."""
-        return {"samples_per_ray": self.samples_per_ray}
+        return {"samples_per_ray": self.samples_per_ray, "active_levels": self.field.active_levels}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
         """Restore what `get_extra_state` returned."""
         self.samples_per_ray = state["samples_per_ray"]
+        self.set_levels(state.get("active_levels", self.field.active_levels))  # older checkpoints have none
 
     # ---------------------------------------------------------------------------------------------------------- shape
 

@@ -37,7 +37,7 @@ from csd3d.priors import Prior, PriorConfig, load_lpips, load_prior
 from csd3d.registry import register, returned
 from csd3d.report.canvas import CanvasReport, previewer, write_results
 from csd3d.report.used import environment_of, used
-from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental, path_key
+from csd3d.schema import Amount, ByName, Chosen, OneOf, Within, by_name, choose, incidental, path_key
 
 Editor = Annotated[Chosen, OneOf("canvas_editor", settings="editors")]
 EACH_ITS_OWN = "each editor that starts from noise has its own, such as editors.ip2p."
@@ -80,7 +80,7 @@ class EditCanvasConfig:
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one
     clip: str = path_key(identity=False)
     captions: list[str] = incidental(default_factory=list)  # two captions for CLIP: of the source and of its edit
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long, and previews
+    save_seconds: Amount = incidental(30.0)  # seconds between checkpoints, more where saving takes long, and previews
     max_pixels: int = incidental(MAX_PIXELS)  # most pixels of a picture, a mask or a frame of a video
 
     MOVED: ClassVar[dict[str, str]] = MOVED

@@ -45,7 +45,7 @@ from csd3d.report.scene import (
 from csd3d.report.used import environment_of, used
 from csd3d.representations.base import SceneModel, check_opens, ignored_keys, open_scene
 from csd3d.representations.fit import FitConfig, check_patches, check_rays
-from csd3d.schema import ByName, Chosen, OneOf, Within, by_name, choose, incidental
+from csd3d.schema import Amount, ByName, Chosen, OneOf, Within, by_name, choose, incidental
 
 SMALLEST = 11  # pixels of a side: the window of SSIM
 EDITOR = OneOf("scene_editor", settings="editors")
@@ -84,7 +84,7 @@ class EditSceneConfig:
     # other editors to run for comparison; "NAME+word" runs NAME once more, with other settings
     compare: list[Annotated[Chosen, EDITOR]] = incidental(default_factory=list)
     export: ExportConfig = incidental(default_factory=ExportConfig)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
+    save_seconds: Amount = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = {
         "field": "representation.field",

@@ -48,7 +48,7 @@ from csd3d.representations.base import check_opens
 from csd3d.representations.batch import AssetConfig, Assets, LossConfig, ShadingConfig, check_memory, ignored
 from csd3d.representations.descent import OptimConfig, averaged
 from csd3d.representations.sketch import SketchConfig
-from csd3d.schema import ByName, Chosen, OneOf, Within, incidental
+from csd3d.schema import Amount, ByName, Chosen, OneOf, Within, incidental
 
 SHARES = ("auto", "views", "assets", "all")
 OneMethod = Annotated[Chosen, OneOf("method", settings="methods", also=ALIASES)]
@@ -83,7 +83,7 @@ class TextTo3DConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = incidental(default_factory=EvaluateConfig)
     export: ExportConfig = incidental(default_factory=ExportConfig)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
+    save_seconds: Amount = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = MOVED | {
         f"asset.{key}": f"asset.representation.{key}" for key in ("field", "render")

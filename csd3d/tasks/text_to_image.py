@@ -34,7 +34,7 @@ from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
-from csd3d.schema import ByName, Chosen, OneOf, Within, incidental, path_key
+from csd3d.schema import Amount, ByName, Chosen, OneOf, Within, incidental, path_key
 
 LEAST_SIDE = 8  # pixels
 BYTES_PER_PIXEL = 100  # pictures, and latents with their gradients and moments
@@ -85,7 +85,7 @@ class TextToImageConfig:
     clip: str = path_key(identity=False)
     # a folder of pictures for FID, which needs the extra `metrics` and thousands of pictures; "": no FID
     fid_against: str = path_key(identity=False)
-    save_seconds: float = incidental(30.0)  # seconds between checkpoints, more where saving takes long
+    save_seconds: Amount = incidental(30.0)  # seconds between checkpoints, more where saving takes long
 
     MOVED: ClassVar[dict[str, str]] = MOVED
 

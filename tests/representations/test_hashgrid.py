@@ -95,3 +95,13 @@ def test_a_fit_goes_on_from_its_state_as_if_unbroken(scene):
     assert steps(scene, optimiser, 3, 6, draws) == steps(other, resumed, 3, 6, later)
     other.start_fit(config)
     assert other.samples_per_ray == FIRST_GUESS
+
+
+def test_a_checkpoint_knows_the_levels_in_use():
+    scene, other = SMALL.open(BOX, generator()), SMALL.open(BOX, generator())
+    scene.set_levels(1)
+    other.load_state_dict(scene.state_dict())
+    points = torch.rand(9, 3, generator=generator())
+    assert torch.equal(other.field.density(points)[0], scene.field.density(points)[0])
+    other.set_levels(2)
+    assert not torch.equal(other.field.density(points)[0], scene.field.density(points)[0])
