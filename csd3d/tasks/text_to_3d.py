@@ -4,6 +4,7 @@ The particles of a step are the V views of one asset, the N assets at one camera
 Each method is a phase with its own checkpoints; all start alike.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -102,19 +103,19 @@ class TextTo3DConfig:
                 raise ValueError(f"asset.{key} must be 0, as prompts.backdrops draws backgrounds too")
         self.distill = settle_distill(self.distill, [one.name for one in (self.method, *self.compare)])
         self.runs  # noqa: B018 (raises where a method does not go with the rest)
-        late = {key: last for key, last in self._last_steps().items() if last >= self.distill.steps}
+        late = {key: needed for key, needed in self._steps_needed().items() if needed > self.distill.steps}
         if late:
-            named = ", ".join(f"{key} names step {last}" for key, last in late.items())
-            raise ValueError(f"{named}: distill.steps has {self.distill.steps}, counted from 0; change these keys too")
+            named = ", ".join(f"{key} needs {needed}" for key, needed in late.items())
+            raise ValueError(f"distill.steps is {self.distill.steps}, but {named}; change these keys too")
 
-    def _last_steps(self) -> dict[str, int]:
-        """The last step that each schedule names, by its key."""
+    def _steps_needed(self) -> dict[str, int]:
+        """How many steps it takes to come to the last one that each schedule names, by its key."""
         keys = ("resolution", "levels") if self.asset.max_levels else ("resolution",)
-        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] for key in keys}
+        found = {f"asset.{key}": getattr(self.asset, key)[-1][0] + 1 for key in keys}
         ramps = {f"losses.{key}": value for key, value in vars(self.losses).items() if isinstance(value, tuple)}
-        found |= {key: int(ramp[2]) - 1 for key, ramp in ramps.items()}  # it may end with the run
+        found |= {key: math.ceil(ramp[2]) for key, ramp in ramps.items()}  # it may end with the run
         if self.shading.lambertian or self.shading.textureless:
-            found["shading.start"] = self.shading.start
+            found["shading.start"] = self.shading.start + 1
         return found
 
     @property

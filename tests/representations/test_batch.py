@@ -264,7 +264,7 @@ def test_settings_that_mean_nothing_are_refused(change, said):
     ],
 )
 def test_schedules_past_the_last_step_are_refused(key, changes):
-    with pytest.raises(ValueError, match=f"{key} names step 600"):
+    with pytest.raises(ValueError, match=f"is 600, but {key} needs 601; change"):
         TextTo3DConfig(prompt="a chair", **changes)
     TextTo3DConfig(prompt="a chair", losses=LossConfig(opacity=(0, 0.0, 600, 1.0)), shading=ShadingConfig(start=600))
     with pytest.raises(ValueError, match="rising"):
