@@ -6,7 +6,7 @@ the protocol in `base` only.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class AssetConfig:
     representation: Annotated[Chosen, OneOf("representation")] = dataclasses.field(  # what each asset is made of
         default_factory=_small_hashgrid
     )
-    background: str = "learned"  # learned, white or black; prompts.backdrops takes its place
+    background: Literal["learned", "white", "black"] = "learned"  # prompts.backdrops takes its place
     random_background: float = 0.0  # share of the steps whose background is one random colour
     textured_background: float = 0.0  # share of the steps whose views have noise, chequerboards or waves behind them
     resolution: list[tuple[StepNumber, Annotated[int, Within(1, 2048)]]] = (
