@@ -76,7 +76,8 @@ class AssetConfig:
     representation: Annotated[Chosen, OneOf("representation")] = dataclasses.field(  # what each asset is made of
         default_factory=_small_hashgrid
     )
-    background: Literal["learned", "white", "black"] = "learned"  # prompts.backdrops takes its place
+    # learned, white or black; prompts.backdrops takes its place
+    background: Literal["learned", "white", "black"] = "learned"
     random_background: float = 0.0  # share of the steps whose background is one random colour
     textured_background: float = 0.0  # share of the steps whose views have noise, chequerboards or waves behind them
     resolution: list[tuple[StepNumber, Annotated[int, Within(1, 2048)]]] = (
