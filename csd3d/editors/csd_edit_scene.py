@@ -16,7 +16,7 @@ from csd3d.editors.matches import check_matches, matches_of
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
 from csd3d.priors import Defaults
 from csd3d.registry import register
-from csd3d.schema import MOST_STEPS, Steps, Within
+from csd3d.schema import MOST_STEPS, Share, Steps, Within
 
 logger = logging.getLogger("csd3d")
 LONG_S = 10.0  # seconds that a round takes, from which on it is announced
@@ -46,7 +46,7 @@ class CSDEditScene:
     match: Annotated[float, Within(0, 2)] = 0.0  # how far points that match in 3D are pulled together after each step
     # views that each view is matched with, the nearest; null: all
     match_nearest: Annotated[int, Within(1, 100_000)] | None = None
-    match_above: Annotated[float, Within(0, 1)] = 0.15  # noise level, a share of the schedule, below which they are not
+    match_above: Share = 0.15  # noise level, a share of the schedule, below which they are not
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
     baseline: str = "image"  # what is subtracted: image (the paper), guided or noise; see `csd3d keys csd_edit`

@@ -17,7 +17,7 @@ from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors.attention import layer_sizes, self_attention
 from csd3d.priors.key_views import InjectedAttention
 from csd3d.registry import register
-from csd3d.schema import MOST_STEPS, Steps, Within
+from csd3d.schema import MOST_STEPS, Share, Steps, Within
 
 
 @register("scene_editor", "dge", title="DGE-like, key views along epipolar lines")
@@ -42,11 +42,11 @@ class DGE(KeyViewEditor):
     noise: str = "independent"  # noise of the views: independent (as in the code), or shared by all
     epipolar_reach: Annotated[float, Within(0, 10_000)] = 1.0  # largest distance from the line, in pixels of a layer
     # noise level below which each view is denoised alone, a share of the schedule
-    alone_below: Annotated[float, Within(0, 1)] = 0.1
+    alone_below: Share = 0.1
     sampler: Sampler = "ddim"  # ddim, euler or dpm++: how each step is taken
     rounds: Annotated[int, Within(0, MOST_STEPS)] = 1  # number of edits; the authors make a second one
     edit_every: Steps = 300  # steps of the fit between edits
-    later_start: Annotated[float, Within(0, 1)] = 0.3  # `start` of later edits, which begin at renders of the scene
+    later_start: Share = 0.3  # `start` of later edits, which begin at renders of the scene
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from csd3d.editors.scene import Report, SceneEdit
 from csd3d.priors.attention import self_attention
 from csd3d.priors.key_views import AlignedAttention
 from csd3d.registry import register
-from csd3d.schema import Within
+from csd3d.schema import Share, Within
 
 
 @register("scene_editor", "gaussctrl", title="GaussCtrl-like, without its ControlNet")
@@ -37,7 +37,7 @@ class GaussCtrl(KeyViewEditor):
 
     # number of key views, at most all and prior.micro_batch; null: one for five views
     key_views: Annotated[int, Within(1, 100_000)] | None = 4
-    own_weight: Annotated[float, Within(0, 1)] = 0.6  # λ, the share of a view's attention to itself; 1: all alone
+    own_weight: Share = 0.6  # λ, the share of a view's attention to itself; 1: all alone
 
     def __post_init__(self) -> None:
         super().__post_init__()

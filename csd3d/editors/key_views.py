@@ -22,7 +22,7 @@ from csd3d.priors import Prior
 from csd3d.priors.attention import check_attention
 from csd3d.priors.key_views import KeyViewAttention
 from csd3d.priors.queries import restricted
-from csd3d.schema import Within
+from csd3d.schema import Share, Within
 from csd3d.waits import sent
 
 ONE_OF = 5  # views for each key view, as in DGE's code
@@ -35,7 +35,7 @@ class KeyViewEditor:
     # number of key views, at most all and prior.micro_batch; null: one for five views
     key_views: Annotated[int, Within(1, 100_000)] | None = None
     ddim_steps: Annotated[int, Within(1, 10_000)] = 20  # steps of an edit
-    start: Annotated[float, Within(0, 1)] = 1.0  # noise level of the first step, a share of the schedule
+    start: Share = 1.0  # noise level of the first step, a share of the schedule
     text_scale: float | None = None  # ω_y, guidance by the instruction; null: the model's default
     image_scale: float | None = None  # ω_s, guidance by the photo; null: the model's default
 

@@ -15,7 +15,7 @@ from csd3d.guidance.views import ViewsConfig
 from csd3d.metrics import psnr_weighted
 from csd3d.rendering import Shading
 from csd3d.representations.batch import Assets
-from csd3d.schema import Within
+from csd3d.schema import Share, Within
 from csd3d.waits import sent, to_host
 
 
@@ -32,7 +32,7 @@ class FrontConfig:
     # share of the view that the longer side of the object's box takes; a larger object than extent would be cut off
     fill: Annotated[float, Within(0.1, 1)] = 0.8
     # without transparency: largest difference from the background's colour, of a channel in [0, 1]
-    tolerance: Annotated[float, Within(0, 1)] = 0.1
+    tolerance: Share = 0.1
     size: Annotated[int, Within(16, 1024)] = 128  # pixels along a side of the picture that is kept
     colour_weight: Annotated[float, Within(0, 1_000_000_000)] = 3000.0  # weight of the squared error of the colours
     mask_weight: Annotated[float, Within(0, 1_000_000_000)] = 1000.0  # weight of the squared error of the opacity

@@ -18,7 +18,7 @@ from csd3d.distillation.method import Query
 from csd3d.errors import InputError, closest
 from csd3d.priors import Prior
 from csd3d.priors.prompt_attention import PromptAttention, WordMaps
-from csd3d.schema import Within
+from csd3d.schema import Share, Within
 
 WORDS = re.compile(r"[^\s,.;:!?]+|[,.;:!?]+")
 Spans = list[tuple[str, range]]  # each word of a prompt in small letters, and the positions of its tokens
@@ -43,9 +43,9 @@ class PromptToPrompt:
     # words that take over maps: swap (by position), refine (equal words), or auto (swap for as many words, else refine)
     align: Literal["auto", "swap", "refine"] = "auto"
     # share of the steps, from the first, that take over cross-attention maps
-    cross_steps: Annotated[float, Within(0, 1)] = 0.8
+    cross_steps: Share = 0.8
     # share of the steps, from the first, that take over self-attention maps, which hold the layout
-    self_steps: Annotated[float, Within(0, 1)] = 0.4
+    self_steps: Share = 0.4
     weights: dict[str, float] = field(default_factory=dict)  # factors of the maps of words of `prompt`; others have 1
     # self-attention maps are taken over only in layers of at most this many latent pixels
     max_pixels: Annotated[int, Within(0, 2**24)] = 256
