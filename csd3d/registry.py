@@ -122,13 +122,14 @@ def _check(entry: Entry) -> None:
         raise InputError(f"{at} has a key `type`, by which configs choose what it is; call it otherwise")
 
 
-def get(kind: str, name: str) -> Entry:
-    """Return what is registered under `name`; InputError with the nearest name and all others if there is nothing."""
+def get(kind: str, name: str, *, key: str = "") -> Entry:
+    """Return what is registered under `name`, the value of `key`; InputError with the nearest name and all others."""
     known = names(kind)
     if name in known:
         return _entries[kind][name]
     hint = f"did you mean {closest(name, known)}? " if known else ""
-    raise InputError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
+    place = f"{key}: " if key else ""
+    raise InputError(f"{place}unknown {kind} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
 
 
 def names(kind: str) -> list[str]:

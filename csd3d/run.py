@@ -13,7 +13,7 @@ from csd3d import __version__, ranks, registry
 from csd3d.config import load_config, task_name, to_yaml
 from csd3d.config_files import parse_value, read_config
 from csd3d.engine.logs import logger, logging_to
-from csd3d.engine.run_folder import create_run_folder, held
+from csd3d.engine.run_folder import check_output, create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 from csd3d.paths import paths_of, with_paths
@@ -32,6 +32,7 @@ def start(
     stop: StopRequest,
 ) -> Path:
     """Start the job of a config file in a new run folder, and return the folder."""
+    check_output(output)
     config = with_paths(read(config_file, [*overrides, *([] if seed is None else [f"seed={seed}"])]), settle)
     # opened by the paths that config.yaml names, so that a run resumed from another folder has the same identity
     # it raises for bad input before a folder is made

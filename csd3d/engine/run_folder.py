@@ -90,6 +90,21 @@ def create_run_folder(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_output(output: Path | None) -> None:
+    """Raise InputError, before a model is loaded, if `create_run_folder` could not make `output`."""
+    if output is None:
+        return
+    above = next((folder for folder in output.absolute().parents if os.path.lexists(folder)), Path("/"))
+    why = None if os.path.isdir(above) else f"{above} is no folder"
+    if os.path.isdir(output):
+        with contextlib.suppress(OSError):  # told by `create_run_folder`
+            why = "" if any(os.scandir(output)) else None
+    elif os.path.lexists(output):
+        why = "it is no folder"
+    if why is not None:
+        raise InputError(f"{output}: cannot be made the run folder ({_why_not(output, OSError(why))})")
+
+
 def _is_current(target: Path) -> bool:
     try:
         return target.resolve() == Path.cwd()

@@ -143,7 +143,7 @@ def find_family(folder: ModelFolder, name: str = "auto") -> Any:
     Raises InputError naming the model's class and the families where none does, or those where several do.
     """
     if name != "auto":
-        return registry.get("family", name).thing
+        return registry.get("family", name, key="prior.family").thing
     found = [entry for entry in registry.entries("family") if entry.thing.matches(folder)]
     if len(found) == 1:
         return found[0].thing

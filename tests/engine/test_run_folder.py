@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from csd3d import run as jobs
 from csd3d.engine.checkpoint import save_checkpoint
-from csd3d.engine.run_folder import create_run_folder, held, read_environment
+from csd3d.engine.run_folder import check_output, create_run_folder, held, read_environment
 from csd3d.errors import InputError
 from csd3d.files import make_folder, write_text
 from csd3d.media.encoding import Encoder
@@ -67,6 +68,17 @@ def test_a_folder_that_cannot_be_made_is_bad_input_and_leaves_nothing(tmp_path, 
     with pytest.raises(InputError, match="No space left"):
         create_run_folder("job", "x", output=tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "here"]
+
+
+def test_an_output_that_cannot_be_made_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "read", lambda *_: pytest.fail("a config was read first"))
+    (tmp_path / "file").write_text("keep")
+    for place, why in (("file", "it is no folder"), ("file/below", "file is no folder"), ("", "it is not empty")):
+        with pytest.raises(InputError, match=why):
+            jobs.start(tmp_path / "config.yaml", [], tmp_path / place, None, "cpu", stop=None)
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "new", "a/b", "x" * 300):  # the last is told when it is made
+        check_output(tmp_path / place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

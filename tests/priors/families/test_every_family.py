@@ -7,6 +7,7 @@ import torch
 from family_checks import PROMPT, TOLERANCE, images, noise, opened
 from tiny_models import MAX_TOKENS
 
+from csd3d.errors import InputError
 from csd3d.priors import Condition
 from csd3d.priors.loading import find_family
 from csd3d.priors.opening import ModelFolder
@@ -79,3 +80,8 @@ def test_models_of_texts_take_no_picture(deepfloyd, sd3, sdxl):
 def test_the_configs_say_whether_a_model_edits(request, name):
     folder = request.getfixturevalue(f"{name}_folder")
     assert find_family(ModelFolder(folder)).edits(ModelFolder(folder)) == opened(folder, None).edits
+
+
+def test_a_family_that_there_is_not_is_told_with_its_key(edit_folder):
+    with pytest.raises(InputError, match=r"^prior\.family: unknown family 'foo'; did you mean"):
+        find_family(ModelFolder(edit_folder), "foo")
