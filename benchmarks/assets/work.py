@@ -22,7 +22,7 @@ from csd3d.report.text import view_rows
 from csd3d.run import opened, opening
 from csd3d.tasks.text_to_3d import TextTo3DConfig
 
-VERSION = "assets-1"
+VERSION = "assets-2"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 SAMPLES = 64  # true pixels that stand for each colour, from light to shade
 UNLIKE = 22.0  # CIELAB units; a pixel further from all asked colours has none of them
 LIGHTNESS = 0.6  # weight of a difference in lightness, of which shading makes much
-WINDOW, SPECKLE = 0.08, 0.012  # standard deviations, of a picture's side: where a pattern's contrast is, what is none
+WINDOW = 0.08  # standard deviation, of a picture's side, of the windows in which a pattern is looked for
 
 
 def seen_as(pixels: Tensor, true_pixels: Tensor, asked: Tensor) -> Tensor:
@@ -67,30 +67,28 @@ def between(pixels: Tensor, true_pixels: Tensor, asked: Tensor) -> Tensor:
 
 
 def pattern_found(rgb: Tensor, opaque: Tensor, true_rgb: Tensor, asked: Tensor) -> float | None:
-    """How much of the pattern is there, 0 to 1, wherever its parts lie; None if the true object has none.
+    """How much of the pattern is there, in its place and in its colours, 0 to 1; None if the true object has none.
 
-    rgb, true_rgb [V,S,S,3]; opaque [V,S,S] bool: where the asset is; asked [V,S,S] as of `TrueViews`. It is the local
-    contrast of the asset between both colours, in windows of `WINDOW` of the picture, over the true object's, to 1.
-    A pattern that is shifted or turned, or another one, has about 0.9, one blurred by 3 % of the picture 0.6, halves of
-    one colour each 0.45 to 0.55, speckle 0.25, a mixture or one colour below 0.2.
+    rgb, true_rgb [V,S,S,3]; opaque [V,S,S] bool: where the asset is; asked [V,S,S] as of `TrueViews`. It is the slope
+    of a local regression, in windows of `WINDOW` of the picture, of where the asset lies between both colours on where
+    the true object does. A pattern with half of its contrast has 0.5; one colour, a mixture, halves, speckle and
+    blotches have about 0, as have stripes where dots are asked for.
     """
     region, known = (asked == 0) | (asked == 1), asked >= 0
     if not (asked == 1).any() or not (asked == 0).any():
         return None
+    place = torch.zeros(2, *asked.shape)
+    for k, pictures in enumerate((true_rgb, rgb)):
+        place[k][region] = between(pictures[region], true_rgb[known], asked[known])
+    true, own = place
 
-    def contrast(pictures: Tensor, there: Tensor) -> Tensor:
-        place = torch.zeros(asked.shape)
-        place[region] = between(pictures[region], true_rgb[known], asked[known])
-        weight = there.float()
-        smooth = blurred(place * weight, SPECKLE) / blurred(weight, SPECKLE).clamp_min(1e-6)
-        mass = blurred(weight, WINDOW).clamp_min(1e-6)
-        mean, square = (blurred(x * weight, WINDOW) / mass for x in (smooth, smooth.square()))
-        return (square - mean.square()).clamp_min(0).sqrt()
+    def spread(first: Tensor, second: Tensor, there: Tensor) -> Tensor:
+        mass = blurred(there.float(), WINDOW).clamp_min(1e-6)
+        a, b, both = (blurred(x * there, WINDOW) / mass for x in (first, second, first * second))
+        return ((both - a * b) * there).sum()
 
-    true, own = contrast(true_rgb, region), contrast(rgb, region & opaque)
-    share = (own / true.clamp_min(1e-3)).clamp(0, 1) * (region & opaque)
-    weight = region * true
-    return ((share * weight).sum() / weight.sum().clamp_min(1e-6)).item()
+    slope = spread(true, own, region & opaque) / spread(true, true, region).clamp_min(1e-6)
+    return slope.clamp(0, 1).item()
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:
