@@ -16,6 +16,7 @@ from csd3d.cameras import Cameras
 from csd3d.fields import FieldConfig
 from csd3d.memory import check_fits
 from csd3d.rendering import RenderConfig, Rendered, Shading
+from csd3d.rendering.bend import bend
 from csd3d.representations.base import ignored_keys, open_scene
 from csd3d.representations.fit import opacity_entropy
 from csd3d.schema import MOST_STEPS, Amount, Chosen, OneOf, Share, Within, choose, show
@@ -50,6 +51,7 @@ class LossConfig:
     sparsity: Schedule = 0.0  # weight of DreamFusion's √(opacity² + 0.01), which empties pixels
     opacity: Schedule = 0.0  # weight of the opacity's entropy: half-transparent pixels become empty or full
     distortion: Schedule = 0.0  # weight of mip-NeRF 360's distortion loss: haze becomes a surface
+    smoothness: Schedule = 0.0  # weight of the bend of visible surfaces: creases and dents become smooth
     transmittance: Schedule = 0.0  # weight of DreamFields' -min(share of a view that is empty, `empty`)
     empty: Schedule = 0.88  # share of a view up to which losses.transmittance empties it
 
@@ -134,7 +136,7 @@ class Assets(nn.Module):
         plain = None if colour is None else lambda d: colour.to(d).expand_as(d)
         jitter = jitter.unflatten(1, (len(cameras), cameras.height, cameras.width))
         found = [m.render(cameras, j, shading, plain, distortion) for m, j in zip(self.models, jitter, strict=True)]
-        return AssetViews(torch.cat([view.rgb for view in found]).permute(0, 3, 1, 2), found)
+        return AssetViews(torch.cat([view.rgb for view in found]).permute(0, 3, 1, 2), found, cameras)
 
     def prepare(self, step: int, levels: int, generator: torch.Generator) -> None:
         """Set the levels of detail in use and do each scene's upkeep before step `step`."""
@@ -151,15 +153,16 @@ class Assets(nn.Module):
 
 @dataclass
 class AssetViews:
-    """Pictures [N·V, 3, S, S], asset by asset, and what each asset's views [V, S, S] reported."""
+    """Pictures [N·V, 3, S, S], asset by asset, and what each asset's views [V, S, S] reported, from the V cameras."""
 
     images: Tensor
     rendered: list[Rendered]
+    cameras: Cameras
 
     def before(self, backgrounds: Tensor) -> "AssetViews":
         """Views that were rendered before black, before `backgrounds` [N·V, 3, S, S]."""
         opacity = torch.cat([r.opacity for r in self.rendered])[:, None]
-        return AssetViews(self.images + (1 - opacity) * backgrounds.to(opacity), self.rendered)
+        return dataclasses.replace(self, images=self.images + (1 - opacity) * backgrounds.to(opacity))
 
     def at_side(self, side: int) -> Tensor:
         """The pictures resized to `side` pixels; each of their pixels counts, so each gets a gradient."""
@@ -170,11 +173,11 @@ class AssetViews:
 def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the losses whose weight at `step` is not 0, and each of them unweighted: means over rays.
 
-    Losses that the representation does not report (orientation, distortion) are left out.
+    Losses that the representation does not report (orientation, distortion, smoothness) are left out.
     """
     opacity = torch.cat([r.opacity for r in views.rendered])
     total, report = opacity.new_zeros(()), {}
-    for key in ("orientation", "sparsity", "transmittance", "opacity", "distortion"):
+    for key in ("orientation", "sparsity", "transmittance", "opacity", "distortion", "smoothness"):
         weight = scheduled(getattr(config, key), step)
         if not weight:
             continue
@@ -184,6 +187,10 @@ def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tens
             value = -(1 - opacity.flatten(1).mean(1)).clamp(max=scheduled(config.empty, step)).mean()
         elif key == "opacity":
             value = opacity_entropy(opacity)
+        elif key == "smoothness":
+            if not all(r.depth.requires_grad for r in views.rendered):
+                continue
+            value = torch.cat([bend(r.depth, r.opacity, views.cameras) for r in views.rendered]).mean()
         else:
             parts = [r.penalty if key == "orientation" else r.distortion for r in views.rendered]
             if any(part is None for part in parts):
@@ -219,7 +226,7 @@ def draw_shading(config: ShadingConfig, losses: LossConfig, step: int, generator
 
 def ignored(asset: AssetConfig, losses: LossConfig, shading: ShadingConfig) -> list[str]:
     """Return a warning for each key that is set and that the representation does not support."""
-    given = {f"losses.{key}": key for key in ("orientation", "distortion") if getattr(losses, key)}
+    given = {f"losses.{key}": key for key in ("orientation", "distortion", "smoothness") if getattr(losses, key)}
     given |= {f"shading.{key}": "shading" for key in ("lambertian", "textureless") if getattr(shading, key)}
     if not asset.max_levels and asset.levels != AssetConfig().levels:
         given["asset.levels"] = "levels of detail"

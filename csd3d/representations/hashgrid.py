@@ -46,7 +46,7 @@ class HashGrid:
 
     # of the samples of a ray, whose activations in encoding and networks are kept for the backward pass
     bytes_per_ray: ClassVar[int] = SAMPLES_PER_RAY * 1700
-    supports: ClassVar[tuple[str, ...]] = ("shading", "orientation", "distortion")
+    supports: ClassVar[tuple[str, ...]] = ("shading", "orientation", "distortion", "smoothness")
 
     @property
     def levels(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy_parts import Blobs, BlobScene
 
+from csd3d.cameras import orbit
 from csd3d.distillation.step import DistillConfig
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
@@ -16,6 +17,7 @@ from csd3d.guidance.assets import asset_step, camera_noise_maps, new_phase, step
 from csd3d.guidance.methods import method_runs
 from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
+from csd3d.rendering.bend import bend
 from csd3d.representations.base import open_scene
 from csd3d.representations.batch import (
     AssetConfig,
@@ -201,7 +203,7 @@ def test_schedules_ramp_and_milestones_step():
 def test_losses_are_their_formulas():
     opacity = torch.tensor([0.0, 0.5, 1.0, 0.8])
     penalty, distortion = torch.tensor([0.0, 0.2, 0.4, 0.6]), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    views = AssetViews(None, [Rendered(None, None, opacity, 0, distortion, penalty)])
+    views = AssetViews(None, [Rendered(None, None, opacity, 0, distortion, penalty)], None)
     total, found = regularisers(views, LossConfig(1.0, 2.0, (0, 0.0, 10, 3.0), 4.0), 5)
     p = opacity.clamp(1e-3, 1 - 1e-3)
     entropy = -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()
@@ -209,6 +211,20 @@ def test_losses_are_their_formulas():
     assert found == pytest.approx({"orientation": 0.3, "sparsity": sparsity, "opacity": entropy, "distortion": 2.5})
     assert total.item() == pytest.approx(0.3 + 2 * sparsity + 1.5 * entropy + 10.0)
     assert regularisers(views, LossConfig(), 5) == (0, {})
+
+
+def test_smoothness_is_the_bend_of_all_assets_and_left_out_where_depths_have_no_gradient():
+    cameras, opacity = orbit(2, 4.0, 20.0, 31.0, 8, 8), torch.ones(2, 8, 8)
+    depths = [(4 + 0.05 * torch.rand(2, 8, 8, generator=generator())).requires_grad_() for _ in range(3)]
+    views = AssetViews(None, [Rendered(None, depth, opacity, 0) for depth in depths], cameras)
+    total, found = regularisers(views, LossConfig(smoothness=2.0), 0)
+    expected = sum(bend(depth, opacity, cameras).mean().item() for depth in depths) / 3
+    assert found == {"smoothness": pytest.approx(expected)}
+    assert total.item() == pytest.approx(2 * expected)
+    total.backward()
+    assert all(depth.grad.abs().max() > 0 for depth in depths)
+    flat = AssetViews(None, [Rendered(None, depth.detach(), opacity, 0) for depth in depths], cameras)
+    assert regularisers(flat, LossConfig(smoothness=2.0), 0) == (0, {})
 
 
 def test_shading_comes_as_often_as_asked_and_not_before_its_start():
@@ -391,7 +407,7 @@ def test_a_scene_that_lacks_a_method_is_refused_when_it_is_opened(model, said):
 
 
 def test_keys_that_a_representation_does_not_support_are_named_once():
-    losses = LossConfig(orientation=0.1, distortion=(0, 0.0, 10, 0.1), sparsity=1.0)
+    losses = LossConfig(orientation=0.1, distortion=(0, 0.0, 10, 0.1), smoothness=1.0, sparsity=1.0)
     shading = ShadingConfig(textureless=0.5)
     told = ignored(AssetConfig(representation=Chosen("blobs", Blobs()), levels=[(0, 3)]), losses, shading)
     assert told == [
@@ -399,6 +415,7 @@ def test_keys_that_a_representation_does_not_support_are_named_once():
         for key, feature in {
             "losses.orientation": "orientation",
             "losses.distortion": "distortion",
+            "losses.smoothness": "smoothness",
             "shading.textureless": "shading",
             "asset.levels": "levels of detail",
         }.items()
@@ -411,7 +428,7 @@ def test_keys_that_a_representation_does_not_support_are_named_once():
 
 def test_reduced_pictures_give_every_pixel_a_gradient_and_keep_the_mean():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    small = AssetViews(images, []).at_side(8)
+    small = AssetViews(images, [], None).at_side(8)
     small.sum().backward()
     assert (images.grad > 0).all()
     torch.testing.assert_close(small.mean(), images.mean(), rtol=0.01, atol=0)

@@ -57,13 +57,13 @@ def test_backgrounds_show_through_what_is_empty():
     assert 0 <= behind.min() < behind.max() <= 1
     assert torch.equal(behind, textured(9, 12, torch.Generator().manual_seed(0)))
     opacity = torch.rand(9, 12, 12)
-    views = AssetViews(torch.zeros(9, 3, 12, 12), [Rendered(None, None, part, 0) for part in opacity.split(3)])
+    views = AssetViews(torch.zeros(9, 3, 12, 12), [Rendered(None, None, part, 0) for part in opacity.split(3)], None)
     torch.testing.assert_close(views.before(behind).images, (1 - opacity)[:, None] * behind)
 
 
 def test_transmittance_is_rewarded_up_to_its_target():
     opacity = torch.stack([torch.full((4, 4), 0.5), torch.full((4, 4), 0.1)]).requires_grad_()
-    views = AssetViews(None, [Rendered(None, None, opacity, 0)])
+    views = AssetViews(None, [Rendered(None, None, opacity, 0)], None)
     total, found = regularisers(views, LossConfig(transmittance=2.0, empty=(0, 0.4, 10, 0.8)), 10)
     assert found["transmittance"] == pytest.approx(-(0.5 + 0.8) / 2)
     total.backward()
