@@ -44,9 +44,9 @@ class Representation(Protocol):
     It may also have `levels`, how many levels of detail there are (text to 3D then checks its `asset.levels`),
     `training_bytes`, memory for training one scene, and `bytes_per_ray`, that of a training render (what does not fit
     is then refused before any work), and `supports`, a tuple of "shading", "orientation", "distortion" and "smoothness"
-    (their depths have a gradient): what renders do of this. Keys for the rest get a warning. `hints`, a tuple, names what `open` also takes by keyword of a captured
-    scene where that is known: "points" (its sparse `Points`), "cameras" (those of the training views) and "splats" (the
-    splats that it already is).
+    (depths have a gradient): what renders do of this. Keys for the rest get a warning. `hints`, a tuple, names what
+    `open` also takes by keyword of a captured scene where that is known: "points" (its sparse `Points`), "cameras"
+    (those of the training views) and "splats" (the splats that it already is).
     """
 
     def open(
