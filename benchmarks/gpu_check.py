@@ -42,6 +42,7 @@ SCENE = [
 ASSET = [
     "distill.steps=60", "asset.levels=[[0,3],[20,5]]",
     "asset.resolution=[[0,32],[40,64]]", "losses.opacity=[10,0,60,300]", "losses.distortion=[10,0,60,300]",
+    "losses.smoothness=[10,0,40,50]",
     "evaluate.views=4", "export.video_frames=8", "export.mesh.resolution=80", "export.mesh.texture_size=256",
 ]  # fmt: skip
 CANVAS = ["editors.csd_edit.edit.steps=6", "editors.csd_edit.passes=1", "sampling.steps=4"]
@@ -54,7 +55,7 @@ SMALL_SCENE = [
 SMALL_ASSET = [
     "distill.steps=2", "asset.representation.render.steps=16", "asset.representation.render.finer=1",
     "asset.representation.field.levels=2", "asset.levels=[[0,2]]", "asset.resolution=[[0,16]]",
-    "losses.opacity=0", "losses.distortion=0", "evaluate.views=2",
+    "losses.opacity=0", "losses.distortion=0", "losses.smoothness=0", "evaluate.views=2",
     "evaluate.size=32", "guidance_size=64", "export.video_frames=2", "export.mesh.resolution=24",
 ]  # fmt: skip
 SMALL_CANVAS = [
@@ -212,7 +213,7 @@ def large_text_to_3d(check: Check) -> dict:
         torch.cuda.empty_cache()
     keys = [
         "distill.steps=12", "asset.levels=[[0,5]]", "asset.resolution=[[0,64]]", "losses.opacity=0",
-        "losses.distortion=0", "guidance_size=512",
+        "losses.distortion=0", "losses.smoothness=0", "guidance_size=512",
     ]  # fmt: skip
     return job("text_to_3d", *([] if check.rehearse else keys), f"prior.model={model}")(check)
 
