@@ -47,7 +47,8 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         "asset.representation.render={backend: reference, steps: 16, finer: 1, resolution: 16}",
         "asset.representation.field={backend: reference, levels: 2, max_resolution: 40}", "asset.levels=[[0,2]]",
         "evaluate.views=2", "evaluate.size=32", "guidance_size=64",
-        "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "losses.smoothness=0.1", "export.video_frames=2",
+        "losses.orientation=0.1", "losses.opacity=0.1", "losses.distortion=0.1", "losses.smoothness=0.1",
+        "export.video_frames=2",
     ]),
     "splats": ("sds", [
         *MESH, "distill.steps=2", "asset.representation.type=splats", "asset.representation.backend=reference",
