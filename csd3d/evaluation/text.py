@@ -241,9 +241,9 @@ class Judge:
         self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int
     ) -> dict[str, float | None]:
         """`fd`, the Fréchet distance of the embeddings [N,V,D] to those of true renders of the prompt, and `fd_floor`,
-        that of N other scenes rendered truly; None if there are none."""
+        that of N other scenes rendered truly; None if there are none, or fewer than two pictures."""
         truth = self.truth(prompt)
-        if truth is None:
+        if truth is None or embedded.shape[:2].numel() < 2:
             return {"fd": None, "fd_floor": None}
 
         def true(count: int, draw: int) -> Tensor:
