@@ -21,7 +21,8 @@ from csd3d.priors.opening import PREDICTORS, ModelFolder
 from csd3d.priors.options import Options
 from csd3d.priors.prior import Prior
 from csd3d.priors.quantised import QUANTISE, check_quantise
-from csd3d.priors.runtimes import Exported, check_installed, check_runtime, counted
+from csd3d.priors.runtimes import check_installed, check_runtime, counted
+from csd3d.priors.trying import try_out
 from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
@@ -115,8 +116,8 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     prior.defaults = replace(prior.defaults, **defaults)
     check_working_size(folder, prior.defaults.working_size)
     prior.files = model_files(folder, parts, options.kept)
-    if isinstance(prior.exported, Exported) and not prior.exported.folder.is_dir():
-        _try_out(prior)
+    if family.__module__.startswith("csd3d."):  # a plugin's may have no text encoder, or another kind of picture
+        try_out(prior, folder)
     return prior
 
 
@@ -128,15 +129,6 @@ def _open_exact(config: PriorConfig, require: Literal["edit", "text"] | None) ->
     with at_key(f"prior.model: {config.model}"):
         opener = registry.get("prior", config.model.removesuffix(EXACT)).thing
     return registry.returned("prior", opener, "the opener", opener(_options(config), require), Prior)
-
-
-def _try_out(prior: Prior) -> None:
-    """Predict some noise once, so that a model which the runtime cannot compute is told before any work."""
-    z_t = torch.randn(1, *prior.latent_shape(*[prior.defaults.working_size] * 2), generator=torch.Generator())
-    image = prior.source.null(z_t) if prior.source is not None else None
-    condition = prior.condition([""], image)
-    with torch.no_grad():
-        prior.predict_part(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:

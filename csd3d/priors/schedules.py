@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ZERO_ALPHA = 1e-10  # ᾱ below is taken for 0; a cosine schedule ends at 2e-9
 LEAST_ALPHA = 2.0**-24  # what it becomes
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 LEAST_STEPS, MOST_STEPS = 10, 100_000  # of a schedule
 
 
@@ -76,6 +77,9 @@ def _check_betas(file: Path, config: Mapping[str, Any]) -> None:
     for key, usual in {"beta_start": 0.0001, "beta_end": 0.02}.items():
         if not _is_beta(value := config.get(key, usual)):
             raise InputError(f"{file}: {key}: expected a number above 0 and below 1, got {value!r}")
+    kind = config.get("beta_schedule", BETA_SCHEDULES[0])
+    if kind not in BETA_SCHEDULES:
+        raise InputError(f"{file}: beta_schedule: expected one of {', '.join(BETA_SCHEDULES)}, got {kind!r}")
     betas, steps = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
     if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(map(_is_beta, betas))):
         right = f"null, or num_train_timesteps = {steps} numbers above 0 and below 1"

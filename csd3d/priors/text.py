@@ -80,6 +80,16 @@ class TextEncoder:
             torch.cuda.empty_cache()
 
     @contextmanager
+    def keeping_nothing(self) -> Iterator[None]:
+        """Embed inside the block without the embeddings so far and the cache, and keep none."""
+        kept = self.cache, self._embeddings
+        self.cache, self._embeddings = None, {}
+        try:
+            yield
+        finally:
+            self.cache, self._embeddings = kept
+
+    @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Have the encoders on the device inside the block, from where they are kept (`prior.offload`)."""
         networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
@@ -126,7 +136,8 @@ class TextEncoder:
                 embedding = self.embed(self.parts, prompt, *picture)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of sizes in a config that do not fit
+        # of sizes in a config that do not fit
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             reason = f"its text encoder cannot embed {short(prompt)!r} ({one_line(error)})"
             raise InputError(f"{self.folder}: {reason}") from error
         if path is not None:

@@ -47,6 +47,7 @@ def edit_tensors(path, change):
         ("_class_name", 5, "5 is no scheduler of diffusers"),
         ("beta_start", "x", "expected a number above 0 and below 1, got 'x'"),
         ("beta_end", 5, "expected a number above 0 and below 1, got 5"),
+        ("beta_schedule", "nope", "expected one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'"),
         ("trained_betas", [1, 2, 3], r"expected null, or num_train_timesteps = \d+ numbers .* got \[1, 2, 3\]"),
         ("num_train_timesteps", 1, "expected a whole number from 10 to 100000, 1000 for most models, got 1"),
         ("num_train_timesteps", "x", "got 'x'"),
@@ -82,3 +83,24 @@ def test_a_tensor_of_another_shape_is_named(folder):
 def test_a_broken_file_of_a_tokenizer_is_named(folder, name):
     (folder / "tokenizer" / name).write_text("[]")
     assert refused(folder).startswith(f"{folder / 'tokenizer' / name}: must hold a JSON object")
+
+
+@pytest.mark.parametrize(("key", "value"), [("norm_eps", "x"), ("freq_shift", "x"), ("norm_eps", None)])
+def test_a_config_that_only_fails_when_it_is_called_is_named(folder, key, value):
+    edit_json(folder / "unet/config.json", **{key: value})
+    assert f"{folder}/unet/config.json: this model cannot predict: " in refused(folder)
+
+
+def test_a_vae_that_takes_no_picture_is_named(folder):
+    edit_json(folder / "vae/config.json", scaling_factor="x")
+    assert f"{folder}/vae/config.json: this VAE takes no picture (TypeError" in refused(folder)
+
+
+@pytest.mark.parametrize("file", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder, file, value):
+    path = folder / file
+    tensors = load_file(path)
+    name = min(name for name, tensor in tensors.items() if name.endswith("weight") and "norm" in name)
+    save_file(tensors | {name: tensors[name] * value}, path, {"format": "pt"})
+    assert refused(folder) == f"{path}: tensor {name} holds values that are not finite"
