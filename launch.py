@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csd3d import ranks
-from csd3d.arguments import Parser, show
+from csd3d.arguments import Parser, path_of, show
 from csd3d.devices import FORMS, is_device
 from csd3d.errors import InputError, closest
 from csd3d.interrupt import StopRequest
@@ -44,14 +44,15 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     job = parser.add_mutually_exclusive_group(required=True)
-    job.add_argument("--config", metavar="FILE", type=Path, help="start the job in this YAML file")
-    job.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue a run that was stopped or killed")
+    job.add_argument("--config", metavar="FILE", type=path_of, help="start the job in this YAML file")
+    job.add_argument("--resume", metavar="RUN_DIR", type=path_of, help="continue a run that was stopped or killed")
     job.add_argument(
-        "--export", metavar="RUN_DIR", type=Path, help="write mesh, video and report again from a run's last checkpoint"
-    )
+        "--export", metavar="RUN_DIR", type=path_of,
+        help="write mesh, video and report again from a run's last checkpoint",
+    )  # fmt: skip
     parser.add_argument("overrides", metavar="key.sub=value", nargs="*", help="change a key of the config")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="the run folder (default: outputs/<config name>/<timestamp>)"
+        "--output", metavar="DIR", type=path_of, help="the run folder (default: outputs/<config name>/<timestamp>)"
     )
     parser.add_argument("--seed", metavar="N", type=int, help="the same as seed=N")
     parser.add_argument(

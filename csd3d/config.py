@@ -31,12 +31,13 @@ Schema = TypeVar("Schema")
 def task_name(path: str | Path, overrides: Collection[str], tasks: Collection[str]) -> str:
     """Return the `task` that a config names, one of `tasks`; InputError for anything else."""
     written = OmegaConf.to_container(read_config(path), resolve=False).get("task")
-    name = dict(_split(text) for text in overrides).get("task", written)
+    given = dict(_split(text) for text in overrides)
+    name, place = given.get("task", written), "command line" if "task" in given else file_of(path, "task")
     if not isinstance(name, str):
         raise InputError(f"{path}: task: missing; write task: NAME, one of {', '.join(sorted(tasks))}")
     if name not in tasks:
         raise InputError(
-            f"{path}: task: unknown task {name!r}; {nearest(name, tasks)} Known: {', '.join(sorted(tasks))}"
+            f"{place}: task: unknown task {name!r}; {nearest(name, tasks)} Known: {', '.join(sorted(tasks))}"
         )
     return name
 
@@ -55,21 +56,25 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
     # types first, which decide about the keys of the file, not about those of the command line
     ordered = sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".type"))
     overridden = [_apply(tree, text, schema) for text in ordered]
-    check_interpolations(tree, path)
-
-    def source(key: str) -> str:
-        if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):
-            return "command line"
-        file = file_of(path, key)
-        return f"{file} + command line" if any(o.startswith(f"{key}.") for o in overridden) else str(file)
-
     try:
+        check_interpolations(tree)
         return build(schema, OmegaConf.to_container(tree, resolve=True), "", None)
     except BadValue as error:
-        raise InputError(": ".join(filter(None, (source(error.key), error.key, str(error))))) from None
+        place = _place(path, overridden, error.key, str(error))
+        raise InputError(": ".join(filter(None, (place, error.key, str(error))))) from None
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
-        raise InputError(f"{source(key)}: {key}: {first_line(error)}") from None
+        raise InputError(f"{_place(path, overridden, key)}: {key}: {first_line(error)}") from None
+
+
+def _place(path: str | Path, overridden: Collection[str], key: str, message: str = "") -> str:
+    """Where the value of `key` is from: the file, the command line, or both; for "", of the keys in the message."""
+    if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):
+        return "command line"
+    file = file_of(path, key)
+    named = re.findall(r"\w+", message)
+    both = (o.startswith(f"{key}.") if key else o.partition(".")[0] in named for o in overridden)
+    return f"{file} + command line" if any(both) else str(file)
 
 
 def _check_moved(tree: DictConfig, overrides: Collection[str], path: str | Path, schema: type) -> None:

@@ -14,14 +14,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from csd3d.convert import first_line
+from csd3d.convert import BadValue, first_line
 from csd3d.errors import InputError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100  # of sections and lists in each other
 MAX_EXPANDED = 2 << 20  # characters of a config with its interpolations written out
 NODE_SIZE = 16  # characters that a key or a list item counts as, beside its text
-_REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*)([^\s${}:]*))\}")
+_REFERENCE = re.compile(r"(\\*)\$\{(?:\s*(\.*)([^\s${}:]*)\s*\})?")  # backslashes, and what is in ${...} if it is a key
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -40,7 +40,7 @@ def read_config(path: str | Path) -> DictConfig:
         raise InputError(f"{base}: base: a base has none of its own; put its keys into {base.name}")
     del tree["base"]
     merged = OmegaConf.create(_merged(*(OmegaConf.to_container(each, resolve=False) for each in (below, tree))))
-    check_interpolations(merged, path)
+    _check_whole(merged, path)
     return merged
 
 
@@ -74,8 +74,15 @@ def _parse(path: str | Path) -> DictConfig:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no config is; pass a YAML file")
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path}: expected `key: value` lines at the top level, got a {type(tree).__name__}")
-    check_interpolations(tree, path)
+    _check_whole(tree, path)
     return tree
+
+
+def _check_whole(tree: DictConfig, path: str | Path) -> None:
+    try:
+        check_interpolations(tree)
+    except BadValue as error:
+        raise InputError(": ".join(filter(None, (str(path), error.key, str(error))))) from None
 
 
 def _check_depth(text: str) -> None:
@@ -89,42 +96,56 @@ def _check_depth(text: str) -> None:
             raise InputError(f"line {event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
 
 
-def check_interpolations(tree: DictConfig, path: str | Path) -> None:
-    """Raise InputError where OmegaConf's interpolation would expand a tree past `MAX_EXPANDED`.
+def check_interpolations(tree: DictConfig) -> None:
+    """Raise BadValue for an interpolation that is no key, or that would expand a tree past `MAX_EXPANDED`.
 
-    `a: ${b}${b}`, `b: ${c}${c}`, ... doubles with every line. The size of each value is computed once, from the sizes
-    of the values it refers to. An interpolation whose target is unknown before it is resolved (nested, a resolver, a
-    circle) counts as an eighth of the limit.
+    Only `${key}` is one, not OmegaConf's resolvers or keys in keys: with `${oc.env:NAME}` a config of another author
+    would write a secret of this machine into its results. `a: ${b}${b}`, `b: ${c}${c}`, ... doubles with every line.
+    The size of each value is computed once, from the sizes of the values it refers to; a circle counts as an eighth of
+    the limit.
     """
     root = OmegaConf.to_container(tree, resolve=False)
-    unknown = MAX_EXPANDED // 8
     sizes: dict[tuple, int] = {}
 
     def size_of(place: tuple, value: Any) -> int:
         if place in sizes:
             return sizes[place]
-        sizes[place] = unknown  # met again before it is measured: a circle
+        sizes[place] = MAX_EXPANDED // 8  # met again before it is measured: a circle
         size = NODE_SIZE
         if isinstance(value, (dict, list)):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 size += len(str(key)) + size_of((*place, key), item)
         elif isinstance(value, str):
-            found = list(_REFERENCE.finditer(value))
-            size += len(value) + unknown * (value.count("${") - len(found))
-            for dots, key in (match.groups() for match in found if match[2]):
+            size += len(value)
+            for dots, key in _references(value, place):
                 names = tuple(re.findall(r"[^.\[\]]+", key))
                 above = place[: len(place) - len(dots)] if dots else ()
                 size += size_of(*_reach(root, (*above, *names)))
         if size > MAX_EXPANDED:
-            key = ".".join(map(str, place)) or "all keys together"
-            raise InputError(f"{path}: {key}: interpolation makes this larger than {MAX_EXPANDED >> 20} MiB")
+            key = ".".join(map(str, place))
+            raise BadValue(key, f"interpolation makes {'this' if key else 'it'} larger than {MAX_EXPANDED >> 20} MiB")
         sizes[place] = size
         return size
 
     try:
         size_of((), root)
     except RecursionError:
-        raise InputError(f"{path}: its interpolations refer to each other in too long a chain") from None
+        raise BadValue("", "its interpolations refer to each other in too long a chain") from None
+
+
+def _references(text: str, place: tuple) -> list[tuple[str, str]]:
+    """The (dots, key) of each `${key}` in a text; BadValue for one that is no key."""
+    found = []
+    for match in _REFERENCE.finditer(text):
+        slashes, dots, key = match.groups()
+        if len(slashes) % 2:  # `\${` is written where no interpolation is meant
+            continue
+        if not key:
+            part = text[match.start() : match.start() + 40]
+            right = "only the name of another key can be in ${...}; write \\${ where the text itself is meant"
+            raise BadValue(".".join(map(str, place)), f"{part!r}: {right}")
+        found.append((dots, key))
+    return found
 
 
 def _reach(root: Any, place: tuple) -> tuple[tuple, Any]:

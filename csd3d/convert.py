@@ -137,11 +137,15 @@ def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
     sections = [part for part in parts if dataclasses.is_dataclass(part)]
     if isinstance(value, dict) and len(sections) == 1:  # its own message says more than "expected a section or null"
         return convert(value, sections[0], key, default)
+    out_of_range = None
     for part in exact + list(parts):
         try:
             return convert(value, part, key, default)
-        except BadValue:
-            continue
+        except BadValue as error:
+            if part is float and type(value) in (int, float) and value == value:  # not NaN
+                out_of_range = error  # which says more than "expected a number or null"
+    if out_of_range:
+        raise out_of_range
     raise BadValue(key, f"expected {describe(annotation)}, got {show(value)}")
 
 

@@ -31,6 +31,11 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def short(text: str, most: int = 60) -> str:
+    """A text for a message: with its middle left out, if it is longer than `most` characters, at least 20."""
+    return text if len(text) <= most else f"{text[: most - 20]} … {text[-17:]}"
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the one of `known` that is spelt most like `name`, None if `known` is empty.
 

@@ -19,6 +19,7 @@ from csd3d.interrupt import StopRequest
 from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
 
+MOST_TOLD = 500  # characters of the prompts in the first line of a log
 PACKAGE_ROOT = Path(__file__).absolute().parent.parent
 
 
@@ -137,6 +138,7 @@ def opened(config: Any, device: str) -> Any:
     """Open the job of a config on a device; `auto` leaves it to the config's prior.device."""
     from csd3d.backends import check_backends
     from csd3d.devices import choose_device
+    from csd3d.early import kept_warnings
     from csd3d.engine.out_of_memory import told_memory
     from csd3d.engine.phase import Job, forget_peak
 
@@ -144,9 +146,9 @@ def opened(config: Any, device: str) -> Any:
     chosen = choose_device(asked, "prior.device" if device == "auto" else "--device")
     check_backends(config, chosen)
     forget_peak(chosen)
-    with told_memory(config, chosen):
+    with told_memory(config, chosen), kept_warnings() as warned:
         job = registry.returned("task", config, "open", config.open(chosen), Job)
-    job.asked_device = asked
+    job.asked_device, job.warned = asked, warned
     return job
 
 
@@ -166,14 +168,15 @@ def keep_places(job: Any, config_file: Path, overrides: Sequence[str], replace_c
 
 
 def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()) -> None:
-    """Do the job with its log, which begins with a banner and these warnings."""
+    """Do the job with its log, which begins with a banner, the warnings of its opening and these."""
     from csd3d.devices import unusable_card
     from csd3d.engine.out_of_memory import told_memory
     from csd3d.tasks import runner
     from csd3d.vocabulary import unknown_words
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
-    told = [*warnings, *unknown_words(job.prior, texts_of(job.config)), *getattr(job.config, "ignored", ())]
+    told = [*job.warned, *warnings, *unknown_words(job.prior, texts_of(job.config))]
+    told += getattr(job.config, "ignored", ())
     card = unusable_card() if job.asked_device == "auto" and job.device.type == "cpu" else None
     with logging_to(folder):
         for line in banner(job):
@@ -202,7 +205,7 @@ def banner(job: Any) -> list[str]:
     if job.prior is not None and getattr(job.prior, "team", None):
         where += f"; {ranks.count()} processes"
     return [
-        f"csd3d {__version__}, {config.task}: {config.told}",
+        f"csd3d {__version__}, {config.task}: {config.told[:MOST_TOLD]}",
         f"device {device} ({where}), {precision(job.prior)}, model {config.prior.model}",
         *slow_rows(job.prior),
         used(job),

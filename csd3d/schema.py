@@ -77,6 +77,7 @@ MOST_STEPS = 10_000_000
 Steps = Annotated[int, Within(1, MOST_STEPS)]  # of a loop, or between two events in it
 Share = Annotated[float, Within(0, 1)]
 Amount = Annotated[float, Within(0, 1_000_000)]  # a weight, a length, a duration
+Rate = Annotated[float, Within(1e-9, 1000)]  # a learning rate
 
 
 # ---------------------------------------------------------------------------------------------------- registered things

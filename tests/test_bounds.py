@@ -11,6 +11,7 @@ import torch
 from csd3d import memory, registry
 from csd3d.canvas.clip import DemoConfig
 from csd3d.convert import BadValue, build
+from csd3d.editors.csd_edit_scene import CSDEditScene
 from csd3d.errors import InputError
 from csd3d.evaluation.text import EvaluateConfig
 from csd3d.export import MeshConfig
@@ -22,8 +23,9 @@ from csd3d.rendering import RenderConfig
 from csd3d.representations.batch import AssetConfig, LossConfig, ShadingConfig, check_memory
 from csd3d.representations.descent import OptimConfig
 from csd3d.representations.fit import FitConfig, check_rays
-from csd3d.schema import choose, hints_of, section_of
+from csd3d.schema import choose, hints_of, limits_of, section_of
 from csd3d.tasks.text_to_3d import TextTo3DConfig
+from csd3d.tasks.text_to_image import TextToImageConfig
 
 LIMITS = {  # most of something that the input decides: a large one changes nothing
     ("PriorConfig", "micro_batch"),
@@ -129,9 +131,34 @@ def test_a_number_that_is_not_finite_in_32_bits_is_refused_in_one_line(schema, n
         assert "\n" not in told
 
 
+SIGNED = {  # negative guidance goes away from a prompt, negative repulsion together, ...
+    *("scale", "text_scale", "image_scale", "guidance_scale", "guidance_final", "classifier_scale", "source_scale"),
+    *("inversion_scale", "repulsion", "entropy", "eta", "eta_start", "blob_scale", "elevation_deg"),
+}
+
+
+def signed(schema: type, name: str) -> bool:
+    return name in SIGNED or not (limits_of(hints_of(schema)[name]) or hints_of(schema)[name] in (float, float | None))
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [pair for pair in FRACTIONS if not signed(*pair)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_number_that_cannot_be_negative_is_refused_in_one_line(schema, name):
+    if (limits := limits_of(hints_of(schema)[name])) and limits.least < 0:
+        return
+    given = {key: value for key, value in NEEDED.items() if hints_of(schema).get(key) in (str, list[str])}
+    with pytest.raises((BadValue, InputError)) as caught:
+        build(schema, given | {name: -1.0}, "section", None)
+    assert name in f"{getattr(caught.value, 'key', '')}: {caught.value}"
+
+
 @pytest.mark.parametrize(
     ("schema", "name", "value"),
     [
+        (TextToImageConfig, "learning_rate", 0.0), (CSDEditScene, "later_t_max", 5.0),
         (MeshConfig, "keep_fraction", 2.0), (MeshConfig, "smoothing", -1.0), (MeshConfig, "threshold", 0.0),
         (ViewsConfig, "position_jitter", -1.0), (OptimConfig, "clip", -1.0), (TextTo3DConfig, "save_seconds", -1.0),
         (LossConfig, "opacity", -1.0), (LossConfig, "opacity", [0, 0, 5, -1]), (ShadingConfig, "normal_step", 0.0),

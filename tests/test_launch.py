@@ -50,6 +50,14 @@ def test_arguments_reach_the_job(jobs, tmp_path, capsys):
     assert f"Results in {tmp_path}:" in capsys.readouterr().out
 
 
+def test_paths_of_the_command_line_may_be_in_the_home(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert launch.main(["--config", "~/c.yaml", "--output", "~/x"]) == 0  # as a shell leaves it in quotes
+    assert launch.main(["--resume", "~/x"]) == 0
+    assert [call[1] for call in jobs.calls] == [tmp_path / "c.yaml", tmp_path / "x"]
+    assert jobs.calls[0][3] == tmp_path / "x"
+
+
 @pytest.mark.parametrize(
     "argv",
     ["", "a=1", "--config a --resume b", "--resume a --seed 1", "--resume a --output b",

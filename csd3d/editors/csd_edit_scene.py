@@ -14,6 +14,7 @@ from csd3d.distillation.step import configured
 from csd3d.distillation.suits import suited
 from csd3d.editors.matches import check_matches, matches_of
 from csd3d.editors.scene import Report, SceneEdit, SceneSource
+from csd3d.errors import InputError
 from csd3d.priors import Defaults
 from csd3d.registry import register
 from csd3d.schema import MOST_STEPS, Share, Steps, Within
@@ -41,7 +42,7 @@ class CSDEditScene:
     rounds: Annotated[int, Within(0, MOST_STEPS)] = 2  # number of rounds
     # views edited together in a round, drawn at random; null: all
     views: Annotated[int, Within(1, 100_000)] | None = None
-    later_t_max: float = 0.4  # largest noise level of later rounds, a share of the schedule
+    later_t_max: Annotated[float, Within(0.001, 1)] = 0.4  # most noise of later rounds, a share of the schedule
     later_steps: Annotated[int, Within(0, MOST_STEPS)] = 8  # steps of each later round
     match: Annotated[float, Within(0, 2)] = 0.0  # how far points that match in 3D are pulled together after each step
     # views that each view is matched with, the nearest; null: all
@@ -58,7 +59,11 @@ class CSDEditScene:
         configured(self.method(Defaults()), self.edit)  # ValueError if the two do not fit
 
     def check(self, source: SceneSource, key: str) -> None:
-        """Raise InputError, before any work, if a round of this capture does not fit in memory."""
+        """Raise InputError, before any work, if a round of this capture does not fit in memory, or has no noise."""
+        try:
+            self.inner(1, source.prior.defaults)
+        except ValueError as error:  # `later_t_max` is below the lowest noise level, which may be the model's
+            raise InputError(f"{key}.later_t_max: {error}") from None
         count = len(source.capture.train)
         count = min(self.views or count, count)
         if self.match:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csd3d.cameras import Cameras, orbit
 from csd3d.engine.phase import Job
-from csd3d.errors import InputError
+from csd3d.errors import InputError, short
 from csd3d.evaluation.assets import SeenAsset
 from csd3d.evaluation.ground_truth import TextTruth, text_truth
 from csd3d.memory import check_fits
@@ -241,9 +241,9 @@ class Judge:
         self, embedded: Tensor, prompt: str, azimuths_deg: list[float], size: int, seed: int
     ) -> dict[str, float | None]:
         """`fd`, the Fréchet distance of the embeddings [N,V,D] to those of true renders of the prompt, and `fd_floor`,
-        that of N other scenes rendered truly; None if there are none."""
+        that of N other scenes rendered truly; None if there are none, or fewer than two pictures."""
         truth = self.truth(prompt)
-        if truth is None:
+        if truth is None or embedded.shape[:2].numel() < 2:
             return {"fd": None, "fd_floor": None}
 
         def true(count: int, draw: int) -> Tensor:
@@ -258,7 +258,7 @@ class Judge:
 def judge_of(prompts: Sequence[str], source: str, prior: Prior, key: str) -> Judge | None:
     """The judge of a prior's pictures of these prompts, or None; `key`: where the config names `source`."""
     unknown = [prompt for prompt in prompts if text_truth(prompt) is None]
-    if not may_judge(source, bool(prior.knows), key, f"does not know {unknown[0]!r}" if unknown else ""):
+    if not may_judge(source, bool(prior.knows), key, f"does not know {short(unknown[0])!r}" if unknown else ""):
         return None
     judge = load_judge(source, prior.device)
     return judge and replace(judge, knows=bool(prior.knows))

@@ -287,8 +287,11 @@ def _no_surface(sigma: np.ndarray, voxel: float, threshold: float) -> None:
         )
     peak = float(sigma.max())
     opacity = 100.0 * -math.expm1(-max(peak, 0.0) * voxel)
-    why = f"the densest of {sigma.size} samples is {peak:.3g} ({opacity:.2g} % opaque a voxel)"
-    raise InputError(
-        f"mesh: no surface in the box, {why}; the threshold is {threshold:.3g}: "
-        "lower export.mesh.threshold, raise export.mesh.resolution, lower export.mesh.smoothing, or train longer"
-    )
+    why = f"the densest of {sigma.size} samples is {peak:.3g} ({opacity:.3g} % opaque a voxel)"
+    if peak > threshold > 0:  # some samples are dense enough, but too few together
+        why += f", above the threshold {threshold:.3g} but not any more once smoothed"
+        right = "lower export.mesh.smoothing, raise export.mesh.resolution, lower export.mesh.threshold"
+    else:
+        why += f"; the threshold is {threshold:.3g}"
+        right = "lower export.mesh.threshold, raise export.mesh.resolution"
+    raise InputError(f"mesh: no surface in the box, {why}: {right}, or train longer")

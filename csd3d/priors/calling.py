@@ -22,7 +22,7 @@ def call_forward(forward: Callable[..., Tensor], family: str, *inputs: Any) -> T
         return forward(*inputs)
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = getattr(forward, "func", inspect.unwrap(forward))  # of a partial
         file = getattr(own, "__code__", call_forward.__code__).co_filename

@@ -4,7 +4,7 @@ import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -16,11 +16,13 @@ from csd3d.priors.compiled import check_compiler
 from csd3d.priors.hub import fetch_weights, find_lora, find_model, model_files, with_loras
 from csd3d.priors.libraries import quiet
 from csd3d.priors.memory import ATTENTION
-from csd3d.priors.opening import PREDICTORS, SETTINGS, ModelFolder
-from csd3d.priors.options import Defaults, Options
+from csd3d.priors.model_settings import check_working_size, read_defaults
+from csd3d.priors.opening import PREDICTORS, ModelFolder
+from csd3d.priors.options import Options
 from csd3d.priors.prior import Prior
 from csd3d.priors.quantised import QUANTISE, check_quantise
-from csd3d.priors.runtimes import Exported, check_installed, check_runtime, counted
+from csd3d.priors.runtimes import check_installed, check_runtime, counted
+from csd3d.priors.trying import try_out
 from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
@@ -90,7 +92,7 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     folder = find_model(config.model, config.config)
     family = find_family(folder, config.family)
     parts = getattr(family, "parts", {})
-    defaults = _own_defaults(folder)
+    defaults = read_defaults(folder, parts)
     if check := getattr(family, "check", None):
         check(folder)
     if check_options := getattr(family, "check_options", None):
@@ -106,15 +108,16 @@ def load_prior(config: PriorConfig, require: Literal["edit", "text"] | None = No
     with quiet():
         prior = registry.returned("family", family, "load", family.load(folder, options), Prior)
     prior.family = title
-    prior.knows = str(folder.settings().get("knows", ""))
+    prior.knows = folder.settings().get("knows", "")
     _check_require(folder, title, prior.edits, require)
     if config.distilled_guidance is not None and prior.distilled_guidance is None:
         told = f"{folder}, of the family {prior.family!r}, is not told a guidance scale"
         raise InputError(f"prior.distilled_guidance: {told}; leave it out")
     prior.defaults = replace(prior.defaults, **defaults)
+    check_working_size(folder, prior.defaults.working_size)
     prior.files = model_files(folder, parts, options.kept)
-    if isinstance(prior.exported, Exported) and not prior.exported.folder.is_dir():
-        _try_out(prior)
+    if family.__module__.startswith("csd3d."):  # a plugin's may have no text encoder, or another kind of picture
+        try_out(prior, folder)
     return prior
 
 
@@ -126,15 +129,6 @@ def _open_exact(config: PriorConfig, require: Literal["edit", "text"] | None) ->
     with at_key(f"prior.model: {config.model}"):
         opener = registry.get("prior", config.model.removesuffix(EXACT)).thing
     return registry.returned("prior", opener, "the opener", opener(_options(config), require), Prior)
-
-
-def _try_out(prior: Prior) -> None:
-    """Predict some noise once, so that a model which the runtime cannot compute is told before any work."""
-    z_t = torch.randn(1, *prior.latent_shape(*[prior.defaults.working_size] * 2), generator=torch.Generator())
-    image = prior.source.null(z_t) if prior.source is not None else None
-    condition = prior.condition([""], image)
-    with torch.no_grad():
-        prior.predict_part(z_t, torch.tensor([prior.num_train_timesteps // 2]), condition)
 
 
 def find_family(folder: ModelFolder, name: str = "auto") -> Any:
@@ -208,22 +202,3 @@ def _check_require(folder: ModelFolder, family: str, edits: bool, require: str |
     found = f"{edit} (it has a `source`)" if edits else f"{text} (it has no `source`)"
     needed = {"edit": f"{edit}, such as InstructPix2Pix", "text": text}[require]
     raise InputError(f"prior.model: {folder}, of the family {family!r}, is {found}; this job needs {needed}")
-
-
-def _own_defaults(folder: ModelFolder) -> dict[str, Any]:
-    """The `defaults` of a model's csd3d.json; InputError for an unknown key or another type."""
-    path, types = folder.path / SETTINGS, get_type_hints(Defaults)
-    defaults = folder.settings().get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise InputError(f"{path}: defaults must be an object, is a {type(defaults).__name__}")
-    for key, value in defaults.items():
-        if key not in types:
-            raise InputError(f"{path}: defaults.{key}: there is no such key; known: {', '.join(types)}")
-        kind = types[key]
-        if kind is float and type(value) is int:
-            defaults[key] = value = float(value)
-        if type(value) is not kind or not 0 <= value < float("inf"):
-            raise InputError(
-                f"{path}: defaults.{key}: {value!r} is not a {'whole ' if kind is int else ''}number of at least 0"
-            )
-    return defaults

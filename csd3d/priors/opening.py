@@ -1,4 +1,4 @@
-"""A diffusers folder, and opening one part of it: a network, a tokenizer, a config, a scheduler.
+"""A diffusers folder, and opening one part of it: a network, a tokenizer, a config.
 
 The family says which class opens a part, never the folder, so a folder cannot run code of its own; weights are
 safetensors only. All functions raise InputError in one line that names the file.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -23,17 +23,13 @@ from csd3d.priors.later import Later, check_tensors, without_weights
 from csd3d.priors.libraries import opened
 from csd3d.priors.options import Options
 from csd3d.priors.quantised import quantisation
-from csd3d.priors.weights import find_weights, shapes_in, weight_sets, weights_name
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from csd3d.priors.weights import check_types, find_weights, shapes_in, weight_files, weights_name
 
 Class = type | str  # a class, or its full name: "diffusers.AutoencoderKL"
 CONFIG = "a part of a diffusers model"  # how error messages describe a JSON file of it
 SETTINGS = "csd3d.json"  # csd3d's own file in a model's folder: {"defaults": ..., "knows": ..., "parts": ...}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
-ZERO_ALPHA = 1e-10  # ᾱ below is taken for 0; a cosine schedule ends at 2e-9
-LEAST_ALPHA = 2.0**-24  # what it becomes
+LAYERS = ("layers_per_block", "num_layers", "num_single_layers", "num_hidden_layers", "num_res_blocks", "depth")
 PREDICTORS = ("unet", "transformer")  # what diffusers calls the noise predictor
 
 
@@ -58,7 +54,8 @@ class ModelFolder:
             raise InputError(f"{self.path / SETTINGS}: parts must say a folder for each part, is {shared!r}")
         if name not in shared:
             return self.path / name
-        place = (self.path / shared[name]).resolve()
+        # text that no path can have would raise ValueError
+        place = Path() if "\0" in shared[name] else (self.path / shared[name]).resolve()
         if not all(path.is_relative_to(SHIPPED) for path in (place, self.path.resolve())):
             raise InputError(
                 f"{self.path / SETTINGS}: parts.{name}: only models in {SHIPPED} may share parts; "
@@ -80,11 +77,13 @@ class ModelFolder:
 
     def check(self, part: str, network: torch.nn.Module, kept: str) -> bool:
         """Raise InputError unless the headers of a part's weights make the whole `network`; False: they do not tell."""
-        place, stem = self.part(part), weights_name(part)
-        variant = find_weights(place, stem, kept)
-        sets = weight_sets(stem, (file.name for file in place.iterdir()))
-        check_tensors(network, shapes_in(place, sets[variant].files), str(place))
+        place = self.part(part)
+        check_tensors(network, shapes_in(weight_files(place, weights_name(part), kept)), str(place))
         return True
+
+    def tensor_count(self, part: str, kept: str) -> int:
+        """The number of tensors that the files of a part hold."""
+        return len(shapes_in(weight_files(self.part(part), weights_name(part), kept)))
 
     def index(self) -> dict[str, Any]:
         """model_index.json, of which only plain values are ever used; {} without one."""
@@ -129,6 +128,7 @@ def _load_network(folder: ModelFolder, part: str, cls: Any, options: Options) ->
     """The network of a part, in its precision and where it is to be."""
     config = read_config(folder, part)
     _check_class(folder, part, config, cls)
+    _check_layers(folder.part(part) / config_name(part), config, folder.tensor_count(part, options.kept))
     predicts = part in PREDICTORS
     dtype = options.weights if predicts or part.startswith("text_encoder") else torch.float32
     # with offload, what is not at work is on the host; the VAE is small, and its gradients need it to stay
@@ -154,6 +154,25 @@ def _check_class(folder: ModelFolder, part: str, config: Mapping[str, Any], cls:
     kind = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     if kind not in (cls.__name__, None):
         raise InputError(f"{folder.part(part)}/config.json: holds a {kind}, a {cls.__name__} is needed")
+
+
+def _check_layers(file: Path, config: Mapping[str, Any], most: int) -> None:
+    """Raise InputError where a config says fewer than 0 layers or more than its weights have tensors: `most`.
+
+    Building a network of ten million layers would take hours.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_layers(file, value, most)
+        for number in flat(value) if key.endswith(LAYERS) else ():
+            if type(number) is int and not 0 <= number <= most:
+                right = f"0 to {most}, as many as the weights have tensors"
+                raise InputError(f"{file}: {key}: expected {right}, got {number}")
+
+
+def flat(value: Any) -> list[Any]:
+    """The items of lists in each other; another value alone."""
+    return [item for each in value for item in flat(each)] if isinstance(value, list) else [value]
 
 
 def class_of(cls: Class) -> type:
@@ -208,7 +227,18 @@ def open_network(
     options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {} if dtype is None else {"torch_dtype": dtype}
     variant = find_weights(path, stem, kept)
-    model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
+    try:
+        model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
+    except InputError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # transformers' advice, which names no tensor
+            raise
+        options["ignore_mismatched_sizes"] = True
+        model, info = opened(path, lambda: cls.from_pretrained(path, variant=variant, **options))
+        name, shape, right = sorted(info["mismatched_keys"])[0]
+        raise InputError(f"{path}: {name} has the shape {tuple(shape)}, its config says {tuple(right)}") from None
+    state = model.state_dict()
+    for file in weight_files(path, stem, kept):
+        check_types(file, lambda name: name in state and state[name].is_floating_point())
     if lacking := sorted(info["missing_keys"]):
         raise InputError(f"{path}: its weights lack {len(lacking)} of the tensors, {lacking[0]} first")
     return model
@@ -231,59 +261,18 @@ def open_tokenizer(path: Path, cls: type) -> Any:
             raise InputError(f"{path}: missing; needs tokenizer.json or spiece.model")
         if importlib.util.find_spec("sentencepiece") is None:
             raise InputError(f"{path}: has spiece.model but no tokenizer.json, which needs: pip install sentencepiece")
-    tokenizer = opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
-    if not isinstance(tokenizer.model_max_length, (int, float)) or tokenizer.model_max_length < 2:
-        raise InputError(f"{path}: model_max_length is {tokenizer.model_max_length!r}; expected a number of tokens")
+    try:
+        tokenizer = opened(path, lambda: cls.from_pretrained(path, local_files_only=True))
+    except InputError:
+        for file in sorted(path.glob("*.json")):
+            read_json(file, "a part of a tokenizer")  # which says the file, if it is that
+        raise
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, (int, float)) or longest < 2:
+        raise InputError(
+            f"{path}/tokenizer_config.json: model_max_length: expected a number of tokens, got {longest!r}"
+        )
     return tokenizer
-
-
-def load_noise_schedule(folder: ModelFolder) -> "DDIMScheduler":
-    """The noise schedule as a DDIM scheduler, which reads every β-schedule that these models were trained with."""
-    from diffusers import DDIMScheduler
-
-    config = read_config(folder, "scheduler")
-    kind, prediction = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
-    if "Flow" in kind or "EDM" in kind or prediction not in ("epsilon", "v_prediction", "sample"):
-        raise InputError(
-            f"{folder}/scheduler/scheduler_config.json: {kind} with prediction_type {prediction!r} is not supported; "
-            "epsilon, v_prediction and sample are"
-        )
-    schedule = opened(folder.part("scheduler"), lambda: DDIMScheduler.from_config(config))
-    return _away_from_zero(folder, schedule, prediction)
-
-
-def _away_from_zero(folder: ModelFolder, schedule: "DDIMScheduler", prediction: str) -> "DDIMScheduler":
-    """The schedule with 2⁻²⁴ in place of ᾱ_T = 0, as diffusers' Euler schedulers have it.
-
-    Models with zero terminal SNR (arXiv 2305.08891) have ᾱ_T = 0, where ẑ_0 = (z_t − σ ε)/√ᾱ is 0/0. At 2⁻²⁴ the
-    rounding of float32 still leaves ẑ_0 three digits, and to the network z_t is the same. InputError for epsilon, which
-    says nothing of ẑ_0 there.
-    """
-    alphas = schedule.alphas_cumprod
-    if not alphas.isfinite().all() or alphas.max() > 1 or alphas.min() < 0:
-        raise InputError(f"{folder}/scheduler/scheduler_config.json: its betas do not make a noise schedule")
-    if prediction == "epsilon" and alphas.min() < ZERO_ALPHA:
-        raise InputError(
-            f"{folder}/scheduler/scheduler_config.json: prediction_type epsilon with zero terminal SNR "
-            "(rescale_betas_zero_snr) cannot be: the noise says nothing of the picture there; v_prediction could be"
-        )
-    schedule.alphas_cumprod = torch.where(alphas < ZERO_ALPHA, LEAST_ALPHA, alphas)
-    return schedule
-
-
-def load_flow_schedule(folder: ModelFolder) -> "FlowMatchEulerDiscreteScheduler":
-    """The times of a flow-matching model."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    config = read_config(folder, "scheduler")
-    kind = str(config.get("_class_name", ""))
-    if "FlowMatch" not in kind or config.get("invert_sigmas"):
-        raise InputError(
-            f"{folder}/scheduler/scheduler_config.json: {kind} with invert_sigmas "
-            f"{config.get('invert_sigmas', False)} is not supported for a transformer; FlowMatchEulerDiscreteScheduler "
-            "with invert_sigmas false is"
-        )
-    return opened(folder.part("scheduler"), lambda: FlowMatchEulerDiscreteScheduler.from_config(config))
 
 
 def read_config(folder: ModelFolder, part: str) -> dict[str, Any]:

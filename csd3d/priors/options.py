@@ -1,26 +1,32 @@
 """What the config and the model's family say of a prior: its settings, and how it runs."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 
 from csd3d.priors.adapters import Lora
+from csd3d.schema import Amount, Share, Within
+
+LEAST_SIDE, MOST_SIDE = 8, 8192  # pixels of a picture
 
 
 @dataclass(frozen=True)
 class Defaults:
     """Settings for a model, used wherever a config says null. A model's csd3d.json can change them."""
 
-    text_scale: float = 7.5  # guidance scale of the instruction in a collaborative edit
-    image_scale: float = 1.5  # guidance scale of the source picture in a collaborative edit
-    sampling_text_scale: float = 7.5  # guidance scale of the instruction where edited pictures are sampled
-    sampling_image_scale: float = 1.5  # guidance scale of the source picture where edited pictures are sampled
-    guidance_scale: float = 7.5  # classifier-free guidance scale of a text-to-image model
-    guidance_final: float = 0.0  # that scale at the last step of a distillation; 0: it does not change
-    t_min: float = 0.02  # lowest noise level of distillation, a fraction of the schedule
-    t_max: float = 0.98  # highest noise level of distillation, a fraction of the schedule
-    bandwidth: float = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
-    working_size: int = 512  # side in pixels of the square pictures that the model was trained on
+    text_scale: Amount = 7.5  # guidance scale of the instruction in a collaborative edit
+    image_scale: Amount = 1.5  # guidance scale of the source picture in a collaborative edit
+    sampling_text_scale: Amount = 7.5  # guidance scale of the instruction where edited pictures are sampled
+    sampling_image_scale: Amount = 1.5  # guidance scale of the source picture where edited pictures are sampled
+    guidance_scale: Amount = 7.5  # classifier-free guidance scale of a text-to-image model
+    guidance_final: Amount = 0.0  # that scale at the last step of a distillation; 0: it does not change
+    t_min: Share = 0.02  # lowest noise level of distillation, a fraction of the schedule
+    t_max: Share = 0.98  # highest noise level of distillation, a fraction of the schedule
+    bandwidth: Amount = 3.0  # γ of the kernel "model", for latents of unit variance; an estimate (docs/gpu.md)
+    working_size: Annotated[int, Within(LEAST_SIDE, MOST_SIDE)] = (
+        512  # side in pixels of the pictures it was trained on
+    )
 
 
 @dataclass(frozen=True)

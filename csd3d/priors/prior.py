@@ -100,6 +100,11 @@ class Prior:
         """The noise predictor for its config and sizes: while it is not open yet, without weights."""
         return self.unet if self._later is None else self._later.outline
 
+    @property
+    def opens_later(self) -> bool:
+        """Whether the noise predictor is not open yet."""
+        return self._later is not None
+
     vae = property(lambda self: self.codec.vae)
     text_encoder = property(lambda self: self.text.parts["text_encoder"])
     tokenizer = property(lambda self: self.text.parts["tokenizer"])

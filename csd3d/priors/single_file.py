@@ -18,7 +18,7 @@ import torch
 from csd3d.errors import InputError
 from csd3d.priors.libraries import opened
 from csd3d.priors.opening import ModelFolder
-from csd3d.priors.weights import tensor_shapes
+from csd3d.priors.weights import check_types, tensor_shapes
 
 PREFIXES = {  # of the tensors of each part, in the files of SD 1.x and 2.x, SDXL and SD3
     "unet": ("model.diffusion_model.",),
@@ -69,6 +69,8 @@ class SingleFile(ModelFolder):
         from diffusers.loaders.single_file import load_single_file_sub_model
         from safetensors.torch import load_file
 
+        prefixes = PREFIXES[part]
+        check_types(self.file, lambda name: name.startswith(prefixes) and not name.endswith("position_ids"))
         options.pop("kept", None)
         if part == "unet":
             options |= {"in_channels": self.config(part).get("in_channels", 4)}
@@ -89,6 +91,10 @@ class SingleFile(ModelFolder):
         if lacking:
             raise InputError(f"{self.file}: lacks {len(lacking)} tensors of the {part}, {lacking[0]} first")
         return network
+
+    def tensor_count(self, part: str, kept: str) -> int:
+        """The number of tensors of the whole file, or of the part beside the configs."""
+        return super().tensor_count(part, kept) if self.lacks(part) and self.has(part) else len(self.shapes)
 
     def check(self, part: str, network: torch.nn.Module, kept: str) -> bool:
         """False for a part in the file: its tensors have other names until they are converted."""

@@ -6,7 +6,6 @@ picture) where the text encoder sees the source picture too.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, short
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding, embedding_path, fingerprint, read_embedding, write_embedding
 from csd3d.priors.libraries import one_line
+from csd3d.priors.lost_text import note_lost_text, told_once
 from csd3d.priors.opening import ModelFolder
 
-logger = logging.getLogger("csd3d")
 Parts = Mapping[str, Any]
 SEEN_BYTES = 4 << 30  # most memory for embeddings about pictures; of 1024² pixels, each takes 20 MB
 
@@ -61,14 +60,16 @@ class TextEncoder:
         `release`, ValueError where the picture is missing.
         """
         if self.sees is None:
-            for prompt in dict.fromkeys(prompts):
-                if prompt not in self._embeddings:
-                    embedding = self._embed(prompt)
-                    self._embeddings[prompt] = {name: value.to(self.device) for name, value in embedding.items()}
+            with told_once():
+                for prompt in dict.fromkeys(prompts):
+                    if prompt not in self._embeddings:
+                        embedding = self._embed(prompt)
+                        self._embeddings[prompt] = {name: value.to(self.device) for name, value in embedding.items()}
             return _stacked([self._embeddings[prompt] for prompt in prompts])
         if image is None:
             raise ValueError("this model's text encoder sees the source picture: build conditions with an image")
-        found = [self._embed_seen(prompt, self.sees(row)) for prompt, row in zip(prompts, image, strict=True)]
+        with told_once():
+            found = [self._embed_seen(prompt, self.sees(row)) for prompt, row in zip(prompts, image, strict=True)]
         return {name: value.to(self.device) for name, value in _stacked(found).items()}
 
     def release(self) -> None:
@@ -77,6 +78,16 @@ class TextEncoder:
         self.parts.clear()
         if had_parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def keeping_nothing(self) -> Iterator[None]:
+        """Embed inside the block without the embeddings so far and the cache, and keep none."""
+        kept = self.cache, self._embeddings
+        self.cache, self._embeddings = None, {}
+        try:
+            yield
+        finally:
+            self.cache, self._embeddings = kept
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -117,16 +128,18 @@ class TextEncoder:
             return embedding
         if not self.parts:
             raise InputError(
-                f"prior.drop_text_encoder: the text encoder is freed, and prompt {prompt!r} was not embedded before; "
-                "embed all prompts of a job first, or set it to false"
+                f"prior.drop_text_encoder: the text encoder is freed, and prompt {short(prompt)!r} was not embedded "
+                "before; embed all prompts of a job first, or set it to false"
             )
         try:
             with self._at_work():
                 embedding = self.embed(self.parts, prompt, *picture)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of sizes in a config that do not fit
-            raise InputError(f"{self.folder}: its text encoder cannot embed {prompt!r} ({one_line(error)})") from error
+        # of sizes in a config that do not fit
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            reason = f"its text encoder cannot embed {short(prompt)!r} ({one_line(error)})"
+            raise InputError(f"{self.folder}: {reason}") from error
         if path is not None:
             write_embedding(path, key, embedding)
         return embedding
@@ -187,15 +200,6 @@ def clip_tokens(encoder: nn.Module, tokenizer: Any, prompt: str, warn: bool = Tr
 def tokenized(encoder: nn.Module, tokenizer: Any, prompt: str, limit: int, warn: bool = True) -> Any:
     """`input_ids` and `attention_mask` [1, limit], padded; warns of text that is cut off or not in the vocabulary."""
     if warn:
-        _warn_of_lost_text(tokenizer, prompt, limit)
+        note_lost_text(tokenizer, prompt, limit)
     tokens = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     return tokens.to(next(encoder.parameters()).device)
-
-
-def _warn_of_lost_text(tokenizer: Any, prompt: str, limit: int) -> None:
-    ids = tokenizer(prompt, verbose=False).input_ids
-    if len(ids) > limit:
-        cut = tokenizer.decode(ids[limit - 1 : -1])
-        logger.warning("prompt %r is longer than the text encoder takes (%d tokens): cut off %r", prompt, limit, cut)
-    if tokenizer.unk_token_id in ids[:-1]:
-        logger.warning("prompt %r holds characters that the text encoder's vocabulary lacks", prompt)

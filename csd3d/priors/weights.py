@@ -10,15 +10,17 @@ All functions raise InputError in one line that names the file.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import safe_open
 
 from csd3d.errors import InputError, one_line
 from csd3d.files import read_json
 
+Found = TypeVar("Found")
 MOST_HEADER = 100_000_000  # bytes: the limit of the safetensors library
 HALVES = {
     "float16": ("fp16", "bf16"),
@@ -141,6 +143,22 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises InputError for a header larger than the file or 100 MB, and for anything that is not safetensors.
     """
+    return _of_header(path, lambda tensor: tuple(tensor.get_shape()))
+
+
+def tensor_types(path: Path) -> dict[str, str]:
+    """The names and types ("F32", "BF16", "I8", ...) of the tensors of a safetensors file, as `tensor_shapes`."""
+    return _of_header(path, lambda tensor: tensor.get_dtype())
+
+
+def check_types(path: Path, takes_fractions: Callable[[str], bool]) -> None:
+    """Raise InputError where a file has whole numbers in a tensor whose name says that it `takes_fractions`."""
+    for name, kind in tensor_types(path).items():
+        if not kind.startswith(("F", "BF")) and takes_fractions(name):
+            raise InputError(f"{path}: tensor {name} holds {kind} numbers; its weights are to be F32, F16 or BF16")
+
+
+def _of_header(path: Path, read: Callable[[Any], Found]) -> dict[str, Found]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -148,17 +166,20 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if size < 8 or header > min(size - 8, MOST_HEADER):
             raise InputError(f"{path}: is no safetensors file, or cut off: its header would have {header} bytes")
         with safe_open(str(path), "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return {name: read(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except InputError:
         raise
     except Exception as error:  # the library's own errors, OSError
         raise InputError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
 
 
-def shapes_in(folder: Path, files: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """`tensor_shapes` of several files of a folder together; indices are passed over."""
-    found: dict[str, tuple[int, ...]] = {}
-    for name in files:
-        if name.endswith(".safetensors"):
-            found |= tensor_shapes(folder / name)
-    return found
+def weight_files(folder: Path, stem: str, kept: str = "float32") -> list[Path]:
+    """The safetensors files of the variant that `find_weights` says to open."""
+    variant = find_weights(folder, stem, kept)
+    names = weight_sets(stem, (file.name for file in folder.iterdir()))[variant].files
+    return [folder / name for name in names if name.endswith(".safetensors")]
+
+
+def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """`tensor_shapes` of several files together."""
+    return {name: shape for file in files for name, shape in tensor_shapes(file).items()}

@@ -18,7 +18,7 @@ from csd3d.registry import register
 from csd3d.representations.base import BackgroundKind
 from csd3d.representations.splat_growth import new_splats, random_points
 from csd3d.representations.splat_scene import SplatScene
-from csd3d.schema import Within
+from csd3d.schema import Amount, Within
 from custom_kernels import splats as kernels
 
 STARTS = ("auto", "points", "random", "nerf")
@@ -46,8 +46,8 @@ class GaussianSplats:
     antialiased: bool = True  # Mip-Splatting's filter: splats thinner than a pixel become fainter, not wider
     relocate_every: Annotated[int, Within(1, 1_000_000)] = 50  # steps between moves of splats that have died
     least_opacity: float = 0.02  # below, a splat is dead
-    opacity_penalty: float = 2e-3  # weight of the splats' mean opacity: what is not needed dies
-    size_penalty: float = 2e-3  # weight of the splats' mean size, as a share of the box
+    opacity_penalty: Amount = 2e-3  # weight of the splats' mean opacity: what is not needed dies
+    size_penalty: Amount = 2e-3  # weight of the splats' mean size, as a share of the box
     backend: str = "auto"  # auto | reference | native | gsplat
 
     hints: ClassVar[tuple[str, ...]] = ("points", "cameras", "splats")

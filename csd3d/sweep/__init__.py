@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from csd3d.arguments import Parser, show
+from csd3d.arguments import Parser, path_of, show
 from csd3d.devices import FORMS
 from csd3d.sweep.grid import read_sweep
 from csd3d.sweep.table import write_report
@@ -30,10 +30,10 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=(__doc__ or "").partition("\n")[2],
     )
-    parser.add_argument("sweep", metavar="FILE.yaml", type=Path)
+    parser.add_argument("sweep", metavar="FILE.yaml", type=path_of)
     parser.add_argument("--on", choices=("local", "slurm"), default="local", help="this machine, or a SLURM cluster")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="most runs at a time (default 1)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="default: outputs/<name of the file>")
+    parser.add_argument("--output", metavar="DIR", type=path_of, help="default: outputs/<name of the file>")
     parser.add_argument("--retries", metavar="N", type=int, default=2, help="how often a killed run is started again")
     parser.add_argument("--device", default="auto", help=FORMS)
     return parser

@@ -34,7 +34,7 @@ from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.text import save_pictures
-from csd3d.schema import Amount, ByName, Chosen, OneOf, Within, incidental, path_key
+from csd3d.schema import Amount, ByName, Chosen, OneOf, Rate, Within, incidental, path_key
 
 LEAST_SIDE = 8  # pixels
 BYTES_PER_PIXEL = 100  # pictures, and latents with their gradients and moments
@@ -78,7 +78,7 @@ class TextToImageConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     # an illusion: one picture for all prompts, and how each sees it, such as [none, rotate_180]; []: a picture for each
     transforms: list[str] = field(default_factory=list)
-    learning_rate: float = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
+    learning_rate: Rate = 0.03  # Adam's, in units of the latents or pixels; not used with distill.weight x0
     prior: PriorConfig = field(default_factory=PriorConfig)
     distill: DistillConfig = field(default_factory=lambda: distill_by_model(steps=300))
     # CLIP for metrics: a folder, a hub name or open_clip:NAME/WEIGHTS; "": CLIP (world), the shipped one

@@ -13,6 +13,7 @@ from csd3d.editors import csd_edit_scene
 from csd3d.editors.csd_edit_scene import CSDEditScene, inner_edit
 from csd3d.editors.matches import match_views
 from csd3d.editors.scene import SceneEdit, SceneSource
+from csd3d.errors import InputError
 from csd3d.priors import Defaults, PriorConfig, load_prior
 
 
@@ -102,3 +103,8 @@ def test_the_official_way_tells_a_scaled_sample_of_the_photos_and_guides_the_bas
 def test_settings_that_mean_nothing_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         CSDEditScene(**keys)
+
+
+def test_later_rounds_below_the_models_least_noise_are_told_before_any_work(source):
+    with pytest.raises(InputError, match=r"editor\.later_t_max: .*0\.001"):
+        CSDEditScene(later_t_max=0.001).check(source, "editor")

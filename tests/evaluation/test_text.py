@@ -39,7 +39,9 @@ def test_a_frechet_distance_comes_with_that_of_as_many_true_renders(judge):
     assert found(true)["fd_floor"] == frechet_distance(*features)
     red = true * torch.tensor([1.0, 0.1, 0.1]).view(3, 1, 1)
     assert found(red)["fd"] > 10 * found(red)["fd_floor"]
-    assert judge.fd(torch.eye(3)[None], "", ANGLES[:3], 4, 0) == {"fd": None, "fd_floor": None}
+    nothing = {"fd": None, "fd_floor": None}
+    assert judge.fd(torch.eye(3)[None], "", ANGLES[:3], 4, 0) == nothing
+    assert judge.fd(torch.eye(3)[None, :1], "a red chair", ANGLES[:1], 4, 0) == nothing  # one picture has no spread
 
 
 def test_every_figure_by_the_shipped_clip_says_so():

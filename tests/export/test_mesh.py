@@ -170,6 +170,15 @@ def test_empty_surface_says_what_to_change(density, tmp_path):
     assert not (tmp_path / "mesh").exists()
 
 
+def test_a_surface_that_smoothing_removes_is_told_so(tmp_path):
+    def dot(x):  # one sample of 16³ is dense, in a voxel of 0.1
+        return torch.where((x - 0.05).norm(dim=-1) < 0.06, 100.0, 1e-3)
+
+    box, config = (-0.75, -0.75, -0.75, 0.75, 0.75, 0.75), MeshConfig(16, threshold=90.0)
+    with pytest.raises(InputError, match=r"\(100 % opaque a voxel\), above the threshold 90 but"):
+        export_mesh(dot, field, box, tmp_path / "mesh", config)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match=r"the box is"):
         extract_mesh(soft_ball(), (-1, -1, 1, 1, 1, -1), SMALL)

@@ -280,6 +280,19 @@ def test_shared_parts_stay_in_the_shipped_folder(folder, tmp_path, monkeypatch, 
     assert load_prior(PriorConfig(str(folder), device="cpu")).edits
 
 
+def test_a_part_that_the_model_has_not_is_refused(folder):
+    (folder / "csd3d.json").write_text('{"parts": {"junk": "../other"}}')
+    assert "csd3d.json: parts.junk: the model has no such part; known: vae, unet, text_encoder, tok" in refused(folder)
+
+
+@pytest.mark.parametrize("size", [-1, 10**9, "x"])
+def test_pictures_of_a_size_that_cannot_be_are_refused_unless_csd3d_json_says_another(folder, size):
+    edit_json(folder / "unet/config.json", sample_size=size)
+    assert f"unet/config.json: sample_size: {size!r} makes no pictures" in refused(folder)
+    (folder / "csd3d.json").write_text('{"defaults": {"working_size": 16}}')
+    assert load_prior(PriorConfig(str(folder), device="cpu")).defaults.working_size == 16
+
+
 def test_what_a_config_can_name_is_listed_without_the_heavy_libraries():
     code = (
         "import csd3d.metrics, csd3d.priors, csd3d.run, sys; from csd3d import registry\n"

@@ -14,8 +14,9 @@ from csd3d.priors.autoencoder import PixelCodec
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families.stable_diffusion import check_embeddings, forward
 from csd3d.priors.memory import set_attention
-from csd3d.priors.opening import ModelFolder, check_width, load_noise_schedule, load_parts, read_config
+from csd3d.priors.opening import ModelFolder, check_width, load_parts, read_config
 from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.schedules import load_noise_schedule
 from csd3d.priors.text import TextEncoder, tokenized
 from csd3d.registry import register
 

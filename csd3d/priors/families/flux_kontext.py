@@ -25,8 +25,9 @@ from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding
 from csd3d.priors.families.stable_diffusion import EDIT_T_MAX
 from csd3d.priors.flow import flow_input, flow_schedule
-from csd3d.priors.opening import ModelFolder, check_width, load_flow_schedule, load_parts, read_config
+from csd3d.priors.opening import ModelFolder, check_width, load_parts, read_config
 from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.schedules import load_flow_schedule
 from csd3d.priors.text import TextEncoder, clip_tokens, pooled_text, tokenized
 from csd3d.priors.tokens import PATCH, SourceTokens, check_options, check_packed_channels, pack, unpack
 from csd3d.registry import register

@@ -28,11 +28,11 @@ from csd3d.priors.opening import (
     ModelFolder,
     check_channels,
     check_width,
-    load_flow_schedule,
     load_parts,
     takes_source,
 )
 from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.schedules import load_flow_schedule
 from csd3d.priors.text import TextEncoder, embed_two_clips, pooled_text, tokenized
 from csd3d.priors.tokens import check_attention
 from csd3d.registry import register

@@ -26,11 +26,11 @@ from csd3d.priors.opening import (
     ModelFolder,
     check_channels,
     check_width,
-    load_noise_schedule,
     load_parts,
     takes_source,
 )
 from csd3d.priors.prior import Defaults, Options, Prior
+from csd3d.priors.schedules import load_noise_schedule
 from csd3d.priors.text import TextEncoder, clip_tokens
 from csd3d.registry import register
 

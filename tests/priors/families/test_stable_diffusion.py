@@ -170,6 +170,16 @@ def test_a_long_prompt_warns_with_what_is_cut(prior, caplog):
     torch.testing.assert_close(long, prior.embed(["red " * 10]))
 
 
+def test_long_prompts_warn_once_in_short_and_say_that_the_view_is_lost(prior, caplog):
+    with caplog.at_level(logging.WARNING, "csd3d"):
+        prior.embed([f"{'red ' * 3000}{view}" for view in ("front", "side", "back")] + ["blue " * 3000])
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert told.startswith("4 prompts, as 'red red ")
+    assert "without it they are only 2, so the words for the view" in told
+    assert len(told) < 400
+
+
 def test_characters_out_of_the_vocabulary_warn(prior, caplog):
     vocab = {token: i for token, i in prior.tokenizer.get_vocab().items() if token not in ("z", "z</w>")}
     prior.text.parts["tokenizer"] = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=MAX_TOKENS)
