@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 
 from csd3d import fingerprint
-from csd3d.config import defining_values
 from csd3d.engine.checkpoint import (
     check_checkpoint,
     has_checkpoint,
@@ -27,6 +26,7 @@ from csd3d.engine.checkpoint import (
 from csd3d.engine.logs import Curves, as_clock, logger, progress
 from csd3d.engine.outlook import Outlook
 from csd3d.errors import InputError
+from csd3d.identity import Defining, defining_values
 from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
@@ -47,13 +47,13 @@ class Job:
     phase: str = ""  # the one that runs
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Defining:
         """The values that a checkpoint of this run depends on, with the content of files in place of their paths."""
         return defining_values(self.config, self.content_of)
 
-    def own_identity(self, name: str, thing: Any) -> dict[str, Any]:
+    def own_identity(self, name: str, thing: Any) -> Defining:
         """The same for one part of the config, such as an editor; its keys begin with `name`."""
-        return {f"{name}.{key}": value for key, value in defining_values(thing, self.content_of).items()}
+        return defining_values(thing, self.content_of).below(name)
 
     def content_of(self, path: str) -> str:
         """The fingerprint of the input at `path`, as it was when first asked for."""
@@ -62,7 +62,7 @@ class Job:
             self.contents[path] = fingerprint.of_files(files) if files else fingerprint.of_path(path)
         return self.contents[path]
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> Defining:
         """The values that the checkpoint of one phase depends on; tasks add the settings of that phase alone."""
         return self.identity
 

@@ -15,6 +15,7 @@ from torch import nn
 from csd3d.engine import checkpoint
 from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
 from csd3d.errors import InputError
+from csd3d.identity import Defining, Place
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"update.method": "csd_edit", "seed": 0, "size": [1, 2]}
@@ -359,6 +360,18 @@ def test_another_config_is_refused_by_key(saved):
     refused(saved, "last: update.method", '"csd_edit"', '"in2n"', identity=IDENTITY | {"update.method": "in2n"})
     refused(saved, "new.key", "absent", identity=IDENTITY | {"new.key": None})
     refused(saved, "seed", "absent", identity={k: v for k, v in IDENTITY.items() if k != "seed"})
+
+
+def test_a_key_of_another_version_is_told_with_the_commit_unless_it_has_its_default(tmp_path):
+    place = save_checkpoint(tmp_path / "checkpoints", "sds", {}, {}, identity=Defining({"prompt": "a duck"}))
+    wanted = Defining({"prompt": "a duck", "losses.new": 0}, {"losses.new": Place()}, ["losses.new"])
+    refused(place, "losses.new: the checkpoint belongs to a run with absent", "undo that change", identity=dict(wanted))
+    (tmp_path / "environment.json").write_text(json.dumps({"git": "0123456789abcdef"}))
+    assert load_checkpoint(place, identity=wanted) == ({}, {})
+    wanted["losses.new"], wanted.usual = 1, set()
+    refused(place, "sds: losses.new", "another version of csd3d (commit 0123456789abcdef), without", identity=wanted)
+    refused(place, "sds: prompt", '"a duck", this one has "a goose"; undo', identity=wanted | {"prompt": "a goose"})
+    refused(place, "sds: prompt", "(commit 0123456789abcdef), and this one has no such key", identity=Defining())
 
 
 def test_state_of_another_shape_is_refused_by_name():

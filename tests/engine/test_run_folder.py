@@ -16,7 +16,8 @@ import torch
 
 from csd3d import run as jobs
 from csd3d.engine.checkpoint import save_checkpoint
-from csd3d.engine.run_folder import check_output, create_run_folder, held, read_environment
+from csd3d.engine.environment import read_environment
+from csd3d.engine.run_folder import check_output, create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.files import make_folder, write_text
 from csd3d.media.encoding import Encoder
