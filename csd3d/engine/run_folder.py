@@ -12,10 +12,11 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from csd3d.engine.checkpoint import remove_remains
@@ -26,6 +27,9 @@ from csd3d.files import never_made_again, remove_partial, write_whole
 
 NEW_RUN = ".new-run-"  # begins the name of a run folder that is being made
 OLD_S = 3600.0  # age of one that no process makes any more
+FOLDERS = ("checkpoints", "curves", "images", "videos", "mesh")  # what a run folder has, once they are made
+FILES = ("log.txt", "metrics.json", "report.html", "scene.json")
+IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -128,8 +132,8 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
     """Hold a run folder while it is worked in; raises InputError if another process does.
 
     Yields a function that replaces the text of config.yaml and keeps the lock. The lock is the operating system's, on
-    config.yaml, so it ends with its process however that ends. What killed writers have left is deleted. An error of
-    the file system becomes an InputError that says what to do.
+    config.yaml, so it ends with its process however that ends. What killed writers have left is deleted, unless
+    `check_kinds` refuses the folder. An error of the file system becomes an InputError that says what to do.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -147,6 +151,7 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
             logger.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
         stack.enter_context(never_made_again(folder))
         try:
+            check_kinds(folder)
             for path in (*remove_partial(folder), *remove_remains(folder / "checkpoints")):
                 logger.info("deleted %s, which a process left that was killed", path)
             with _quiet_threads():
@@ -161,6 +166,23 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
             if not _is_gone(folder):
                 raise
             raise InputError(_deleted(folder)) from error
+
+
+def check_kinds(folder: Path, folders: Iterable[str] = FOLDERS, files: Iterable[str] = FILES) -> None:
+    """Raise InputError where a name that a run writes is taken by something else, or a folder cannot be read.
+
+    A log that is a link or a pipe is refused: lines would be written to another place, or waited for without end.
+    """
+    for place in (folder / name for name in folders):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise InputError(f"{place}: must be a folder, as the run writes in it; move what is there away")
+        if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK):
+            raise InputError(f"{place}: cannot be read (no permission); make it readable")
+    for place in (folder / name for name in files):
+        if os.path.isdir(place):
+            raise InputError(f"{place}: must be a file, as the run writes it, and is a folder; move that away")
+        if place.name == "log.txt" and os.path.lexists(place) and not stat.S_ISREG(place.lstat().st_mode):
+            raise InputError(f"{place}: must be a regular file, no link and no pipe; move what is there away")
 
 
 @contextlib.contextmanager
@@ -203,6 +225,7 @@ def told(folder: Path, error: OSError) -> str:
         raise error
     place = named if inside else f"{folder} or {tempfile.gettempdir()}" if named is None else named
     what = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    what = "move away what is in its way" if error.errno in IN_THE_WAY else what
     finished = "what was finished is there"
     return f"{place}: cannot be written ({error.strerror or error}); {finished}: {what}, then --resume {folder}"
 
