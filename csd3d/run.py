@@ -141,7 +141,8 @@ def read_kept(config_file: Path, overrides: Sequence[str]) -> Any:
         raise
     except InputError as error:
         other = another_version(config_file.parent) if str(error).startswith(str(config_file)) else None
-        raise (InputError(f"{error}; the run was made by {other}") if other else error) from None
+        between = "" if str(error).endswith(("?", ".")) else ";"
+        raise (InputError(f"{error}{between} the run was made by {other}") if other else error) from None
 
 
 def opened(config: Any, device: str) -> Any:

@@ -9,7 +9,7 @@ interrupted one.
     parts = dict(field=field, adam=optimizer, rng=generator)
     save_checkpoint(folder, "last", *pack(snapshot(**parts) | {"step": 7}), identity=values)
     tree = unpack(*load_checkpoint(folder / "last", identity=values))
-    restore(tree, **parts)
+    restore(tree, **parts)  # with `engine.state`
 """
 
 import contextlib
@@ -17,11 +17,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -235,74 +234,3 @@ def _verify(path: Path, record: Mapping[str, Any]) -> None:
             raise InputError(f"{path}: damaged (its SHA-256 is not the recorded one); resume from another checkpoint")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
-
-
-# --------------------------------------------------------------------------------- trees of state <-> tensors and JSON
-
-
-def pack(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split nested dicts, lists and tuples into (tensors by path, JSON-able state), which `unpack` joins again."""
-    tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            while path in tensors:  # {"a/b": …, "a": {"b": …}}
-                path += "+"
-            tensors[path] = value
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"dict": [[key, encode(item, f"{path}/{key}" if path else str(key))] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__: [encode(item, f"{path}/{i}") for i, item in enumerate(value)]}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"{path}: a checkpoint holds tensors, numbers and text, not {type(value).__name__}")
-
-    return tensors, {"tree": encode(tree, "")}
-
-
-def unpack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
-    """Return the tree that was packed."""
-
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        ((kind, items),) = value.items()
-        if kind == "tensor":
-            return tensors[items]
-        if kind == "dict":
-            return {key: decode(item) for key, item in items}
-        return [decode(item) for item in items] if kind == "list" else tuple(decode(item) for item in items)
-
-    try:
-        return decode(state["tree"])
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"checkpoint: its state and tensors do not belong together ({error!r:.200}); resume from another one"
-        ) from None
-
-
-def snapshot(**objects: Any) -> dict[str, Any]:
-    """Return {name: state} of torch.Generators and of anything with a state_dict."""
-    return {name: o.get_state() if isinstance(o, torch.Generator) else o.state_dict() for name, o in objects.items()}
-
-
-def restore(tree: Mapping[str, Any], **objects: Any) -> None:
-    """Restore a snapshot in place; InputError names the part that does not fit."""
-    for name, target in objects.items():
-        with _named(name):
-            if isinstance(target, torch.Generator):
-                target.set_state(tree[name])
-            else:
-                target.load_state_dict(tree[name])
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(
-            f"checkpoint: {name}: does not fit this run ({detail[:300]}); resume with the config it was saved with"
-        ) from None
