@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.golden import ROOT, figures, read_jobs, write_capture
-from csd3d.engine.run_folder import environment
+from csd3d.engine.environment import environment
 
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -29,7 +29,8 @@ from csd3d.datasets import SceneConfig, load_capture  # noqa: E402
 from csd3d.datasets.listing import Points  # noqa: E402
 from csd3d.datasets.points import write_ply  # noqa: E402
 from csd3d.datasets.process.frames import choose_frames  # noqa: E402
-from csd3d.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack  # noqa: E402
+from csd3d.engine.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from csd3d.engine.state import pack, unpack  # noqa: E402
 from csd3d.interrupt import StopRequest  # noqa: E402
 from csd3d.media import encode, open_video, read_image  # noqa: E402
 from csd3d.media.ffmpeg import command, source  # noqa: E402

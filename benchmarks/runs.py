@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 
-from csd3d.engine.run_folder import environment
+from csd3d.engine.environment import environment
 
 
 def provenance(benchmark: str) -> dict:

@@ -20,7 +20,7 @@ from csd3d.distillation.edit_loop import inner_edit
 from csd3d.distillation.kernel import SVGDConfig, kernel_matrix
 from csd3d.distillation.schedule import timestep
 from csd3d.distillation.suits import suited
-from csd3d.engine.run_folder import environment
+from csd3d.engine.environment import environment
 from csd3d.priors import Prior, PriorConfig, load_prior
 
 VIEWS, TIMES, SIDES = 8, (0.8, 0.6, 0.4), (128, 512)

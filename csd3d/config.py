@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from csd3d import registry
 from csd3d.config_files import check_interpolations, file_of, parse_value, read_config
 from csd3d.convert import BadValue, build, convert, first_line, nearest
 from csd3d.errors import InputError, InputErrors
-from csd3d.schema import Chosen, OneOf, annotation_at, join, mark_of, members, plain
+from csd3d.schema import OneOf, annotation_at, mark_of, members, plain
 
 Schema = TypeVar("Schema")
 
@@ -192,37 +192,3 @@ def _escape(value: Any) -> Any:
 def to_yaml(config: Any) -> str:
     """Return every key of a config as YAML, defaults included; load_config reads it back to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(config))))
-
-
-def defining_values(config: Any, content: Callable[[str], str] = str) -> dict[str, Any]:
-    """Return {dotted key: value} of all fields that a result depends on: those not marked `identity: False`.
-
-    Marked fields are the device, previews, and what is written at the end.  content: gives the value that stands for
-    a `path_key`, such as the fingerprint of the file there.
-    """
-    flat: dict[str, Any] = {}
-
-    def visit(value: Any, key: str, is_path: bool = False) -> None:
-        if isinstance(value, Chosen) and value.thing is not None:
-            flat[join(key, "type")] = value.name
-            value = value.thing
-        if dataclasses.is_dataclass(value) and not isinstance(value, Chosen):
-            for field in dataclasses.fields(value):
-                counts, item = field.metadata.get("identity", True), getattr(value, field.name)
-                if callable(counts):
-                    item = counts(item)
-                    counts = item is not None
-                if counts:
-                    visit(item, join(key, field.name), field.metadata.get("path", False))
-        elif isinstance(value, dict) and value:
-            for name, item in value.items():
-                visit(item, join(key, name))
-        elif isinstance(value, (list, tuple)) and any(dataclasses.is_dataclass(item) for item in value):
-            for number, item in enumerate(value):
-                visit(item, f"{key}[{number}]")
-        else:
-            value = content(value) if is_path and isinstance(value, str) else value
-            flat[key] = json.loads(json.dumps(plain(value), default=str))
-
-    visit(config, "")
-    return flat

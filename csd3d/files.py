@@ -66,7 +66,8 @@ def write_whole(path: Path, write: Callable[[Path], object], sync: bool = False)
             sync_to_disk(partial)
         os.replace(partial, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write to a full disk does not name its file
+        # a write to a full disk does not name its file, and the temporary name says nothing to a reader
+        error.filename = str(path) if error.filename in (None, str(partial)) else error.filename
         raise
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone, and the error before says more

@@ -12,9 +12,11 @@ from typing import Any
 from csd3d import __version__, ranks, registry
 from csd3d.config import load_config, task_name, to_yaml
 from csd3d.config_files import parse_value, read_config
+from csd3d.engine.checkpoint import has_checkpoint
+from csd3d.engine.environment import another_version
 from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import check_output, create_run_folder, held
-from csd3d.errors import InputError
+from csd3d.errors import InputError, InputErrors
 from csd3d.interrupt import StopRequest
 from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
@@ -62,16 +64,14 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
     The places of inputs in `overrides` are kept as by `resume`. Raises InputError if it has no checkpoint yet.
     """
     config_file = config_of(run_folder)
-    if not any((run_folder / "checkpoints").glob("*/checkpoint.json")):
-        raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
-    with (
-        held(run_folder) as replace_config,
-        opening(lambda: reopen(config_file, overrides, device)) as job,
-    ):
-        keep_places(job, config_file, overrides, replace_config)
-        stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
-        work(job, run_folder, stop)
-        stop.requested = False
+    with held(run_folder) as replace_config:
+        if not any(map(has_checkpoint, (run_folder / "checkpoints").glob("*"))):
+            raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
+        with opening(lambda: reopen(config_file, overrides, device)) as job:
+            keep_places(job, config_file, overrides, replace_config)
+            stop.requested = True  # so phases take no further step, and those without a checkpoint are left out
+            work(job, run_folder, stop)
+            stop.requested = False
     return run_folder
 
 
@@ -126,12 +126,24 @@ def assist(source: Path, overrides: Sequence[str], seed: int | None, device: str
 
 def reopen(config_file: Path, overrides: Sequence[str], device: str) -> Any:
     """Open the job of a run folder again; InputError says how to name an input that is not where it was."""
-    config = with_paths(read(config_file, overrides), absolute)
+    config = with_paths(read_kept(config_file, overrides), absolute)
     for key, path in paths_of(config).items():
         given = any(text.startswith(f"{key}=") for text in overrides)
         if os.path.isabs(path) and not os.path.exists(path) and not given:
             raise InputError(f"{config_file}: {key}: {path} is not there any more; if it was moved, add {key}=PATH")
     return opened(config, device)
+
+
+def read_kept(config_file: Path, overrides: Sequence[str]) -> Any:
+    """`read` a run's config.yaml; where that has keys which are not known, say if another version of csd3d wrote it."""
+    try:
+        return read(config_file, overrides)
+    except InputErrors:
+        raise
+    except InputError as error:
+        other = another_version(config_file.parent) if str(error).startswith(str(config_file)) else None
+        between = "" if str(error).endswith(("?", ".")) else ";"
+        raise (InputError(f"{error}{between} the run was made by {other}") if other else error) from None
 
 
 def opened(config: Any, device: str) -> Any:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from csd3d import registry
-from csd3d.config import defining_values, load_config, task_name, to_yaml
+from csd3d.config import load_config, task_name, to_yaml
 from csd3d.errors import InputError
+from csd3d.identity import defining_values
 from csd3d.schema import incidental, path_key
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar
 import pytest
 
 from csd3d import registry
-from csd3d.config import defining_values, load_config, to_yaml
+from csd3d.config import load_config, to_yaml
 from csd3d.errors import InputError, closest
+from csd3d.identity import defining_values
 from csd3d.keys import key_table
 from csd3d.registry import get, load_plugins, names, register
 from csd3d.run import plugin_path, plugins_of

@@ -9,29 +9,32 @@ interrupted one.
     parts = dict(field=field, adam=optimizer, rng=generator)
     save_checkpoint(folder, "last", *pack(snapshot(**parts) | {"step": 7}), identity=values)
     tree = unpack(*load_checkpoint(folder / "last", identity=values))
-    restore(tree, **parts)
+    restore(tree, **parts)  # with `engine.state`
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from csd3d.engine.environment import another_version
 from csd3d.errors import InputError
 from csd3d.files import make_folder, sync_to_disk, write_bytes
 from csd3d.fingerprint import PREFIX
+from csd3d.identity import Defining, Place, difference
 
 VERSION = 2
 MANIFEST = "checkpoint.json"
 MAX_MANIFEST_BYTES = 64 << 20
+TENSORS = re.compile(r"tensors-([0-9]{1,200})\.safetensors")
 RECORD = {"file": str, "bytes": int, "sha256": str}
 OTHERWISE = "resume from another checkpoint or start afresh"
 WRITTEN = re.compile(rb'\{"version": \d+, "sha256": "([0-9a-f]{64})", "body": (.*)\}')
@@ -53,7 +56,7 @@ def save_checkpoint(
     Args:
         tensors: of any shape, dtype and device; stored contiguous, on the CPU.
         state: JSON-able; floats are restored exactly, including NaN and infinities.
-        identity: the values that define the run (`config.defining_values`); load_checkpoint refuses others.
+        identity: the values that define the run (`identity.defining_values`); load_checkpoint refuses others.
 
     Raises:
         InputError: the folder cannot be written.
@@ -65,7 +68,8 @@ def save_checkpoint(
         save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}, str(file))
         sync_to_disk(file)
         record = {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
-        body = json.dumps({"identity": identity, "tensors": record, "state": state}).encode()
+        usual = {key: identity.places[key] for key in sorted(identity.usual)} if isinstance(identity, Defining) else {}
+        body = json.dumps({"identity": identity, "usual": usual, "tensors": record, "state": state}).encode()
         head = f'{{"version": {VERSION}, "sha256": "{hashlib.sha256(body).hexdigest()}", "body": '.encode()
         write_bytes(target / MANIFEST, head + body + b"}", sync=True)
         _remove_others(target, file.name)
@@ -77,20 +81,24 @@ def save_checkpoint(
 
 
 def remove_remains(folder: Path) -> list[Path]:
-    """Delete the tensors that killed saves have left in the checkpoints of a folder; return the files."""
+    """Delete the tensors that killed saves have left in the checkpoints of a folder; return the files.
+
+    Nothing is deleted beside a checkpoint that is damaged, or whose own tensors are not there.
+    """
     left = []
     for target in (path.parent for path in folder.glob(f"*/{MANIFEST}")):
         with contextlib.suppress(InputError):  # told when the checkpoint is loaded
             current = check_checkpoint(target)["tensors"]["file"]
-            left += [path for path in target.glob("tensors-*.safetensors*") if path.name != current]
-            _remove_others(target, current)
+            if os.path.isfile(target / current):
+                left += [path for path in target.glob("tensors-*.safetensors*") if path.name != current]
+                _remove_others(target, current)
     return left
 
 
 def _next_number(target: Path) -> int:
     """Return a number above those of all tensor files there, so that no file in use is overwritten."""
-    numbers = [path.stem.rpartition("-")[2] for path in target.glob("tensors-*.safetensors")]
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+    found = [TENSORS.fullmatch(path.name) for path in target.glob("tensors-*.safetensors")]
+    return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 def _sha256(path: Path) -> str:
@@ -131,20 +139,22 @@ def check_checkpoint(folder: str | Path, *, identity: Mapping[str, Any] | None =
     """Return the verified body of checkpoint.json; the tensors are not read. Raises InputError as `load_checkpoint`."""
     body = _read_manifest(Path(folder) / MANIFEST)
     if identity is not None:
-        _check_identity(Path(folder), body["identity"] or {}, json.loads(json.dumps(identity)))
+        places = {key: Place(*place) for key, place in body.get("usual", {}).items()}
+        _check_identity(Path(folder), Defining(body["identity"], places, places), identity)
     return body
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether this folder holds a complete checkpoint."""
-    return (Path(folder) / MANIFEST).exists()
+    """Whether this folder holds a checkpoint, be it damaged."""
+    return os.path.lexists(Path(folder) / MANIFEST)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Return the body of checkpoint.json, which has the checksum at its beginning."""
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file, so not a checkpoint of csd3d; {OTHERWISE}")
+        if os.path.lexists(path) and not os.path.isfile(path):
+            what = "a link that leads to no file" if path.is_symlink() else "not a file"
+            raise InputError(f"{path}: {what}, so not a checkpoint of csd3d; {OTHERWISE}")
         too_large = path.stat().st_size > MAX_MANIFEST_BYTES
         raw = b"" if too_large else path.read_bytes()
         manifest = None if too_large else json.loads(raw.decode("utf-8"))
@@ -177,28 +187,44 @@ def _check_body(path: Path, body: Any) -> dict[str, Any]:
     wanted = {"identity": (dict, type(None)), "tensors": dict, "state": dict}
     record = body.get("tensors") if isinstance(body, dict) else None
     complete = isinstance(record, dict) and all(isinstance(body.get(key), kind) for key, kind in wanted.items())
-    complete = complete and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
-    if not complete or Path(record["file"]).name != record["file"]:  # a name with a folder in it could point anywhere
+    if not complete or not all(type(record.get(key)) is kind for key, kind in RECORD.items()):
         raise InputError(f"{path}: damaged; {OTHERWISE}")
+    if not TENSORS.fullmatch(record["file"]):
+        named = f"{record['file']!a:.60}"
+        raise InputError(f"{path}: damaged (tensors.file is {named}, expected tensors-NUMBER.safetensors); {OTHERWISE}")
+    usual = body.get("usual", {})  # older checkpoints have none
+    places = usual.values() if isinstance(usual, dict) else [None]
+    if not all(isinstance(each, list) and len(each) == 2 and all(type(x) is str for x in each) for each in places):
+        raise InputError(f"{path}: damaged (usual); {OTHERWISE}")
     return body
 
 
-def _check_identity(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in sorted({*saved, *wanted}):
-        if saved.get(key) != wanted.get(key) or (key in saved) != (key in wanted):
-            if all(str(values.get(key)).startswith(PREFIX) for values in (saved, wanted)):
-                raise InputError(
-                    f"{folder}: {key}: this is not the input that the run was started with, its content differs; "
-                    f"bring that back, or say where it is now with {key}=PATH"
-                )
-            was, now = (json.dumps(values[key]) if key in values else "absent" for values in (saved, wanted))
-            raise InputError(
-                f"{folder}: {key}: the checkpoint belongs to a run with {was}, this one has {now}; undo that change"
-            )
+def _check_identity(folder: Path, saved: Defining, identity: Mapping[str, Any]) -> None:
+    own = identity if isinstance(identity, Defining) else Defining()
+    wanted = Defining(json.loads(json.dumps(identity)), own.places, own.usual)
+    found = difference(saved, wanted)
+    if found is None:
+        return
+    key = found.key
+    if all(str(values.get(key)).startswith(PREFIX) for values in (saved, wanted)):
+        raise InputError(
+            f"{folder}: {key}: this is not the input that the run was started with, its content differs; "
+            f"bring that back, or say where it is now with {key}=PATH"
+        )
+    was, now = (f"{json.dumps(values[key]):.200}" if key in values else "absent" for values in (saved, wanted))
+    other = another_version(folder.parent.parent) if found.unknown else None
+    what = "undo that change"
+    if other and key in wanted:
+        what = f"the run was made by {other}, without this key: give it its default, or resume with that version"
+    elif other:
+        what = f"the run was made by {other}, and this one has no such key: resume with that version"
+    raise InputError(f"{folder}: {key}: the checkpoint belongs to a run with {was}, this one has {now}; {what}")
 
 
 def _verify(path: Path, record: Mapping[str, Any]) -> None:
     try:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise InputError(f"{path}: not a file; resume from another checkpoint")
         size = path.stat().st_size
         if size != record["bytes"]:
             raise InputError(
@@ -208,74 +234,3 @@ def _verify(path: Path, record: Mapping[str, Any]) -> None:
             raise InputError(f"{path}: damaged (its SHA-256 is not the recorded one); resume from another checkpoint")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); resume from another checkpoint") from None
-
-
-# --------------------------------------------------------------------------------- trees of state <-> tensors and JSON
-
-
-def pack(tree: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split nested dicts, lists and tuples into (tensors by path, JSON-able state), which `unpack` joins again."""
-    tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            while path in tensors:  # {"a/b": …, "a": {"b": …}}
-                path += "+"
-            tensors[path] = value
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"dict": [[key, encode(item, f"{path}/{key}" if path else str(key))] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__: [encode(item, f"{path}/{i}") for i, item in enumerate(value)]}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"{path}: a checkpoint holds tensors, numbers and text, not {type(value).__name__}")
-
-    return tensors, {"tree": encode(tree, "")}
-
-
-def unpack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
-    """Return the tree that was packed."""
-
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        ((kind, items),) = value.items()
-        if kind == "tensor":
-            return tensors[items]
-        if kind == "dict":
-            return {key: decode(item) for key, item in items}
-        return [decode(item) for item in items] if kind == "list" else tuple(decode(item) for item in items)
-
-    try:
-        return decode(state["tree"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"checkpoint: its state and tensors do not belong together ({error!r}); resume from another one"
-        ) from None
-
-
-def snapshot(**objects: Any) -> dict[str, Any]:
-    """Return {name: state} of torch.Generators and of anything with a state_dict."""
-    return {name: o.get_state() if isinstance(o, torch.Generator) else o.state_dict() for name, o in objects.items()}
-
-
-def restore(tree: Mapping[str, Any], **objects: Any) -> None:
-    """Restore a snapshot in place; InputError names the part that does not fit."""
-    for name, target in objects.items():
-        with _named(name):
-            if isinstance(target, torch.Generator):
-                target.set_state(tree[name])
-            else:
-                target.load_state_dict(tree[name])
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(
-            f"checkpoint: {name}: does not fit this run ({detail[:300]}); resume with the config it was saved with"
-        ) from None

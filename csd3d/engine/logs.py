@@ -249,6 +249,11 @@ def read_curves(run_folder: Path) -> dict[str, dict[str, list[tuple[int, float |
     return curves
 
 
+def last_step(run_folder: Path, phase: str) -> int | None:
+    """Return the last step in the curves of a phase, None without any."""
+    return max((row["step"] for row in _rows(run_folder / "curves" / phase / "curves.jsonl")), default=None)
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the lines that are rows of a curve; a kill may have cut the last one, or a hand damaged any."""
     rows = []

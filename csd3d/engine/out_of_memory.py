@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from csd3d.config import defining_values
 from csd3d.errors import InputError
+from csd3d.identity import defining_values
 from csd3d.memory import card_bytes, size_text
 from csd3d.schema import Chosen
 

@@ -1,6 +1,7 @@
 """Loops that may be killed at any step: state, checkpoints, curves, progress and stopping."""
 
 import functools
+import math
 import resource
 import sys
 import time
@@ -13,23 +14,17 @@ from typing import Any, ClassVar
 import torch
 
 from csd3d import fingerprint
-from csd3d.config import defining_values
-from csd3d.engine.checkpoint import (
-    check_checkpoint,
-    has_checkpoint,
-    load_checkpoint,
-    pack,
-    restore,
-    save_checkpoint,
-    snapshot,
-    unpack,
-)
-from csd3d.engine.logs import Curves, as_clock, logger, progress
+from csd3d.engine.checkpoint import OTHERWISE, check_checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from csd3d.engine.logs import Curves, as_clock, last_step, logger, progress
 from csd3d.engine.outlook import Outlook
-from csd3d.errors import InputError
+from csd3d.engine.run_folder import check_kinds
+from csd3d.engine.state import check_alike, pack, restore, snapshot, unpack
+from csd3d.errors import InputError, at_key
+from csd3d.identity import Defining, defining_values
 from csd3d.interrupt import StopRequest
 
 MAX_SKIPPED = 5  # steps in a row that were not finite, before a phase gives up
+MOST_COUNTED = 2**53
 Advance = Callable[[int, Curves], dict[str, float]]  # does a step and returns values to log; "skipped" > 0: not finite
 
 
@@ -47,13 +42,13 @@ class Job:
     phase: str = ""  # the one that runs
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Defining:
         """The values that a checkpoint of this run depends on, with the content of files in place of their paths."""
         return defining_values(self.config, self.content_of)
 
-    def own_identity(self, name: str, thing: Any) -> dict[str, Any]:
+    def own_identity(self, name: str, thing: Any) -> Defining:
         """The same for one part of the config, such as an editor; its keys begin with `name`."""
-        return {f"{name}.{key}": value for key, value in defining_values(thing, self.content_of).items()}
+        return defining_values(thing, self.content_of).below(name)
 
     def content_of(self, path: str) -> str:
         """The fingerprint of the input at `path`, as it was when first asked for."""
@@ -62,13 +57,14 @@ class Job:
             self.contents[path] = fingerprint.of_files(files) if files else fingerprint.of_path(path)
         return self.contents[path]
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> Defining:
         """The values that the checkpoint of one phase depends on; tasks add the settings of that phase alone."""
         return self.identity
 
     def check_checkpoints(self, names: Iterable[str]) -> None:
-        """Raise InputError where a phase has a checkpoint that is damaged or of another run."""
+        """Raise InputError where a phase has a checkpoint that is damaged or of another run, or cannot have one."""
         for name in names:
+            check_kinds(self.folder, (f"checkpoints/{name}", f"curves/{name}"), (f"curves/{name}/curves.jsonl",))
             if has_checkpoint(folder := self.folder / "checkpoints" / name):
                 check_checkpoint(folder, identity=self.identity_of(name))
 
@@ -121,7 +117,13 @@ class Phase:
 
     PARTS: ClassVar[tuple[str, ...]] = ("generator",)
     TENSORS: ClassVar[tuple[str, ...]] = ()
-    COUNTERS: ClassVar[tuple[str, ...]] = ("step", "seconds", "unet_evaluations", "skipped", "kernel_mean")
+    COUNTERS: ClassVar[dict[str, tuple[type, ...]]] = {  # each from 0 on
+        "step": (int,),
+        "seconds": (float, int),
+        "unet_evaluations": (int,),
+        "skipped": (int,),
+        "kernel_mean": (float, int, type(None)),
+    }
 
     @property
     def finished(self) -> bool:
@@ -130,7 +132,7 @@ class Phase:
 
     def note(self, report: Mapping[str, float]) -> None:
         """Keep what the figures need of a step's report."""
-        if self.kernel_mean is None and report.get("together"):
+        if self.kernel_mean is None and report.get("together") and math.isfinite(report["kernel_mean"]):
             self.kernel_mean = report["kernel_mean"]
 
     @property
@@ -145,13 +147,37 @@ class Phase:
         save_checkpoint(folder, name, *pack(snapshot(**self._parts()) | plain), identity=identity)
 
     def load(self, folder: Path, name: str, identity: dict) -> None:
-        """Restore checkpoint `name`, if there is one."""
+        """Restore checkpoint `name`, if there is one; InputError where its state is none that a run could have."""
         if not has_checkpoint(folder / name):
             return
-        tree = unpack(*load_checkpoint(folder / name, identity=identity))
-        restore(tree, **self._parts())
+        tensors, state = load_checkpoint(folder / name, identity=identity)
+        with at_key(str(folder / name)):
+            tree = unpack(tensors, state)
+            if wrong := self._wrong(tree):
+                raise InputError(f"damaged ({wrong}); {OTHERWISE}")
+            restore(tree, **self._parts())
         for key in (*self.COUNTERS, *self.TENSORS):
             setattr(self, key, tree[key])
+
+    def _wrong(self, tree: Any) -> str | None:
+        """What is wrong with the counters and tensors of a saved tree; None if nothing is."""
+        if not isinstance(tree, dict):
+            return f"its state is a {type(tree).__name__}"
+        most = {"step": MOST_COUNTED if self.steps is None else self.steps, "skipped": tree.get("step")}
+        for key, kinds in self.COUNTERS.items():
+            value, limit = tree.get(key), most.get(key, MOST_COUNTED)
+            if key not in tree or type(value) not in kinds or not (value is None or 0 <= value <= limit):
+                what = "a number" if float in kinds else "a whole number"
+                return f"{key} is {value!r:.40}, expected {what} from 0{f' to {limit}' if key in most else ''}"
+        for key in self.TENSORS:
+            own, saved = getattr(self, key), tree.get(key)
+            try:
+                check_alike(saved, own, key)
+            except ValueError as error:
+                return str(error)
+            if saved.shape != own.shape:
+                return f"{key}: is of shape {tuple(saved.shape)}, expected {tuple(own.shape)}"
+        return None
 
     def _parts(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in self.PARTS if getattr(self, key) is not None}
@@ -164,8 +190,10 @@ def run_steps(job: Job, phase: Phase, name: str, steps: int, advance: Advance, d
     something to show. Raises InputError after five steps in a row that were not finite.
     """
     folder = job.folder / "checkpoints"
-    phase.load(folder, name, job.identity_of(name))
     phase.steps = steps
+    phase.load(folder, name, job.identity_of(name))
+    if not phase.step and (reached := last_step(job.folder, name)) is not None:
+        logger.warning("%s: its curves go up to step %d, but it has no checkpoint: it starts afresh", name, reached)
     left_alone = phase.finished or (job.stop.requested and phase.step > 0)
     note = f", {phase.step} of {steps} steps done before" if phase.step else ""
     job.announce(name, note, 0.0 if left_alone else 1 - phase.step / max(steps, 1))

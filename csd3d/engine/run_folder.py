@@ -7,44 +7,29 @@ outputs/<name>/<timestamp>/
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
+import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from csd3d.engine.checkpoint import remove_remains
+from csd3d.engine.environment import environment
 from csd3d.engine.logs import logger
 from csd3d.errors import InputError
-from csd3d.files import never_made_again, read_json, remove_partial, write_whole
+from csd3d.files import never_made_again, remove_partial, write_whole
 
-PACKAGES = (
-    "csd3d",
-    "torch",
-    "numpy",
-    "diffusers",
-    "transformers",
-    "safetensors",
-    "nerfacc",
-    "kornia",
-    "openvino",
-    "onnxruntime",
-    "trimesh",
-    "xatlas",
-    "omegaconf",
-)
 NEW_RUN = ".new-run-"  # begins the name of a run folder that is being made
 OLD_S = 3600.0  # age of one that no process makes any more
+FOLDERS = ("checkpoints", "curves", "images", "videos", "mesh")  # what a run folder has, once they are made
+FILES = ("log.txt", "metrics.json", "report.html", "scene.json")
+IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -147,8 +132,8 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
     """Hold a run folder while it is worked in; raises InputError if another process does.
 
     Yields a function that replaces the text of config.yaml and keeps the lock. The lock is the operating system's, on
-    config.yaml, so it ends with its process however that ends. What killed writers have left is deleted. An error of
-    the file system becomes an InputError that says what to do.
+    config.yaml, so it ends with its process however that ends. What killed writers have left is deleted, unless
+    `check_kinds` refuses the folder. An error of the file system becomes an InputError that says what to do.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -166,6 +151,7 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
             logger.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
         stack.enter_context(never_made_again(folder))
         try:
+            check_kinds(folder)
             for path in (*remove_partial(folder), *remove_remains(folder / "checkpoints")):
                 logger.info("deleted %s, which a process left that was killed", path)
             with _quiet_threads():
@@ -180,6 +166,23 @@ def held(folder: Path) -> Iterator[Callable[[str], None]]:
             if not _is_gone(folder):
                 raise
             raise InputError(_deleted(folder)) from error
+
+
+def check_kinds(folder: Path, folders: Iterable[str] = FOLDERS, files: Iterable[str] = FILES) -> None:
+    """Raise InputError where a name that a run writes is taken by something else, or a folder cannot be read.
+
+    A log that is a link or a pipe is refused: lines would be written to another place, or waited for without end.
+    """
+    for place in (folder / name for name in folders):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise InputError(f"{place}: must be a folder, as the run writes in it; move what is there away")
+        if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK):
+            raise InputError(f"{place}: cannot be read (no permission); make it readable")
+    for place in (folder / name for name in files):
+        if os.path.isdir(place):
+            raise InputError(f"{place}: must be a file, as the run writes it, and is a folder; move that away")
+        if place.name == "log.txt" and os.path.lexists(place) and not stat.S_ISREG(place.lstat().st_mode):
+            raise InputError(f"{place}: must be a regular file, no link and no pipe; move what is there away")
 
 
 @contextlib.contextmanager
@@ -222,6 +225,7 @@ def told(folder: Path, error: OSError) -> str:
         raise error
     place = named if inside else f"{folder} or {tempfile.gettempdir()}" if named is None else named
     what = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    what = "move away what is in its way" if error.errno in IN_THE_WAY else what
     finished = "what was finished is there"
     return f"{place}: cannot be written ({error.strerror or error}); {finished}: {what}, then --resume {folder}"
 
@@ -232,72 +236,3 @@ def _is_gone(folder: Path) -> bool:
 
 def _deleted(folder: Path) -> str:
     return f"{folder}: the run folder was deleted, or its config.yaml was, while the run worked in it; start it afresh"
-
-
-# --------------------------------------------------------------------------------------------------------- environment
-
-
-def read_environment(run_folder: Path) -> dict[str, Any]:
-    """Return environment.json of a run; {} and a warning if it is missing or damaged, as only the report shows it."""
-    try:
-        return read_json(run_folder / "environment.json", "the environment that a run was started in")
-    except InputError as error:
-        logger.warning("the report does not say where the run was made: %s", error)
-        return {}
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, processor, threads, graphics card and git commit, as needed to repeat a run."""
-    import torch
-
-    from csd3d import ranks
-    from custom_kernels import native
-
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": native.num_threads(),
-        "processes": ranks.count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **_card(),
-        "git": _git_commit(Path(__file__).parent),
-    }
-
-
-def _card() -> dict[str, Any]:
-    """Return what torch needs of a graphics card and how much memory that has, where there is one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return {}
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return {"cuda_version": torch.version.cuda, "gpu_memory_gib": round(total / 2**30, 1)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_commit(folder: Path) -> str | None:
-    """Return the commit csd3d runs from, with `-dirty` if tracked files were changed; None outside a checkout."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True, start_new_session=True
-        ).stdout.strip()  # a session of its own: Ctrl+C is for this process alone
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -156,8 +156,9 @@ class Networks(dict[str, Network]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a `state_dict`."""
-        for name, part in state.items():
-            self[name].load_state_dict(part)
+        for name, network in self.items():
+            if network.parameters():
+                network.load_state_dict(state[name])
 
 
 def open_networks(prior: Prior, runs: Mapping[str, MethodRun]) -> dict[str, Networks]:

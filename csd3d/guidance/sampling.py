@@ -78,7 +78,7 @@ class PictureSampling:
 
 @dataclass(kw_only=True)
 class SampledPhase(Phase):
-    """One prompt's pictures: z [N, ...], or [2N, ...] with those of the edit behind them; empty until it is done."""
+    """One prompt's pictures: z [N, ...], or [2N, ...] with those of the edit behind them; 0 until it is done."""
 
     z: Tensor
 
@@ -92,9 +92,10 @@ class SampledPhase(Phase):
 
 def draw(job: Job, text: str, name: str) -> SampledPhase:
     """Sample the pictures of one prompt in one step; `name` is the phase's. The job is an `ImageJob`."""
-    phase = SampledPhase(job.generator(name), z=torch.empty(0))
     config, prior = job.config, job.prior
     like = torch.empty(config.particles, *prior.latent_shape(job.side, job.side), device=prior.device)
+    rows = 2 if config.sampling.prompt_to_prompt else 1
+    phase = SampledPhase(job.generator(name), z=torch.zeros(rows * len(like), *like.shape[1:]))
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
         noise = draw_noise(like, "independent", phase.generator)

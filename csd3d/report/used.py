@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from csd3d import registry
+from csd3d.engine.environment import read_environment
 from csd3d.engine.phase import peak_memory
-from csd3d.engine.run_folder import read_environment
 
 
 def used(job: Any) -> str:

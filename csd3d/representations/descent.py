@@ -56,10 +56,20 @@ class Average:
                 own[id(p)][rows] = p[rows]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": self.means}
+        """The means; one that will start anew, as its parameter has another shape by now, is empty."""
+        fits = [mean.shape == p.shape for mean, p in zip(self.means, self.parameters, strict=False)]
+        return {"means": [mean if fit else mean.new_empty(0) for mean, fit in zip(self.means, fits, strict=True)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.means = [mean.to(p.device) for mean, p in zip(state["means"], self.parameters, strict=False)]
+        """Load a `state_dict`; ValueError names the first mean that does not fit its parameter."""
+        means = state["means"]
+        if len(means) not in (0, len(self.parameters)):
+            raise ValueError(f"means: are {len(means)}, expected one for each of {len(self.parameters)} parameters")
+        for i, (mean, p) in enumerate(zip(means, self.parameters, strict=False)):
+            if not (isinstance(mean, Tensor) and mean.is_floating_point() and mean.shape in (p.shape, (0,))):
+                found = f"{mean.dtype} {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+                raise ValueError(f"means/{i}: is {found}, expected floating numbers {tuple(p.shape)}")
+        self.means = [mean.to(p.device) for mean, p in zip(means, self.parameters, strict=False)]
 
 
 @torch.no_grad()

@@ -95,19 +95,20 @@ def descend(
     """Do one step of Adam; if loss or gradients are not finite, change nothing and return False.
 
     The learning rate is `rate`, times the "rate" of a parameter group that has one. Gradients are clipped to the norm
-    `max_norm` if that is not 0. Adam's moments of a parameter whose shape has changed start anew.
+    `max_norm` if that is not 0. Adam's moments of a parameter whose shape has changed start anew,
+    even then, as a checkpoint whose moments do not fit is refused.
     """
     for group in optimiser.param_groups:
         group["lr"] = group.get("rate", 1.0) * rate
+    for parameter, state in optimiser.state.items():
+        if "exp_avg" in state and state["exp_avg"].shape != parameter.shape:
+            state.clear()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if not gradients_finite(model, loss):
         return False
     if max_norm:
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    for parameter, state in optimiser.state.items():
-        if "exp_avg" in state and state["exp_avg"].shape != parameter.shape:
-            state.clear()
     optimiser.step()
     return True
 

@@ -284,12 +284,21 @@ class SplatScene(nn.Module):
         return {"degree": self.degree, "fits": self.fits, "order": list(self.order), "given": self.given}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_extra_state` returned."""
+        """Restore what `get_extra_state` returned; ValueError where that cannot be."""
+        if any(type(i) is not int or i < 0 for i in state["order"]):
+            raise ValueError("order: expected a list of numbers of views")
+        if type(state["degree"]) is not int or not 0 <= state["degree"] <= math.isqrt(self.rest.shape[1] + 1) - 1:
+            raise ValueError(f"degree: is {state['degree']!r:.40}, which the splats' harmonics do not have")
         self.degree, self.fits, self.order = state["degree"], state["fits"], list(state["order"])
         self.given = state["given"]
 
     def load_state_dict(self, state: dict[str, Any], *options: Any, **more: Any) -> Any:
-        """Take the state's number of splats, then load it."""
+        """Take the state's number of splats, then load it; ValueError names the first tensor of another number."""
+        for name in kernels.Splats._fields:
+            own, shape = getattr(self, name), state[name].shape
+            fits = len(shape) == own.dim() and shape[0] == len(state["means"])
+            if not fits or (name != "rest" and shape[1:] != own.shape[1:]):  # those given may have more harmonics
+                raise ValueError(f"{name}: is of shape {tuple(shape)}, which does not fit the other splats")
         for name in kernels.Splats._fields:
             getattr(self, name).data = torch.empty_like(state[name], device=self.means.device)
         return super().load_state_dict(state, *options, **more)

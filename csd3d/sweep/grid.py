@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csd3d import fingerprint
-from csd3d.config import defining_values
 from csd3d.config_files import CONFIGS, read_config
 from csd3d.convert import first_line
 from csd3d.errors import InputError, closest
+from csd3d.identity import defining_values
 from csd3d.paths import with_paths
 from csd3d.run import read, settle
 

@@ -32,6 +32,7 @@ from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.errors import at_key
 from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge, may_judge
+from csd3d.identity import Defining
 from csd3d.media import MAX_DECODED_GIB, MAX_FRAMES, MAX_PIXELS
 from csd3d.priors import Prior, PriorConfig, load_lpips, load_prior
 from csd3d.registry import register, returned
@@ -229,7 +230,7 @@ class CanvasJob(Job):
     wrap: bool = False  # the right border continues at the left
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None  # of frames [1, 3, H, W]
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> Defining:
         """The job's identity and the keys of this phase's editor, as `compare` is no part of the job's identity."""
         return self.identity | self.own_identity(name, self.config.methods[name])
 

@@ -24,6 +24,7 @@ from csd3d.errors import InputError
 from csd3d.evaluation.ground_truth import Truth, load_truth
 from csd3d.evaluation.scene import evaluate_edit, evaluate_reconstruction, render_judged, source_surface
 from csd3d.export import Placement, capture_placement, write_scene_json
+from csd3d.identity import Defining
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.priors.queries import check_image_scale
 from csd3d.registry import register
@@ -187,9 +188,9 @@ class EditJob(Job):
     def wanted(self) -> list[str]:
         return ["reconstruct", *self.config.methods]
 
-    def identity_of(self, name: str) -> dict[str, Any]:
+    def identity_of(self, name: str) -> Defining:
         """The job's identity with the settings of this phase's editor, and of no other editor."""
-        values = {key: value for key, value in self.identity.items() if key.partition(".")[0] not in EDITOR_KEYS}
+        values = self.identity.without(EDITOR_KEYS)
         return values | (self.own_identity("editor", self.config.chosen[name]) if name in self.config.chosen else {})
 
     @property

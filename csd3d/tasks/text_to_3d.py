@@ -39,6 +39,7 @@ from csd3d.guidance.methods import (
     settle_distill,
 )
 from csd3d.guidance.views import PromptConfig, ViewsConfig, check_camera, view_of
+from csd3d.identity import Defining
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
@@ -185,7 +186,7 @@ class AssetJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.runs)
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> Defining:
         """The job's identity and the settings of this phase's method."""
         return self.identity | self.own_identity(name, self.config.runs[name].method)
 

@@ -29,6 +29,7 @@ from csd3d.guidance.methods import (
 from csd3d.guidance.pictures import ImagePhase, distil
 from csd3d.guidance.sampling import EDITED, SAMPLED, PictureSampling, SampledPhase, draw
 from csd3d.guidance.transforms import TRANSFORMS, seen_by
+from csd3d.identity import Defining
 from csd3d.memory import check_fits
 from csd3d.metrics.inception import FID, open_fid
 from csd3d.priors import Prior, PriorConfig
@@ -189,7 +190,7 @@ class ImageJob(Job):
     def wanted(self) -> list[str]:
         return list(self.config.parts)
 
-    def identity_of(self, name: str) -> dict:
+    def identity_of(self, name: str) -> Defining:
         """The job's identity and the settings of this phase's method; other methods may be added or removed."""
         method, _ = self.config.parts[name]
         if method == SAMPLED:

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from csd3d.engine import checkpoint
-from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
+from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from csd3d.engine.state import pack, restore, snapshot, unpack
 from csd3d.errors import InputError
+from csd3d.identity import Defining, Place
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"update.method": "csd_edit", "seed": 0, "size": [1, 2]}
@@ -283,22 +285,29 @@ def test_truncated_manifest(saved):
 
 
 @pytest.mark.parametrize(
-    ("change", "parts"),
+    "change",
     [
-        ({"tensors": None}, ["damaged"]),
-        ({"tensors": {"file": "x"}}, ["damaged"]),
-        ({"state": []}, ["damaged"]),
-        ({"tensors": {"file": "../../secret", "bytes": 1, "sha256": ""}}, ["damaged"]),
-        ({"tensors": {"file": "..", "bytes": 4096, "sha256": ""}}, [".."]),
+        *({"tensors": {"file": name, "bytes": 1, "sha256": ""}} for name in ("", "x", "..", "../../secret", "a\0b")),
+        *({"tensors": {"file": name, "bytes": 1, "sha256": ""}} for name in ("\ud800", "x" * 5000, "tensors-².x")),
+        {"tensors": {"file": "tensors-1.safetensors", "bytes": True, "sha256": ""}},
+        {"tensors": None},
+        {"tensors": {"file": "x"}},
+        {"state": []},
+        {"usual": [1]},
+        {"usual": {"seed": 1}},
     ],
 )
-def test_strange_manifests(saved, change, parts):
-    """Complete, with the right checksum, and still not what a checkpoint says."""
+def test_strange_manifests(saved, change):
+    """Complete, with the right checksum, and still not what a checkpoint says: in a short line, and nothing is lost."""
     path = saved / "checkpoint.json"
     body = json.dumps(json.loads(path.read_text())["body"] | change)
     checksum = hashlib.sha256(body.encode()).hexdigest()
     path.write_text(f'{{"version": {checkpoint.VERSION}, "sha256": "{checksum}", "body": {body}}}')
-    refused(saved, *parts)
+    with pytest.raises(InputError, match=r"checkpoint.json: damaged") as caught:
+        load_checkpoint(saved)
+    assert len(str(caught.value)) < len(str(path)) + 200
+    assert checkpoint.remove_remains(saved.parent) == []
+    assert (saved / "tensors-1.safetensors").exists()
 
 
 @pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("3", "int"), ('"x"', "str"), ("null", "NoneType")])
@@ -331,6 +340,20 @@ def test_a_fifo_is_no_manifest(saved):
     refused(saved, "checkpoint.json: not a file")
 
 
+@pytest.mark.parametrize("target", ["checkpoint.json", "nowhere"])
+def test_a_link_that_leads_nowhere_is_damage_not_a_new_run(saved, target):
+    (saved / "checkpoint.json").unlink()
+    (saved / "checkpoint.json").symlink_to(target)
+    assert has_checkpoint(saved)
+    refused(saved, "checkpoint.json: a link that leads to no file")
+
+
+def test_a_pipe_in_place_of_the_tensors_is_told_without_waiting(saved):
+    (saved / "tensors-1.safetensors").unlink()
+    os.mkfifo(saved / "tensors-1.safetensors")
+    refused(saved, "tensors-1.safetensors: not a file")
+
+
 def test_other_content_of_an_input_is_refused_by_its_key(tmp_path):
     place = save_checkpoint(tmp_path, "last", {}, {}, identity={"image": "sha256:12"})
     with pytest.raises(InputError, match=r"last: image: this is not the input .* say where it is now with image=PATH"):
@@ -361,11 +384,23 @@ def test_another_config_is_refused_by_key(saved):
     refused(saved, "seed", "absent", identity={k: v for k, v in IDENTITY.items() if k != "seed"})
 
 
+def test_a_key_of_another_version_is_told_with_the_commit_unless_it_has_its_default(tmp_path):
+    place = save_checkpoint(tmp_path / "checkpoints", "sds", {}, {}, identity=Defining({"prompt": "a duck"}))
+    wanted = Defining({"prompt": "a duck", "losses.new": 0}, {"losses.new": Place()}, ["losses.new"])
+    refused(place, "losses.new: the checkpoint belongs to a run with absent", "undo that change", identity=dict(wanted))
+    (tmp_path / "environment.json").write_text(json.dumps({"git": "0123456789abcdef"}))
+    assert load_checkpoint(place, identity=wanted) == ({}, {})
+    wanted["losses.new"], wanted.usual = 1, set()
+    refused(place, "sds: losses.new", "another version of csd3d (commit 0123456789abcdef), without", identity=wanted)
+    refused(place, "sds: prompt", '"a duck", this one has "a goose"; undo', identity=wanted | {"prompt": "a goose"})
+    refused(place, "sds: prompt", "(commit 0123456789abcdef), and this one has no such key", identity=Defining())
+
+
 def test_state_of_another_shape_is_refused_by_name():
     tree = snapshot(net=nn.Linear(2, 3))
-    with pytest.raises(InputError, match=r"checkpoint: net: does not fit this run .*size mismatch"):
+    with pytest.raises(InputError, match=r"^net: does not fit this run .*size mismatch"):
         restore(tree, net=nn.Linear(2, 4))
-    with pytest.raises(InputError, match="checkpoint: rng: does not fit"):
+    with pytest.raises(InputError, match=r"^rng: does not fit"):
         restore(tree, rng=torch.Generator())
     with pytest.raises(InputError, match="do not belong together"):
         unpack({}, pack(tree)[1])

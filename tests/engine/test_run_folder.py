@@ -16,7 +16,9 @@ import torch
 
 from csd3d import run as jobs
 from csd3d.engine.checkpoint import save_checkpoint
-from csd3d.engine.run_folder import check_output, create_run_folder, held, read_environment
+from csd3d.engine.environment import read_environment
+from csd3d.engine.phase import Job
+from csd3d.engine.run_folder import check_output, create_run_folder, held
 from csd3d.errors import InputError
 from csd3d.files import make_folder, write_text
 from csd3d.media.encoding import Encoder
@@ -149,6 +151,60 @@ def test_what_killed_writers_left_is_deleted_and_nothing_else(run):
         found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     checkpoint = {"checkpoints/edit/checkpoint.json", "checkpoints/edit/tensors-1.safetensors"}
     assert found == {"config.yaml", "cmd.txt", "environment.json", "log.txt", *kept, *checkpoint}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "curves", "images", "videos", "mesh", "metrics.json", "report.html"])
+def test_what_is_in_the_way_is_told_before_any_work(run, name):
+    is_file = "." in name
+    (run / name).mkdir() if is_file else (run / name).write_text("x")
+    said = f"{name}: must be a {'file' if is_file else 'folder'}, .* move"
+    with pytest.raises(InputError, match=said), held(run):
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_log_that_is_no_regular_file_is_refused(run, tmp_path, kind):
+    log = run / "log.txt"
+    log.unlink()
+    {"link": lambda: log.symlink_to(tmp_path / "out"), "pipe": lambda: os.mkfifo(log), "folder": log.mkdir}[kind]()
+    with pytest.raises(InputError, match=r"log.txt: must be a (regular )?file"), held(run):
+        pytest.fail("it began")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_cannot_be_read_is_told_as_that(run):
+    (run / "checkpoints").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"checkpoints: cannot be read \(no permission\)"), held(run):
+        pass
+
+
+def test_a_folder_in_place_of_a_file_is_told_by_the_name_of_the_file(run):
+    (run / "images/grid.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"images/grid.json: cannot be written .* move away") as caught, held(run):
+        write_text(run / "images/grid.json", "x")
+    assert "partial" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_keeps_its_tensors(run):
+    place = save_checkpoint(run / "checkpoints", "edit", {}, {})
+    (place / "tensors-1.safetensors").rename(place / "tensors-2.safetensors")  # not the one in the record
+    with held(run):
+        pass
+    (place / "checkpoint.json").unlink()
+    (place / "checkpoint.json").symlink_to("checkpoint.json")
+    with held(run):
+        pass
+    assert (place / "tensors-2.safetensors").exists()
+
+
+def test_a_phase_whose_checkpoint_or_curve_is_no_folder_is_told(run):
+    job = Job(config=None, device=torch.device("cpu"), folder=run)
+    for place in ("checkpoints/edit", "curves/edit"):
+        write_text(run / place, "x")
+        with pytest.raises(InputError, match=f"{place}: must be a folder"):
+            job.check_checkpoints(["edit"])
+        (run / place).unlink()
 
 
 @pytest.mark.parametrize("fails", [FileNotFoundError, RuntimeError, InputError])

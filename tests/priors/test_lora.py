@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import save_tiny_pipeline
 
-from csd3d.engine.checkpoint import load_checkpoint, pack, restore, save_checkpoint, snapshot, unpack
+from csd3d.engine.checkpoint import load_checkpoint, save_checkpoint
+from csd3d.engine.state import pack, restore, snapshot, unpack
 from csd3d.errors import InputError
 from csd3d.priors import Condition, PriorConfig, load_prior
 from csd3d.priors.lora import RenderScore

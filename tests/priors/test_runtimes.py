@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from csd3d.config import defining_values
 from csd3d.errors import InputError
 from csd3d.files import whole_folder
+from csd3d.identity import defining_values
 from csd3d.priors import PriorConfig, load_prior, loading, runtimes
 from csd3d.priors.attention import CrossFrameAttention, cross_frame_attention
 

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, pack, save_checkpoint, unpack
+from csd3d.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from csd3d.engine.state import pack, unpack
 from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from csd3d.distillation.guidance import guided, guided_queries
 from csd3d.distillation.method import Host, Network, Query, Step
+from csd3d.optimisers import load_optimiser
 from csd3d.registry import register
 from csd3d.schema import Within
 
@@ -85,7 +86,7 @@ class RenderNetwork:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.score.load_state_dict(state["score"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
 
     def _new_optimiser(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(self.score.parameters(), self.learning_rate, fused=True)
