@@ -60,7 +60,6 @@ def tell(lost: list[Lost]) -> None:
         these = [one for one in lost if one.limit == limit]
         count, first = len(these), these[0]
         prompt = repr(short(first.prompt))
-        prompt = repr(short(first.prompt))
         are = f"prompt {prompt} is" if count == 1 else f"{count} prompts, as {prompt}, are"
         if not limit:
             logger.warning("%s with characters that the text encoder's vocabulary lacks", are)

@@ -44,7 +44,6 @@ def edit_tensors(path, change):
     [
         ("_class_name", "NopeScheduler", "'NopeScheduler' is no scheduler of diffusers"),
         ("_class_name", "AutoencoderKL", "is no scheduler of diffusers"),
-        ("_class_name", 5, "5 is no scheduler of diffusers"),
         ("beta_start", "x", "expected a number above 0 and below 1, got 'x'"),
         ("beta_end", 5, "expected a number above 0 and below 1, got 5"),
         ("beta_schedule", "nope", "expected one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'"),
@@ -61,14 +60,13 @@ def test_keys_of_a_schedule_that_cannot_be_are_named(folder, key, value, said):
 
 
 @pytest.mark.parametrize("key", ["layers_per_block", "transformer_layers_per_block"])
-@pytest.mark.parametrize("value", [10**7, -1, [1, 10**7]])
+@pytest.mark.parametrize("value", [-1, [1, 10**7]])
 def test_more_layers_than_tensors_are_refused_at_once(folder, key, value):
     edit_json(folder / "unet/config.json", **{key: value})
     assert f"unet/config.json: {key}: expected 0 to " in refused(folder)
 
 
-@pytest.mark.parametrize("file", [UNET, TEXT])
-@pytest.mark.parametrize(("kind", "name"), [(torch.int8, "I8"), (torch.bool, "BOOL")])
+@pytest.mark.parametrize(("file", "kind", "name"), [(UNET, torch.int8, "I8"), (TEXT, torch.bool, "BOOL")])
 def test_whole_numbers_for_weights_are_refused(folder, file, kind, name):
     tensor = edit_tensors(folder / file, lambda x: x.to(kind))
     assert f"{folder / file}: tensor {tensor} holds {name} numbers" in refused(folder)
@@ -85,7 +83,7 @@ def test_a_broken_file_of_a_tokenizer_is_named(folder, name):
     assert refused(folder).startswith(f"{folder / 'tokenizer' / name}: must hold a JSON object")
 
 
-@pytest.mark.parametrize(("key", "value"), [("norm_eps", "x"), ("freq_shift", "x"), ("norm_eps", None)])
+@pytest.mark.parametrize(("key", "value"), [("norm_eps", "x"), ("freq_shift", "x")])
 def test_a_config_that_only_fails_when_it_is_called_is_named(folder, key, value):
     edit_json(folder / "unet/config.json", **{key: value})
     assert f"{folder}/unet/config.json: this model cannot predict: " in refused(folder)
@@ -96,8 +94,10 @@ def test_a_vae_that_takes_no_picture_is_named(folder):
     assert f"{folder}/vae/config.json: this VAE takes no picture (TypeError" in refused(folder)
 
 
-@pytest.mark.parametrize("file", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [(UNET, float("nan")), (TEXT, float("inf")), ("vae/diffusion_pytorch_model.safetensors", float("nan"))],
+)
 def test_weights_that_are_not_finite_are_named(folder, file, value):
     path = folder / file
     tensors = load_file(path)
