@@ -94,7 +94,7 @@ def test_every_job_with_a_prompt_warns_before_its_work(monkeypatch, tmp_path, ca
     source = types.SimpleNamespace(prompt="a wyvern")
     config = types.SimpleNamespace(told="a dragon; a red duck", source=source)
     job = types.SimpleNamespace(
-        config=config, prior=TEXT, device=torch.device("cpu"), asked_device="cpu", folder=None, stop=None
+        config=config, prior=TEXT, device=torch.device("cpu"), asked_device="cpu", folder=None, stop=None, warned=[]
     )
     jobs.work(job, tmp_path, StopRequest())
     before = caplog.records[: caplog.records.index("work")]

@@ -18,6 +18,7 @@ def bend(depth: Tensor, opacity: Tensor, cameras: Cameras) -> Tensor:
     focal length in pixels, Δ² the second difference. 1/z of a plane is linear in the picture, so its κ is 0; at an edge
     κ is large, and the gradient, of order κ⁻³, small.
     """
+    cameras = cameras.to(depth.device)
     z, seen = (depth * _cosines(cameras)).clamp_min(1e-6), opacity > 0.5
     return _along_rows(z, seen, cameras.fx) + _along_rows(z.mT, seen.mT, cameras.fy)
 

@@ -181,7 +181,7 @@ def test_prior_capture_and_photos_are_opened_once_for_all_editors(tiny_config, t
     counted(edit_scene, "load_capture")
     counted(Prior, "encode_condition")
     jobs.start(tiny_config, ["reconstruct.steps=4"], tmp_path / "out", None, "cpu", stop=StopRequest())
-    assert counts == {"load_prior": 1, "load_capture": 1, "encode_condition": 2}  # of one view first, to try it
+    assert counts == {"load_prior": 1, "load_capture": 1, "encode_condition": 3}  # two to try them
 
 
 def test_an_editor_may_run_twice_under_names_of_its_own(tiny_config, tmp_path):
