@@ -323,13 +323,12 @@ def test_another_version_is_refused(saved):
         refused(saved, f"version: {version!r} is not the 2 this csd3d reads")
 
 
-def test_every_flipped_bit_of_the_manifest_is_refused_in_one_line(saved):
+def test_a_flipped_bit_in_any_byte_of_the_manifest_is_refused_in_one_line(saved):
     path = saved / "checkpoint.json"
     whole = path.read_bytes()
     for place in range(len(whole)):
-        for bit in range(8):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            refused(saved, "checkpoint.json")
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        refused(saved, "checkpoint.json")
     path.write_bytes(whole)
     assert load_checkpoint(saved)[1] == {"step": 4}
 
