@@ -1,8 +1,12 @@
 """What the tests of all model families share: pictures, noise, opening a prior and its diffusers pipeline."""
 
+import json
+
+import pytest
 import torch
 from PIL import Image
 
+from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.priors.flow import flow_time
 
@@ -21,6 +25,19 @@ def noise(*shape, seed=1):
 
 def opened(folder, require="text"):
     return load_prior(PriorConfig(str(folder), device="cpu"), require)
+
+
+def refused(model, require=None, **options):
+    """The one line that opening this model ends with."""
+    with pytest.raises(InputError) as error:
+        load_prior(PriorConfig(str(model), **{"device": "cpu"} | options), require)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def quiet_pipeline(kind, folder, **options):

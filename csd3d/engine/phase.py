@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ class Job:
     folder: Path = field(default_factory=Path)  # set before it runs, as is `stop`
     stop: StopRequest = field(default_factory=StopRequest)
     contents: dict[str, str] = field(default_factory=dict)  # fingerprints of inputs, by their paths in the config
+    warned: Sequence[str] = ()  # of opening it, before it had a log
     asked_device: str = ""  # "auto" where the device was left to csd3d
     phase: str = ""  # the one that runs
 

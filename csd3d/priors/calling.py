@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
+from csd3d.priors.libraries import MISFITS
 
 Inputs = dict[str, Tensor]  # by name, "added_cond_kwargs.text_embeds" for one in a dict; the first side is the batch
 
@@ -22,7 +23,7 @@ def call_forward(forward: Callable[..., Tensor], family: str, *inputs: Any) -> T
         return forward(*inputs)
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+    except MISFITS as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = getattr(forward, "func", inspect.unwrap(forward))  # of a partial
         file = getattr(own, "__code__", call_forward.__code__).co_filename

@@ -13,6 +13,9 @@ import torch
 
 from csd3d.errors import InputError
 
+# what a network raises whose config or weights do not fit; a lack of memory, told otherwise, is a RuntimeError too
+MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
 
 def opened(path: Path, load: Callable[[], Any]) -> Any:
     """The result of `load`; any error but a lack of memory becomes an InputError that names `path`."""

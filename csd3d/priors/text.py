@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from csd3d.errors import InputError, short
 from csd3d.priors.condition import Condition
 from csd3d.priors.embedding_cache import Embedding, embedding_path, fingerprint, read_embedding, write_embedding
-from csd3d.priors.libraries import one_line
+from csd3d.priors.libraries import MISFITS, one_line
 from csd3d.priors.lost_text import note_lost_text, told_once
 from csd3d.priors.opening import ModelFolder
 
@@ -136,8 +136,7 @@ class TextEncoder:
                 embedding = self.embed(self.parts, prompt, *picture)
         except (InputError, torch.OutOfMemoryError):
             raise
-        # of sizes in a config that do not fit
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        except MISFITS as error:  # of sizes in a config that do not fit
             reason = f"its text encoder cannot embed {short(prompt)!r} ({one_line(error)})"
             raise InputError(f"{self.folder}: {reason}") from error
         if path is not None:

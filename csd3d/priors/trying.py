@@ -4,18 +4,18 @@ Configs can be wrong in ways that only show when the networks are called, and we
 after some steps, as a run that diverged. Weights can be gigabytes: they are searched only if an output is not finite.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from csd3d.errors import InputError
-from csd3d.priors.libraries import one_line
+from csd3d.priors.libraries import MISFITS, one_line
 from csd3d.priors.opening import PREDICTORS, ModelFolder
 from csd3d.priors.prior import Prior
 from csd3d.priors.runtimes import Exported
 from csd3d.priors.speed import weight_count
+from csd3d.priors.weights import tensor_shapes
 
 SIDE = 16  # latent pixels
 MOST_WEIGHTS = 3e9  # of a predictor; a larger one would take minutes on a processor
@@ -36,11 +36,9 @@ def try_out(prior: Prior, folder: ModelFolder) -> None:
         z = prior.encode(picture)
         image = prior.encode_condition(picture) if prior.edits else None
         shown = prior.decode(z)
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except MISFITS as error:
         raise InputError(f"{folder.part('vae')}/config.json: this VAE takes no picture ({one_line(error)})") from error
     _check_finite(prior, folder, [z, shown], {"vae": getattr(prior.codec, "vae", None)})
     with prior.text.keeping_nothing():
@@ -77,17 +75,10 @@ def _check_finite(
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 lora = ", with prior.lora added," if prior.options.lora else ""
-                place = next(_files_with(prior, part, name), folder.part(part))
+                files = (path for file, path in prior.files.items() if file.startswith(f"{part}/"))
+                weights = (path for path in files if path.suffix == ".safetensors")
+                place = next((path for path in weights if name in tensor_shapes(path)), folder.part(part))
                 raise InputError(f"{place}: tensor {name}{lora} holds values that are not finite")
     dtype = str(prior.options.dtype).removeprefix("torch.")
     also = "" if dtype == "float32" else f"; prior.dtype is {dtype}, in which large values may overflow"
     raise InputError(f"{folder}: the output of {' and '.join(networks)} is not finite, though all weights are{also}")
-
-
-def _files_with(prior: Prior, part: str, name: str) -> Iterator[object]:
-    """The weight files of a part that hold a tensor of that name."""
-    for file, path in prior.files.items():
-        if file.startswith(f"{part}/") and path.suffix == ".safetensors":
-            with safe_open(str(path), "pt") as weights:
-                if name in weights.keys():  # noqa: SIM118
-                    yield path

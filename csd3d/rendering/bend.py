@@ -11,12 +11,12 @@ from csd3d.cameras import Cameras
 
 
 def bend(depth: Tensor, opacity: Tensor, cameras: Cameras) -> Tensor:
-    """The bend of what V views show, [V] in [0, 1): the mean over their pixels of κ² / (1 + κ²), in both directions.
+    """The bend of what V views show, [..., V] from 0 to 2: means over pixels of κ² / (1 + κ²), both directions added.
 
-    depth [V,H,W]: distances along the rays; opacity [V,H,W]: pixels below a half show nothing. κ = f z Δ²(1/z) is how
-    much the slope of the surface changes from one pixel to the next, for z the distance along the viewing axis, f the
-    focal length in pixels, Δ² the second difference. 1/z of a plane is linear in the picture, so its κ is 0; at an edge
-    κ is large, and the gradient, of order κ⁻³, small.
+    depth [..., V, H, W]: distances along the rays; opacity [..., V, H, W]: pixels below a half show nothing.
+    κ = f z Δ²(1/z) is how much the slope of the surface changes from one pixel to the next, for z the distance along
+    the viewing axis, f the focal length in pixels, Δ² the second difference. 1/z of a plane is linear in the picture,
+    so its κ is 0; at an edge κ is large, and the gradient, of order κ⁻³, small.
     """
     cameras = cameras.to(depth.device)
     z, seen = (depth * _cosines(cameras)).clamp_min(1e-6), opacity > 0.5
@@ -28,7 +28,7 @@ def _along_rows(z: Tensor, seen: Tensor, focal: Tensor) -> Tensor:
     second = 1 / z[..., :-2] - 2 / inner + 1 / z[..., 2:]
     shown = seen[..., :-2] & seen[..., 1:-1] & seen[..., 2:]
     square = torch.where(shown, focal.to(z)[:, None, None] * inner * second, 0).square()
-    return (square / (1 + square)).sum((1, 2)) / z[0].numel()
+    return (square / (1 + square)).sum((-2, -1)) / (z.shape[-2] * z.shape[-1])
 
 
 def _cosines(cameras: Cameras) -> Tensor:

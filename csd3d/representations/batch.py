@@ -190,7 +190,8 @@ def regularisers(views: AssetViews, config: LossConfig, step: int) -> tuple[Tens
         elif key == "smoothness":
             if not all(r.depth.requires_grad for r in views.rendered):
                 continue
-            value = torch.cat([bend(r.depth, r.opacity, views.cameras) for r in views.rendered]).mean()
+            depth = torch.stack([r.depth for r in views.rendered])
+            value = bend(depth, opacity.view_as(depth), views.cameras).mean()
         else:
             parts = [r.penalty if key == "orientation" else r.distortion for r in views.rendered]
             if any(part is None for part in parts):

@@ -1,10 +1,10 @@
 """Models whose configs or weights cannot be right: told in one line, with file and key, when they are opened."""
 
-import json
 import shutil
 
 import pytest
 import torch
+from family_checks import edit_json, refused
 from safetensors.torch import load_file, save_file
 
 from csd3d.errors import InputError
@@ -17,18 +17,6 @@ UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.saf
 def folder(text_folder, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(text_folder, tmp_path / "prior")
-
-
-def refused(folder) -> str:
-    with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(folder), device="cpu"))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def edit_tensors(path, change):

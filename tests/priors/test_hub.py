@@ -10,20 +10,13 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from family_checks import refused
 from safetensors.torch import save_file
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, hub, load_prior
 from csd3d.priors.families.sd3 import StableDiffusion3
 from csd3d.priors.hub import CONFIGS, wanted_files
-
-
-def refused(model, **options) -> str:
-    with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), device="cpu", **options))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from family_checks import edit_json, refused
 from safetensors.torch import load_file, save_file
 from tiny_models import build_unet
 from transformers import CLIPTextModel
@@ -27,18 +28,6 @@ from csd3d.registry import register
 def folder(edit_folder, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(edit_folder, tmp_path / "prior")
-
-
-def refused(model, require=None, **options) -> str:
-    with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), **{"device": "cpu"} | options), require)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_loads_quietly_and_leaves_the_libraries_as_they_were(edit_folder, capfd):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from family_checks import refused
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -22,14 +23,6 @@ OPEN = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIP
 def folder(edit_folder, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(edit_folder, tmp_path / "prior v1.5 ü")
-
-
-def refused(model, **options) -> str:
-    with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), **{"device": "cpu"} | options))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def rewrite(folder, variant, shard_size=None):

@@ -6,18 +6,11 @@ import sys
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from family_checks import refused
 from tiny_models import build_t5, build_text_encoder, build_tokenizer, save_tiny_sdxl
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
-
-
-def refused(model, require=None) -> str:
-    with pytest.raises(InputError) as error:
-        load_prior(PriorConfig(str(model), device="cpu"), require)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def edit_json(path, **changes):
