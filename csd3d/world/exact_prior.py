@@ -7,8 +7,8 @@ z_k are latents of true renders, by the VAE of the shipped models:
   edits   of a view under an instruction: that view of every right answer; without an instruction: of every edit of the
           scene that training draws, as often as it does; without the source picture too: `WORLD` random pictures
   texts   under a prompt: `PICTURES` renders of scenes that it allows, as its view word says, on a plate only where the
-          prompt says so; with a camera, which is rounded to `CELL_DEG`: such scenes seen from within `NEAR_DEG` of it
-          in azimuth and half of `CELL_DEG` in elevation
+          prompt says so; with a camera, whatever its view word: such scenes seen from within `NEAR_DEG` of it in
+          azimuth, and in elevation from its cell of `CELL_DEG`
 
 With it, what a method loses can be told from what its network loses. Results under it are labelled so. It edits scenes
 and makes assets and pictures from text; it knows captures of the world only, at equal cameras, and only its words.
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd3d.engine.logs import progress
 from csd3d.errors import InputError
 from csd3d.files import cache_folder, make_folder
 from csd3d.fingerprint import of_files
@@ -43,7 +44,7 @@ from csd3d.priors.options import Defaults, Options
 from csd3d.priors.prior import Prior
 from csd3d.registry import register
 from csd3d.world.dataset import DISTANCE, read_scene, true_answers
-from csd3d.world.language import FAMILIES, VIEW_WORDS, view_word
+from csd3d.world.language import FAMILIES, VIEW_WORDS, view_word, write_prompt
 from csd3d.world.pairs import FOV_DEG, View, sample_pair
 from csd3d.world.prompts import parse_prompt, read_prompt, scenes_of_prompt
 from csd3d.world.render import render
@@ -55,9 +56,10 @@ if TYPE_CHECKING:
 WORLD, PICTURES = 256, 128
 SIZE = 128  # of all pictures, in pixels
 NEAR_DEG = 12.0
-CELL_DEG = 10.0  # cameras are rounded to this in azimuth and elevation, so that banks can be kept
+CELL_DEG = 10.0  # elevations are rounded to this, so that the pictures of a ring can be kept
 VIEWS = (*VIEW_WORDS.values(), "side view", "facing left", "facing right", "overhead view")
 MODEL = SHIPPED / "ip2p"
+MIDDLE = (0.0, 0.0, 0.0)  # where cameras look
 VERSION = 2  # of how banks are drawn, for those kept on the disk
 
 
@@ -199,8 +201,11 @@ class ExactPrior(Prior):
         if condition.image is not None or prompt == "":
             points = self.kept(("world",), self.world_bank)
         else:
-            cell = camera_cell(condition.camera[0]) if condition.camera is not None else None
-            points = self.kept(("text", prompt, cell), lambda: self.text_bank(prompt, cell))
+            camera = told_camera(condition.camera[0]) if condition.camera is not None else None
+            if camera is not None:
+                points = self.near(prompt, *camera)
+            else:
+                points = self.kept(("text", prompt), lambda: self.text_bank(prompt))
         return Bank(points)
 
     def _check_size(self, shape: torch.Size) -> None:
@@ -239,30 +244,55 @@ class ExactPrior(Prior):
         drawn = [sample_pair(rng) for _ in range(WORLD)]
         return self.rendered([scene for _, _, scene, _ in drawn], [view for *_, view in drawn])
 
-    def text_bank(self, prompt: str, cell: tuple[float, float, float] | None) -> Tensor:
-        """Latents [K, D] of pictures under a prompt, near a camera if one is given."""
-        said, rng = read_prompt(prompt), random.Random(f"{prompt} {cell}")
-        drawn = scenes_of_prompt(prompt, PICTURES, rng.randrange(2**31))
-        scenes = [dataclasses.replace(scene, plate="plate" in said) for scene in drawn]
-        word = _view_word(said)
-        return self.rendered(scenes, [_view(scene, word, cell, rng) for scene in scenes])
+    def text_bank(self, prompt: str) -> Tensor:
+        """Latents [K, D] of pictures under a prompt, by cameras of which its view word is true."""
+        rng = random.Random(prompt)
+        scenes, word = _scenes(prompt, PICTURES, rng), _view_word(read_prompt(prompt))
+        return self.rendered(scenes, [_view(scene, word, rng) for scene in scenes])
+
+    def near(self, prompt: str, azimuth_deg: float, elevation_deg: float, distance: float) -> Tensor:
+        """Latents [K, D] of pictures under a prompt from near a camera: an arc of a ring."""
+        said = read_prompt(prompt)
+        words = write_prompt({key: value for key, value in said.items() if key not in ("view", "facing")})
+        cell = (round(elevation_deg / CELL_DEG) * CELL_DEG, round(distance, 1))
+        ring = self.kept(("ring", words, *cell), lambda: self.ring(words, *cell))
+        first = round((azimuth_deg - NEAR_DEG) / 360 * len(ring))
+        return ring[(first + torch.arange(PICTURES, device=ring.device)) % len(ring)]
+
+    def ring(self, prompt: str, elevation_deg: float, distance: float) -> Tensor:
+        """Latents [K, D] of pictures under a prompt from all around, `PICTURES` in each arc of `near`, by azimuth."""
+        rng = random.Random(f"{prompt} {elevation_deg} {distance}")
+        scenes = _scenes(prompt, round(PICTURES * 180 / NEAR_DEG), rng)
+        lifts = [elevation_deg + rng.uniform(-CELL_DEG, CELL_DEG) / 2 for _ in scenes]
+        views = [View(360 * number / len(scenes), lift, distance, FOV_DEG, MIDDLE) for number, lift in enumerate(lifts)]
+        return self.rendered(scenes, views)
 
     def rendered(self, scenes: Sequence[Scene], views: Sequence[View]) -> Tensor:
         """Latents [K, D] of scenes, each seen by its view."""
-        rgb = render(scenes, np.stack([view.row(SIZE) for view in views]), SIZE, SIZE).rgb
-        return self.encode(torch.from_numpy(rgb).permute(0, 3, 1, 2)).flatten(1)
+        found, cameras = [], np.stack([view.row(SIZE) for view in views])
+        starts = range(0, len(scenes), PICTURES)
+        for start in progress(starts, "true pictures") if len(starts) > 2 else starts:
+            part = slice(start, start + PICTURES)
+            rgb = render(scenes[part], cameras[part], SIZE, SIZE).rgb
+            found.append(self.encode(torch.from_numpy(rgb).permute(0, 3, 1, 2)).flatten(1))
+        return torch.cat(found)
 
 
-def camera_cell(camera: Tensor) -> tuple[float, float, float] | None:
-    """Azimuth and elevation in degrees, rounded to `CELL_DEG`, and distance, of a camera embedding; None for zeros."""
+def told_camera(camera: Tensor) -> tuple[float, float, float] | None:
+    """Azimuth and elevation in degrees, and distance, of a camera embedding; None for zeros, which tell no camera."""
     if not bool(camera.any()):
         return None
     waves = (len(camera) - 4) // 2
     azimuth = torch.rad2deg(torch.atan2(camera[0], camera[waves]))
     elevation = torch.rad2deg(torch.atan2(camera[2 * waves], camera[2 * waves + 1]))
     distance = float(camera[2 * waves + 2]) * DISTANCE_SCALE + MIDDLE_DISTANCE
-    rounded = (round(float(angle) / CELL_DEG) * CELL_DEG for angle in (azimuth, elevation))
-    return *rounded, round(distance, 1)
+    return float(azimuth), float(elevation), distance
+
+
+def _scenes(prompt: str, count: int, rng: random.Random) -> list[Scene]:
+    """Random scenes that a prompt allows, on a plate if it says so."""
+    plate = "plate" in read_prompt(prompt)
+    return [dataclasses.replace(scene, plate=plate) for scene in scenes_of_prompt(prompt, count, rng.randrange(2**31))]
 
 
 def _view_word(said: dict[str, Any]) -> str | None:
@@ -270,18 +300,14 @@ def _view_word(said: dict[str, Any]) -> str | None:
     return ", ".join(said[key] for key in ("view", "facing") if key in said) or None
 
 
-def _view(scene: Scene, word: str | None, cell: tuple[float, float, float] | None, rng: random.Random) -> View:
-    """A random camera: near `cell`, or else such that `word` is true."""
-    target = (0.0, 0.0, 0.0)
-    if cell is not None:
-        turn, lift = rng.uniform(-NEAR_DEG, NEAR_DEG), rng.uniform(-CELL_DEG, CELL_DEG) / 2
-        return View(cell[0] + turn, cell[1] + lift, cell[2], FOV_DEG, target)
+def _view(scene: Scene, word: str | None, rng: random.Random) -> View:
+    """A random camera such that `word` is true."""
     while True:
         azimuth = rng.uniform(0, 360)
         elevation = rng.uniform(61, 85) if word == "overhead view" else rng.uniform(2, 58)
         seen = view_word(scene, azimuth, elevation)
         if word is None or seen is None or word in seen:
-            return View(azimuth, elevation, DISTANCE, FOV_DEG, target)
+            return View(azimuth, elevation, DISTANCE, FOV_DEG, MIDDLE)
 
 
 def _no_forward(*_: object) -> Tensor:

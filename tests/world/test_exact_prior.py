@@ -21,7 +21,7 @@ from csd3d.priors.camera_embedding import view_embedding
 from csd3d.tasks.edit_scene import EditJob
 from csd3d.tasks.text_to_3d import AssetJob
 from csd3d.world import exact_prior
-from csd3d.world.exact_prior import CELL_DEG, NEAR_DEG, TITLE, ExactPrior, KnownViews, camera_cell
+from csd3d.world.exact_prior import CELL_DEG, NEAR_DEG, TITLE, ExactPrior, KnownViews, told_camera
 from csd3d.world.language import FAMILIES, sample_edit, view_word
 from csd3d.world.scene import Scene
 from launch import main
@@ -147,29 +147,57 @@ def test_pictures_of_a_prompt_obey_its_view_word(text_prior, word, monkeypatch):
     seen = []
     monkeypatch.setattr(text_prior, "rendered", lambda scenes, views: seen.extend(zip(scenes, views, strict=True)))
     monkeypatch.setattr(exact_prior, "PICTURES", 20)
-    text_prior.text_bank(f"a red duck, {word}", None)
+    text_prior.text_bank(f"a red duck, {word}")
     words = {view_word(scene, view.azimuth_deg, view.elevation_deg) for scene, view in seen}
     assert all(word in found for found in words)
     assert {(scene.kind, scene.colour, scene.plate) for scene, _ in seen} == {("duck", "red", False)}
     assert len(seen) == 20
     seen.clear()
-    text_prior.text_bank(f"a red duck, on a plate, {word}", None)
+    text_prior.text_bank(f"a red duck, on a plate, {word}")
     assert all(scene.plate for scene, _ in seen)
 
 
-def test_pictures_of_a_prompt_are_seen_from_near_the_camera(text_prior, monkeypatch):
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "distance"), [(0.0, 20.0, 4.0), (-173.0, 44.0, 3.6), (90.0, -4.0, 4.4), (359.9, 4.9, 4.0)]
+)
+def test_pictures_of_a_prompt_are_seen_from_near_the_camera(text_prior, monkeypatch, azimuth, elevation, distance):
+    """They are numbered here, in place of their latents, to see which are taken."""
     seen = []
-    monkeypatch.setattr(text_prior, "rendered", lambda scenes, views: seen.extend(views))
+
+    def rendered(scenes, views):
+        seen.extend(zip(scenes, views, strict=True))
+        return torch.arange(float(len(views)))[:, None]
+
+    monkeypatch.setattr(text_prior, "rendered", rendered)
+    monkeypatch.setattr(text_prior, "kept", lambda key, make: make())
     monkeypatch.setattr(exact_prior, "PICTURES", 50)
-    for azimuth, elevation, distance in ((0.0, 20.0, 4.0), (-173.0, 44.0, 3.6), (90.0, -4.0, 4.4)):
-        embedding = view_embedding(torch.tensor([[azimuth, elevation, distance]]), 1, 12, torch.device("cpu"))[0]
-        text_prior.text_bank("a red duck", camera_cell(embedding))
-        for view in seen:
-            assert abs((view.azimuth_deg - azimuth + 180) % 360 - 180) <= NEAR_DEG + CELL_DEG / 2 + 1e-3
-            assert abs(view.elevation_deg - elevation) <= CELL_DEG + 1e-3
-            assert view.distance == pytest.approx(distance, abs=0.05)
-        seen.clear()
-    assert camera_cell(torch.zeros(12)) is None
+    embedding = view_embedding(torch.tensor([[azimuth, elevation, distance]]), 1, 12, torch.device("cpu"))[0]
+    points = text_prior.near("a red duck, front view", *told_camera(embedding))
+    taken = [seen[int(number)] for number in points.unique()]
+    assert len(taken) == 50
+    turns = torch.tensor([(view.azimuth_deg - azimuth + 180) % 360 - 180 for _, view in taken])
+    assert turns.abs().max() <= NEAR_DEG + 0.3
+    assert turns.abs().min() < 0.3  # they lie on both sides of it
+    assert abs(turns.mean()) < 0.5
+    for scene, view in taken:
+        assert (scene.kind, scene.colour) == ("duck", "red")
+        assert abs(view.elevation_deg - elevation) <= CELL_DEG + 1e-3
+        assert view.distance == pytest.approx(distance, abs=0.05)
+
+
+def test_a_ring_serves_all_cameras_of_its_height_whatever_their_word(text_prior, monkeypatch):
+    made = []
+
+    def ring(*asked):
+        made.append(asked)
+        return torch.zeros(60, 3)
+
+    monkeypatch.setattr(text_prior, "ring", ring)
+    monkeypatch.setattr(text_prior, "kept", lambda key, make: make())
+    for word, azimuth in (("front view", 3.0), ("back view", 170.0), ("side view, facing left", -90.0)):
+        assert text_prior.near(f"a red duck, on a plate, {word}", azimuth, 18.0, 4.04).shape == (4, 3)
+    assert set(made) == {("a red duck, on a plate", 20.0, 4.0)}
+    assert told_camera(torch.zeros(12)) is None
 
 
 def test_a_prompt_and_its_absence_have_their_own_pictures(text_prior):
@@ -193,11 +221,11 @@ def test_a_prompt_and_its_absence_have_their_own_pictures(text_prior):
 @pytest.mark.parametrize("harm", [None, b"", b"no tensors", "cut"])
 def test_pictures_are_the_same_from_memory_from_the_disk_and_anew(text_prior, harm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    key, made = ("text", "a blue ball", None), []
+    key, made = ("text", "a blue ball"), []
 
     def make():
         made.append(1)
-        return text_prior.text_bank("a blue ball", None)
+        return text_prior.text_bank("a blue ball")
 
     first = text_prior.kept(key, make)
     assert text_prior.kept(key, make) is first
