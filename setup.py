@@ -81,7 +81,10 @@ setup(
     package_data={"csd3d": ["assets/**/*", "report/*.html"], "custom_kernels": ["cpu/*"]},
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5", TRITON],
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6",
+            "pycolmap>=4.0", "peft>=0.13", "submitit>=1.5", TRITON,
+        ],
         "triton": [TRITON],
         "process": ["pycolmap>=4.0"],
         "metrics": ["lpips>=0.1.4", "open-clip-torch>=2.24", "torch-fidelity>=0.4"],

@@ -17,6 +17,14 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_configure():
+    """`pytest -n N` shares the cores out, also among the processes that tests start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real captures beside the repository; the test is skipped where it is absent."""

@@ -78,7 +78,8 @@ def test_every_method_of_csd3d_has_an_equation_and_a_paper():
             assert paper, entry.name
 
 
-def test_keys_with_their_defaults_and_comments(capsys, plugin):
+def test_keys_with_their_defaults_and_comments(capsys, plugin, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # lines are folded to the terminal's width
     assert "strength  1.0  of what does not happen (a number)" in printed(capsys, "keys", "zero", plugin)
     text = printed(capsys, "keys", "edit_scene")
     assert "scene.downscale" in text
