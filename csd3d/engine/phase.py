@@ -15,6 +15,7 @@ import torch
 
 from csd3d import fingerprint
 from csd3d.engine.checkpoint import OTHERWISE, check_checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from csd3d.engine.environment import another_version
 from csd3d.engine.logs import Curves, as_clock, last_step, logger, progress
 from csd3d.engine.outlook import Outlook
 from csd3d.engine.run_folder import check_kinds
@@ -105,7 +106,8 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 class Phase:
     """The state of one loop, all of which its checkpoint holds.
 
-    Subclasses add fields and name them in PARTS (what has a state_dict), TENSORS or COUNTERS.
+    Subclasses add fields and name them in PARTS (what has a state_dict), TENSORS or COUNTERS. A counter may be added in
+    a release: older checkpoints lack it, and it has its value at the start then.
     """
 
     generator: torch.Generator
@@ -154,11 +156,22 @@ class Phase:
         tensors, state = load_checkpoint(folder / name, identity=identity)
         with at_key(str(folder / name)):
             tree = unpack(tensors, state)
+            if isinstance(tree, dict):
+                self._check_known(tree, folder.parent)
+                tree = {key: getattr(self, key) for key in self.COUNTERS if key != "step"} | tree
             if wrong := self._wrong(tree):
                 raise InputError(f"damaged ({wrong}); {OTHERWISE}")
             restore(tree, **self._parts())
         for key in (*self.COUNTERS, *self.TENSORS):
             setattr(self, key, tree[key])
+
+    def _check_known(self, tree: Mapping[Any, Any], run_folder: Path) -> None:
+        """Raise InputError where a saved tree has something that only another release keeps, and would be lost."""
+        unknown = [key for key in tree if key not in (*self.COUNTERS, *self.TENSORS, *self.PARTS)]
+        if unknown:
+            by = another_version(run_folder) or "another version of csd3d"
+            what = f"it holds {unknown[0]!r:.40}, which this csd3d does not keep"
+            raise InputError(f"{what}: the run was made by {by}; resume with that version")
 
     def _wrong(self, tree: Any) -> str | None:
         """What is wrong with the counters and tensors of a saved tree; None if nothing is."""

@@ -133,6 +133,43 @@ def test_a_counter_or_tensor_that_cannot_be_is_damage(tmp_path, key, value, said
     assert said in str(caught.value)
 
 
+@dataclass(kw_only=True)
+class LaterToy(Toy):
+    """The phase of a later release, which counts something more."""
+
+    turns: int = 7
+
+    COUNTERS: ClassVar = Toy.COUNTERS | {"turns": (int,)}
+
+
+def test_a_counter_that_an_older_checkpoint_lacks_is_as_at_the_start(tmp_path):
+    toy(step=30, skipped=2).save(tmp_path, "toy", {})
+    later = LaterToy(torch.Generator(), steps=40, z=torch.ones(2, 3))
+    later.load(tmp_path, "toy", {})
+    assert (later.step, later.skipped, later.turns) == (30, 2, 7)
+    later.turns = -1
+    later.save(tmp_path, "toy", {})
+    with pytest.raises(InputError, match=r"damaged \(turns is -1, expected a whole number from 0\)"):
+        later.load(tmp_path, "toy", {})
+
+
+def test_a_counter_of_a_later_release_is_refused_with_the_version(tmp_path):
+    LaterToy(torch.Generator(), z=torch.zeros(2, 3)).save(tmp_path / "checkpoints", "toy", {})
+    told = "toy: it holds 'turns', which this csd3d does not keep: the run was made by another version of csd3d"
+    for made, by in (("", ";"), ('{"git": "0123456789abcdef"}', r" \(commit 0123456789abcdef\);")):
+        (tmp_path / "environment.json").write_text(made)
+        with pytest.raises(InputError, match=f"{told}{by} resume with that version$"):
+            toy().load(tmp_path / "checkpoints", "toy", {})
+
+
+def test_a_checkpoint_without_its_step_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "COUNTERS", {key: kinds for key, kinds in Toy.COUNTERS.items() if key != "step"})
+    toy().save(tmp_path, "toy", {})
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"damaged \(step is None, expected a whole number"):
+        toy().load(tmp_path, "toy", {})
+
+
 def test_a_phase_that_lost_its_checkpoint_starts_afresh_with_a_warning(tmp_path, caplog):
     config = SimpleNamespace(save_seconds=100)
     job = SimpleNamespace(
