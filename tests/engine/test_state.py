@@ -46,6 +46,9 @@ NAN = torch.tensor(math.nan)
         ("adam/state/0/exp_avg_sq", lambda x: x + math.inf, "state/0/exp_avg_sq: has values that are not finite"),
         ("adam/state/0/exp_avg_sq", lambda _: "x", "state/0/exp_avg_sq: is a str, expected a Tensor"),
         ("adam/state/0/step", lambda _: torch.zeros(4), r"state/0/step: is of shape \(4,\), expected \(\)"),
+        ("adam/state/0/step", lambda x: x * 0 - 1, "state/0/step: is negative"),  # Adam would divide by 1 - 0.9**0
+        ("adam/state/0/exp_avg_sq", lambda x: x - 1e-3, "state/0/exp_avg_sq: is negative"),
+        ("adam/param_groups/0/lr", lambda _: -0.1, "param_groups/0/lr: is -0.1, expected a number from 0"),
         ("adam/param_groups/0/lr", lambda _: "x", "param_groups/0/lr: is 'x', expected a number"),
         ("adam/param_groups/0/lr", lambda _: math.nan, "param_groups/0/lr: is nan, expected a number"),
         ("average/means/0", lambda _: torch.zeros(3), r"average: .*means/0: is torch.float32 \(3,\), .*\(4, 3\)"),
@@ -64,6 +67,20 @@ def test_a_part_that_does_not_fit_is_named(parts, path, change, said):
     place[last] = change(place[last])
     with pytest.raises(InputError, match=said):
         restore(tree, **parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("betas", (2, 3)), ("weight_decay", 2**70), ("amsgrad", True), ("capturable", True), ("eps", -1)]
+)
+def test_settings_of_an_optimiser_are_the_runs_not_the_checkpoints(parts, key, value):
+    """Each of the values would end the next step in a traceback, or in NaN."""
+    adam, tree = parts["adam"], snapshot(**parts)
+    before = adam.param_groups[0][key]
+    tree["adam"]["param_groups"][0] |= {key: value, "lr": 0.5}
+    restore(tree, **parts)
+    assert (adam.param_groups[0][key], adam.param_groups[0]["lr"]) == (before, 0.5)
+    adam.step()
+    assert all(bool(p.isfinite().all()) for p in parts["net"].parameters())
 
 
 def int_keys(place) -> bool:
