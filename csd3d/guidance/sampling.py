@@ -52,6 +52,12 @@ class PictureSampling:
             raise ValueError("classifier_scale and prompt_to_prompt do not go together: leave one of them out")
 
     @property
+    def ignored(self) -> list[str]:
+        """A warning for each key that is set and not read."""
+        unread = self.classifier and not self.classifier_scale
+        return ["sampling.classifier is set, but has no effect: sampling.classifier_scale is 0"] if unread else []
+
+    @property
     def titles(self) -> dict[str, str]:
         """The titles of the rows of pictures, by the name of the row."""
         by = f"Sampled, {TITLES[self.sampler]}{', guided by CLIP' if self.classifier_scale else ''}"

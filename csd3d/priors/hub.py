@@ -37,17 +37,18 @@ def find_model(model: str, config: str = "") -> ModelFolder:
     """The folder or file `model`, or the local copy of the hub repository of that name.
 
     config: where a single file's configs are, a folder or a hub name; "" leaves the hub's to be inferred.  Raises
-    InputError where there is no such model; for a hub name, within seconds if the hub can't be reached and nothing is
-    cached.
+    InputError where there is no such model, or a `config` for one that has its own; for a hub name, within seconds if
+    the hub can't be reached and nothing is cached.
     """
     folder = Path(model).expanduser()
-    if model and folder.is_dir():
-        return ModelFolder(folder)
     if folder.is_file():
         return _single_file(folder, config)
-    if re.fullmatch(HUB_NAME, model) and not model.endswith(".safetensors"):
-        return _hub_configs(model)
-    raise InputError(f"prior.model: {model!r} is neither a folder or file that exists nor a hub name (owner/name)")
+    is_folder = bool(model) and folder.is_dir()
+    if not is_folder and (not re.fullmatch(HUB_NAME, model) or model.endswith(".safetensors")):
+        raise InputError(f"prior.model: {model!r} is neither a folder or file that exists nor a hub name (owner/name)")
+    if config:
+        raise InputError(f"prior.config: is for a single file only, and prior.model {model!r} is none; leave it out")
+    return ModelFolder(folder) if is_folder else _hub_configs(model)
 
 
 def _single_file(file: Path, config: str) -> SingleFile:

@@ -139,6 +139,11 @@ class TextToImageConfig:
         """The prompts as one line."""
         return "; ".join(self.texts)
 
+    @property
+    def ignored(self) -> list[str]:
+        """A warning for each key that is set and not read."""
+        return self.sampling.ignored if self.sampling else []
+
     def open(self, device: torch.device) -> "ImageJob":
         """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""
         side = self.size or LEAST_SIDE  # a file that cannot be read is refused before a model is fetched

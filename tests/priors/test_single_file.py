@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from single_files import save_single_file
 
 from csd3d.errors import InputError
-from csd3d.priors import PriorConfig, load_prior
+from csd3d.priors import PriorConfig, hub, load_prior
 
 
 def opened(model, require=None, **options):
@@ -84,6 +84,14 @@ def test_without_the_hub_the_line_says_what_to_give(single, monkeypatch, tmp_pat
     assert told.startswith(f"prior.config: {single} is taken for a 'instruct-pix2pix' model")
     assert "timbrooks/instruct-pix2pix" in told
     assert "set prior.config to a diffusers folder" in told
+
+
+@pytest.mark.parametrize("model", ["folder", "owner/name"])
+def test_configs_for_a_model_that_has_its_own_are_refused(edit_folder, configs, model, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", None)  # told before the hub is asked
+    model = str(edit_folder) if model == "folder" else model
+    told = f"prior.config: is for a single file only, and prior.model {model!r} is none; leave it out"
+    assert refused(model, config=str(configs)) == told
 
 
 def test_what_is_no_whole_model_is_refused(configs, edit_folder, tmp_path):

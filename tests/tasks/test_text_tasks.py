@@ -403,6 +403,14 @@ def test_clip_guides_a_sampler_towards_its_text(image_config, tmp_path):
     assert seen[0] != seen[1]
 
 
+def test_a_classifier_that_does_not_guide_is_told_in_the_log(image_config, tmp_path):
+    told = "sampling.classifier is set, but has no effect: sampling.classifier_scale is 0"
+    for scale, times in ((0, 1), (1, 0)):
+        sampling = f"sampling={{steps: 1, classifier: csd3d/assets/clip, classifier_scale: {scale}}}"
+        run = start(image_config, tmp_path / str(scale), "method=[]", "prompt=a red chair", sampling)
+        assert " ".join((run / "log.txt").read_text().split()).count(told) == times
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
