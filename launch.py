@@ -21,7 +21,7 @@ from pathlib import Path
 from csd3d import ranks
 from csd3d.arguments import Parser, path_of, show
 from csd3d.devices import FORMS, is_device
-from csd3d.errors import InputError, closest
+from csd3d.errors import InputError, closest, error_line
 from csd3d.interrupt import StopRequest
 from csd3d.registry import plugin_fault
 
@@ -199,13 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, ranks.RankLost) and ranks.rank() > 0:
             return 2  # rank 0 tells it
         for line in getattr(error, "lines", [str(error)]):
-            print(f"error: {' '.join(line.split())}", file=sys.stderr)
+            print(error_line(line), file=sys.stderr)
         return 2
     except Exception as error:
         told = plugin_fault(error)
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(error_line(told), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         is_job = any(word.startswith("--") for word in argv[:1])

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.runs import cell
 from benchmarks.statistics import Interval, bootstrap
-from csd3d.errors import InputError, one_line
+from csd3d.errors import InputError, error_line, one_line
 from csd3d.files import write_text
 from csd3d.sweep.work import executors, outcome
 
@@ -66,7 +66,7 @@ def exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(error_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Aborted. The same command goes on with what is left.", file=sys.stderr)

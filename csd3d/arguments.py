@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from csd3d.errors import InputError, closest
+from csd3d.errors import InputError, closest, error_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     hint = ""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+        self.exit(2, f"{error_line(f'{message}; see {self.prog} --help')}\n")
 
     def parse_all(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse options and values in any order; an unknown option is told with the nearest there is."""

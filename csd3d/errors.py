@@ -4,6 +4,8 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+LONGEST = 1000  # characters of the line that tells a mistake
+
 
 class InputError(ValueError):
     """Bad input from outside. The message says in one line what is wrong, where (file and key), and what is right."""
@@ -32,8 +34,16 @@ def one_line(error: BaseException, most: int = 200) -> str:
 
 
 def short(text: str, most: int = 60) -> str:
-    """A text for a message: with its middle left out, if it is longer than `most` characters, at least 20."""
-    return text if len(text) <= most else f"{text[: most - 20]} … {text[-17:]}"
+    """A text for a message: if it is longer than `most` characters, two thirds of it from its start, the rest its end.
+
+    So a line keeps what it begins with (file and key) and what it ends with (what would be right).
+    """
+    return text if len(text) <= most else f"{text[: most - most // 3]} … {text[3 - most // 3 :]}"
+
+
+def error_line(text: str) -> str:
+    """The line that a mistake is told in: one line, whatever value is in it, and however long that is."""
+    return f"error: {short(' '.join(text.split()), LONGEST)}"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

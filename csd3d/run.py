@@ -16,7 +16,7 @@ from csd3d.engine.checkpoint import has_checkpoint
 from csd3d.engine.environment import another_version
 from csd3d.engine.logs import logger, logging_to
 from csd3d.engine.run_folder import check_output, create_run_folder, held
-from csd3d.errors import InputError, InputErrors
+from csd3d.errors import InputError, InputErrors, short
 from csd3d.interrupt import StopRequest
 from csd3d.paths import paths_of, with_paths
 from csd3d.report.used import used
@@ -217,7 +217,7 @@ def banner(job: Any) -> list[str]:
     if job.prior is not None and getattr(job.prior, "team", None):
         where += f"; {ranks.count()} processes"
     return [
-        f"csd3d {__version__}, {config.task}: {config.told[:MOST_TOLD]}",
+        f"csd3d {__version__}, {config.task}: {short(config.told, MOST_TOLD)}",
         f"device {device} ({where}), {precision(job.prior)}, model {config.prior.model}",
         *slow_rows(job.prior),
         used(job),

@@ -140,6 +140,29 @@ def test_help_says_what_there_is(capsys):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_a_value_of_any_length_leaves_a_line_that_can_be_read(jobs, tmp_path, monkeypatch, capsys):
+    """Its start, with file and key, and its end, with what would be right, are whole; argparse's mistakes too."""
+    for value in ("x" * 5000, "a red chair, " * 400, "x\ny" * 2000):
+        told = f"c.yaml: prior.model: {value!r} is neither a folder nor a hub name"
+
+        def refuse(*_, told=told, **__):
+            raise InputError(told)
+
+        monkeypatch.setattr(jobs, "start", refuse)
+        assert launch.main(["--config", str(tmp_path / "c.yaml")]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {told[:40]}")
+        assert line.endswith(" is neither a folder nor a hub name\n")
+        assert len(line) < 1100
+        assert line.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        launch.main(["--config", "c.yaml", f"--{'x' * 5000}"])
+    line = capsys.readouterr().err
+    assert line.startswith("error: unrecognized argument --xxx")
+    assert line.endswith("; see csd3d --help\n")
+    assert len(line) < 1100
+
+
 def test_other_errors_keep_their_traceback(jobs, tmp_path):
     def start(*_, stop):
         raise ZeroDivisionError

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import transformers
 from diffusers import AutoencoderKL
 
-from csd3d.errors import InputError
+from csd3d.errors import InputError, error_line
 from tools.train_shipped import feed, held_out, judge, judge_text
 from tools.train_shipped.clip import train_clip
 from tools.train_shipped.data import open_pairs
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return RUNS[options.part_name](options) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(str(error)), file=sys.stderr)
         return 2
 
 
