@@ -15,7 +15,7 @@ from csd3d.config_files import parse_value, read_config
 from csd3d.engine.checkpoint import has_checkpoint
 from csd3d.engine.environment import another_version
 from csd3d.engine.logs import logger, logging_to
-from csd3d.engine.run_folder import check_output, create_run_folder, held
+from csd3d.engine.run_folder import check_kinds, check_output, create_run_folder, held
 from csd3d.errors import InputError, InputErrors, short
 from csd3d.interrupt import StopRequest
 from csd3d.paths import paths_of, with_paths
@@ -65,7 +65,9 @@ def export(run_folder: Path, overrides: Sequence[str], device: str, *, stop: Sto
     """
     config_file = config_of(run_folder)
     with held(run_folder) as replace_config:
-        if not any(map(has_checkpoint, (run_folder / "checkpoints").glob("*"))):
+        places = sorted((run_folder / "checkpoints").glob("[!.]*"))
+        if not any(map(has_checkpoint, places)):
+            check_kinds(run_folder, [f"checkpoints/{place.name}" for place in places], ())
             raise InputError(f"{run_folder}: has no checkpoint yet, so nothing to export; start it again with --resume")
         with opening(lambda: reopen(config_file, overrides, device)) as job:
             keep_places(job, config_file, overrides, replace_config)

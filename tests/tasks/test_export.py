@@ -92,6 +92,12 @@ def test_a_run_without_a_checkpoint_is_not_exported(started):
     shutil.rmtree(started / "checkpoints")
     with pytest.raises(InputError, match="no checkpoint yet"):
         jobs.export(started, [], "cpu", stop=StopRequest())
+    place = started / "checkpoints" / "csd_edit"
+    place.parent.mkdir()
+    place.write_text("a file where the phase has its folder")
+    for again in (jobs.export, jobs.resume):
+        with pytest.raises(InputError, match=f"^{place}: must be a folder, as the run writes in it"):
+            again(started, [], "cpu", stop=StopRequest())
 
 
 @pytest.mark.parametrize("started", ["edit_image"], indirect=True)
