@@ -171,9 +171,13 @@ class HashGridScene(nn.Module):
         return {"samples_per_ray": self.samples_per_ray, "active_levels": self.field.active_levels}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        """Restore what `get_extra_state` returned."""
+        """Restore what `get_extra_state` returned; ValueError for levels that the grid does not have."""
+        most = self.field.config.levels
+        levels = state.get("active_levels", self.field.active_levels)  # older checkpoints have none
+        if type(levels) is not int or not 1 <= levels <= most:  # the kernels would read outside of the grid
+            raise ValueError(f"active_levels: is {levels!r:.40}, expected a whole number from 1 to {most}")
         self.samples_per_ray = state["samples_per_ray"]
-        self.set_levels(state.get("active_levels", self.field.active_levels))  # older checkpoints have none
+        self.set_levels(levels)
 
     # ---------------------------------------------------------------------------------------------------------- shape
 

@@ -293,7 +293,9 @@ class SplatScene(nn.Module):
         self.given = state["given"]
 
     def load_state_dict(self, state: dict[str, Any], *options: Any, **more: Any) -> Any:
-        """Take the state's number of splats, then load it; ValueError names the first tensor of another number."""
+        """Take the state's number of splats, then load it; ValueError names the first tensor that does not fit."""
+        if not torch.allclose(state["aabb"].to(self.aabb), self.aabb, atol=1e-3 * self.size):
+            raise ValueError(f"aabb: is {state['aabb'].tolist()}, the scene's box is {self.aabb.tolist()}")
         for name in kernels.Splats._fields:
             own, shape = getattr(self, name), state[name].shape
             fits = len(shape) == own.dim() and shape[0] == len(state["means"])

@@ -105,3 +105,12 @@ def test_a_checkpoint_knows_the_levels_in_use():
     assert torch.equal(other.field.density(points)[0], scene.field.density(points)[0])
     other.set_levels(2)
     assert not torch.equal(other.field.density(points)[0], scene.field.density(points)[0])
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 5, 10**30, 1.5, None])
+def test_levels_that_the_grid_does_not_have_are_refused(scene, levels):
+    """The kernels would read outside of the grid: −1 ended the process."""
+    state = scene.state_dict()
+    state["_extra_state"] = {**state["_extra_state"], "active_levels": levels}
+    with pytest.raises(ValueError, match=r"^active_levels: is .*, expected a whole number from 1 to 4"):
+        scene.load_state_dict(state)

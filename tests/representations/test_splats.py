@@ -97,6 +97,16 @@ def test_a_resumed_fit_continues_exactly_though_splats_were_added():
     assert all(torch.equal(a, b) for a, b in zip(other.splats, whole.splats, strict=True))
 
 
+def test_a_state_of_another_box_is_refused():
+    """Of a box without a size, from a spoilt checkpoint, the surface could not be fused."""
+    model = open_scene(SMALL, BOX, generator())
+    state = model.state_dict()
+    model.load_state_dict(state | {"aabb": BOX * (1 + 1e-6)})  # as another machine may round it
+    for box in (0 * BOX - 1, 0 * BOX + 1e30, 2 * BOX):
+        with pytest.raises(ValueError, match=r"^aabb: is .*, the scene's box is "):
+            model.load_state_dict(state | {"aabb": box})
+
+
 def test_an_edit_uses_few_harmonics():
     config = replace(SMALL, sh_degree=2, edit_degree=1)
     model, _, random, _ = fitted(config)
