@@ -25,8 +25,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     if len(optimiser.state.keys() - set(parameters)):
         raise ValueError(f"state: has entries for more than the {len(parameters)} parameters")
+    betas = [group.get("betas") for group in optimiser.param_groups for _ in group["params"]]
     for number, parameter in enumerate(parameters):
-        _check_moments(optimiser, optimiser.state.get(parameter, {}), parameter, f"state/{number}")
+        own, path = optimiser.state.get(parameter, {}), f"state/{number}"
+        _check_moments(optimiser, own, parameter, path)
+        if betas[number] and own.keys() >= set(ADAM):
+            _check_mean(own["exp_avg"].double(), own["exp_avg_sq"].double(), *betas[number], path)
 
 
 def _groups(optimiser: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -55,3 +59,17 @@ def _check_moments(optimiser: torch.optim.Optimizer, own: Mapping[str, Any], par
             raise ValueError(f"{path}/{key}: is of shape {tuple(value.shape)}, expected {tuple(shape)}")
         if key in COUNTED and (value < 0).any():
             raise ValueError(f"{path}/{key}: is negative")
+
+
+def _check_mean(m: Tensor, v: Tensor, beta1: float, beta2: float, path: str) -> None:
+    """Raise ValueError for a mean m of gradients that no gradients with the mean square v have.
+
+        m² ≤ v (1 − β₁)² / ((1 − β₂) (1 − β₁²/β₂))    for β₁² < β₂, by Cauchy and Schwarz
+
+    Beyond it a step, of the size m/√v, would throw the parameters far away. Twice as much is allowed, for rounding.
+    """
+    if beta1**2 >= beta2:
+        return
+    most = (1 - beta1) ** 2 / ((1 - beta2) * (1 - beta1**2 / beta2))
+    if (m.square() > 2 * most * v + 1e-30).any():
+        raise ValueError(f"{path}/exp_avg: is larger than exp_avg_sq allows")

@@ -48,6 +48,7 @@ NAN = torch.tensor(math.nan)
         ("adam/state/0/step", lambda _: torch.zeros(4), r"state/0/step: is of shape \(4,\), expected \(\)"),
         ("adam/state/0/step", lambda x: x * 0 - 1, "state/0/step: is negative"),  # Adam would divide by 1 - 0.9**0
         ("adam/state/0/exp_avg_sq", lambda x: x - 1e-3, "state/0/exp_avg_sq: is negative"),
+        ("adam/state/0/exp_avg", lambda x: x + 1e30, "state/0/exp_avg: is larger than exp_avg_sq allows"),
         ("adam/param_groups/0/lr", lambda _: -0.1, "param_groups/0/lr: is -0.1, expected a number from 0"),
         ("adam/param_groups/0/lr", lambda _: "x", "param_groups/0/lr: is 'x', expected a number"),
         ("adam/param_groups/0/lr", lambda _: math.nan, "param_groups/0/lr: is nan, expected a number"),
@@ -81,6 +82,20 @@ def test_settings_of_an_optimiser_are_the_runs_not_the_checkpoints(parts, key, v
     assert (adam.param_groups[0][key], adam.param_groups[0]["lr"]) == (before, 0.5)
     adam.step()
     assert all(bool(p.isfinite().all()) for p in parts["net"].parameters())
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.9, 0.999), (0.0, 0.9), (0.95, 0.9)])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_moments_of_any_gradients_are_loaded(kind, betas):
+    """Of gradients of all sizes, among them the worst for the bound: g_i ∝ (β₁/β₂)^i, i steps ago."""
+    x, generator = torch.nn.Parameter(torch.ones(3)), torch.Generator().manual_seed(0)
+    adam = kind([x], betas=betas)
+    for step in range(200):
+        noise = torch.randn((), generator=generator).item()
+        spread = 10 ** (20 * torch.rand((), generator=generator).item() - 12)
+        x.grad = torch.tensor([noise * spread, max(betas[0] / betas[1], 1e-3) ** (200 - step), noise * 1e-25])
+        adam.step()
+        restore(snapshot(adam=adam), adam=adam)
 
 
 def int_keys(place) -> bool:
