@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
+from family_checks import refused
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_sdxl
 
-from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
 
 UNET = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -17,14 +17,6 @@ UNET = ["to_q", "to_k", "to_v", "to_out.0"]
 
 def opened(folder, **options):
     return load_prior(PriorConfig(str(folder), **{"device": "cpu"} | options))
-
-
-def refused(folder, *loras, **options) -> str:
-    with pytest.raises(InputError) as error:
-        opened(folder, lora=[str(lora) for lora in loras], **options)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def save_lora(file, prior, parts=("unet", "text_encoder"), seed=0):
@@ -123,7 +115,7 @@ def test_a_lora_for_another_model_is_refused(text_folder, edit_folder, lora, tmp
     sdxl = opened(save_tiny_sdxl(tmp_path / "sdxl"))
     save_lora(tmp_path / "xl.safetensors", sdxl, ["unet"])
     capfd.readouterr()
-    told = refused(text_folder, tmp_path / "xl.safetensors")
+    told = refused(text_folder, lora=[str(tmp_path / "xl.safetensors")])
     assert capfd.readouterr().err == ""  # the library's own report of it would come before our line
     assert "prior.lora" in told
     assert "xl.safetensors" in told
@@ -131,10 +123,10 @@ def test_a_lora_for_another_model_is_refused(text_folder, edit_folder, lora, tmp
         name.replace("unet.", "transformer.", 1): value for name, value in lora[1].items() if name.startswith("unet")
     }
     save_file(state, tmp_path / "dit.safetensors")
-    assert "is for another model" in refused(text_folder, tmp_path / "dit.safetensors")
+    assert "is for another model" in refused(text_folder, lora=[str(tmp_path / "dit.safetensors")])
     unknown = {name.replace("attn1", "attn9"): value for name, value in lora[1].items() if name.startswith("unet")}
     save_file(unknown, tmp_path / "unknown.safetensors")
-    assert "prior.lora" in refused(text_folder, tmp_path / "unknown.safetensors")
+    assert "prior.lora" in refused(text_folder, lora=[str(tmp_path / "unknown.safetensors")])
     assert opened(edit_folder, lora=[str(lora[0])]).edits  # of the same UNet, but for its first layer
 
 
@@ -149,14 +141,14 @@ def test_a_lora_for_another_model_is_refused(text_folder, edit_folder, lora, tmp
     ],
 )
 def test_entries_are_checked(text_folder, entry, told):
-    assert told in refused(text_folder, entry)
+    assert told in refused(text_folder, lora=[entry])
 
 
 def test_what_is_no_lora_is_refused(text_folder, tmp_path):
     shutil.copy(text_folder / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet.safetensors")
-    assert "holds no LoRA" in refused(text_folder, tmp_path / "unet.safetensors")
+    assert "holds no LoRA" in refused(text_folder, lora=[str(tmp_path / "unet.safetensors")])
     (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 40)
-    assert "is no safetensors file" in refused(text_folder, tmp_path / "cut.safetensors")
+    assert "is no safetensors file" in refused(text_folder, lora=[str(tmp_path / "cut.safetensors")])
     torch.save(load_file(tmp_path / "unet.safetensors"), tmp_path / "lora.bin")
-    assert "no .safetensors file" in refused(text_folder, tmp_path / "lora.bin")
-    assert "2 .safetensors files" in refused(text_folder, tmp_path)
+    assert "no .safetensors file" in refused(text_folder, lora=[str(tmp_path / "lora.bin")])
+    assert "2 .safetensors files" in refused(text_folder, lora=[str(tmp_path)])

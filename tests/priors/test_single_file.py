@@ -5,23 +5,15 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from family_checks import refused
 from safetensors.torch import load_file, save_file
 from single_files import save_single_file
 
-from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, hub, load_prior
 
 
 def opened(model, require=None, **options):
     return load_prior(PriorConfig(str(model), **{"device": "cpu"} | options), require)
-
-
-def refused(model, **options) -> str:
-    with pytest.raises(InputError) as error:
-        opened(model, **options)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture(scope="module")
