@@ -98,8 +98,6 @@ def _away_from_zero(file: Path, schedule: "DDIMScheduler", prediction: str) -> "
     says nothing of ẑ_0 there.
     """
     alphas = schedule.alphas_cumprod
-    if not alphas.isfinite().all() or alphas.max() > 1 or alphas.min() < 0:
-        raise InputError(f"{file}: its betas do not make a noise schedule")
     if prediction == "epsilon" and alphas.min() < ZERO_ALPHA:
         raise InputError(
             f"{file}: prediction_type epsilon with zero terminal SNR (rescale_betas_zero_snr) cannot be: the noise "
