@@ -50,9 +50,7 @@ def create_run_folder(
         raise InputError(f"name: {name!r} is no folder below {root}/; for a run folder elsewhere there is --output")
     target = output if output is not None else root / name / time.strftime("%Y%m%d-%H%M%S")
     if _is_current(target):  # renaming onto it would delete it
-        raise InputError(
-            f"{target}: cannot be made the run folder (it is the current one); choose another with --output"
-        )
+        raise _cannot_be_made(target, "it is the current one")
     files = {
         "config.yaml": config_yaml,
         "cmd.txt": shlex.join(argv) + "\n",
@@ -69,7 +67,7 @@ def create_run_folder(
             (temporary / file).write_text(text, encoding="utf-8")
         return _move(temporary, target, may_renumber=output is None)
     except OSError as error:
-        raise InputError(f"{target}: cannot be made the run folder ({_why_not(target, error)})") from None
+        raise _cannot_be_made(target, error.strerror or str(error)) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -83,11 +81,11 @@ def check_output(output: Path | None) -> None:
     why = None if os.path.isdir(above) else f"{above} is no folder"
     if os.path.isdir(output):
         with contextlib.suppress(OSError):  # told by `create_run_folder`
-            why = "" if any(os.scandir(output)) else None
+            why = "it is not empty" if any(os.scandir(output)) else None
     elif os.path.lexists(output):
         why = "it is no folder"
     if why is not None:
-        raise InputError(f"{output}: cannot be made the run folder ({_why_not(output, OSError(why))})")
+        raise _cannot_be_made(output, why)
 
 
 def _is_current(target: Path) -> bool:
@@ -95,7 +93,7 @@ def _is_current(target: Path) -> bool:
         return target.resolve() == Path.cwd()
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
         why = getattr(error, "strerror", None) or "its links lead in a circle"
-        raise InputError(f"{target}: cannot be made the run folder ({why}); choose another with --output") from None
+        raise _cannot_be_made(target, why) from None
 
 
 def _remove_unfinished(parent: Path) -> None:
@@ -118,10 +116,12 @@ def _move(temporary: Path, target: Path, may_renumber: bool) -> Path:
     raise AssertionError("unreachable")
 
 
-def _why_not(target: Path, error: OSError) -> str:
+def _cannot_be_made(target: Path, why: str) -> InputError:
+    """The error for a place that cannot become a run folder."""
+    what = "choose another with --output"
     if os.path.isdir(target) and os.access(target, os.R_OK) and any(target.iterdir()):
-        return "it is not empty; choose another with --output, or continue that run with --resume"
-    return f"{error.strerror or error}; choose another with --output"
+        why, what = "it is not empty", f"{what}, or continue that run with --resume"
+    return InputError(f"{target}: cannot be made the run folder ({why}; {what})")
 
 
 # ------------------------------------------------------------------------------------------------------------- holding
