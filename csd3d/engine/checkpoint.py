@@ -152,9 +152,7 @@ def has_checkpoint(folder: str | Path) -> bool:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Return the body of checkpoint.json, which has the checksum at its beginning."""
     try:
-        if os.path.lexists(path) and not os.path.isfile(path):
-            what = "a link that leads to no file" if path.is_symlink() else "not a file"
-            raise InputError(f"{path}: {what}, so not a checkpoint of csd3d; {OTHERWISE}")
+        _check_file(path)
         too_large = path.stat().st_size > MAX_MANIFEST_BYTES
         raw = b"" if too_large else path.read_bytes()
         manifest = None if too_large else json.loads(raw.decode("utf-8"))
@@ -181,6 +179,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if written is None or hashlib.sha256(written[2]).hexdigest().encode() != written[1]:
         raise InputError(f"{path}: damaged (its SHA-256 is not the one at its beginning); {OTHERWISE}")
     return _check_body(path, manifest["body"])
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError for what is there and is no file: a pipe would be waited for without end."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        what = "a link that leads to no file" if path.is_symlink() else "not a file"
+        raise InputError(f"{path}: {what}, so no part of a checkpoint of csd3d; {OTHERWISE}")
 
 
 def _check_body(path: Path, body: Any) -> dict[str, Any]:
@@ -223,8 +228,7 @@ def _check_identity(folder: Path, saved: Defining, identity: Mapping[str, Any]) 
 
 def _verify(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        if os.path.lexists(path) and not os.path.isfile(path):
-            raise InputError(f"{path}: not a file; resume from another checkpoint")
+        _check_file(path)
         size = path.stat().st_size
         if size != record["bytes"]:
             raise InputError(
