@@ -4,6 +4,7 @@ Symbols: P points or pixels, K colours, V views of S² pixels.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -56,13 +57,13 @@ def shares_found(label: Tensor, asked: Tensor, least: float = 0.03) -> dict[int,
     return {k: min(1.0, int((label == k).sum()) / n) for k, n in counts.items() if n >= least * total}
 
 
-def between(pixels: Tensor, true_pixels: Tensor, asked: Tensor) -> Tensor:
-    """Where each pixel lies from the asked colour 0 to 1: [P] in [0, 1], by its distance to each, in light or shade.
+def between(pixels: Tensor, shades: Sequence[Tensor]) -> Tensor:
+    """Where each pixel lies from colour 0 to 1: [P] in [0, 1], by its distance to each, in light or shade.
 
-    Arguments as of `seen_as`; there are true pixels of both colours.
+    pixels [P,3] in [0, 1]; shades: of both colours, see `_shades`.
     """
-    lab, true_lab = _lab(pixels), _lab(true_pixels)
-    first, second = (torch.cdist(lab, _shades(true_lab[asked == k])).amin(1) for k in (0, 1))
+    lab = _lab(pixels)
+    first, second = (torch.cdist(lab, other).amin(1) for other in shades)
     return first / (first + second).clamp_min(1e-6)
 
 
@@ -74,12 +75,13 @@ def pattern_found(rgb: Tensor, opaque: Tensor, true_rgb: Tensor, asked: Tensor) 
     the true object does. A pattern with half of its contrast has 0.5; one colour, a mixture, halves, speckle and
     blotches have about 0, as have stripes where dots are asked for.
     """
-    region, known = (asked == 0) | (asked == 1), asked >= 0
+    region = (asked == 0) | (asked == 1)
     if not (asked == 1).any() or not (asked == 0).any():
         return None
+    shades = [_shades(_lab(true_rgb[asked == k])) for k in (0, 1)]
     place = torch.zeros(2, *asked.shape)
     for k, pictures in enumerate((true_rgb, rgb)):
-        place[k][region] = between(pictures[region], true_rgb[known], asked[known])
+        place[k][region] = between(pictures[region], shades)
     true, own = place
 
     def spread(first: Tensor, second: Tensor, there: Tensor) -> Tensor:
