@@ -60,10 +60,11 @@ class Step:
     `source_prompts` [N]; image, pose, view: see `Query`.  image_scale: ω_s, guidance by `image` (`guidance.guided`).
     away: Perp-Neg's other views, each as (prompts [N], weights [N]).  kept: results of the method's `noise`.
 
-    For the engine: camera_noise [N, ...], the ε of config.noise "camera".  groups [N]: particles share within a group.
+    For the engine: camera_noise [N, ...], the ε of config.noise "camera" and "surface".
+    groups [N]: particles share within a group.  features [N, ...]: what the kernel compares with svgd.space "features".
     instructions, shares: K instructions ([N] prompts each) for the same particles, and the share of each at every
     latent pixel, [K, N, 1, h, w] ≥ 0 with a sum of at most 1; the rest follows the source.  rows: the particles that
-    `prompts` apply to (None: all).  features [N, ...]: what the kernel compares with svgd.space "features".
+    `prompts` apply to (None: all).
     """
 
     z: Tensor

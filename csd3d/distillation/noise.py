@@ -8,6 +8,7 @@ from torch import Tensor
 from csd3d.waits import sent
 
 NOISES = ("independent", "shared")
+GIVEN = ("camera", "surface")  # of assets: functions of the camera, and of what it sees
 
 
 def draw_noise(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csd3d import registry
 from csd3d.distillation.method import Method, Network, Predict, Query, Step
-from csd3d.distillation.noise import NOISES, draw_noise
+from csd3d.distillation.noise import GIVEN, NOISES, draw_noise
 from csd3d.distillation.schedule import WEIGHTS, annealed_fraction, check_timesteps, scheduled_timestep, step_weight
 from csd3d.distillation.svgd import SVGDConfig, combine, feature_force
 from csd3d.schema import MOST_STEPS, Within
@@ -43,13 +43,14 @@ class DistillConfig:
     t_max: float | None = 0.98  # highest noise level, a fraction of the schedule; null: the model's
     t_late: float = 0.5  # with schedule staged: highest noise level from `switch` on
     switch: float = 0.5  # with schedule staged: fraction of the steps after which t_late replaces t_max
-    noise: str = "independent"  # ε: independent, shared by all particles, or camera (a function of the view)
+    # ε: independent, shared by all particles, camera (a function of the view) or surface (on what the view shows)
+    noise: str = "independent"
     null_prompt: str = ""  # prompt of the unconditional branch; text here acts as a negative prompt
     perp_neg: bool = False  # Perp-Neg: push each view away from the prompts of other views
     svgd: SVGDConfig | None = None  # how particles collaborate; null: they do not
 
     def __post_init__(self) -> None:
-        for key, known in {"weight": WEIGHTS, "noise": (*NOISES, "camera")}.items():
+        for key, known in {"weight": WEIGHTS, "noise": (*NOISES, *GIVEN)}.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} is {getattr(self, key)!r}: choose one of {', '.join(known)}")
         if self.steps < self.MIN_STEPS:
@@ -137,10 +138,10 @@ def noised(predict: Predict, method: Method, step: Step, config: DistillConfig) 
     """The step with its noise: the method's own, else by config.noise."""
     if hasattr(method, "noise"):
         return method.noise(step, predict)
-    if config.noise != "camera":
+    if config.noise not in GIVEN:
         return replace(step, eps=draw_noise(step.z, config.noise, step.generator))
     if step.camera_noise is None:
-        raise ValueError('noise is "camera": it needs camera_noise, a function of the views')
+        raise ValueError(f'noise is "{config.noise}": it needs camera_noise, a function of the views')
     return replace(step, eps=step.camera_noise.to(step.z))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from csd3d.distillation.method import Method
 from csd3d.distillation.named import names_for
+from csd3d.distillation.noise import GIVEN
 from csd3d.distillation.step import DistillConfig, distill_step
 from csd3d.distillation.suits import suited
 from csd3d.editors.scene import Report, SceneEdit
@@ -59,7 +60,7 @@ class Distilled:
                 raise ValueError(f"{key} is {getattr(self, key)}: give a whole number of at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}: give a number above 0")
-        if self.noise == "camera":
+        if self.noise in GIVEN:
             raise ValueError(f"noise is {self.noise!r}: choose one of independent, shared")
         self.distill(Defaults())  # ValueError where a key of it is wrong
 

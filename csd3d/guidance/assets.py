@@ -5,16 +5,14 @@ A step renders views of every asset at random cameras, asks the method for their
 Symbols: N assets, V views of each in a step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from csd3d.distillation.noise import draw_noise_map, world_noise
 from csd3d.engine.phase import Job, Phase
 from csd3d.evaluation.text import PLAIN
+from csd3d.guidance.asset_noise import CameraNoise, SurfaceNoise, asset_noise
 from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import Guide, MethodRun, Networks
 from csd3d.guidance.views import Views, away_views, sample_views, view_of
@@ -37,8 +35,9 @@ class AssetPhase(Phase):
     optimiser: torch.optim.Adam
     average: Average | None = None
     networks: Networks | None = None
+    noise: SurfaceNoise | None = None
 
-    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks")
+    PARTS = (*Phase.PARTS, "model", "optimiser", "average", "networks", "noise")
 
 
 def shown_side(config: "TextTo3DConfig", prior: Prior) -> int:
@@ -72,7 +71,7 @@ def asset_step(
     phase: AssetPhase,
     guide: Guide,
     step: int,
-    noise_maps: Sequence[Tensor] | None,
+    noise: CameraNoise | SurfaceNoise | None,
     front: FrontView | None = None,
 ) -> dict[str, float]:
     """Render views, get directions from the method, and descend; a step that is not finite changes nothing."""
@@ -83,8 +82,9 @@ def asset_step(
     shown = render_step(config, model, views, step, generator, backdrop)
     z = guide.encode(shown.at_side(shown_side(config, guide.prior)))
     context = step_context(config, views, backdrop)
-    if noise_maps is not None:
-        context["camera_noise"] = torch.cat([world_noise(m, *views.view[:, :2].T, z.shape[-2:]) for m in noise_maps])
+    if noise is not None:
+        noise.renew(generator)
+        context["camera_noise"] = noise(views, shown, z.shape[-2:])
     guidance, report = guide.loss(z, lambda: shown.images, step, generator, **context)
     penalty, losses = regularisers(shown, config.losses, step)
     if front is not None:
@@ -152,15 +152,8 @@ def step_context(config: "TextTo3DConfig", views: Views, backdrop: str | None = 
     }
 
 
-def camera_noise_maps(job: Job, run: MethodRun) -> list[Tensor]:
-    """Draw FSD's sphere of noise for every asset, which stays the same for the whole run.
-
-    Assets that collaborate share one, so that their kernel compares what they show; others would become the same asset
-    by the same noise.
-    """
-    config, prior = job.config, job.prior
-    channels, *size = prior.latent_shape(*[shown_side(config, prior)] * 2)
+def noise_of(job: Job, run: MethodRun) -> CameraNoise | SurfaceNoise | None:
+    """The noise of the job's assets by a method; None where each step draws its own."""
+    config, shape = job.config, job.prior.latent_shape(*[shown_side(job.config, job.prior)] * 2)
     fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
-    count = config.particles if run.distill.svgd is None else 1
-    maps = [draw_noise_map(channels, tuple(size), fov, generator) for _ in range(count)]
-    return maps * (config.particles // count)
+    return asset_noise(run, config.particles, shape, fov, config.asset.extent, generator)

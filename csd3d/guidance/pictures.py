@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csd3d.distillation.noise import draw_noise
+from csd3d.distillation.noise import GIVEN, draw_noise
 from csd3d.engine.logs import Curves
 from csd3d.engine.phase import Job, Phase, run_steps
 from csd3d.guidance.methods import Guide, MethodRun, Networks
@@ -51,7 +51,7 @@ def distil(job: Job, run: MethodRun, texts: list[str], name: str) -> ImagePhase:
     context: dict[str, Any] = {"prompts": prompts, "source": start, "source_prompts": config.source.prompt}
     if config.transforms:
         context["groups"] = torch.arange(len(prompts)) // config.particles
-    if run.distill.noise == "camera":  # FSD: pictures have no cameras, so one draw a particle serves all steps
+    if run.distill.noise in GIVEN:  # FSD, CFD: a picture is seen from one place, so one draw serves all steps
         context["camera_noise"] = draw_noise(start, "independent", job.generator("camera noise"))
     report: dict[str, float] = {}
 

@@ -25,7 +25,8 @@ from csd3d.evaluation.text import (
     held_out_views,
     plain_backdrop,
 )
-from csd3d.guidance.assets import AssetPhase, asset_step, camera_noise_maps, new_phase, shown_side
+from csd3d.guidance.asset_noise import SurfaceNoise
+from csd3d.guidance.assets import AssetPhase, asset_step, new_phase, noise_of, shown_side
 from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
@@ -226,11 +227,13 @@ def distil(job: AssetJob, run: MethodRun) -> AssetPhase:
     name, prior = run.name, job.prior
     guide = Guide(prior, run, job.networks.get(name), job.generator(f"{name}/lora"))
     phase = new_phase(job, name, guide.networks)
-    noise_maps = camera_noise_maps(job, run) if run.distill.noise == "camera" else None
+    noise = noise_of(job, run)
+    if isinstance(noise, SurfaceNoise):
+        phase.noise = noise.to(job.device)
     report: dict[str, float] = {}
 
     def advance(step: int, curves: Curves) -> dict[str, float]:
-        report.update(asset_step(job.config, phase, guide, step, noise_maps, job.front))
+        report.update(asset_step(job.config, phase, guide, step, noise, job.front))
         if step % 50 == 0:
             preview(job, phase.model, name)
         return report

@@ -116,6 +116,8 @@ class TextToImageConfig:
         for name, run in self.runs.items():
             if self.space == "pixel" and hasattr(run.method, "after"):
                 raise ValueError(f"space is pixel and method {name}: its network is trained on latents; use latent")
+            if getattr(run.method, "fresh", 0):
+                raise ValueError(f"methods.{name}.fresh is for surfaces, and a picture has none: set it to 0")
 
     @property
     def texts(self) -> list[str]:

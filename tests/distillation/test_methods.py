@@ -11,6 +11,7 @@ from csd3d import registry
 from csd3d.distillation.ddim import ddim_step
 from csd3d.distillation.kernel import SVGDConfig
 from csd3d.distillation.methods.bridge import Bridge
+from csd3d.distillation.methods.cfd import CFD
 from csd3d.distillation.methods.classifier import Classifier
 from csd3d.distillation.methods.csd_edit import CSDEdit
 from csd3d.distillation.methods.dds import DDS
@@ -109,11 +110,13 @@ TIMES = [1, 120, 199, 200, 500, 979]
 
 
 @pytest.mark.parametrize("t", TIMES)
-def test_sds_fsd_and_rsd_are_prediction_minus_noise(t):
-    for method in (SDS(), FSD(), RSD()):
+def test_sds_fsd_cfd_and_rsd_are_prediction_minus_noise(t):
+    for method in (SDS(), FSD(), CFD(), RSD()):
         close(direction(method, t), guided(Z, t, "a duck") - EPS)
     config = configured(FSD(), DistillConfig())
     assert (config.noise, config.schedule) == ("camera", "annealed")
+    config = configured(CFD(), DistillConfig())
+    assert (config.noise, config.schedule) == ("surface", "annealed")
 
 
 @pytest.mark.parametrize("t", TIMES)

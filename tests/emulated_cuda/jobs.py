@@ -51,7 +51,8 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         "export.video_frames=2",
     ]),
     "splats": ("sds", [
-        *MESH, "distill.steps=2", "asset.representation.type=splats", "asset.representation.backend=reference",
+        *MESH, "distill.steps=2", "method={type: cfd, fresh: 0.1}", "asset.representation.type=splats",
+        "asset.representation.backend=reference",
         "asset.representation.count=16", "asset.resolution=[[0,16]]", "losses.opacity=0", "losses.distortion=0",
         "losses.smoothness=0",
         "export.mesh.threshold=1", "evaluate.views=2", "evaluate.size=24", "guidance_size=64", "export.video_frames=1",

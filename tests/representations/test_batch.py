@@ -13,7 +13,8 @@ from csd3d.cameras import orbit
 from csd3d.distillation.step import DistillConfig
 from csd3d.errors import InputError
 from csd3d.fields import FieldConfig
-from csd3d.guidance.assets import asset_step, camera_noise_maps, new_phase, step_context
+from csd3d.guidance.asset_noise import CameraNoise
+from csd3d.guidance.assets import asset_step, new_phase, noise_of, step_context
 from csd3d.guidance.methods import method_runs
 from csd3d.guidance.views import PromptConfig, Views, sample_views
 from csd3d.rendering import RenderConfig, Rendered
@@ -173,7 +174,7 @@ def test_camera_noise_is_that_of_the_assets_map_at_the_camera():
     first, second = torch.randn(2, 3, 60, 80, generator=generator())
     for maps in ([first, first], [first, second]):
         phase.generator.manual_seed(0)
-        asset_step(config, phase, Look([0.5, 0.5, 0.5]), 0, maps)
+        asset_step(config, phase, Look([0.5, 0.5, 0.5]), 0, CameraNoise(maps))
     same, own = noises
     assert same.shape == (4, 3, 16, 16)
     assert torch.equal(same[:2], same[2:])
@@ -186,7 +187,7 @@ def test_assets_have_camera_noise_of_their_own_unless_they_collaborate():
     def maps(name, particles=3):
         job = Job(settings(particles=particles))
         job.prior = SimpleNamespace(latent_shape=lambda height, width: (4, height // 8, width // 8))
-        return camera_noise_maps(job, method_runs([Chosen(name)], {}, DistillConfig())[name])
+        return noise_of(job, method_runs([Chosen(name)], {}, DistillConfig())[name]).maps
 
     own, shared, alone = maps("fsd"), maps("fsd+csd"), maps("fsd", 1)
     assert len({float(one[0, 0, 0]) for one in own}) == len(own) == 3
