@@ -26,6 +26,5 @@ class CFD(SDS):
 
     fixed: ClassVar[dict[str, object]] = {"noise": "surface", "schedule": "annealed"}
 
-    fresh: Share = (
-        0.0  # γ: share of the noise's variance that is drawn anew each step; 0: the flow's ODE, above: its SDE
-    )
+    # γ: share of the noise's variance that is drawn anew each step; 0: the flow's ODE, above: its SDE
+    fresh: Share = 0.0
