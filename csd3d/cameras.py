@@ -100,6 +100,12 @@ class Cameras:
         pixels = pixel_centres(self.width, self.height, self.fx.device)
         return self.rays(torch.full((len(pixels),), index, device=self.fx.device), pixels)
 
+    def all_rays(self) -> tuple[Tensor, Tensor]:
+        """`image_rays` of all cameras: rays_o [V, H, W, 3], rays_d [V, H, W, 3]."""
+        parts = zip(*(self.image_rays(i) for i in range(len(self))), strict=True)
+        rays_o, rays_d = (torch.stack(part).view(-1, self.height, self.width, 3) for part in parts)
+        return rays_o, rays_d
+
     def project(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """World points [P, 3] to pixels [P, 2] and depth [P], the distance along the viewing axis; through the lens.
 

@@ -59,9 +59,7 @@ def surface_noise(noise_map: Tensor, behind: Tensor, points: Tensor, seen: Tenso
     owner = torch.full((views * texels,), none, device=points.device)
     owner = owner.scatter_reduce(0, (view * texels + texel)[hit], cell, "amin")
     owned = (owner < none).nonzero()[:, 0]
-    count = torch.zeros(none, device=points.device).index_add(
-        0, owner[owned], torch.ones_like(owned, dtype=torch.float)
-    )
+    count = owner[owned].bincount(minlength=none)
     total = noise_map.new_zeros(none, channels).index_add(0, owner[owned], noise_map[owned % texels])
 
     share = F.avg_pool2d(hit[:, None].float(), FINE).flatten()

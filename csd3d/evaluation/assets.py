@@ -155,12 +155,8 @@ def stray_faces(centres: np.ndarray, distance: Callable[[Tensor], Tensor]) -> fl
 
 def seen_points(cameras: Cameras, depth: Tensor) -> Tensor:
     """At most `MOST_POINTS` points [P,3] of the surfaces in depth maps [V,S,S], evenly picked."""
-    found = []
-    for i, view in enumerate(depth.flatten(1)):
-        rays_o, rays_d = cameras.image_rays(i)
-        kept = view.isfinite()
-        found.append(rays_o[kept] + rays_d[kept] * view[kept, None])
-    points = torch.cat(found)
+    rays_o, rays_d = cameras.all_rays()
+    points = (rays_o + rays_d * depth[..., None])[depth.isfinite()]
     return points[evenly(len(points), MOST_POINTS)] if len(points) else points
 
 

@@ -49,11 +49,7 @@ class SurfaceNoise(nn.Module):
 
     def forward(self, views: Views, shown: AssetViews, size: tuple[int, int]) -> Tensor:
         """ε [N·V, C, h, w] of the step's views."""
-        cameras = shown.cameras.to(self.maps.device)
-        rays = [cameras.image_rays(i) for i in range(len(cameras))]
-        start, along = (
-            torch.stack(part).view(-1, cameras.height, cameras.width, 3) for part in zip(*rays, strict=True)
-        )
+        start, along = shown.cameras.to(self.maps.device).all_rays()
         found = []
         for number, asset in enumerate(shown.rendered):
             points = (start + along * asset.depth.detach()[..., None]) / self.extent

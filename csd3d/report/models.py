@@ -100,9 +100,9 @@ def seen_box(model: SceneModel, cameras: Cameras, box: Tensor) -> Tensor:
     For captures whose cameras do not look at one point: a room, a street, a wall that was filmed along.
     """
     small = cameras[evenly(len(cameras), SEEN_VIEWS)].with_longer_side(SEEN_SIDE)
-    depth = surface_depth(model.render_views(small, torch.arange(len(small)))).cpu().flatten(1)
-    rays = [small.image_rays(i) for i in range(len(small))]
-    points = torch.cat([(o + d * far[:, None])[far < SEEN_REACH] for (o, d), far in zip(rays, depth, strict=True)])
+    depth = surface_depth(model.render_views(small, torch.arange(len(small)))).cpu()
+    rays_o, rays_d = small.all_rays()
+    points = (rays_o + rays_d * depth[..., None])[depth < SEEN_REACH]
     if len(points) < 0.01 * depth.numel():
         return box
     low, high = points.quantile(torch.tensor([0.01, 0.99]), dim=0)

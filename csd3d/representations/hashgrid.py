@@ -108,7 +108,7 @@ class HashGridScene(nn.Module):
         distortion: bool = False,
     ) -> Rendered:
         cameras = cameras.to(self.field.aabb.device)
-        rays = [torch.cat(parts) for parts in zip(*(cameras.image_rays(i) for i in range(len(cameras))), strict=True)]
+        rays = [part.view(-1, 3) for part in cameras.all_rays()]
         flat = self.render_rays(*rays, None if jitter is None else jitter.flatten(), shading, background, distortion)
 
         def views(value: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from csd3d.datasets.images import read_square
+from csd3d.distillation.named import parse_name
 from csd3d.distillation.step import DistillConfig
 from csd3d.engine.phase import Job, Phase
 from csd3d.errors import at_key
@@ -117,7 +118,7 @@ class TextToImageConfig:
             if self.space == "pixel" and hasattr(run.method, "after"):
                 raise ValueError(f"space is pixel and method {name}: its network is trained on latents; use latent")
             if getattr(run.method, "fresh", 0):
-                raise ValueError(f"methods.{name}.fresh is for surfaces, and a picture has none: set it to 0")
+                raise ValueError(f"methods.{parse_name(name)[0]}.fresh is for surfaces, a picture has none: use 0")
 
     @property
     def texts(self) -> list[str]:

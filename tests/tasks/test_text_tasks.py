@@ -207,6 +207,7 @@ def test_an_edit_to_what_the_source_shows_already_leaves_it(edit_config, tiny_te
         (["method=[sds+vsd]"], "after the \\+ stands csd"),
         (["distill.switch=0.8"], "methods.bridge.switch=0.8"),
         (["method=[sds]", "distill.perp_neg=true"], r"distill\.perp_neg is for views"),
+        (["method=[cfd+csd]", "methods.cfd.fresh=0.1"], r"methods\.cfd\.fresh is for surfaces, a picture has none"),
         (["method=[csd_edit]"], "use task edit_scene"),
         (["method=[{type: csd, weight: 3}]"], r"method\[0\]\.weight: unknown key; csd has none"),
         (["method=[nfsd, {type: nfsd, negative_prompt: b}]"], "nfsd twice, with other settings"),
