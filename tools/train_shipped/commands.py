@@ -16,7 +16,7 @@ import transformers
 from diffusers import AutoencoderKL
 
 from csd3d.errors import InputError, error_line
-from tools.train_shipped import feed, held_out, judge, judge_text
+from tools.train_shipped import feed, held_out, judge, judge_patterns, judge_text
 from tools.train_shipped.clip import train_clip
 from tools.train_shipped.data import open_pairs
 from tools.train_shipped.denoising import train_denoiser
@@ -70,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     tokenizer = parts.add_parser("tokenizer")
     tokenizer.add_argument("--pairs", type=Path, required=True)
     tokenizer.add_argument("--work", type=Path, required=True)
-    for name, module in (("judge", judge), ("judge-text", judge_text), ("judge-rows", held_out)):
+    judges = {"judge": judge, "judge-text": judge_text, "judge-rows": held_out, "judge-patterns": judge_patterns}
+    for name, module in judges.items():
         module.add_options(parts.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     return root
 
@@ -157,6 +158,7 @@ RUNS = {
     "judge": judge.run,
     "judge-text": judge_text.run,
     "judge-rows": held_out.run,
+    "judge-patterns": judge_patterns.run,
 }
 
 
