@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from csd3d.cameras import Cameras
 from csd3d.datasets.splat_files import moved, view_of, write_splats
 from csd3d.datasets.spz import write_spz
+from csd3d.errors import InputError
 from csd3d.fields import Background
 from csd3d.rendering import RenderConfig, Rendered, Shading
 from csd3d.representations.base import ALBEDO
@@ -176,7 +177,10 @@ class SplatScene(nn.Module):
             self._replace(*self._moved(generator), optimiser)
         if not self.order:
             self.order = pictures.views[torch.randperm(len(pictures.views), generator=generator)].tolist()
-        loss, report = self._loss(pictures, self.order.pop(), config, features, generator)
+        index = self.order.pop()
+        if index not in pictures.views:  # a checkpoint's
+            raise InputError(f"the checkpoint's fit waits for view {index}, which is none of the scene's; start afresh")
+        loss, report = self._loss(pictures, index, config, features, generator)
         for group in optimiser.param_groups:
             if group["params"][0] is self.means:
                 group["rate"] = self.rate_of(self.means) * LAST_MEANS**done

@@ -127,6 +127,13 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, model.splats, strict=True))
 
 
+def test_a_checkpoint_that_waits_for_a_view_that_is_not_there_is_refused():
+    model, optimiser, random, _ = fitted(steps=3)
+    model.set_extra_state(model.get_extra_state() | {"order": [999]})
+    with pytest.raises(InputError, match="waits for view 999"):
+        model.fit_step(optimiser, ball_pictures(), FIT, 3, random)
+
+
 def test_masked_pixels_do_not_count():
     pictures = ball_pictures()
     pictures.masks = torch.ones(pictures.images.shape[:3], dtype=torch.bool)
