@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csd3d import registry
@@ -119,6 +119,7 @@ def _apply(tree: DictConfig, text: str, schema: type) -> str:
     """Put one override into the tree and return its key."""
     key, raw = _split(text)
     _open_sections(tree, key, schema)
+    _check_items(tree, key)
     if key.endswith(".type"):
         _drop_keys_of_others(tree, key.removesuffix(".type"), raw, schema)
     try:
@@ -138,6 +139,17 @@ def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
         value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
         if isinstance(value, str) and isinstance(mark_of(annotation_at(schema, place)), OneOf):
             OmegaConf.update(tree, place, {"type": value}, merge=False)
+
+
+def _check_items(tree: DictConfig, key: str) -> None:
+    """InputError where a name, or the number of an item that is not there, follows a list in `key`."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        place, item = ".".join(parts[:count]), parts[count]
+        value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
+        if isinstance(value, ListConfig) and not (item.isdecimal() and int(item) < len(value)):
+            has = f"items 0 to {len(value) - 1}" if value else "no items"
+            raise InputError(f"command line: {key}: {place} is a list of {has}; give {place}=[…], or the number of one")
 
 
 def _drop_keys_of_others(tree: DictConfig, place: str, name: str, schema: type) -> None:
