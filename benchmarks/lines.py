@@ -61,17 +61,16 @@ def measured(line: Line, figures: Callable[[], Mapping[str, Any]]) -> Line:
         return line | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
 
 
-def exit_code(command: Callable[[], None]) -> int:
-    """Do a benchmark's command: 0; 2 for bad input, with one line on stderr; 130 when aborted by Ctrl+C."""
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Do a benchmark's command: its own code, 0 for None; 2 for bad input, told in a line; 130 after Ctrl+C."""
     try:
-        command()
+        return command() or 0
     except InputError as error:
         print(error_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Aborted. The same command goes on with what is left.", file=sys.stderr)
         return 130
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- doing them

@@ -6,7 +6,7 @@ Intervals are of a bootstrap that draws prompts, each with all its seeds.
 from collections.abc import Sequence
 
 from benchmarks.assets.rows import Set
-from benchmarks.lines import Lines, difference, having, mean, paired, spread
+from benchmarks.lines import Line, Lines, difference, having, mean, paired, spread
 from benchmarks.statistics import bootstrap
 from csd3d.report.labels import name_judge
 
@@ -42,8 +42,13 @@ def tables(lines: Lines, of: Set) -> str:
     parts = [f"{of.about}; {len({line['prompt'] for line in good})} prompts", overview(good, present, of)]
     parts += [with_intervals(good, present, of), against(good, present, of)]
     failed = [line for line in lines if "error" in line]
-    parts += [f"`{line['row']}` raised on {line['prompt']!r}, seed {line['seed']}: {line['error']}" for line in failed]
+    parts += [raised(line) for line in failed]
     return "\n\n".join(part for part in parts if part)
+
+
+def raised(line: Line) -> str:
+    """What an asset raised that could not be made."""
+    return f"`{line['row']}` raised on {line['prompt']!r}, seed {line['seed']}: {line['error']}"
 
 
 def known(lines: Lines, keys: Sequence[str]) -> list[str]:

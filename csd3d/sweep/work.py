@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +137,10 @@ def outcome(job: "Job[str]") -> tuple[str, bool]:
 
 
 def executors(logs: Path, on: str, slurm: dict[str, Any], jobs: int) -> "Callable[[int], Executor]":
-    """A function that gives the executor for a place among the jobs that run at once: locally each has a GPU."""
+    """A function that gives the executor for a place among the jobs that run at once: locally each has a GPU.
+
+    The logs of a local job are files of `logs` that begin with its number; SLURM makes a folder of each.
+    """
     try:
         import submitit
     except ImportError as error:
@@ -154,11 +159,32 @@ def executors(logs: Path, on: str, slurm: dict[str, Any], jobs: int) -> "Callabl
         return lambda _slot: executor
     import torch
 
+    class LocalExecutor(submitit.LocalExecutor):
+        """Starts jobs whose controllers write into the logs: after Ctrl+C each would show its traceback."""
+
+        def _submit_command(self, command: str) -> "Job[Any]":
+            with stderr_into(logs / "controllers.err"):
+                return super()._submit_command(command)
+
     def local(slot: int) -> "Executor":
-        executor = submitit.LocalExecutor(folder=str(logs / "%j"))
+        executor = LocalExecutor(folder=str(logs))  # with %j submitit makes a folder of that very name too
         cards = torch.cuda.device_count()
         gpu = {"gpus_per_node": 1, "visible_gpus": [slot % cards]} if cards else {}
         executor.update_parameters(timeout_min=MONTH_MIN, **gpu)
         return executor
 
     return local
+
+
+@contextmanager
+def stderr_into(path: Path) -> Iterator[None]:
+    """Processes that are started meanwhile write their stderr at the end of a file."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

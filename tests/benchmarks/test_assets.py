@@ -2,11 +2,18 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.assets import __main__ as command
 from benchmarks.assets import work
 from benchmarks.assets.__main__ import changed, main
 from benchmarks.assets.priors import different
@@ -87,9 +94,14 @@ def test_rows_are_chosen_by_patterns_and_changed_by_keys():
         (["table", "--rows", "sds"], "--rows, --prompts and --seeds are of run"),
         (["run", "--rows", "dds"], "'dds' fits no row"),
         (["run", "--set", "all"], "invalid choice"),
+        (
+            ["run", "--prompts", "a duck", "a dragon"],
+            "--prompts: prompt 'a dragon': not in the world's words",
+        ),
     ],
 )
-def test_bad_words_are_one_line(words, said, tmp_path, capsys):
+def test_bad_words_are_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "do_shares", None)  # it is told before any work
     try:
         code = main([*words, "--work", str(tmp_path)])
     except SystemExit as ended:
@@ -178,6 +190,98 @@ def test_assets_are_made_once_and_one_that_raises_is_a_line(tmp_path, monkeypatc
     share()
     assert len(made) == 7
     assert len(share.done()) == 5
+
+
+def in_this_process(shares, *_):
+    """Stands in for do_shares."""
+    wanted = [json.dumps(one.identity, sort_keys=True) for share in shares for one in share.asked]
+    return [line for share in shares if share() == "" for key, line in share.done().items() if key in wanted]
+
+
+def killed(*_):
+    """Stands in for do_shares where every process is killed."""
+    return []
+
+
+def run_here(tmp_path, monkeypatch, do_shares, *words):
+    """Run the command with its record in a folder; its exit code, and the record's lines."""
+    record = tmp_path / "results" / "assets-methods.jsonl"
+    record.parent.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(work, "make", make_even)
+    monkeypatch.setattr(command, "RESULTS", record.parent)
+    monkeypatch.setattr(command, "do_shares", do_shares)
+    said = ["run", "--rows", "network/sds", "--prompts", "a blue duck", "--work", str(tmp_path / "work"), *words]
+    code = main(said)
+    return code, [json.loads(text) for text in record.read_text().splitlines()] if record.exists() else None
+
+
+def make_even(config, _folder):
+    """Stands in for work.make: odd seeds fail."""
+    if config.seed % 2:
+        raise RuntimeError("no memory")
+    return {"object_psnr": 10.0 + config.seed, "nearest": ["a duck"]}
+
+
+def test_what_could_not_be_made_is_told_and_no_part_of_the_record(tmp_path, monkeypatch, capsys):
+    assert run_here(tmp_path, monkeypatch, in_this_process, "--seeds", "1") == (1, None)
+    told = capsys.readouterr().err
+    assert told == "error: `network/sds` raised on 'a blue duck', seed 1: RuntimeError: no memory\n"
+    code, lines = run_here(tmp_path, monkeypatch, in_this_process, "--seeds", "0", "1", "1")
+    assert (code, [line["seed"] for line in lines]) == (1, [0])
+    out, told = capsys.readouterr()
+    assert "| SDS, shipped network | 1 | 10.00 |" in out
+    assert told.count("\n") == 1
+    code, lines = run_here(tmp_path, monkeypatch, in_this_process, "--seeds", "0")
+    assert (code, len(lines)) == (0, 1)
+    captured = capsys.readouterr()
+    assert "raised" not in captured.out + captured.err  # of another run
+    code, trial = run_here(tmp_path, monkeypatch, in_this_process, "--seeds", "1", "2", "--keys", "distill.t_max=0.6")
+    assert (code, trial) == (1, lines)
+    kept = (tmp_path / "work" / "methods.jsonl").read_text().splitlines()
+    assert [json.loads(text)["seed"] for text in kept] == [2]
+
+
+def test_a_line_of_the_record_outlasts_a_run_that_is_killed(tmp_path, monkeypatch, capsys):
+    before = run_here(tmp_path, monkeypatch, in_this_process, "--seeds", "0")[1]
+    assert len(before) == 1
+    assert run_here(tmp_path, monkeypatch, killed, "--seeds", "0", "2") == (1, before)
+    assert "2 of 2 assets were not made, see above; the same command goes on" in capsys.readouterr().err
+
+
+SLEEPS = """
+import sys, time
+from pathlib import Path
+from benchmarks.lines import do_shares, exit_code
+
+class Sleeper:
+    name, asked = "sleeper", ()
+
+    def __call__(self):
+        (folder / "begun").touch()
+        time.sleep(600)
+
+folder = Path(sys.argv[1])
+sys.exit(exit_code(lambda: do_shares([Sleeper()], folder / "logs", 1, "test")))
+"""
+
+
+def test_ctrl_c_is_one_line_and_logs_have_a_folder_with_a_name(tmp_path):
+    pytest.importorskip("submitit")
+    said = [sys.executable, "-c", SLEEPS, str(tmp_path)]
+    root = Path(work.__file__).parents[2]
+    process = subprocess.Popen(said, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=root)
+    end = time.monotonic() + 100
+    while not (tmp_path / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    # what the controllers write comes after the command's end: until they close stderr, it is read
+    assert process.communicate(timeout=60)[1] == "Aborted. The same command goes on with what is left.\n"
+    assert process.returncode == 130
+    names = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert "controllers.err" in names
+    assert not [name for name in names if "%" in name]
+    assert [name for name in names if name.endswith("_0_log.out")]
 
 
 def test_tables_compare_rows_under_the_same_prior():
