@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -25,7 +26,8 @@ from csd3d.files import write_text
 from csd3d.report.charts import Curves, chart_svg
 from csd3d.report.labels import METRICS, format_value, metric_label
 
-LINKED = ("result.*", "mesh*/mesh.*", "videos/*.mp4", "images/views.png", "images/grid.png", "log.txt")
+IMAGES = ("images/front.png", "images/views.png", "images/grid.png")
+LINKED = ("result.*", "mesh*/mesh.*", "videos/*.mp4", *IMAGES, "log.txt")
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -37,6 +39,7 @@ class ViewRow:
     images: Sequence[Picture]
     note: str = ""
     method: str = ""  # "source", "csd_edit", "in2n", "truth", …: the colour of its mark
+    names: Sequence[str] = ()  # of its pictures, where they are not the report's `view_names`
 
 
 @dataclass
@@ -132,27 +135,41 @@ def _facts(facts: dict[str, str]) -> str:
 
 
 def _views(rows: Sequence[ViewRow], names: Sequence[str]) -> str:
-    """All rows share one grid, so that a view has the same column in each, and one scrollbar."""
+    """All rows share one grid, so that a view has the same column in each, and one scrollbar.
+
+    The names of the columns stand above the first row, and again wherever a row's are others.
+    """
     count = max((len(row.images) for row in rows), default=0)
     if not count:
         return ""
-    cells = []
+    cells, above = [], []
     for row in rows:
+        own = list(row.names or names)[:count]
+        if own != above:
+            cells.append(_heads(own, count))
+        above = own
         note = f"<p>{escape(row.note)}</p>" if row.note else ""
         cells.append(
             f'<div class="row-label" data-method="{escape(row.method)}"><h3>{escape(row.label)}</h3>{note}</div>'
         )
         for index in range(count):
-            name = names[index] if index < len(names) else f"view {index + 1}"
+            name = own[index] if index < len(own) else f"view {index + 1}"
             picture = _img(row.images[index], f"{row.label}, {name}") if index < len(row.images) else ""
             cells.append(f'<div class="cell">{picture}</div>')
-    head = "".join(f'<div class="cell head">{escape(name)}</div>' for name in names[:count])
-    if head:
-        head = f'<div class="row-label"></div>{head}' + '<div class="cell"></div>' * (count - len(names[:count]))
     return _section(
         "The views",
-        f'<div class="wall" tabindex="0"><div class="grid" style="--n:{count}">{head}{"".join(cells)}</div></div>',
+        f'<div class="wall" tabindex="0"><div class="grid" style="--n:{count}">{"".join(cells)}</div></div>',
     )
+
+
+def _heads(names: Sequence[str], count: int) -> str:
+    """The names above `count` columns; one that several columns in turn have stands once, over all of them."""
+    heads = []
+    for name, same in groupby(names):
+        wide = len(list(same))
+        span = f' style="grid-column: span {wide}"' if wide > 1 else ""
+        heads.append(f'<div class="cell head"{span}>{escape(name)}</div>')
+    return f'<div class="row-label"></div>{"".join(heads)}' + '<div class="cell"></div>' * (count - len(names))
 
 
 def _wholes(wholes: Sequence[Whole]) -> str:

@@ -95,6 +95,28 @@ def test_everything_given_is_on_the_page(page, tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["report.html"]
 
 
+def test_a_row_with_names_of_its_own_stands_under_them(tmp_path):
+    """Prompt-to-Prompt's edit stood under the first prompt; a name of several columns stands once over them."""
+    before, after = ["a red chair"] * 2, ["a blue chair"] * 2
+    rows = [
+        ViewRow("Sampled", [picture(1), picture(2)], names=before),
+        ViewRow("Distilled", [picture(1), picture(2)], names=before),
+        ViewRow("Edited", [picture(3), picture(4)], names=after),
+        ViewRow("Others", [picture(5), picture(6)]),
+    ]
+    write_report(tmp_path / "r.html", ReportData("x", rows=rows, view_names=["0°", "90°"]))
+    page = (tmp_path / "r.html").read_text()
+    heads = re.findall(r'<div class="cell head"([^>]*)>([^<]*)</div>|<h3>([^<]*)</h3>', page)
+    span = ' style="grid-column: span 2"'
+    assert heads == [
+        (span, "a red chair", ""), ("", "", "Sampled"), ("", "", "Distilled"),
+        (span, "a blue chair", ""), ("", "", "Edited"),
+        ("", "0°", ""), ("", "90°", ""), ("", "", "Others"),
+    ]  # fmt: skip
+    told = [attrs["alt"] for attrs in Page(page).all("img")]
+    assert told[:6:2] == ["Sampled, a red chair", "Distilled, a red chair", "Edited, a blue chair"]
+
+
 def test_nothing_is_loaded_from_anywhere(page):
     sources = [
         attrs[key] for _, attrs in Page(page).tags for key in ("src", "href", "srcset", "poster") if key in attrs
