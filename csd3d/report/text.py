@@ -56,20 +56,22 @@ def save_pictures(
     job: Job, found: Mapping[str, list[Tensor]], source: Tensor | None, titles: Titles, metrics: dict
 ) -> None:
     """Write everything but metrics.json. found: for each method, the particles [N, 3, S, S] of each prompt."""
+    config = job.config
     count = sum(map(len, next(iter(found.values()))))
     rows = [] if source is None else [ViewRow("The source", list(source[0].permute(1, 2, 0).expand(count, -1, -1, -1)))]
     for name, pictures in found.items():
         images = torch.cat(pictures).permute(0, 2, 3, 1)
         save_each(job.folder / "images" / name, images, torch.arange(len(images)))
-        rows.append(ViewRow(titles[name], list(images), method=name))
+        names = [text for text in config.row_texts(name) for _ in range(config.particles)]
+        rows.append(ViewRow(titles[name], list(images), method=name, names=names[: len(images)]))
     save_grid(job.folder / "images" / "grid.png", rows)
-    config = job.config
+    each = ", each row by its own prompt" if len({row.names[0] for row in rows if row.names}) > 1 else ""
     report = report_of(
         job, titles, metrics,
         facts={"Drawn in": f"{metrics['seconds']['distil']:.0f} s"},
         view_names=[text for text in config.texts for _ in range(config.particles)],
         rows=rows,
-        metric_notes=f"By {metrics['judge']}." if metrics["judge"] else "",
+        metric_notes=f"By {metrics['judge']}{each}." if metrics["judge"] else "",
         curves=charts(job.folder, CURVES),
     )  # fmt: skip
     write_report(job.folder / "report.html", report)

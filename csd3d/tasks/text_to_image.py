@@ -129,7 +129,11 @@ class TextToImageConfig:
     def all_texts(self) -> list[str]:
         """The prompts, and those that they are edited to."""
         edited = self.sampling and self.sampling.prompt_to_prompt
-        return list(dict.fromkeys([*self.texts, *(self.sampling.texts(self.texts, EDITED) if edited else [])]))
+        return list(dict.fromkeys([*self.texts, *(self.row_texts(EDITED) if edited else [])]))
+
+    def row_texts(self, row: str) -> list[str]:
+        """The prompts of a row of pictures: of what is edited, those that it is edited to."""
+        return self.sampling.texts(self.texts, row) if row == EDITED else self.texts
 
     @property
     def runs(self) -> dict[str, MethodRun]:
@@ -228,7 +232,7 @@ class ImageJob(Job):
             phases = [phase for part, phase in done.items() if config.parts[part][0] == made_by]
             if not phases:
                 continue
-            texts = config.sampling.texts(config.texts, name) if made_by == SAMPLED else config.texts
+            texts = config.row_texts(name)
             found = [self.images_of(phase, name).cpu() for phase in phases]
             if config.transforms:
                 found = list(seen_by(found[0], config.transforms).split(config.particles))
@@ -244,7 +248,7 @@ class ImageJob(Job):
             if self.fid:
                 results[name]["fid"] = self.fid(torch.cat(found))
         seconds = {"distil": sum(result["seconds"] for result in results.values())}
-        judged = {"prompts": config.texts, "judge": judge.name if judge else None}
+        judged = {"prompts": config.all_texts, "judge": judge.name if judge else None}
         return judged | {"seconds": seconds, "results": results}
 
     def images_of(self, phase: "ImagePhase | SampledPhase", row: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Text to image and to 3D as a user runs them, on a tiny random prior: what is left behind, and resuming."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny_models import save_tiny_pipeline
 from csd3d import run as jobs
 from csd3d.config import to_yaml
 from csd3d.errors import InputError
+from csd3d.evaluation.text import Judge
 from csd3d.guidance.methods import Guide
 from csd3d.interrupt import StopRequest
 from csd3d.priors import PriorConfig, load_prior
@@ -394,6 +396,32 @@ def test_a_prompt_to_prompt_job_draws_both_prompts_from_one_noise(image_config, 
     other = pictures(start(image_config, tmp_path / "other", *keys))
     assert other[Path("images/sampled/001.png")] == found[Path("images/sampled/001.png")]
     assert other[Path("images/prompt_to_prompt/001.png")] != found[Path("images/sampled/001.png")]
+
+
+def test_each_row_of_prompt_to_prompt_is_named_and_judged_by_its_own_prompt(image_config, tmp_path, monkeypatch):
+    """The edit stood under the first prompt, and metrics.json did not have the second."""
+    judged, score = [], Judge.score_pictures
+
+    def noted(self, pictures, texts, seed):
+        judged.append(texts)
+        return score(self, pictures, texts, seed)
+
+    monkeypatch.setattr(Judge, "score_pictures", noted)
+    prior = save_tiny_pipeline(tmp_path / "prior", "text")
+    (prior / "csd3d.json").write_text('{"knows": "world"}')
+    keys = [
+        "method=[]",
+        f"prior.model={prior}",
+        "prompt=a red chair",
+        "sampling={steps: 1, prompt_to_prompt: {prompt: a blue chair}}",
+    ]
+    folder = start(image_config, tmp_path / "run", *keys)
+    assert judged == [["a red chair"], ["a blue chair"]]
+    assert json.loads((folder / "metrics.json").read_text())["prompts"] == ["a red chair", "a blue chair"]
+    page = (folder / "report.html").read_text()
+    heads = re.findall(r'<div class="cell head"[^>]*>([^<]*)</div>|<h3>([^<]*)</h3>', page)
+    assert [head or row for head, row in heads] == ["a red chair", "Sampled, DDIM", "a blue chair", "Prompt-to-Prompt"]
+    assert "By CLIP (world), each row by its own prompt." in page
 
 
 def test_clip_guides_a_sampler_towards_its_text(image_config, tmp_path):
