@@ -34,7 +34,7 @@ def evaluate_objects(job: Job, views: "dict[str, AssetsSeen]") -> tuple[dict[str
     Figures are means over the assets that have them; of several assets also `coverage`.
     """
     config = job.config
-    truth = text_truth(config.prompt) if job.prior.knows else None
+    truth = text_truth(config.prompt) if job.prior.knows and config.has_truth else None
     objects = truth.right_objects(config.prompt) if hasattr(truth, "right_objects") else None
     figures: dict[str, dict] = {name: {} for name in views}
     nearest: dict[str, NearestObjects] = {}

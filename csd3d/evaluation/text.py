@@ -151,6 +151,8 @@ def evaluate(job: Job, views: dict[str, AssetsSeen]) -> tuple[dict[str, dict], s
     """CLIP metrics of every method, and the name of the CLIP; empty and None if no CLIP can judge the prompt."""
     config = job.config
     judge = judge_of([config.prompt], config.evaluate.clip, job.prior, "evaluate.clip")
+    if judge and not config.has_truth:
+        judge = replace(judge, knows=False)
 
     def say(prompt: str, view: int) -> str:
         return config.say(prompt, config.evaluate.azimuths_deg[view], config.evaluate.elevation_deg)

@@ -98,6 +98,7 @@ def save_assets(
         job, next(iter(assets.values())), cameras, next(iter(nearest.values()), None)
     )
     job.announce("report")
+    front = save_front(job, titles) if job.front is not None else []
     rows = view_rows(config, views, titles)
     save_grid(job.folder / "images" / "views.png", rows)
     save_views(job, views)
@@ -107,7 +108,7 @@ def save_assets(
         after=rows[0].images[0] if rows else None,
         facts=asset_facts(metrics, figures),
         view_names=[f"{azimuth:.0f}°" for azimuth in config.evaluate.azimuths_deg[:: row_step(config)]],
-        rows=rows,
+        rows=[*front, *rows],
         metric_notes=judged,
         videos=videos,
         turntable=turntable,
@@ -118,12 +119,18 @@ def save_assets(
     return figures
 
 
-def save_front(job: Job) -> None:
-    """Write images/front.png: the picture, and beside it every asset of every method by its camera."""
+def save_front(job: Job, titles: Titles) -> list[ViewRow]:
+    """Write images/front.png: the picture, and beside it every asset of every method by its camera; return this row."""
     backdrop = plain_backdrop(job.config)
     shown = [job.front.shown(assets, backdrop)[0] for assets in job.assets.values()]
     picture, _ = job.front.target(backdrop, job.config.front.size)
-    save_strip(job.folder / "images" / "front.png", torch.cat([picture.permute(1, 2, 0)[None], *shown]).cpu())
+    images = torch.cat([picture.permute(1, 2, 0)[None], *shown]).cpu()
+    save_strip(job.folder / "images" / "front.png", images)
+    made = [
+        label_of(titles[name], k, len(own.models)) for name, own in job.assets.items() for k in range(len(own.models))
+    ]
+    note = "the picture, and what its camera sees of the asset"
+    return [ViewRow("Front view", list(images), note, "source", names=["The picture", *made])]
 
 
 def save_videos(job: Job, assets: dict[str, Assets], cameras: Cameras, titles: Titles) -> dict:
@@ -182,10 +189,15 @@ def view_rows(config, views: dict[str, AssetsSeen], titles: Titles) -> list[View
     step, rows = row_step(config), []
     for name, seen in views.items():
         for k, pair in enumerate(zip(seen.colour, seen.shape, strict=True)):
-            label = titles[name] + (f", {k + 1} of {len(seen.colour)}" if len(seen.colour) > 1 else "")
+            label = label_of(titles[name], k, len(seen.colour))
             for pictures, note in zip(pair, ("", "its shape"), strict=True):
                 rows.append(ViewRow(label, list(pictures[::step].permute(0, 2, 3, 1)), note, name))
     return rows
+
+
+def label_of(title: str, k: int, count: int) -> str:
+    """What asset k of a method is called, of `count`."""
+    return f"{title}, {k + 1} of {count}" if count > 1 else title
 
 
 def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
@@ -198,7 +210,8 @@ def save_views(job: Job, views: dict[str, AssetsSeen]) -> None:
 
 def judged_by(metrics: dict, views: int) -> str:
     """Say what the figures were measured against."""
-    by_clip = f"CLIP and FD figures by {metrics['judge']}." if metrics["judge"] else ""
+    has_fd = any(result.get("fd") is not None for result in metrics["results"].values())
+    by_clip = f"{'CLIP and FD' if has_fd else 'CLIP'} figures by {metrics['judge']}." if metrics["judge"] else ""
     if not metrics["nearest"]:
         return f"{by_clip} From {views} held-out cameras.".strip() if by_clip else ""
     names = next(iter(metrics["nearest"].values()))

@@ -42,6 +42,11 @@ class ImageTo3DConfig(TextTo3DConfig):
             self.prompt = ANYTHING if self.image else self.demo
         super().__post_init__()
 
+    @property
+    def has_truth(self) -> bool:
+        """Not of a user's own picture: it shows another object than the world's, whatever the words are."""
+        return not self.image
+
     def open(self, device: torch.device) -> AssetJob:
         """Open the picture, then the prior; what is wrong with them raises InputError before any work."""
         front = open_front(self)

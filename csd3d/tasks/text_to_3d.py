@@ -46,7 +46,7 @@ from csd3d.priors import Prior, PriorConfig
 from csd3d.registry import register
 from csd3d.report.models import ExportConfig
 from csd3d.report.pictures import save_strip
-from csd3d.report.text import save_assets, save_front, slug
+from csd3d.report.text import save_assets, slug
 from csd3d.representations.base import check_opens
 from csd3d.representations.batch import AssetConfig, Assets, LossConfig, ShadingConfig, check_memory, ignored
 from csd3d.representations.descent import OptimConfig, averaged
@@ -135,6 +135,11 @@ class TextTo3DConfig:
         """The prompt."""
         return self.prompt
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether what the world knows of the prompt may be what the assets should be."""
+        return True
+
     def open(self, device: torch.device) -> "AssetJob":
         """Open the prior and the networks; what is wrong with them raises InputError before any work."""
         check_memory(self.asset, self.particles, self.views_per_step, device)
@@ -217,8 +222,6 @@ class AssetJob(Job):
     def save(self, done: dict[str, Phase], metrics: dict) -> None:
         """Write pictures, videos, meshes and the report."""
         titles = {name: self.config.runs[name].title for name in self.assets}
-        if self.front is not None:
-            save_front(self)
         metrics["mesh"] = save_assets(self, self.assets, self.views, self.nearest, titles, metrics)
 
 

@@ -1,6 +1,9 @@
 """Image to 3D as a user runs it, on a tiny random prior: what is left behind, what is refused, and resuming."""
 
+import base64
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,6 +59,37 @@ def test_a_run_shows_the_picture_beside_the_asset_and_resumes_to_the_same(config
     jobs.start(config, [], tmp_path / "broken", None, "cpu", stop=stop)
     jobs.resume(tmp_path / "broken", [], "cpu", stop=StopRequest())
     assert (tmp_path / "broken" / "images" / "front.png").read_bytes() == (whole / "images" / "front.png").read_bytes()
+
+
+def test_the_report_shows_the_picture_beside_the_assets_front_view(config, tmp_path):
+    page = (start(config, tmp_path / "run", "distill.steps=3") / "report.html").read_text()
+    views = page[page.index("The views") : page.index("Videos and mesh</h2>")]
+    heads = re.findall(r'<div class="cell head"[^>]*>([^<]*)</div>|<h3>([^<]*)</h3>', views)
+    sds = "SDS (DreamFusion)"
+    assert [head or row for head, row in heads] == ["The picture", sds, "Front view", "0°", "180°", sds, sds]
+    first = re.search(r'src="data:image/png;base64,([^"]*)" width="128" height="128" alt="Front view, The pic', views)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first[1]))))
+    np.testing.assert_allclose(shown[64, 64], [200, 30, 30], atol=2)
+    assert 'href="images/front.png"' in page
+
+
+def test_an_own_picture_is_not_held_against_the_worlds_objects(config, tmp_path):
+    """The report gave "PSNR on the object" to the nearest object of the world, which the picture does not show."""
+    prior = save_tiny_pipeline(tmp_path / "prior", "text")
+    (prior / "csd3d.json").write_text('{"knows": "world"}')
+    of_world = {"object_psnr", "mask_iou", "chamfer", "fd", "rank"}
+    for keys, against in (((), False), (("image=",), True)):
+        run = start(config, tmp_path / str(against), "distill.steps=3", f"prior.model={prior}", *keys)
+        metrics = json.loads((run / "metrics.json").read_text())
+        known = {key for key, value in metrics["results"]["sds"].items() if value is not None}
+        assert {"front_psnr", "front_iou", "clip_colour"} <= known
+        assert of_world & known == (of_world if against else set())
+        assert ("sds" in metrics["nearest"]) == against
+        page = (run / "report.html").read_text()
+        for said in ("PSNR on the object</dt>", "Among 32 prompts", "earest right", "FD (world)"):
+            assert (said in page) == against, said
+        if metrics["mesh"]:
+            assert (metrics["mesh"]["stray_faces"] is not None) == against
 
 
 def test_another_picture_is_another_run(config, tmp_path):
