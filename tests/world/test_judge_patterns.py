@@ -74,7 +74,12 @@ def test_a_plain_prompt_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [(["--scenes", "0"], "--scenes must be at least 1"), (["--model", "TINY"], "takes no camera")]
+    ("options", "said"),
+    [
+        (["--scenes", "0"], "--scenes is 0; give 1 to 1000"),
+        (["--scenes", "10" * 12], "give 1 to 1000"),
+        (["--model", "TINY"], "takes no camera"),
+    ],
 )
 def test_what_cannot_be_judged_is_one_line(options, said, tmp_path, capsys):
     folder = save_tiny_pipeline(tmp_path / "tiny", "text")

@@ -26,6 +26,7 @@ from tools.train_shipped.start import ASSETS
 PROMPTS = ("a red chair with yellow stripes", "a purple robot with white checks", "a green mug with white dots")
 TIMES = (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8)  # noise levels, of all timesteps
 VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG = 12, 30.0, 4.0, 31.0  # as of configs/sds.yaml's held-out cameras
+MOST_SCENES = 1000
 GREY = (0.62, 0.62, 0.63)
 
 
@@ -40,8 +41,8 @@ def add_options(part: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the patterns kept by every model."""
-    if options.scenes < 1:
-        raise InputError("judge-patterns: --scenes must be at least 1")
+    if not 1 <= options.scenes <= MOST_SCENES:
+        raise InputError(f"judge-patterns: --scenes is {options.scenes}; give 1 to {MOST_SCENES}")
     report = {}
     for model in options.model:
         prior = load_prior(PriorConfig(model=model, device="cpu", dtype="float32"), require="text")
