@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -131,22 +131,24 @@ def _apply(tree: DictConfig, text: str, schema: type) -> str:
     return key
 
 
-def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
-    """Turn each name above `key` into a section: method.scale=5 after `method: nfsd` sets a key of that method."""
+def _above(tree: DictConfig, key: str) -> Iterator[tuple[str, Any, str]]:
+    """Each place above a key, from the top: where it is, what the tree has there, the name that follows in the key."""
     parts = key.split(".")
     for count in range(1, len(parts)):
         place = ".".join(parts[:count])
-        value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
+        yield place, OmegaConf.select(tree, place, throw_on_resolution_failure=False), parts[count]
+
+
+def _open_sections(tree: DictConfig, key: str, schema: type) -> None:
+    """Turn each name above `key` into a section: method.scale=5 after `method: nfsd` sets a key of that method."""
+    for place, value, _ in _above(tree, key):
         if isinstance(value, str) and isinstance(mark_of(annotation_at(schema, place)), OneOf):
             OmegaConf.update(tree, place, {"type": value}, merge=False)
 
 
 def _check_items(tree: DictConfig, key: str) -> None:
     """InputError where a name, or the number of an item that is not there, follows a list in `key`."""
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        place, item = ".".join(parts[:count]), parts[count]
-        value = OmegaConf.select(tree, place, throw_on_resolution_failure=False)
+    for place, value, item in _above(tree, key):
         if isinstance(value, ListConfig) and not (item.isdecimal() and int(item) < len(value)):
             has = f"items 0 to {len(value) - 1}" if value else "no items"
             raise InputError(f"command line: {key}: {place} is a list of {has}; give {place}=[…], or the number of one")
