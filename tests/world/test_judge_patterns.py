@@ -79,9 +79,16 @@ def test_a_plain_prompt_is_refused():
         (["--scenes", "0"], "--scenes is 0; give 1 to 1000"),
         (["--scenes", "10" * 12], "give 1 to 1000"),
         (["--model", "TINY"], "takes no camera"),
+        (["--model", str(ASSETS / "t2i"), "/nowhere"], "/nowhere"),
+        (["--json", "/dev/full"], "--json: /dev/full is a pipe or a device"),
+        (["--json", "/etc"], "--json: '/etc' is a folder"),
+        (["--json", "/nowhere/kept.json"], "--json: /nowhere is no folder"),
+        (["--seed", "9" * 23], "give a whole number from 0 to"),
+        (["--threads", "-2"], "--threads is -2; give a whole number from 1"),
     ],
 )
-def test_what_cannot_be_judged_is_one_line(options, said, tmp_path, capsys):
+def test_what_cannot_be_judged_is_one_line_before_the_work(options, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(judge_patterns, "patterns_kept", lambda *_: pytest.fail("began the work"))
     folder = save_tiny_pipeline(tmp_path / "tiny", "text")
     assert main(["judge-patterns", *(str(folder) if word == "TINY" else word for word in options)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import transformers
 from diffusers import AutoencoderKL
 
+from csd3d.arguments import check_new_file
 from csd3d.errors import InputError, error_line
 from tools.train_shipped import feed, held_out, judge, judge_patterns, judge_text
 from tools.train_shipped.clip import train_clip
@@ -162,18 +163,29 @@ RUNS = {
 }
 
 
+def _check(options: argparse.Namespace) -> None:
+    """InputError before any work: for numbers that torch refuses, and files of a judge that cannot be written."""
+    for name, least, most in (("seed", 0, 2**63 - 1), ("threads", 1, 1024)):
+        value = getattr(options, name, None)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{name} is {value}; give a whole number from {least} to {most}")
+    for name in ("json", "sheet"):
+        check_new_file(getattr(options, name, None), f"--{name}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one part; user errors end in one line and exit code 2."""
     options = parser().parse_args(arguments)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()  # of a dozen files at every checkpoint
-    # torch.nn initialises weights from the global generator, so it is seeded here, at the program's start
-    torch.manual_seed(getattr(options, "seed", 0))
-    if getattr(options, "threads", None):
-        torch.set_num_threads(options.threads)
-    if "RANK" in os.environ:  # torchrun
-        dist.init_process_group("gloo")
     try:
+        _check(options)
+        # torch.nn initialises weights from the global generator, so it is seeded here, at the program's start
+        torch.manual_seed(getattr(options, "seed", 0))
+        if getattr(options, "threads", None):
+            torch.set_num_threads(options.threads)
+        if "RANK" in os.environ:  # torchrun
+            dist.init_process_group("gloo")
         return RUNS[options.part_name](options) or 0
     except InputError as error:
         print(error_line(str(error)), file=sys.stderr)

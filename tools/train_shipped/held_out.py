@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csd3d.arguments import path_of
 from csd3d.errors import InputError
 from csd3d.files import write_text
 from csd3d.priors.camera_embedding import mirrored
@@ -119,9 +120,17 @@ def add_options(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", type=Path, required=True, help="pipeline folder that was trained")
     part.add_argument("--against", type=Path, help="pipeline folder to be better than (default: the shipped one)")
     part.add_argument("--rows", type=int, default=1024, help="held-out rows")
-    part.add_argument("--json", type=Path, help="where the numbers go, too")
+    part.add_argument("--json", type=path_of, help="where the numbers go, too")
     part.add_argument("--threads", type=int)
     part.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+
+
+def print_report(report: dict, path: Path | None) -> None:
+    """Print a judge's numbers as JSON, and write them to `path` if there is one."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        write_text(path, text + "\n")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -130,9 +139,6 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("judge-rows: --rows must be at least 2")
     against = options.against or ASSETS / options.part
     report = judge_folders(options.part, options.model, against, options.rows, options.precision)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        write_text(options.json, text + "\n")
+    print_report(report, options.json)
     print("better on held-out rows: ship it" if report["better"] else "not better on all held-out rows: do not ship it")
     return 0 if report["better"] else 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csd3d.arguments import path_of
 from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.editors.canvas import Sampling
@@ -41,8 +42,8 @@ def add_options(part: argparse.ArgumentParser) -> None:
 def add_common_options(part: argparse.ArgumentParser) -> None:
     """Options of both `judge` and `judge-text`."""
     part.add_argument("--pairs", type=Path, required=True, help="held-out pairs")
-    part.add_argument("--json", type=Path, required=True, help="where the numbers go")
-    part.add_argument("--sheet", type=Path, help="contact sheet (PNG)")
+    part.add_argument("--json", type=path_of, required=True, help="where the numbers go")
+    part.add_argument("--sheet", type=path_of, help="contact sheet (PNG)")
     part.add_argument("--log", type=Path, nargs="*", default=[], help="log.jsonl files whose curves go into the report")
     part.add_argument("--steps", type=int, default=20, help="DDIM steps")
     part.add_argument("--seed", type=int, default=0)

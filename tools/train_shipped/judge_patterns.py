@@ -6,28 +6,30 @@ camera, without guidance. It is what an asset is led to, so a pattern that is no
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from csd3d.arguments import path_of
 from csd3d.cameras import orbit
+from csd3d.distillation.ddim import ddim_sample
 from csd3d.distillation.method import Query
+from csd3d.distillation.noise import add_noise
 from csd3d.errors import InputError
-from csd3d.files import write_text
 from csd3d.guidance.views import PromptConfig, view_of
 from csd3d.metrics.surface import pattern_found
 from csd3d.priors import Prior, PriorConfig, load_prior
 from csd3d.world.objects import WorldObjects
+from csd3d.world.scene import BACKDROPS
+from tools.train_shipped.held_out import print_report
 from tools.train_shipped.start import ASSETS
 
 PROMPTS = ("a red chair with yellow stripes", "a purple robot with white checks", "a green mug with white dots")
 TIMES = (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8)  # noise levels, of all timesteps
 VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG = 12, 30.0, 4.0, 31.0  # as of configs/sds.yaml's held-out cameras
 MOST_SCENES = 1000
-GREY = (0.62, 0.62, 0.63)
+GREY = BACKDROPS["grey"]
 
 
 def add_options(part: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def add_options(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", nargs="+", default=[str(ASSETS / "t2i")], help="pipeline folders, or world:exact")
     part.add_argument("--scenes", type=int, default=4, help="true scenes of each prompt")
     part.add_argument("--seed", type=int, default=0)
-    part.add_argument("--json", type=Path, help="where the numbers go, too")
+    part.add_argument("--json", type=path_of, help="where the numbers go, too")
     part.add_argument("--threads", type=int)
 
 
@@ -43,17 +45,21 @@ def run(options: argparse.Namespace) -> int:
     """Print the patterns kept by every model."""
     if not 1 <= options.scenes <= MOST_SCENES:
         raise InputError(f"judge-patterns: --scenes is {options.scenes}; give 1 to {MOST_SCENES}")
-    report = {}
-    for model in options.model:
-        prior = load_prior(PriorConfig(model=model, device="cpu", dtype="float32"), require="text")
-        if not prior.takes_camera:
-            raise InputError(f"judge-patterns: {model}: takes no camera; guesses would be of any side")
-        report[model] = {prompt: patterns_kept(prior, prompt, options.scenes, options.seed) for prompt in PROMPTS}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        write_text(options.json, text + "\n")
+    priors = {model: _open(model) for model in options.model}  # all, so that a wrong one is told before the work
+    report = {
+        model: {prompt: patterns_kept(prior, prompt, options.scenes, options.seed) for prompt in PROMPTS}
+        for model, prior in priors.items()
+    }
+    print_report(report, options.json)
     return 0
+
+
+def _open(model: str) -> Prior:
+    """A text-to-image model that takes cameras, or InputError."""
+    prior = load_prior(PriorConfig(model=model, device="cpu", dtype="float32"), require="text")
+    if not prior.takes_camera:
+        raise InputError(f"judge-patterns: {model}: takes no camera; guesses would be of any side")
+    return prior
 
 
 @torch.no_grad()
@@ -88,7 +94,10 @@ def patterns_kept(
 def _guess(
     prior: Prior, z_0: Tensor, t: int, texts: tuple[str, ...], view: Tensor, generator: torch.Generator
 ) -> Tensor:
-    alpha_bar = prior.alphas_cumprod[t]
-    z_t = alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * torch.randn(z_0.shape, generator=generator)
-    eps = prior.predict({"text": Query(z_t, t, texts, view=view)})["text"]
-    return (z_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+    """ẑ_0 [V, C, h, w] of z_0 noised to t: a sampler of one step."""
+
+    def predict(z_t: Tensor, t: int) -> Tensor:
+        return prior.predict({"text": Query(z_t, t, texts, view=view)})["text"]
+
+    eps = torch.randn(z_0.shape, generator=generator)
+    return ddim_sample(predict, add_noise(z_0, eps, prior.alphas_cumprod[t].item()), prior.alphas_cumprod, [t])
