@@ -104,8 +104,12 @@ def whole_folder(folder: Path, size: int) -> Iterator[Path]:
 
 
 def cache_folder(name: str) -> Path:
-    """Where csd3d keeps what it has computed once for all runs, and can compute again; it may not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csd3d" / name
+    """Where csd3d keeps what it has computed once for all runs, and can compute again; it may not exist.
+
+    As the XDG base directory specification says, an XDG_CACHE_HOME that is no absolute path is ignored.
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache")) / "csd3d" / name
 
 
 def write_bytes(path: Path, data: bytes, sync: bool = False) -> None:

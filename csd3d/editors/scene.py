@@ -28,7 +28,7 @@ from csd3d.datasets import Capture
 from csd3d.distillation.ddim import PredictNoise
 from csd3d.distillation.guidance import edit_predictor
 from csd3d.distillation.method import Query
-from csd3d.errors import InputError
+from csd3d.errors import InputError, at_key
 from csd3d.priors import Prior
 from csd3d.rendering import Rendered
 from csd3d.representations.base import SceneModel
@@ -194,10 +194,14 @@ def try_out(source: SceneSource) -> None:
     """
     one = replace(source, capture=replace(source.capture, train=source.capture.train[:1]))
     prior = source.prior
+    with at_key("working_size"):
+        prior.check_size(*source.size)
     try:
         query = Query(one.z, prior.num_train_timesteps // 2, (source.prompt,), one.image)
         prior.predict({"full": query})
         one.decode(one.z)
+    except InputError:
+        raise
     except ValueError as error:
         height, width = source.size
         raise InputError(f"working_size: a view of {width}x{height} does not suit the model: {error}") from None

@@ -1,19 +1,23 @@
 """Embeddings of prompts on disk, so that a large text encoder does not embed the same prompt in every run.
 
 Each prompt has a safetensors file, named by a hash of the model's text encoders and the prompt. Its metadata hold the
-prompt and a digest of the tensors; a file that does not match them is written again.
+prompt and a digest of the tensors; a file that does not match them, or its model, is written again. A file that can't
+be read or written costs a warning and the time to embed, nothing else.
 """
 
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from csd3d.errors import one_line
+from csd3d.files import make_folder
 
 logger = logging.getLogger("csd3d")
 Embedding = dict[str, Tensor]  # "text" [L, D] and, for models that take it, "pooled" [P]; float32
@@ -45,35 +49,42 @@ def embedding_path(folder: Path, model: str, prompt: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def read_embedding(path: Path, prompt: str) -> Embedding | None:
-    """A prompt's embedding from `path`; None without a file, or with a warning if the file is broken."""
-    if not path.is_file():
-        return None
+def read_embedding(path: Path, prompt: str, fits: Callable[[Embedding], bool]) -> Embedding | None:
+    """A prompt's embedding from `path`; None without a file, or with a warning if the file is broken.
+
+    fits: whether tensors are such as the model makes; any that is not finite is not.
+    """
     try:
+        if not path.is_file():
+            return None
         with safe_open(str(path), "pt") as file:
             metadata, embedding = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         intact = metadata.get("prompt") == prompt and metadata.get("sha256") == _digest(embedding)
     except Exception as error:  # a broken file can raise any error of the library
-        logger.warning("%s: unreadable (%s), embedding again", path, type(error).__name__)
+        logger.warning("%s: unreadable (%s), computing it again", path, one_line(error) or type(error).__name__)
         return None
     if not intact:
-        logger.warning("%s: content was changed, embedding again", path)
+        logger.warning("%s: content was changed, computing it again", path)
+        return None
+    if not (all(bool(tensor.isfinite().all()) for tensor in embedding.values()) and fits(embedding)):
+        logger.warning("%s: not of this model, computing it again", path)
         return None
     return embedding
 
 
 def write_embedding(path: Path, prompt: str, embedding: Embedding) -> None:
-    """Write a temporary file and rename it into place; a failure is only a warning."""
+    """Write a temporary file, in a folder made for it, and rename it into place; a failure is only a warning."""
     tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in embedding.items()}
     data = save(tensors, {"prompt": prompt, "sha256": _digest(tensors)})
     temporary = None
     try:
+        make_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = file.name
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:
-        logger.warning("%s: not written (%s)", path, error)
+        logger.warning("%s: not written (%s)", path, error.strerror or error)
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 

@@ -27,7 +27,10 @@ from csd3d.schema import Within, counted_as, incidental, path_key, path_keys
 
 logger = logging.getLogger("csd3d")
 EXACT = ":exact"  # what the names of registered priors end with; "world:exact" is csd3d.world.exact_prior
-OF_NETWORKS = ("config", "lora", "family", "quantise", "compile", "runtime", "distilled_guidance")
+OF_NETWORKS = (  # keys of a PriorConfig that say nothing of a prior without a network
+    *("config", "lora", "family", "quantise", "compile", "runtime", "distilled_guidance"),
+    *("offload", "attention", "drop_text_encoder", "embedding_cache"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

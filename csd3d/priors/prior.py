@@ -64,6 +64,7 @@ class Prior:
     source: SourcePicture | None = None  # for an editing model
     distilled_guidance: float | None = field(default=None, kw_only=True)  # what the predictor is told; None: nothing
     camera_width: int = 0  # K of the camera embedding that the predictor takes; 0: none
+    scenes_only: bool = field(default=False, kw_only=True)  # an editing model of captures, not of pictures and videos
     files: Mapping[str, Path] = field(default_factory=dict)  # what it was opened from, by name; empty: not known
 
     def __post_init__(self) -> None:
@@ -144,6 +145,9 @@ class Prior:
 
     def introduce(self, source: Any, image: Tensor) -> None:
         """Learn, before a scene is edited, its `SceneSource` and its photos' image condition. Networks need not."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise InputError where it takes no pictures of this size, in pixels. Networks take all."""
 
     def condition_from_latent(self, z: Tensor) -> Tensor:
         """`encode_condition` of pictures with a known z. ValueError for a model that does not edit."""

@@ -50,6 +50,7 @@ class TextEncoder:
             self.cache = _made(Path(cache).expanduser())
             self.model = fingerprint({part: folder.part(part) for part in self.parts} | dict(folder.added), recipe)
         self._embeddings: dict[str, Embedding] = {}
+        self._form: dict | None = None  # `form` of what was embedded; None: nothing was yet
         for network in (part for part in self.parts.values() if isinstance(part, nn.Module)):
             network.eval().requires_grad_(False)
 
@@ -119,12 +120,17 @@ class TextEncoder:
             del self._embeddings[next(iter(self._embeddings))]
         return embedding
 
+    def _fits(self, embedding: Embedding) -> bool:
+        """Whether an embedding from a file has a text, and the form of those that the model made."""
+        whole = "text" in embedding and all(value.ndim and value.numel() for value in embedding.values())
+        return whole and self._form in (None, form(embedding))
+
     @torch.no_grad()
     def _embed(self, prompt: str, key: str = "", *picture: Tensor) -> Embedding:
         """The embedding by `embed`, or from the file of `key` (the prompt by default)."""
         key = key or prompt
         path = None if self.cache is None else embedding_path(self.cache, self.model, key)
-        if path is not None and (embedding := read_embedding(path, key)) is not None:
+        if path is not None and (embedding := read_embedding(path, key, self._fits)) is not None:
             return embedding
         if not self.parts:
             raise InputError(
@@ -139,9 +145,15 @@ class TextEncoder:
         except MISFITS as error:  # of sizes in a config that do not fit
             reason = f"its text encoder cannot embed {short(prompt)!r} ({one_line(error)})"
             raise InputError(f"{self.folder}: {reason}") from error
+        self._form = form(embedding)
         if path is not None:
             write_embedding(path, key, embedding)
         return embedding
+
+
+def form(embedding: Embedding) -> dict[str, tuple[int, int]]:
+    """What all embeddings of a model have in common: their tensors' names, with the dimensions and the last's size."""
+    return {name: (value.ndim, value.shape[-1]) for name, value in embedding.items()}
 
 
 def _bytes(embedding: Embedding) -> int:

@@ -29,7 +29,7 @@ from csd3d.editors.canvas import (
 )
 from csd3d.engine.logs import Curves, logger
 from csd3d.engine.phase import Job, Phase, run_steps
-from csd3d.errors import at_key
+from csd3d.errors import InputError, at_key
 from csd3d.evaluation.canvas import make_metrics
 from csd3d.evaluation.text import check_judge, load_judge, may_judge
 from csd3d.identity import Defining
@@ -317,6 +317,8 @@ def open_job(
 ) -> CanvasJob:
     """Open the prior, check that it can edit the clip, and embed the prompts while there is a text encoder."""
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
+    if prior.scenes_only:
+        raise InputError(f"prior.model: {config.prior.model} edits captured scenes only: give a task edit_scene")
     window = window_side(prior, config.window)
     size = working_size(clip, window, prior.codec.downscale, wrap, prior.codec.multiple)
     check_prior(prior, window, config.sampling, config.methods)

@@ -154,7 +154,10 @@ class TextTo3DConfig:
         check_opens(self.asset.representation.thing, self.asset.box, background=background)
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
         check_camera(self.prompts, prior, self.prior.model)
-        check_shown(self, shown_side(self, prior), device)
+        side = shown_side(self, prior)
+        check_shown(self, side, device)
+        with at_key("guidance_size"):
+            prior.check_size(side, side)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
     @property

@@ -166,6 +166,8 @@ class TextToImageConfig:
             self.sampling.check(prior, self.texts, self.distill.null_prompt)
         side = self.size or prior.defaults.working_size
         check_size(self, side, device)
+        with at_key("size"):
+            prior.check_size(side, side)
         source = open_source(self, side)
         return ImageJob(config=self, device=device, prior=prior, networks=networks, source=source, side=side, fid=fid)
 

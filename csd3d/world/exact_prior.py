@@ -20,6 +20,7 @@ and makes assets and pictures from text; it knows captures of the world only, at
 import dataclasses
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -31,13 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from csd3d.engine.logs import progress
-from csd3d.errors import InputError
-from csd3d.files import cache_folder, make_folder
+from csd3d.errors import InputError, short
+from csd3d.files import cache_folder
 from csd3d.fingerprint import of_files
 from csd3d.priors.autoencoder import UnscaledLatent, VaeCodec
 from csd3d.priors.camera_embedding import CAMERA_WIDTH, DISTANCE_SCALE, MIDDLE_DISTANCE
 from csd3d.priors.condition import Condition
-from csd3d.priors.embedding_cache import embedding_path, read_embedding, write_embedding
+from csd3d.priors.embedding_cache import Embedding, embedding_path, read_embedding, write_embedding
 from csd3d.priors.mixture import Bank, posterior_mean, scaled_linear_alphas
 from csd3d.priors.opening import SHIPPED, ModelFolder
 from csd3d.priors.options import Defaults, Options
@@ -81,7 +82,9 @@ class Prompts:
             if prompt not in self.texts:
                 said = parse_prompt(prompt) if self.captions and prompt else {}
                 if said is None or _view_word(said) not in (None, *VIEWS):
-                    raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's words")
+                    raise InputError(
+                        f"prior.model: world:exact knows only the world's words, and not {short(prompt)!r}"
+                    )
                 self.texts.append(prompt)
         return {"text": torch.tensor([[[float(self.texts.index(prompt))]] for prompt in prompts])}
 
@@ -121,7 +124,7 @@ class KnownViews:
         """The right answers to an instruction, equally likely; InputError for words that the world lacks."""
         answers = true_answers(self.scene, prompt)
         if not answers:
-            raise InputError(f"prompt: {prompt!r}: prior.model=world:exact knows only the world's instructions")
+            raise InputError(f"prior.model: world:exact knows only the world's instructions, and not {short(prompt)!r}")
         return dict.fromkeys(answers, 1.0)
 
     def edits(self, prompt: str) -> dict[Scene, float]:
@@ -144,7 +147,8 @@ class ExactPrior(Prior):
         self.points: dict[tuple, Tensor] = {}
         self.after: dict[tuple[str, int], Bank] = {}
         self.instruction = ""
-        self.made_by = f"{of_files(files)} {options.dtype} {options.device.type}"
+        chunks = f"{options.micro_batch} {options.vae_slicing}"  # a VAE's bytes depend on how many go through at once
+        self.made_by = f"{of_files(files)} {options.dtype} {options.device.type} {chunks}"
         network = nn.Module()
         network.register_parameter("nothing", nn.Parameter(torch.zeros(())))
         network.config = {}
@@ -155,7 +159,7 @@ class ExactPrior(Prior):
         super().__init__(
             codec, network, Prompts(captions=not edits), scaled_linear_alphas().float(), _no_forward,
             defaults=defaults, options=options, source=UnscaledLatent() if edits else None,
-            camera_width=0 if edits else CAMERA_WIDTH, files=files, family=TITLE, knows="world",
+            camera_width=0 if edits else CAMERA_WIDTH, files=files, family=TITLE, knows="world", scenes_only=True,
         )  # fmt: skip
 
     def introduce(self, source: "SceneSource", image: Tensor) -> None:
@@ -168,7 +172,7 @@ class ExactPrior(Prior):
                 f"scene.path: {source.capture.folder}: prior.model=world:exact knows only captures of the world; "
                 "python -m csd3d.world.dataset writes one"
             )
-        self._check_size(image.shape[1:])
+        self._check_latent(image.shape[1:])
         truth, train = WorldSceneTruth(source.capture, scene, ()), source.capture.train
 
         def latents(scene: Scene) -> Tensor:
@@ -197,32 +201,40 @@ class ExactPrior(Prior):
             if self.views is None:
                 raise InputError("prior.model: world:exact edits captures of the world only")
             return self.edit_bank(prompt, self.views.row(condition.image[0]))
-        self._check_size(shape)
+        self._check_latent(shape)
         if condition.image is not None or prompt == "":
-            points = self.kept(("world",), self.world_bank)
+            points = self.kept(("world",), WORLD, self.world_bank)
         else:
             camera = told_camera(condition.camera[0]) if condition.camera is not None else None
             if camera is not None:
                 points = self.near(prompt, *camera)
             else:
-                points = self.kept(("text", prompt), lambda: self.text_bank(prompt))
+                points = self.kept(("text", prompt), PICTURES, lambda: self.text_bank(prompt))
         return Bank(points)
 
-    def _check_size(self, shape: torch.Size) -> None:
-        if tuple(shape) != self.latent_shape(SIZE, SIZE):
-            raise InputError(f"prior.model: world:exact has pictures of {SIZE}x{SIZE} only: give views of that size")
+    def check_size(self, height: int, width: int) -> None:
+        """See `Prior.check_size`."""
+        if (height, width) != (SIZE, SIZE):
+            raise InputError(f"prior.model=world:exact has pictures of {SIZE}x{SIZE} only, not of {width}x{height}")
 
-    def kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        """Latents in memory, from the disk, or made when they are first asked for."""
+    def _check_latent(self, shape: torch.Size) -> None:
+        height, width = (side * self.codec.downscale for side in shape[1:])
+        self.check_size(height, width)
+
+    def kept(self, key: tuple, count: int, make: Callable[[], Tensor]) -> Tensor:
+        """Latents [count, D] in memory, from the disk, or made when they are first asked for."""
         if key not in self.points:
             about = self.views.identity if key[0] == "edit" else ""
             name = json.dumps([VERSION, about, *key])
-            folder = cache_folder("exact-prior")
-            path = embedding_path(folder, self.made_by, name)
-            found = read_embedding(path, name)
+            path = embedding_path(cache_folder("exact-prior"), self.made_by, name)
+            shape = (count, math.prod(self.latent_shape(SIZE, SIZE)))
+
+            def fits(found: Embedding) -> bool:
+                return found.keys() == {"points"} and found["points"].shape == shape
+
+            found = read_embedding(path, name, fits)
             if found is None:
                 found = {"points": make()}
-                make_folder(folder)
                 write_embedding(path, name, found)
             self.points[key] = found["points"].to(self.device).double()
         return self.points[key]
@@ -232,7 +244,8 @@ class ExactPrior(Prior):
         if (prompt, row) not in self.after:
             views = self.views
             shares = views.edits(self.instruction) if prompt == "" else views.answers(prompt)
-            scenes = [self.kept(("edit", repr(scene)), partial(views.flat, scene)) for scene in shares]
+            count = len(views.image)
+            scenes = [self.kept(("edit", repr(scene)), count, partial(views.flat, scene)) for scene in shares]
             weights = torch.tensor(list(shares.values()), dtype=torch.float64, device=self.device).log()
             for number, points in enumerate(torch.stack(scenes, 1)):
                 self.after[prompt, number] = Bank(points, weights)
@@ -255,14 +268,14 @@ class ExactPrior(Prior):
         said = read_prompt(prompt)
         words = write_prompt({key: value for key, value in said.items() if key not in ("view", "facing")})
         cell = (round(elevation_deg / CELL_DEG) * CELL_DEG, round(distance, 1))
-        ring = self.kept(("ring", words, *cell), lambda: self.ring(words, *cell))
+        ring = self.kept(("ring", words, *cell), _around(), lambda: self.ring(words, *cell))
         first = round((azimuth_deg - NEAR_DEG) / 360 * len(ring))
         return ring[(first + torch.arange(PICTURES, device=ring.device)) % len(ring)]
 
     def ring(self, prompt: str, elevation_deg: float, distance: float) -> Tensor:
         """Latents [K, D] of pictures under a prompt from all around, `PICTURES` in each arc of `near`, by azimuth."""
         rng = random.Random(f"{prompt} {elevation_deg} {distance}")
-        scenes = _scenes(prompt, round(PICTURES * 180 / NEAR_DEG), rng)
+        scenes = _scenes(prompt, _around(), rng)
         lifts = [elevation_deg + rng.uniform(-CELL_DEG, CELL_DEG) / 2 for _ in scenes]
         views = [View(360 * number / len(scenes), lift, distance, FOV_DEG, MIDDLE) for number, lift in enumerate(lifts)]
         return self.rendered(scenes, views)
@@ -287,6 +300,11 @@ def told_camera(camera: Tensor) -> tuple[float, float, float] | None:
     elevation = torch.rad2deg(torch.atan2(camera[2 * waves], camera[2 * waves + 1]))
     distance = float(camera[2 * waves + 2]) * DISTANCE_SCALE + MIDDLE_DISTANCE
     return float(azimuth), float(elevation), distance
+
+
+def _around() -> int:
+    """Pictures in a ring."""
+    return round(PICTURES * 180 / NEAR_DEG)
 
 
 def _scenes(prompt: str, count: int, rng: random.Random) -> list[Scene]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
-from csd3d.priors.embedding_cache import read_embedding
+from csd3d.priors.embedding_cache import read_embedding, write_embedding
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 PROMPTS = ["make it red", ""]
@@ -157,10 +157,25 @@ def spoil_foreign(file, other):
     save_file({"text": torch.zeros(()), "extra": torch.zeros(2)}, file)
 
 
+def forged(change):
+    """Other tensors, with a right digest."""
+    return lambda file, other: write_embedding(file, "red", change(load_file(file)))
+
+
+FORGED = {
+    "not finite": forged(lambda whole: whole | {"text": whole["text"] * torch.nan}),
+    "narrow": forged(lambda whole: whole | {"text": whole["text"][:, 1:]}),
+    "no rows": forged(lambda whole: whole | {"text": whole["text"][:0]}),
+    "no text": forged(lambda whole: {"pooled": whole["pooled"]}),
+    "no pooled text": forged(lambda whole: {"text": whole["text"]}),
+    "flat": forged(lambda whole: whole | {"text": whole["text"].flatten()}),
+}
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_truncate, spoil_garbage, spoil_empty, spoil_bit, spoil_swap, spoil_foreign],
-    ids=lambda f: f.__name__,
+    [spoil_truncate, spoil_garbage, spoil_empty, spoil_bit, spoil_swap, spoil_foreign, *FORGED.values()],
+    ids=["cut", "garbage", "empty", "a bit", "swapped", "foreign", *FORGED],
 )
 def test_a_corrupt_file_is_embedded_again_and_repaired(sdxl_folder, tmp_path, caplog, spoil):
     cache = {"embedding_cache": str(tmp_path)}
@@ -174,13 +189,14 @@ def test_a_corrupt_file_is_embedded_again_and_repaired(sdxl_folder, tmp_path, ca
     assert torch.equal(found.text, expected.text)
     assert torch.equal(found.pooled, expected.pooled)
     assert [file.name in record.getMessage() for record in caplog.records] == [True]
-    assert torch.equal(read_embedding(file, "red")["text"], expected.text[0])
+    assert torch.equal(read_embedding(file, "red", bool)["text"], expected.text[0])
     assert set(tmp_path.iterdir()) == {file, other}
 
 
 def test_a_cache_that_can_not_be_written_costs_a_warning_only(text_folder, tmp_path, caplog):
     prior = opened(text_folder, embedding_cache=str(tmp_path / "cache"))
     (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_text("a file meanwhile")
     with caplog.at_level(logging.WARNING, "csd3d"):
         assert torch.equal(prior.embed(["red"]), opened(text_folder).embed(["red"]))
     assert "not written" in caplog.records[0].getMessage()
@@ -197,7 +213,7 @@ def test_a_write_that_breaks_off_leaves_nothing(text_folder, tmp_path, caplog, m
 
 
 def test_a_file_that_is_not_there_is_no_warning(tmp_path, caplog):
-    assert read_embedding(tmp_path / "none.safetensors", "red") is None
+    assert read_embedding(tmp_path / "none.safetensors", "red", bool) is None
     assert not caplog.records
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_jobs import CASES
 
 from csd3d import run as jobs
@@ -18,6 +19,7 @@ from csd3d.errors import InputError
 from csd3d.interrupt import StopRequest
 from csd3d.priors import PriorConfig, load_prior
 from csd3d.priors.camera_embedding import view_embedding
+from csd3d.priors.embedding_cache import write_embedding
 from csd3d.tasks.edit_scene import EditJob
 from csd3d.tasks.text_to_3d import AssetJob
 from csd3d.world import exact_prior
@@ -169,7 +171,7 @@ def test_pictures_of_a_prompt_are_seen_from_near_the_camera(text_prior, monkeypa
         return torch.arange(float(len(views)))[:, None]
 
     monkeypatch.setattr(text_prior, "rendered", rendered)
-    monkeypatch.setattr(text_prior, "kept", lambda key, make: make())
+    monkeypatch.setattr(text_prior, "kept", lambda key, count, make: make())
     monkeypatch.setattr(exact_prior, "PICTURES", 50)
     embedding = view_embedding(torch.tensor([[azimuth, elevation, distance]]), 1, 12, torch.device("cpu"))[0]
     points = text_prior.near("a red duck, front view", *told_camera(embedding))
@@ -193,7 +195,7 @@ def test_a_ring_serves_all_cameras_of_its_height_whatever_their_word(text_prior,
         return torch.zeros(60, 3)
 
     monkeypatch.setattr(text_prior, "ring", ring)
-    monkeypatch.setattr(text_prior, "kept", lambda key, make: make())
+    monkeypatch.setattr(text_prior, "kept", lambda key, count, make: make())
     for word, azimuth in (("front view", 3.0), ("back view", 170.0), ("side view, facing left", -90.0)):
         assert text_prior.near(f"a red duck, on a plate, {word}", azimuth, 18.0, 4.04).shape == (4, 3)
     assert set(made) == {("a red duck, on a plate", 20.0, 4.0)}
@@ -218,7 +220,25 @@ def test_a_prompt_and_its_absence_have_their_own_pictures(text_prior):
         assert weights.sum() == pytest.approx(1, abs=1e-2)
 
 
-@pytest.mark.parametrize("harm", [None, b"", b"no tensors", "cut"])
+def points(change):
+    """Harm: another bank under the same name and with a right digest."""
+    return lambda file, whole, name: write_embedding(file, name, {"points": change(whole["points"].clone())})
+
+
+HARMS = {
+    "empty": lambda file, *_: file.write_bytes(b""),
+    "text": lambda file, *_: file.write_bytes(b"no tensors"),
+    "cut": lambda file, *_: file.write_bytes(file.read_bytes()[:-9]),
+    "other name": lambda file, whole, name: write_embedding(file, name, {"text": whole["points"]}),
+    "few": points(lambda x: x[:1]),
+    "none": points(lambda x: x[:0]),
+    "narrow": points(lambda x: x[:, 1:]),
+    "flat": points(lambda x: x.flatten()),
+    "not finite": points(lambda x: x.fill_(torch.nan)),
+}
+
+
+@pytest.mark.parametrize("harm", [None, *HARMS.values()], ids=["none at all", *HARMS])
 def test_pictures_are_the_same_from_memory_from_the_disk_and_anew(text_prior, harm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key, made = ("text", "a blue ball"), []
@@ -227,18 +247,48 @@ def test_pictures_are_the_same_from_memory_from_the_disk_and_anew(text_prior, ha
         made.append(1)
         return text_prior.text_bank("a blue ball")
 
-    first = text_prior.kept(key, make)
-    assert text_prior.kept(key, make) is first
+    first = text_prior.kept(key, 4, make)
+    assert text_prior.kept(key, 4, make) is first
     (file,) = tmp_path.rglob("*.safetensors")
-    whole = file.read_bytes()
+    with safe_open(file, "pt") as opened:
+        name, whole = opened.metadata()["prompt"], {"points": opened.get_tensor("points")}
     if harm is not None:
-        file.write_bytes(whole[:-9] if harm == "cut" else harm)
+        harm(file, whole, name)
     text_prior.points.clear()
-    assert torch.equal(text_prior.kept(key, make), first)
+    assert torch.equal(text_prior.kept(key, 4, make), first)
     text_prior.points.clear()
-    assert torch.equal(text_prior.kept(key, make), first)
+    assert torch.equal(text_prior.kept(key, 4, make), first)
     assert len(made) == (1 if harm is None else 2)
     text_prior.points.clear()
+
+
+@pytest.mark.parametrize("place", ["a file", "a link to nothing", "a long name", "no absolute path"])
+def test_a_cache_that_cannot_be_is_a_warning(text_prior, place, tmp_path, monkeypatch, caplog):
+    home = tmp_path / ("x" * 300 if place == "a long name" else "home")
+    if place == "a file":
+        home.write_text("mine")
+    elif place == "a link to nothing":
+        home.symlink_to(tmp_path / "nothing")
+    monkeypatch.setenv("HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-here/x" if place == "no absolute path" else str(home))
+    text_prior.points.clear()
+    with caplog.at_level("WARNING", "csd3d"):
+        points = text_prior.kept(("text", "a blue ball"), 4, lambda: text_prior.text_bank("a blue ball"))
+    assert len(points) == 4
+    text_prior.points.clear()
+    kept = [*(tmp_path / "own").rglob("*.safetensors")]
+    if place == "no absolute path":  # which is as if it were not set
+        assert (len(kept), caplog.records) == (1, [])
+    else:
+        assert "not written" in caplog.records[-1].getMessage()
+        assert kept == []
+
+
+def test_pictures_that_were_encoded_otherwise_are_not_shared(text_prior):
+    """How many pictures go through a VAE at once changes the last bits of latents."""
+    for keys in ({"micro_batch": 3}, {"vae_slicing": True}):
+        other = load_prior(PriorConfig(model="world:exact", device="cpu", **keys), require="text")
+        assert other.made_by != text_prior.made_by
 
 
 def test_what_it_does_not_know_is_named(prior, source, text_prior, tmp_path):
@@ -247,9 +297,9 @@ def test_what_it_does_not_know_is_named(prior, source, text_prior, tmp_path):
         full("paint it beautiful", source.image[:1])
     with pytest.raises(InputError, match="no training view"):
         full(BRIGHT, source.image[:1] + 0.1)
-    with pytest.raises(InputError, match="prompt: 'a photo of my cat'"):
+    with pytest.raises(InputError, match="not 'a photo of my cat'"):
         text_prior.condition(["a photo of my cat"])
-    with pytest.raises(InputError, match="prompt: 'a red duck, front view, facing left'"):
+    with pytest.raises(InputError, match="not 'a red duck, front view, facing left'"):
         text_prior.condition(["a red duck, front view, facing left"])
     with pytest.raises(InputError, match="32x32 only"):
         text_prior.predict({"text": Query(torch.zeros(1, 4, 8, 8), 5, ("a red duck",))})
@@ -270,6 +320,8 @@ def test_what_it_does_not_know_is_named(prior, source, text_prior, tmp_path):
         ({"lora": ["style"]}, "prior.lora: world:exact has no network"),
         ({"family": "sd1"}, "prior.family: world:exact has no network"),
         ({"compile": True}, "prior.compile: world:exact has no network"),
+        ({"attention": "sliced"}, "prior.attention: world:exact has no network"),
+        ({"embedding_cache": "there"}, "prior.embedding_cache: world:exact has no network"),
     ],
 )
 def test_keys_that_cannot_be_are_named(keys, said):
@@ -331,7 +383,7 @@ def test_an_asset_is_made_under_it_and_a_stopped_run_resumes(tmp_path, monkeypat
     [
         (["prior.model=wrld:exact"], "did you mean world"),
         (["prior.model=world:exact", "prompt=paint it beautiful"], "knows only the world's instructions"),
-        (["prior.model=world:exact", "working_size=64"], "32x32 only"),
+        (["prior.model=world:exact", "working_size=64"], "working_size: prior.model=world:exact has pictures of 32x32"),
     ],
 )
 def test_a_job_that_cannot_be_ends_in_one_line_before_any_work(tiny_config, tmp_path, capsys, keys, said):
