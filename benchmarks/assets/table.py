@@ -18,6 +18,7 @@ FIGURES = {  # CLIP and FD come last, under the name of the judge, such as CLIP 
     "volume_iou": ("volume IoU", 3),
     "colours_found": ("colours", 2),
     "pattern_found": ("pattern", 2),
+    "sides_right": ("sides right", 2),
     "stray_matter": ("not the object", 3),
     "normal_consistency": ("normals agree", 2),
     "answers_covered": ("right answers covered", 2),
@@ -31,7 +32,16 @@ FIGURES = {  # CLIP and FD come last, under the name of the judge, such as CLIP 
     "fd": ("FD", 3),
     "fd_floor": ("FD, its floor", 3),
 }
-COMPARED = ("object_psnr", "mask_iou", "chamfer", "volume_iou", "pattern_found", "answers_covered", "distinct_answers")
+COMPARED = (
+    "object_psnr",
+    "mask_iou",
+    "chamfer",
+    "volume_iou",
+    "pattern_found",
+    "sides_right",
+    "answers_covered",
+    "distinct_answers",
+)
 PLACE = ("prompt", "seed")
 
 

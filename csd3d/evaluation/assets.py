@@ -27,6 +27,7 @@ from csd3d.representations.base import OPAQUE
 
 SEARCH_VIEWS, SEARCH_SIDE = 4, 64  # of the pictures by which the nearest object is searched
 ROUNDS = 4  # most rounds of changing one thing
+UNLIKE = 0.02  # share of an object's pixels in which two of its sides differ at least, or they are not told apart
 STRAY = 0.1  # matter further than this from the true surface is not the object
 MOST_POINTS = 20_000
 CELLS = 56  # of the grid for volumes, along each side of the box
@@ -87,12 +88,13 @@ def judge_asset(asset: SeenAsset, objects: RightObjects, candidates: int = 64, s
     """Figures of an asset against the nearest right object, and that object; None for what cannot be measured.
 
     object_psnr, object_ssim: on the pixels that either covers; mask_iou: of the silhouettes; colours_found,
-    pattern_found: shares of what is asked; chamfer: between the surfaces that are seen; volume_iou; stray_matter: share
-    of the seen surface that is further than `STRAY` from the true one; normal_consistency: of the asset with itself.
+    pattern_found: shares of what is asked; `sides_right`; chamfer: between the surfaces that are seen; volume_iou;
+    stray_matter: share of the seen surface that is further than `STRAY` from the true one; normal_consistency: of the
+    asset with itself.
     """
     found = nearest(asset, objects, candidates, seed)
     true = objects.views(found, asset.cameras, asset.backdrop)
-    figures = picture_figures(asset, true) | colour_figures(asset, true)
+    figures = picture_figures(asset, true) | colour_figures(asset, true) | {"sides_right": sides_right(asset, true)}
     figures |= surface_figures(asset, true, lambda points: objects.distance(found, points))
     if asset.density is not None and asset.box is not None:
         figures["volume_iou"] = volume_iou(asset.density, asset.box, lambda points: objects.distance(found, points))
@@ -132,6 +134,28 @@ def colour_figures(asset: SeenAsset, true: TrueViews) -> Figures:
         "colours_found": sum(shares.values()) / len(shares) if shares else None,
         "pattern_found": pattern_found(asset.rgb, asset.opacity > OPAQUE, true.rgb, true.asked),
     }
+
+
+def sides_right(asset: SeenAsset, true: TrueViews) -> float | None:
+    """Share of the views, of a circle, that show the side which belongs there: a front on every side is no object.
+
+    A view is right if it is nearer to the true one from its camera than to those from a quarter, a half and three
+    quarters further round, each time by the pixels in which these two differ in shape or parts; patterns and light are
+    no sides. None if the object looks the same from all of them, or its parts are not known.
+    """
+    if true.asked is None:
+        return None
+    seen = torch.where(true.mask > 0.5, torch.where(true.asked == 1, 0, true.asked), -2)  # −2 is behind it, −1 unclear
+    differs, wrong = (torch.zeros(len(seen), dtype=torch.bool) for _ in range(2))
+    for quarters in (1, 2, 3):
+        away = -(quarters * len(seen) // 4)
+        other, rgb = seen.roll(away, 0), true.rgb.roll(away, 0)
+        unlike = (seen != other) & (seen != -1) & (other != -1)
+        told = unlike.sum((1, 2)) > UNLIKE * ((seen > -2) | (other > -2)).sum((1, 2))
+        own, elsewhere = ((asset.rgb - x).square().sum(-1).mul(unlike).sum((1, 2)) for x in (true.rgb, rgb))
+        differs |= told
+        wrong |= told & (own >= elsewhere)
+    return ((differs & ~wrong).sum() / differs.sum()).item() if differs.any() else None
 
 
 def surface_figures(asset: SeenAsset, true: TrueViews, distance: Callable[[Tensor], Tensor]) -> Figures:

@@ -39,6 +39,7 @@ METRICS = {
     "volume_iou": ("Overlap of volumes", "IoU", "higher", 3),
     "colours_found": ("Asked colours found on the surface", "share", "higher", 2),
     "pattern_found": ("Asked pattern found on the surface", "share", "higher", 2),
+    "sides_right": ("Views that show the side which belongs there", "share", "higher", 2),
     "stray_matter": ("Surface that is not the object", "share", "lower", 3),
     "normal_consistency": ("Surface whose normals by depth and by density agree", "share", "higher", 3),
     "distinct_answers": ("Different right objects nearest to the assets", "", "higher", 0),

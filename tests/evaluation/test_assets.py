@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csd3d.cameras import orbit
-from csd3d.evaluation.assets import SeenAsset, judge_asset, nearest
+from csd3d.evaluation.assets import SeenAsset, judge_asset, nearest, sides_right
 from csd3d.evaluation.normals import normal_consistency
 from csd3d.evaluation.objects import coverage
 from csd3d.world.objects import WorldObjects
@@ -60,6 +60,21 @@ def test_a_plate_is_not_the_object(figures):
     assert figures["plate"]["pattern_found"] > 0.8
     on_plate = judge_asset(seen(replace(CHAIR, plate=True), PROMPT), WorldObjects(PROMPT + ", on a plate"), 4)[0]
     assert on_plate["stray_matter"] == 0
+
+
+def test_each_view_must_show_its_own_side():
+    """A robot's front and back differ in its face alone; turned all round, at every view, and mirrored."""
+    for scene in (CHAIR, replace(CHAIR, pattern="plain"), Scene("robot", "purple", plate=False)):
+        objects = WorldObjects(f"a {scene.colour} {scene.kind}")
+        true, asset = objects.views(scene, CAMERAS, GREY), seen(scene)
+        noise = torch.rand(asset.rgb.shape, generator=torch.Generator().manual_seed(0))
+        assert sides_right(asset, true) == sides_right(replace(asset, rgb=0.8 * asset.rgb + 0.2 * noise), true) == 1
+        assert sides_right(replace(asset, rgb=asset.rgb.roll(4, 0)), true) < 0.5
+        assert sides_right(replace(asset, rgb=asset.rgb[:1].expand_as(asset.rgb)), true) <= 0.25
+    ball = Scene("ball", "white", "dots", "black", plate=False)
+    dots = WorldObjects("a white ball with black dots").views(ball, CAMERAS, GREY)
+    assert sides_right(seen(ball), dots) is None
+    assert sides_right(asset, replace(true, asked=None)) is None
 
 
 def test_what_the_prompt_leaves_open_is_found():
