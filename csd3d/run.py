@@ -189,13 +189,13 @@ def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()
     from csd3d.vocabulary import unknown_words
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
-    told = [*job.warned, *warnings, *unknown_words(job.prior, texts_of(job.config))]
-    told += getattr(job.config, "ignored", ())
+    job.warned = [*job.warned, *warnings, *unknown_words(job.prior, texts_of(job.config))]
+    job.warned += getattr(job.config, "ignored", ())
     card = unusable_card() if job.asked_device == "auto" and job.device.type == "cpu" else None
     with logging_to(folder):
         for line in banner(job):
             logger.info("%s", line)
-        for line in (*([card] if card else []), *told):
+        for line in (*([card] if card else []), *job.warned):
             logger.warning("%s", line)
         with told_memory(job.config, job.device, job):
             runner.run(job)

@@ -39,7 +39,7 @@ class Job:
     folder: Path = field(default_factory=Path)  # set before it runs, as is `stop`
     stop: StopRequest = field(default_factory=StopRequest)
     contents: dict[str, str] = field(default_factory=dict)  # fingerprints of inputs, by their paths in the config
-    warned: Sequence[str] = ()  # of opening it, before it had a log
+    warned: Sequence[str] = ()  # what its log begins with and its report shows; at first, of its opening
     asked_device: str = ""  # "auto" where the device was left to csd3d
     phase: str = ""  # the one that runs
 

@@ -6,7 +6,7 @@ other methods; images/views.png (the rows of the report); videos/before-after-ME
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,6 +165,7 @@ class CanvasReport:
     shown: dict[str, Shown]  # by method, and of the source
     used: str = ""  # the model
     environment: dict[str, object] = field(default_factory=dict)
+    warned: Sequence[str] = ()  # at the start of the run
 
     def write(self) -> None:
         """Write images/views.png, the small movies and report.html."""
@@ -176,6 +177,7 @@ class CanvasReport:
             prompt=self.config.told,
             scene=f"{clip.name}, {size}",
             used=self.used,
+            warned=self.warned,
             finished=self.metrics["finished"],
             before=self.shown[SOURCE].hero,
             after=self.shown[self.main].hero,

@@ -59,6 +59,7 @@ class ReportData:
     prompt: str
     scene: str = ""
     used: str = ""  # model, representation and reader, see `used`
+    warned: Sequence[str] = ()  # at the start of the run
     finished: bool = True
     before: Picture | None = None
     after: Picture | None = None
@@ -82,9 +83,10 @@ def write_report(path: Path, data: ReportData) -> None:
     """Write the page atomically. It ends with links to files in the run folder, relative to the page."""
     path = Path(path)
     unfinished = "" if data.finished else "Stopped early: these are results of an unfinished run."
+    lines = (data.scene, data.used, *(f"Warning: {line}" for line in data.warned), unfinished)
     parts = {
         "title": escape(data.prompt),
-        "scene": "<br>".join(escape(line) for line in (data.scene, data.used, unfinished) if line),
+        "scene": "<br>".join(escape(line) for line in lines if line),
         "hero": _hero(data),
         "ratio": "1" if data.after is None else f"{np.shape(data.after)[1] / np.shape(data.after)[0]:.4f}",
         "facts": _facts(data.facts),

@@ -39,6 +39,7 @@ def report_of(job: Job, titles: Titles, metrics: dict, **sections) -> ReportData
     return ReportData(
         prompt=job.config.told,
         used=used(job),
+        warned=job.warned,
         finished=metrics["finished"],
         methods=dict(titles),
         results=metrics["results"],

@@ -308,7 +308,7 @@ class CanvasJob(Job):
         shown = write_results(self.folder, self.edits, self.main, measured)
         for name, known in metrics["results"].items():
             metrics["results"][name] = measured.figures(name) | known
-        about = used(self), environment_of(self.folder, self.device)
+        about = used(self), environment_of(self.folder, self.device), self.warned
         CanvasReport(self.folder, self.config, self.clip, self.main, metrics, shown, *about).write()
 
 

@@ -258,6 +258,7 @@ class EditJob(Job):
             prompt=config.prompt,
             scene=str(capture.folder.name),
             used=used(self),
+            warned=self.warned,
             finished=metrics["finished"],
             before=before,
             after=results.final.render_views(cameras, torch.tensor([0])).rgb[0].clamp(0, 1),

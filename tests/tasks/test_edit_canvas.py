@@ -55,12 +55,14 @@ def save_mask(path, height, width, box):
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 40), (5, 3), (70, 133), (9, 200)])
-def test_pictures_of_any_size_come_back_in_it(config_of, tmp_path, height, width):
+def test_pictures_of_any_size_come_back_in_it(config_of, tmp_path, height, width, monkeypatch):
+    monkeypatch.setattr("csd3d.vocabulary.unknown_words", lambda *_: ["a word"])
     noise_picture(tmp_path / "in.png", height, width)
     folder = start(config_of("edit_image"), tmp_path / "run", f"image={tmp_path}/in.png", "prompt=a red it")
     assert Image.open(folder / "result.png").size == (width, height)
     assert Image.open(folder / "images" / "before.png").size == (width, height)
-    for name in ("report.html", "images/views.png", "images/preview-csd_edit.png"):
+    assert "Warning: a word" in (folder / "report.html").read_text()
+    for name in ("images/views.png", "images/preview-csd_edit.png"):
         assert (folder / name).stat().st_size > 100
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["finished"]

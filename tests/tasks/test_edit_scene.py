@@ -27,7 +27,9 @@ FIGURES = {"psnr_truth", "ssim_truth", "psnr_outside", "warped_error", "unet_eva
 
 @pytest.fixture(scope="module")
 def finished(tiny_config, tmp_path_factory):
-    return jobs.start(tiny_config, [], tmp_path_factory.mktemp("runs") / "whole", None, "cpu", stop=StopRequest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("csd3d.vocabulary.unknown_words", lambda *_: ["a word"])
+        return jobs.start(tiny_config, [], tmp_path_factory.mktemp("runs") / "whole", None, "cpu", stop=StopRequest())
 
 
 def read_results(folder):
@@ -51,6 +53,7 @@ def test_run_writes_what_it_promises(finished):
     for name in ("config.yaml", "cmd.txt", "log.txt", "environment.json", "report.html", "images/views.png"):
         assert (finished / name).stat().st_size > 0
     log = (finished / "log.txt").read_text()
+    assert "Warning: a word" in (finished / "report.html").read_text()
     phases = ["reconstruct", "csd_edit", "in2n", "evaluate", "video", "mesh", "report"]
     assert f"7 phases: {', '.join(phases)}" in log
     assert [f"phase {i + 1} of 7: {name}" in log for i, name in enumerate(phases)] == [True] * 7

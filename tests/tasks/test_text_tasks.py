@@ -314,7 +314,9 @@ def test_the_shipped_clip_judges_its_own_world_and_words_only(image_config, tiny
     metrics = json.loads((other / "metrics.json").read_text())
     assert metrics["judge"] is None
     assert metrics["results"]["sds"].keys() == {"seconds", "unet_evaluations"}
-    assert "CLIP" not in (other / "report.html").read_text()
+    page = (other / "report.html").read_text()
+    assert "CLIP" not in page
+    assert "Warning: prompt: the model does not know &#x27;queen&#x27;" in page
 
 
 def test_one_prompt_on_the_command_line_wins(image_config, tmp_path):
