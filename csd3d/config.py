@@ -20,7 +20,7 @@ from csd3d import registry
 from csd3d.config_files import check_interpolations, file_of, parse_value, read_config
 from csd3d.convert import BadValue, build, convert, first_line, nearest
 from csd3d.errors import InputError, InputErrors
-from csd3d.schema import OneOf, annotation_at, mark_of, members, plain
+from csd3d.schema import OneOf, annotation_at, hints_of, mark_of, members, plain, settings_of
 
 Schema = TypeVar("Schema")
 
@@ -60,20 +60,23 @@ def load_config(path: str | Path, overrides: Collection[str], schema: type[Schem
         check_interpolations(tree)
         return build(schema, OmegaConf.to_container(tree, resolve=True), "", None)
     except BadValue as error:
-        place = _place(path, overridden, error.key, str(error))
+        place = _place(path, overridden, schema, error.key, str(error))
         raise InputError(": ".join(filter(None, (place, error.key, str(error))))) from None
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
-        raise InputError(f"{_place(path, overridden, key)}: {key}: {first_line(error)}") from None
+        raise InputError(f"{_place(path, overridden, schema, key)}: {key}: {first_line(error)}") from None
 
 
-def _place(path: str | Path, overridden: Collection[str], key: str, message: str = "") -> str:
+def _place(path: str | Path, overridden: Collection[str], schema: type, key: str, message: str = "") -> str:
     """Where the value of `key` is from: the file, the command line, or both; for "", of the keys in the message."""
-    if any(f"{key}.".startswith((f"{o}.", f"{o}[")) for o in overridden):
+    dotted = re.sub(r"\[(\d+)\]", r".\1", key)  # an item is method[0] in messages, method.0 on the command line
+    if any(f"{dotted}.".startswith(f"{o}.") for o in overridden):
         return "command line"
     file = file_of(path, key)
-    named = re.findall(r"\w+", message)
-    both = (o.startswith(f"{key}.") if key else o.partition(".")[0] in named for o in overridden)
+    named = set(re.findall(r"\w+", message))
+    # a message about methods.cfd.fresh may be about method=[{type: cfd, fresh: 1}]
+    named |= {name for name, annotation in hints_of(schema).items() if settings_of(annotation) in named}
+    both = (o.startswith(f"{dotted}.") if key else o.partition(".")[0] in named for o in overridden)
     return f"{file} + command line" if any(both) else str(file)
 
 

@@ -154,7 +154,7 @@ def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
 
 def _registered(mark: OneOf | ByName, name: str, key: str) -> type:
     try:
-        return registry.get(mark.kind, name.partition("+")[0]).thing
+        return registry.get(mark.kind, name.partition("+")[0], also=getattr(mark, "also", ())).thing
     except InputError as error:
         raise BadValue(key, str(error)) from None
 

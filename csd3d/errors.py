@@ -49,10 +49,12 @@ def error_line(text: str) -> str:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the one of `known` that is spelt most like `name`, None if `known` is empty.
 
-    Swapped letters count as nearly equal.
+    Swapped letters count as nearly equal, and capitals as small letters.
     """
+    name = name.casefold()
 
     def likeness(other: str) -> float:
+        other = other.casefold()
         ratio = difflib.SequenceMatcher(None, other, name).ratio()
         return ratio + (1 - ratio) / 2 if sorted(other) == sorted(name) else ratio
 

@@ -122,11 +122,15 @@ def _check(entry: Entry) -> None:
         raise InputError(f"{at} has a key `type`, by which configs choose what it is; call it otherwise")
 
 
-def get(kind: str, name: str, *, key: str = "") -> Entry:
-    """Return what is registered under `name`, the value of `key`; InputError with the nearest name and all others."""
+def get(kind: str, name: str, *, key: str = "", also: Sequence[str] = ()) -> Entry:
+    """Return what is registered under `name`, the value of `key`; InputError with the nearest name and all others.
+
+    also: what may be named there without being registered.
+    """
     known = names(kind)
     if name in known:
         return _entries[kind][name]
+    known = [*also, *known]
     hint = f"did you mean {closest(name, known)}? " if known else ""
     place = f"{key}: " if key else ""
     raise InputError(f"{place}unknown {kind} {name!r}; {hint}Known: {', '.join(known) or 'none'}")

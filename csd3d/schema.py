@@ -130,6 +130,12 @@ def mark_of(annotation: Any) -> OneOf | ByName | None:
     return next((mark for mark in metadata if isinstance(mark, (OneOf, ByName))), None)
 
 
+def settings_of(annotation: Any) -> str:
+    """Return the name of the field that has the settings of what a `OneOf` field, or a list of such, names; else ""."""
+    marks = map(mark_of, (annotation, *typing.get_args(annotation)))
+    return next((mark.settings for mark in marks if isinstance(mark, OneOf)), "")
+
+
 def limits_of(annotation: Any) -> Within | None:
     """Return the bounds that an annotation carries, if any."""
     return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Within)), None)
@@ -241,12 +247,10 @@ def _settings_by_name(config: Any, values: dict[str, Any]) -> dict[str, Any]:
     choice of the same thing keeps its settings if they differ.
     """
     for field in dataclasses.fields(config):
-        annotation = hints_of(type(config)).get(field.name)
-        marks = map(mark_of, (annotation, *typing.get_args(annotation)))
-        mark = next((m for m in marks if isinstance(m, OneOf) and m.settings), None)
-        if mark is None:
+        section = settings_of(hints_of(type(config)).get(field.name))
+        if not section:
             continue
-        known = values[mark.settings] = dict(values[mark.settings])
+        known = values[section] = dict(values[section])
         value = getattr(config, field.name)
         if isinstance(value, Chosen) and value.thing is not None:
             known[value.name.partition("+")[0]] = plain(value.thing)  # the main choice comes first

@@ -52,6 +52,10 @@ class Config:
 
     MOVED: ClassVar = {"warmth": "toys.warm.strength", "chill": "there is no chill any more"}
 
+    def __post_init__(self) -> None:
+        if any(getattr(one.thing, "words", "") == "hot" for one in self.compare):
+            raise ValueError("toys.warm.words is hot: give another")
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -135,6 +139,19 @@ def test_identity_knows_the_type_and_leaves_out_what_is_incidental(load):
 def test_mistakes_are_told_at_their_key(load, text, words):
     told = message(load, text)
     assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("compare=[{type: warm, strenght: 1}]", r"^command line: compare\[0\].strenght: unknown key"),
+        ("compare.0=COLD", r"^command line: compare\[0\]: unknown toy 'COLD'; did you mean cold\? Known: all, warm, "),
+        ("compare=[ALL]", r"unknown toy 'ALL'; did you mean all\?"),
+        ("compare=[{type: warm, words: hot}]", r"c.yaml \+ command line: toys.warm.words is hot"),
+    ],
+)
+def test_what_the_command_line_chooses_is_told_as_from_there(load, override, told):
+    assert re.search(told, message(load, "compare: [warm]", override))
 
 
 def test_keys_that_moved_are_told_together(load):
@@ -258,8 +275,10 @@ def test_a_plugin_that_is_not_there_is_told():
     assert "no such module" in message(load_plugins, ["no_such_module_at_all"])
 
 
-@pytest.mark.parametrize(("given", "meant"), [("nfds", "nfsd"), ("esdd", "esd"), ("pix2vdeo", "pix2video")])
-def test_swapped_letters_are_the_nearest(given, meant):
+@pytest.mark.parametrize(
+    ("given", "meant"), [("nfds", "nfsd"), ("esdd", "esd"), ("pix2vdeo", "pix2video"), ("VSD", "vsd")]
+)
+def test_swapped_letters_and_capitals_are_the_nearest(given, meant):
     assert closest(given, ["rfds", "pds", "vsd", "esd", "sds", "nfsd", "pix2video"]) == meant
 
 

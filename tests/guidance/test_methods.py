@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_pipeline
 
+from csd3d.config_files import CONFIGS
 from csd3d.distillation.methods.bridge import Bridge
 from csd3d.distillation.methods.lmc import LMC
 from csd3d.distillation.methods.nfsd import NFSD
@@ -28,6 +29,7 @@ from csd3d.guidance.methods import (
 from csd3d.priors import Defaults, PriorConfig, load_prior, perceptual_distance, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction
 from csd3d.priors.prior import Prior
+from csd3d.run import read
 from csd3d.schema import Chosen
 
 TEXTS = ["a red chair", "a blue chair"]
@@ -89,6 +91,11 @@ def test_all_is_every_method_of_a_text_and_with_a_source_those_that_edit():
 def test_svgd_is_never_overwritten_without_a_word(svgd, names, said):
     with pytest.raises(ValueError, match=said):
         settle_distill(DistillConfig(svgd=svgd), names)
+
+
+def test_a_space_that_a_method_does_not_have_is_refused_at_its_own_key():
+    with pytest.raises(InputError, match=r"^command line: methods\.rsd\.space: expected one of features, coarse"):
+        read(CONFIGS / "rsd.yaml", ["methods.rsd.space=bogus"])
 
 
 def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():

@@ -1,6 +1,7 @@
 """Repulsive score distillation: particles repel one another and share no scores."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from csd3d.distillation.methods.sds import SDS
 from csd3d.registry import register
@@ -23,7 +24,8 @@ class RSD(SDS):
     """
 
     repulsion: float = 100.0  # λ, strength of the repulsion
-    space: str = "features"  # what distances compare: features, or coarse, clean or noisy latents
+    # what distances compare: features, or coarse, clean, scaled or noisy latents
+    space: Literal["features", "coarse", "clean", "scaled", "noisy"] = "features"
 
     @property
     def fixed(self) -> dict[str, object]:
