@@ -34,15 +34,19 @@ def implied_noise(z_t: Tensor, z: Tensor, alpha_bar: float) -> Tensor:
     return (z_t - alpha_bar**0.5 * z) / (1 - alpha_bar) ** 0.5
 
 
-def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generator: torch.Generator) -> Tensor:
-    """Standard normal ε around the object, [C, rows, columns], for `world_noise` of views of `size` = (h, w) latents.
+def noise_map_size(size: tuple[int, int], fov_deg: float) -> tuple[int, int]:
+    """Rows and columns of a `draw_noise_map` for views of `size` = (h, w) latents.
 
     The columns cover 360°, at fov_deg/w per pixel; the rows reach beyond −90° and 90° of elevation by half a view, so
     that every view lies inside.
     """
     height, width = size
-    rows, columns = math.ceil(180 * height / fov_deg) + height + 1, math.ceil(360 * width / fov_deg)
-    return torch.randn(channels, rows, columns, generator=generator, device=generator.device)
+    return math.ceil(180 * height / fov_deg) + height + 1, math.ceil(360 * width / fov_deg)
+
+
+def draw_noise_map(channels: int, size: tuple[int, int], fov_deg: float, generator: torch.Generator) -> Tensor:
+    """Standard normal ε around the object, [C, rows, columns], for `world_noise` of views of `size` latents."""
+    return torch.randn(channels, *noise_map_size(size, fov_deg), generator=generator, device=generator.device)
 
 
 def world_noise(noise_map: Tensor, azimuth_deg: Tensor, elevation_deg: Tensor, size: tuple[int, int]) -> Tensor:

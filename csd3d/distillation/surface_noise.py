@@ -9,11 +9,17 @@ from torch import Tensor
 LAYERS = 4  # shells around the origin with noise of their own, so that near and far parts of a thing differ
 FINE = 16  # points of the surface that are looked at, along a side of a latent pixel
 SIDE = 4  # texels of half a sphere along its side, for each latent pixel along that of a view
+BYTES_PER_POINT = 140  # measured at the peak, of each point that is looked at: its place, its texel and its pixel
 
 
 def texel_count(size: tuple[int, int]) -> int:
     """Texels of a noise map for views of `size` = (h, w) latents."""
     return LAYERS * 2 * (SIDE * max(size)) ** 2
+
+
+def working_bytes(views: int, size: tuple[int, int]) -> int:
+    """The memory that `surface_noise` takes for views of `size` = (h, w) latents, beside its noise map."""
+    return BYTES_PER_POINT * views * (size[0] * FINE) * (size[1] * FINE)
 
 
 def texel_of(points: Tensor, texels: int) -> Tensor:

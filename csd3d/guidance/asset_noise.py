@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from csd3d.distillation.noise import draw_noise_map, world_noise
-from csd3d.distillation.surface_noise import surface_noise, texel_count
+from csd3d.distillation.noise import draw_noise_map, noise_map_size, world_noise
+from csd3d.distillation.surface_noise import surface_noise, texel_count, working_bytes
 from csd3d.guidance.methods import MethodRun
 from csd3d.guidance.views import Views
 from csd3d.representations.batch import AssetViews
@@ -58,11 +58,28 @@ class SurfaceNoise(nn.Module):
         return torch.cat(found)
 
 
+def _own(run: MethodRun, count: int) -> int:
+    """How many of `count` assets have noise of their own."""
+    return count if run.distill.svgd is None else 1
+
+
+def noise_bytes(run: MethodRun, count: int, views: int, shape: tuple[int, int, int], fov_deg: float) -> int:
+    """The memory that `asset_noise` takes, with a step's `views` of each asset; 0 where each step draws its own."""
+    a_map = 4 * shape[0] * _own(run, count)  # bytes of a place in the maps
+    if run.distill.noise == "camera":
+        rows, columns = noise_map_size(shape[1:], fov_deg)
+        return a_map * rows * columns
+    if run.distill.noise == "surface":
+        drawn_anew = 1 if getattr(run.method, "fresh", 0.0) else 0
+        return a_map * texel_count(shape[1:]) * (1 + drawn_anew) + working_bytes(views, shape[1:])
+    return 0
+
+
 def asset_noise(
     run: MethodRun, count: int, shape: tuple[int, int, int], fov_deg: float, extent: float, generator: torch.Generator
 ) -> CameraNoise | SurfaceNoise | None:
     """The noise of `count` assets of `extent` whose latents have `shape`; None where each step draws its own."""
-    own = count if run.distill.svgd is None else 1
+    own = _own(run, count)
     if run.distill.noise == "camera":
         maps = [draw_noise_map(shape[0], shape[1:], fov_deg, generator) for _ in range(own)]
         return CameraNoise(maps * (count // own))

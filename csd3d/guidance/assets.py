@@ -12,10 +12,11 @@ import torch
 
 from csd3d.engine.phase import Job, Phase
 from csd3d.evaluation.text import PLAIN
-from csd3d.guidance.asset_noise import CameraNoise, SurfaceNoise, asset_noise
+from csd3d.guidance.asset_noise import CameraNoise, SurfaceNoise, asset_noise, noise_bytes
 from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import Guide, MethodRun, Networks
 from csd3d.guidance.views import Views, away_views, sample_views, view_of
+from csd3d.memory import check_fits
 from csd3d.priors import Prior
 from csd3d.representations.backdrops import textured
 from csd3d.representations.batch import Assets, AssetViews, draw_shading, milestone, regularisers, scheduled
@@ -154,6 +155,25 @@ def step_context(config: "TextTo3DConfig", views: Views, backdrop: str | None = 
 
 def noise_of(job: Job, run: MethodRun) -> CameraNoise | SurfaceNoise | None:
     """The noise of the job's assets by a method; None where each step draws its own."""
-    config, shape = job.config, job.prior.latent_shape(*[shown_side(job.config, job.prior)] * 2)
-    fov, generator = sum(config.views.fov_deg) / 2, job.generator("camera noise")
-    return asset_noise(run, config.particles, shape, fov, config.asset.extent, generator)
+    config, generator = job.config, job.generator("camera noise")
+    seen = noise_views(config, job.prior)
+    return asset_noise(run, config.particles, *seen, config.asset.extent, generator)
+
+
+def noise_views(config: "TextTo3DConfig", prior: Prior) -> tuple[tuple[int, int, int], float]:
+    """The shape of the latents and the field of view, in degrees, that noise of assets is made for."""
+    return prior.latent_shape(*[shown_side(config, prior)] * 2), sum(config.views.fov_deg) / 2
+
+
+def check_noise(config: "TextTo3DConfig", prior: Prior, device: torch.device) -> None:
+    """Raise InputError if the noise of a method's assets does not fit in memory."""
+    shape, fov = noise_views(config, prior)
+    for name, run in config.runs.items():
+        needed = noise_bytes(run, config.particles, config.views_per_step, shape, fov)
+        given = f"guidance_size {shown_side(config, prior)} with {config.particles} × {config.views_per_step} views"
+        if run.distill.noise == "camera":  # its maps stay in this machine's memory
+            lower = "lower guidance_size or particles, or raise views.fov_deg"
+            check_fits(needed, f"{given} of {fov:g} degrees: the noise of {name}", lower)
+        else:
+            lower = "lower guidance_size, views_per_step or particles"
+            check_fits(needed, f"{given}: the noise of {name}", lower, device)

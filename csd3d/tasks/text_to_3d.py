@@ -26,7 +26,7 @@ from csd3d.evaluation.text import (
     plain_backdrop,
 )
 from csd3d.guidance.asset_noise import SurfaceNoise
-from csd3d.guidance.assets import AssetPhase, asset_step, new_phase, noise_of, shown_side
+from csd3d.guidance.assets import AssetPhase, asset_step, check_noise, new_phase, noise_of, shown_side
 from csd3d.guidance.front import FrontView
 from csd3d.guidance.methods import (
     ALIASES,
@@ -158,6 +158,7 @@ class TextTo3DConfig:
         check_shown(self, side, device)
         with at_key("guidance_size"):
             prior.check_size(side, side)
+        check_noise(self, prior, device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 
     @property

@@ -7,11 +7,15 @@ import torch
 
 from csd3d.cameras import Cameras, look_at
 from csd3d.distillation.step import DistillConfig
+from csd3d.distillation.surface_noise import BYTES_PER_POINT
 from csd3d.engine.phase import Phase
-from csd3d.guidance.asset_noise import CameraNoise, SurfaceNoise, asset_noise
-from csd3d.guidance.assets import AssetPhase
+from csd3d.errors import InputError
+from csd3d.guidance.asset_noise import CameraNoise, SurfaceNoise, asset_noise, noise_bytes
+from csd3d.guidance.assets import AssetPhase, check_noise
 from csd3d.guidance.methods import method_runs
+from csd3d.guidance.views import ViewsConfig
 from csd3d.schema import Chosen, choose
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 
 SHAPE = (4, 8, 8)
 
@@ -20,10 +24,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def made(name, count=3, **settings):
+def run_of(name, **settings):
     chosen = choose("method", name, **settings) if settings else Chosen(name)
     (run,) = method_runs([chosen], {}, DistillConfig()).values()
-    return asset_noise(run, count, SHAPE, 31.0, 1.1, generator())
+    return run
+
+
+def made(name, count=3, **settings):
+    return asset_noise(run_of(name, **settings), count, SHAPE, 31.0, 1.1, generator())
 
 
 def shown(count=1):
@@ -82,3 +90,30 @@ def test_noise_that_changes_is_in_the_checkpoint(tmp_path):
     second.load(tmp_path, "cfd", {})
     assert torch.equal(second.noise.maps, first.noise.maps)
     assert torch.equal(second.noise.behind, first.noise.behind)
+
+
+@pytest.mark.parametrize("name", ["cfd", "cfd+csd", "fsd", "fsd+csd"])
+def test_the_memory_that_is_counted_is_that_of_the_maps_and_of_the_points_looked_at(name):
+    noise = made(name)
+    unique = {one.data_ptr(): one.numel() for one in noise.maps}
+    points = noise_bytes(run_of(name), 3, 5, SHAPE, 31.0) - 4 * sum(unique.values())
+    assert points == (5 * (16 * 8) ** 2 * BYTES_PER_POINT if "cfd" in name else 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"method": Chosen("cfd"), "guidance_size": 1024}, "guidance_size 1024 with 1 × 4 views: the noise of cfd"),
+        ({"compare": [Chosen("cfd")], "views_per_step": 200}, "guidance_size 128 with 1 × 200 views: the noise of cfd"),
+        (
+            {"method": Chosen("fsd"), "particles": 8, "views": ViewsConfig(fov_deg=(1, 1))},
+            "guidance_size 128 with 8 × 4 views of 1 degrees: the noise of fsd takes",
+        ),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(monkeypatch, keys, told):
+    monkeypatch.setattr("csd3d.memory.memory_bytes", lambda: 2**30)
+    prior = SimpleNamespace(latent_shape=lambda h, w: (4, h // 8, w // 8), defaults=SimpleNamespace(working_size=128))
+    check_noise(TextTo3DConfig(prompt="a"), prior, torch.device("cpu"))
+    with pytest.raises(InputError, match=f"{told}.*this machine has 1 GiB; lower guidance_size"):
+        check_noise(TextTo3DConfig(prompt="a", **keys), prior, torch.device("cpu"))
