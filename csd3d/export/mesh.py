@@ -99,7 +99,11 @@ def export_mesh(
     voxel = mesh.metadata["voxel"]
     folder = Path(folder)
     colours = surface_colours(field, mesh.vertices, mesh.vertex_normals, voxel, config.chunk, device)
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(255 * colours).astype(np.uint8))
+    if unknown := int(np.isnan(colours).any(1).sum()):
+        why = "the scene's colours are no numbers there; lower the learning rate"
+        logger.warning("mesh: %d of %d vertices are black: %s", unknown, len(colours), why)
+    rgb = np.round(255 * np.nan_to_num(colours)).astype(np.uint8)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=rgb)
     write_ply(mesh, folder / "mesh.ply", placement)
     textured = bake_texture(mesh, field, config.texture_size, voxel, config.chunk, device)
     write_textured(textured, folder, name, placement, lit)

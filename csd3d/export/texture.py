@@ -40,8 +40,8 @@ def surface_colours(
 
         c = Σ_k w_k c(x + s_k n, −n) / Σ_k w_k,   w_k = T_k (1 − e^{−σ_k δ}),   s_k from +1.5 to −1.5 voxels
 
-    positions, normals `[S, 3]` → rgb `[S, 3]` float32 in [0, 1]. Seen along the normal, as the
-    diffuse colour.
+    positions, normals `[S, 3]` → rgb `[S, 3]` float32 in [0, 1]. Seen along the normal, as the diffuse colour; NaN
+    where the field's colour is not finite.
     """
     offsets = voxel * RAY_REACH * torch.linspace(1.0, -1.0, RAY_SAMPLES, device=device)
     spacing = 2.0 * RAY_REACH * voxel / (RAY_SAMPLES - 1)
@@ -58,7 +58,7 @@ def surface_colours(
 
 def _composite(rgb: Tensor, sigma: Tensor, spacing: float) -> Tensor:
     """`[S, K, 3]`, `[S, K]` → `[S, 3]`, weights normalised; the plain mean if the ray is empty."""
-    depth = sigma.float() * spacing
+    depth = sigma.float().nan_to_num(0.0, posinf=1e9) * spacing  # as in `sample_grid`
     before = torch.cumsum(depth, 1) - depth
     weights = torch.exp(-before) * -torch.expm1(-depth) + 1e-5
     return (weights[..., None] * rgb).sum(1) / weights.sum(1, keepdim=True)
@@ -81,7 +81,7 @@ def bake_texture(
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     texture = np.zeros((size * size, 3), np.float32)
     filled = np.zeros(size * size, bool)
-    texture[texels] = surface_colours(field, positions, normals, voxel, chunk, device)
+    texture[texels] = np.nan_to_num(surface_colours(field, positions, normals, voxel, chunk, device))
     filled[texels] = True
     image = grow(texture.reshape(size, size, 3), filled.reshape(size, size), PADDING)[::-1]  # row 0 is v = 1
     picture = Image.fromarray(np.round(255 * image).astype(np.uint8))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import time
 
@@ -245,6 +246,20 @@ def test_surface_colour_is_seen_from_outside():
     normals = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     got = surface_colours(lambda x, d: (0.5 + 0.5 * d, torch.full((len(x),), 50.0)), normals, normals, 0.1, 1 << 10)
     np.testing.assert_allclose(got, 0.5 - 0.5 * normals, atol=1e-5)
+
+
+def test_colours_that_are_no_numbers_are_black_and_told_once(tmp_path, caplog, recwarn):
+    def half(x, directions):
+        return torch.where(x[:, :1] > 0, torch.nan, colour(x)), torch.where(x[:, 1] > 0, torch.inf, soft_ball()(x))
+
+    _, info = export_mesh(soft_ball(), half, AABB, tmp_path, SMALL)
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, RuntimeWarning)] == []
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert re.fullmatch(rf"mesh: \d+ of {info['vertices']} vertices are black: .*; lower the learning rate", told)
+    vertices = trimesh.load(tmp_path / "mesh.ply")
+    black = (vertices.visual.vertex_colors[:, :3] == 0).all(1)
+    assert black[vertices.vertices[:, 0] > 0.1].all()
+    assert not black[vertices.vertices[:, 0] < -0.1].any()
 
 
 def test_texture_read_back_is_the_colour_of_the_field(textured):
