@@ -195,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(argv)
         with StopRequest() as stop, together():
             folder = run(args, stop)
+        if ranks.rank() == 0:
+            show(summary(folder, stop.requested))
     except InputError as error:
         if not isinstance(error, ranks.RankLost) and ranks.rank() > 0:
             return 2  # rank 0 tells it
@@ -213,8 +215,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = " The same command goes on with what is left." if argv[:1] == ["sweep"] else hint
         print(f"Aborted.{hint}", file=sys.stderr)
         return 130
-    if ranks.rank() == 0:
-        show(summary(folder, stop.requested))
     return 0
 
 

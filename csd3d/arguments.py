@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from csd3d.errors import InputError, closest, error_line
 
@@ -17,6 +17,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{error_line(f'{message}; see {self.prog} --help')}\n")
+
+    def print_help(self, file: TextIO | None = None) -> None:
+        """Print the help by `show`, which has an answer to every kind of output."""
+        if file is None:
+            show(self.format_help().rstrip("\n"))
+        else:
+            super().print_help(file)
 
     def parse_all(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse options and values in any order; an unknown option is told with the nearest there is."""
@@ -72,8 +79,22 @@ def check_new_file(path: Path | None, option: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a text; a reader that stops early, as in `csd3d methods | head`, is not an error."""
+    """Print a text; a reader that stops early, as in `csd3d methods | head`, is not an error.
+
+    Characters that the output cannot show become "?". Raises InputError where it cannot be written, as to a full disk.
+    """
     try:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError as error:
+            print(text.encode(error.encoding, "replace").decode(error.encoding), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        _give_up_output()
+    except OSError as error:
+        _give_up_output()
+        raise InputError(f"standard output: cannot be written ({error.strerror}); write it to another place") from None
+
+
+def _give_up_output() -> None:
+    """Let what is still to be printed go nowhere; Python flushes once more at its end, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

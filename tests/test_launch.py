@@ -223,6 +223,20 @@ def test_help_and_config_mistakes_do_not_wait_for_torch(tmp_path):
     assert csd3d_process("--help", code=code).communicate(timeout=60)[0].endswith("False\n")
 
 
+@pytest.mark.parametrize("word", ["methods", "--help"])
+def test_an_output_that_is_full_or_ascii_is_no_traceback(word):
+    command = [sys.executable, "launch.py", word]
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert told.returncode == 2
+    assert re.fullmatch(r"error: standard output: cannot be written \(No space left on device\); .*\n", told.stderr)
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert told.stdout.isascii()
+    assert b"?" in told.stdout
+
+
 SLOW_JOB = """
 import time
 from pathlib import Path
