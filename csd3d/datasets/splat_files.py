@@ -91,7 +91,9 @@ def _checked(splats: Splats, at: str) -> Splats:
 
 
 def write_splats(path: Path, splats: Splats, comment: str) -> None:
-    """Write the binary PLY that viewers of 3DGS read."""
+    """Write the binary PLY that viewers of 3DGS read; warn where its float32 is too coarse for such coordinates."""
+    if _is_far(splats):
+        log.warning("the scene is so far from the origin of its coordinates that %s, in float32, is coarse", path.name)
     count, others = splats.rest.shape[:2]
     names = [*"xyz", "nx", "ny", "nz", *_numbered("f_dc", 3), *_numbered("f_rest", 3 * others), "opacity"]
     names += [*_numbered("scale", 3), *_numbered("rot", 4)]
@@ -104,6 +106,14 @@ def write_splats(path: Path, splats: Splats, comment: str) -> None:
     write_bytes(path, "\n".join(head).encode() + table.tobytes())
 
 
+def _is_far(splats: Splats) -> bool:
+    """Whether a scene is small beside its distance from the origin; a single splat is as large as it is seen."""
+    if not len(splats.means):
+        return False
+    size = (splats.means.amax(0) - splats.means.amin(0)).max() + splats.log_scales.exp().max()
+    return bool(splats.means.abs().max() > FAR * size)
+
+
 def poses_frame(splats: Splats, transform: np.ndarray, scale: float) -> Splats:
     """Splats of a capture's own frame in that of its poses, x' = a (A x + b), [A | b] = `transform`, a = `scale`."""
     rotation, shift = torch.from_numpy(transform[:3, :3]), torch.from_numpy(scale * transform[:3, 3])
@@ -114,8 +124,6 @@ def poses_frame(splats: Splats, transform: np.ndarray, scale: float) -> Splats:
 def moved(splats: Splats, rotation: Tensor, scale: float, shift: Tensor) -> Splats:
     """The splats under x → s R x + t; rotation R [3, 3] and shift t [3] are float64. Colours turn with them."""
     means = scale * (splats.means.double()[:, None] * rotation).sum(2) + shift
-    if len(means) and means.abs().max() > FAR * (means.amax(0) - means.amin(0)).max():
-        log.warning("the scene is so far from the origin of its coordinates that splats.ply, in float32, is coarse")
     quats = _multiply(quaternion(rotation), splats.quats.double())
     rest = _rotated(splats.rest.double(), rotation)
     log_scales = splats.log_scales.double() + np.log(scale)

@@ -13,7 +13,7 @@ from csd3d.datasets import SceneConfig, load_capture
 from csd3d.datasets.listing import Points
 from csd3d.datasets.splat_files import moved, quaternion, read_splats, view_of, write_splats
 from csd3d.errors import InputError
-from csd3d.export.placement import capture_placement
+from csd3d.export.placement import Placement, capture_placement
 from csd3d.rendering import Rendered
 from csd3d.representations.base import open_scene
 from csd3d.representations.batch import AssetConfig, Assets
@@ -254,6 +254,16 @@ def test_moved_splats_look_the_same_from_moved_cameras():
         now = render(moved(splats, rotation, scale, shift), view_of(other, i), degree=3, depth=True)
         torch.testing.assert_close(now.rgb, was.rgb, atol=2e-4, rtol=0)
         torch.testing.assert_close(now.depth, scale * was.depth, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "distance", "told"), [(1, 3.0, 0), (40, 3.0, 0), (40, 1e6, 1), (1, 1e6, 1)])
+def test_a_scene_far_from_its_origin_is_told_of_once_and_a_single_splat_is_none(
+    tmp_path, caplog, count, distance, told
+):
+    model = SMALL.open(BOX, generator(), background="black")
+    model.take(textured(count))
+    model.write_files(tmp_path, Placement(shift=np.array([distance, 0, 0])))
+    assert [record.levelname for record in caplog.records if "splats.ply" in record.message] == ["WARNING"] * told
 
 
 def test_files_are_in_the_captures_own_frame(tmp_path):
