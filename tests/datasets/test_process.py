@@ -480,7 +480,7 @@ def test_frames_of_one_colour_and_tiny_films_give_no_warnings(tmp_path, recwarn)
 def test_photos_are_processed_once_and_again_when_they_change(tmp_path, monkeypatch, dataset):
     calls = []
 
-    def stand_in(source, output, *_):
+    def stand_in(source, output, *_, named_by):
         calls.append(source)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.symlink_to(dataset[0])
@@ -501,3 +501,10 @@ def test_photos_are_processed_once_and_again_when_they_change(tmp_path, monkeypa
     (folder / "notes.txt").write_text("")
     with pytest.raises(InputError, match="holds nothing that a reader knows"):
         find_reader(folder)
+
+
+def test_a_cache_that_cannot_be_is_told_by_its_variable(tmp_path, monkeypatch):
+    Image.fromarray(texture(40, 40, 0)).save(tmp_path / "0.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "0.png"))
+    with pytest.raises(InputError, match=r"^XDG_CACHE_HOME: .*0\.png is no folder"):
+        photos.Photos().read(tmp_path)

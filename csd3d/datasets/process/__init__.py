@@ -45,11 +45,13 @@ def process(
     matching: str = "auto",
     seed: int = 0,
     tell: Callable[[str], None] = print,
+    named_by: str = "--output",
 ) -> dict:
     """Makes a posed dataset of `source` in the new folder `output`; returns what process.json holds.
 
     frames: the most that are used; by default 120 of a film and all photos of a folder. Same arguments, same result,
-    whatever the number of threads. Raises InputError, one line; whatever is raised, `output` is then not there.
+    whatever the number of threads.  named_by: what the user names `output` by, for messages. Raises InputError, one
+    line; whatever is raised, `output` is then not there.
     """
     if frames is not None and not 8 <= frames <= MAX_FRAMES:
         raise InputError(f"--frames: {frames}; expected 8 to {MAX_FRAMES}")
@@ -57,7 +59,7 @@ def process(
         raise InputError(f"--seed: {seed}; expected 0 to {2**31 - 1}")
     import_pycolmap()
     try:
-        place = _place(output)
+        place = _place(output, named_by)
         with _parents(place), TemporaryFolder(KIND, beside=place) as partial, TemporaryFolder("process") as work:
             report = _into(partial, work, source, frames, matching, seed, tell)
             if place.exists():
@@ -66,7 +68,7 @@ def process(
     except InputError:
         raise
     except OSError as error:
-        raise InputError(_told(error, output)) from error
+        raise InputError(_told(error, output, named_by)) from error
     except (RuntimeError, ValueError) as error:  # what COLMAP raises
         raise InputError(f"{source}: COLMAP failed ({' '.join(str(error).split())[:200]})") from error
     return report
@@ -95,19 +97,19 @@ def _into(
     return report
 
 
-def _place(output: Path) -> Path:
+def _place(output: Path, named_by: str) -> Path:
     """Where `output` is, links followed; InputError, before any work, if nothing could be renamed to it in the end."""
     place = Path(os.path.realpath(output))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"--output: {output} is there and not empty; choose another folder")
+        raise InputError(f"{named_by}: {output} is there and not empty; choose another folder")
     if place.is_dir() and (os.path.ismount(place) or place == Path.cwd()):
         what = "a mount point" if os.path.ismount(place) else "the current folder"
-        raise InputError(f"--output: {output} is {what}, which cannot be replaced; choose a new folder inside it")
+        raise InputError(f"{named_by}: {output} is {what}, which cannot be replaced; choose a new folder inside it")
     if is_being_made(KIND, place):
-        raise InputError(f"--output: another process is making {output}; wait until it ends, or choose another folder")
+        raise InputError(f"{named_by}: another process is making {output}; wait for it, or choose another folder")
     above = next((parent for parent in place.parents if os.path.lexists(parent)), place)
     if not above.is_dir():
-        raise InputError(f"--output: {above} is no folder, so that there can be none in it; choose another")
+        raise InputError(f"{named_by}: {above} is no folder, so that there can be none in it; choose another")
     return place
 
 
@@ -125,10 +127,10 @@ def _parents(place: Path) -> Iterator[None]:
         raise
 
 
-def _told(error: OSError, output: Path) -> str:
+def _told(error: OSError, output: Path, named_by: str) -> str:
     """An error of the file system in one line; copying names the file that it reads first."""
     file = error.filename2 or error.filename or output
-    what = "; free some space there, or choose another disk by --output and TMPDIR" if error.errno in FULL else ""
+    what = f"; free some space there, or choose another disk by {named_by} and TMPDIR" if error.errno in FULL else ""
     return f"{file}: {error.strerror or error}{what}"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -59,7 +60,8 @@ class Photos:
             log.info("%s: poses found before are read from %s", path, folder)
         else:
             log.info("%s: photos without poses; finding them takes minutes, once; kept in %s", path, folder)
-            process(path, folder, self.frames, self.matching, self.seed, lambda line: log.info("%s", line))
+            tell = partial(log.info, "%s")
+            process(path, folder, self.frames, self.matching, self.seed, tell, named_by="XDG_CACHE_HOME")
         return listing_of({folder / "transforms.json": None})
 
     def _key(self, path: Path) -> str:
