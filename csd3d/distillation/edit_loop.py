@@ -34,6 +34,7 @@ class CollaborativeEditConfig(DistillConfig):
 
     steps: Annotated[int, Within(0, MOST_STEPS)] = 200  # optimisation steps
     t_max: float | None = 0.5  # highest noise level, a fraction of the schedule; null: the model's
+    noise: str = "independent"  # ε: independent, or shared by all particles
     svgd: SVGDConfig | None = field(default_factory=SVGDConfig)  # how particles collaborate; null: they do not
     lr: float = 2.0  # step size, in units of z per unit of w Δ
     lr_decay: float = 0.9  # factor of lr after every lr_decay_every steps
