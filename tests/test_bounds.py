@@ -161,7 +161,8 @@ def test_a_number_that_cannot_be_negative_is_refused_in_one_line(schema, name):
         (TextToImageConfig, "learning_rate", 0.0), (CSDEditScene, "later_t_max", 5.0),
         (MeshConfig, "keep_fraction", 2.0), (MeshConfig, "smoothing", -1.0), (MeshConfig, "threshold", 0.0),
         (ViewsConfig, "position_jitter", -1.0), (OptimConfig, "clip", -1.0), (TextTo3DConfig, "save_seconds", -1.0),
-        (LossConfig, "opacity", -1.0), (LossConfig, "opacity", [0, 0, 5, -1]), (ShadingConfig, "normal_step", 0.0),
+        (LossConfig, "opacity", -1.0), (LossConfig, "opacity", [0, 0, 5, -1]),
+        (LossConfig, "empty", 2.0), (LossConfig, "empty", [0, 0.5, 5, 1.5]), (ShadingConfig, "normal_step", 0.0),
     ],
 )  # fmt: skip
 def test_a_weight_or_share_out_of_its_range_is_refused(schema, name, value):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csd3d.cameras import Cameras, look_at, on_sphere, side_seen, wrap_deg
-from csd3d.errors import InputError
+from csd3d.errors import InputError, closest
 from csd3d.priors import Prior
 from csd3d.schema import Amount, Within, counted_as
 
@@ -23,6 +23,8 @@ VIEW_WORDS = {  # {view} of a prompt, by direction
     "back": "back view",
     "overhead": "overhead view",
 }
+FIELDS = ("{prompt}", "{view}", "{backdrop}")  # of a template of prompts
+FIELD = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass
@@ -128,8 +130,16 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
             raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
+        if unfilled := [name for name in FIELD.findall(self.template) if name not in FIELDS]:
+            raise ValueError(f"template has {unfilled[0]}: only {', '.join(FIELDS)} are filled in")
         if missing := VIEW_WORDS.keys() - self.words.keys():
             raise ValueError(f"words lacks {', '.join(sorted(missing))}")
+        for view, text in self.words.items():
+            if view not in VIEW_WORDS:
+                near = f"did you mean {closest(view, VIEW_WORDS)}?"
+                raise ValueError(f"words.{view}: there is no such view; {near} Known: {', '.join(VIEW_WORDS)}")
+            if unfilled := FIELD.findall(text):
+                raise ValueError(f"words.{view} has {unfilled[0]}: only those of the template are filled in")
         if bool(self.backdrops) != ("{backdrop}" in self.template):
             raise ValueError("backdrops and {backdrop} in the template go together: give both, or neither")
         for name, colour in self.backdrops.items():
@@ -147,7 +157,7 @@ class PromptConfig:
         """The prompt of a view ("front", "left", "right", "back", "overhead"), before the first backdrop by default."""
         backdrop = backdrop or next(iter(self.backdrops), "")
         values = {"{view}": self.words[view], "{backdrop}": backdrop, "{prompt}": prompt}
-        return re.sub("{view}|{backdrop}|{prompt}", lambda match: values[match[0]], self.template)
+        return FIELD.sub(lambda match: values[match[0]], self.template)
 
     def texts(self, prompt: str) -> list[str]:
         """All values of `text` for a prompt."""

@@ -62,6 +62,8 @@ class LossConfig:
             weights = value[1::2] if isinstance(value, tuple) else (value,)
             if min(weights) < 0:
                 raise ValueError(f"{key} is {show(value)}: give weights of at least 0")
+            if key == "empty" and max(weights) > 1:
+                raise ValueError(f"empty is {show(value)}: give a share of a view, from 0 to 1")
 
 
 def _small_hashgrid() -> Chosen:
