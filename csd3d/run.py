@@ -189,8 +189,8 @@ def work(job: Any, folder: Path, stop: StopRequest, warnings: Sequence[str] = ()
     from csd3d.vocabulary import unknown_words
 
     job.folder, job.stop, started = folder, stop, time.monotonic()
-    job.warned = [*job.warned, *warnings, *unknown_words(job.prior, texts_of(job.config))]
-    job.warned += getattr(job.config, "ignored", ())
+    told = [*job.warned, *warnings, *unknown_words(job.prior, texts_of(job.config))]
+    job.warned = list(dict.fromkeys([*told, *getattr(job.config, "ignored", ())]))
     card = unusable_card() if job.asked_device == "auto" and job.device.type == "cpu" else None
     with logging_to(folder):
         for line in banner(job):
@@ -229,12 +229,18 @@ def banner(job: Any) -> list[str]:
 
 
 def unused(config: Any, overrides: Sequence[str]) -> list[str]:
-    """Return a warning for each editor or method that has settings in `overrides` and that the run does not use."""
+    """Return a warning for what `overrides` set in vain: an editor or method not used, a key that it does not take."""
     names = getattr(config, "runs", None) or getattr(config, "methods", ())
     used = {"sds" if name == "csd" else name.partition("+")[0] for name in names}
     keys = dict.fromkeys(tuple(text.partition("=")[0].split(".")[:2]) for text in overrides)
     given = [key for key in keys if key[0] in ("editors", "methods") and len(key) == 2 and key[1] not in used]
-    return [f"{section}.{name} is set, but this run does not use {name}" for section, name in given]
+    told = [f"{section}.{name} is set, but this run does not use {name}" for section, name in given]
+    keys = [text.partition("=")[0] for text in overrides]
+    if hasattr(config, "runs") and any(key.startswith("distill.") for key in keys):
+        from csd3d.guidance.no_effect import overruled
+
+        told += overruled(config.runs, config.distill, [key.removeprefix("distill.") for key in keys])
+    return told
 
 
 def config_of(run_folder: Path) -> Path:

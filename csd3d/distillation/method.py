@@ -215,6 +215,7 @@ class Method(Protocol):
         fixed       keys of `DistillConfig` that the method sets, such as SDI's weight; they override the config's. A
                     mapping under "svgd" overrides single keys of it
         pictures    True if z are the pictures themselves, [N, 3, S, S] in [0, 1], which a network of its own judges
+        together    True if it acts between particles by itself, without SVGD, as particle guidance does
         perp_neg    True if Perp-Neg can be applied to its guided prediction
         noise(step, predict) -> Step          for a method with its own ε: the step with `eps`, and `kept` results
         open(prior) -> dict[str, Network]     its networks by name; InputError where the prior does not support them

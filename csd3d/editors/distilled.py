@@ -62,6 +62,9 @@ class Distilled:
             raise ValueError(f"learning_rate is {self.learning_rate}: give a number above 0")
         if self.noise in GIVEN:
             raise ValueError(f"noise is {self.noise!r}: choose one of independent, shared")
+        own = getattr(self.method.thing, "fixed", {}).get("schedule", self.schedule)
+        if self.schedule not in (own, type(self).schedule):
+            raise ValueError(f"schedule is {self.schedule!r}: {self.method.name} has {own}; leave schedule out")
         self.distill(Defaults())  # ValueError where a key of it is wrong
 
     def distill(self, defaults: Defaults) -> DistillConfig:

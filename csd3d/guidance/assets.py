@@ -141,12 +141,11 @@ def step_context(config: "TextTo3DConfig", views: Views, backdrop: str | None = 
 
     others = [away_views(*place, config.prompts.overhead_deg) for place in views.places]
     weights = torch.tensor([weight for _, weight in others]).repeat(repeat, 1)
-    share = config.share if config.share != "auto" else "views" if repeat == 1 else "assets"
     index = torch.arange(repeat * count)
     return {
         "prompts": said([view_of(*place, config.prompts) for place in views.places]),
         "away": [(said([words[k] for words, _ in others]), weights[:, k]) for k in range(2)],
-        "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[share],
+        "groups": {"views": index // count, "assets": index % count, "all": 0 * index}[config.shared],
         "pose": views.pose.repeat(repeat, 1),
         "view": views.view.repeat(repeat, 1) if config.prompts.camera else None,
         "guides_view": config.prompts.guide_camera,

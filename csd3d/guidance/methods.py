@@ -62,6 +62,11 @@ class MethodRun:
         """The name in tables and pictures."""
         return method_title(self.name)
 
+    @property
+    def collaborates(self) -> bool:
+        """Whether it acts between particles."""
+        return self.distill.svgd is not None or getattr(self.method, "together", False)
+
 
 def method_runs(
     chosen: Iterable[Chosen], settings: Mapping[str, Any], distill: DistillConfig, have: Sequence[str] = ()

@@ -39,6 +39,7 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.guidance.no_effect import alone, changed_in_vain
 from csd3d.guidance.views import PromptConfig, ViewsConfig, check_camera, view_of
 from csd3d.identity import Defining
 from csd3d.metrics.inception import FID, open_fid
@@ -175,8 +176,19 @@ class TextTo3DConfig:
 
     @property
     def ignored(self) -> list[str]:
-        """A warning for each key that the representation does not support."""
-        return ignored(self.asset, self.losses, self.shading)
+        """A warning for each key that the representation or the methods do not take."""
+        runs = self.runs
+        told = changed_in_vain(runs, self.distill)
+        given = f"particles is {self.particles}, views_per_step {self.views_per_step}, share {self.shared}; raise "
+        more = {"views": "views_per_step", "assets": "particles"}.get(self.share, "particles or views_per_step")
+        together = {"views": self.views_per_step, "assets": self.particles}.get(self.shared)
+        together = self.views_per_step * self.particles if together is None else together
+        return [*ignored(self.asset, self.losses, self.shading), *told, *alone(runs, together, given + more)]
+
+    @property
+    def shared(self) -> str:
+        """What shares scores: views, assets or all."""
+        return self.share if self.share != "auto" else "views" if self.particles == 1 else "assets"
 
     def say(self, prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
         """Return the prompt with the words for a view."""

@@ -27,6 +27,7 @@ from csd3d.guidance.methods import (
     open_prior,
     settle_distill,
 )
+from csd3d.guidance.no_effect import alone, changed_in_vain
 from csd3d.guidance.pictures import ImagePhase, distil
 from csd3d.guidance.sampling import EDITED, SAMPLED, PictureSampling, SampledPhase, draw
 from csd3d.guidance.transforms import TRANSFORMS, seen_by
@@ -149,7 +150,10 @@ class TextToImageConfig:
     @property
     def ignored(self) -> list[str]:
         """A warning for each key that is set and not read."""
-        return self.sampling.ignored if self.sampling else []
+        runs = self.runs
+        told = changed_in_vain(runs, self.distill)
+        told += alone(runs, self.particles, "particles is 1; raise it")
+        return [*(self.sampling.ignored if self.sampling else []), *told]
 
     def open(self, device: torch.device) -> "ImageJob":
         """Open the source, the prior and the networks; what is wrong with them raises InputError before any work."""

@@ -106,6 +106,10 @@ def test_numbers_are_the_priors_unless_given():
         ({"method": choose("method", "csd_edit")}, "method is 'csd_edit'"),
         ({"noise": "camera"}, "noise is 'camera': choose one of independent, shared"),
         ({"schedule": "cosine"}, "schedule is 'cosine'"),
+        (
+            {"method": choose("method", "dreamcatalyst"), "schedule": "logit_normal"},
+            "schedule is 'logit_normal': dreamcatalyst has annealed; leave schedule out",
+        ),
         ({"t_min": 0.5, "t_max": 0.4}, "t_min is 0.5: give at most 0.4"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"rounds": 0}, "rounds is 0"),

@@ -1,5 +1,6 @@
 """The methods of a text job: which a config names, what they are told, and their networks beside the prior."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from csd3d.guidance.methods import (
 from csd3d.priors import Defaults, PriorConfig, load_prior, perceptual_distance, perceptual_vectors
 from csd3d.priors.expected import ExpectedReconstruction
 from csd3d.priors.prior import Prior
-from csd3d.run import read
+from csd3d.run import read, unused
 from csd3d.schema import Chosen
 
 TEXTS = ["a red chair", "a blue chair"]
@@ -102,6 +103,33 @@ def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():
     assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "vsd"]).svgd is None
     assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "csd"]).svgd is UNSAID
     assert settle_distill(DistillConfig(svgd=None), ["sds"]).svgd is None
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("cfd", ["distill.noise=independent"], ["distill.noise is set, but has no effect: cfd has surface"]),
+        ("cfd", ["distill.schedule=annealed"], []),
+        ("sdi", ["distill.noise=shared"], ["distill.noise is set, but has no effect: sdi has noise of its own"]),
+        ("sds", ["compare=[cfd]", "distill.noise=shared"], ["no effect there: cfd has surface"]),
+        ("sds", ["distill.t_late=0.3"], ["distill.t_late is set, but has no effect: sds has schedule annealed"]),
+        ("rsd", ["method=rsd+csd", "distill.svgd={space: clean}"], ["distill.svgd.space is set, .*csd has features"]),
+        ("rsd", ["particles=1"], []),  # its views repel one another
+        ("rsd", ["particles=1", "views_per_step=1"], ["rsd acts between particles, .*particles or views_per_step$"]),
+        ("particle-guidance", ["particles=1", "share=assets"], ["particle_guidance acts .*; raise particles$"]),
+        ("text-to-image", ["method=[csd,sds]", "particles=1"], ["csd acts between particles, .*: particles is 1"]),
+    ],
+)
+def test_keys_that_a_run_sets_in_vain_are_told_of_and_each_once(name, overrides, told):
+    config = read(CONFIGS / f"{name}.yaml", overrides)
+    found = list(dict.fromkeys([*unused(config, overrides), *config.ignored]))
+    assert len(found) == len(told)
+    assert all(re.search(words, line) for words, line in zip(told, found, strict=True)), found
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_config_that_ships_sets_a_key_in_vain(path):
+    assert list(getattr(read(path, []), "ignored", [])) == []
 
 
 class Embedding:

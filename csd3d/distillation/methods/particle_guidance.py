@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class ParticleGuidance(SDS):
         config = DistillConfig(guidance_scale=7.5, noise="shared")
         G, report = distill_step(predict, ParticleGuidance(), z, number, config, alphas, generator, prompts=texts)
     """
+
+    together: ClassVar[bool] = True
 
     strength: Annotated[float, Within(0, 1e6)] = 8.0  # α, strength of the potential
 
