@@ -87,10 +87,13 @@ class AssetsSeen:
     plain: list[SeenAsset]  # the assets before one colour, for the judge of objects
 
 
-def check_shown(config, side: int, device: torch.device) -> None:
-    """Raise InputError if a step's pictures for the prior, `side` pixels a side, do not fit in the device's memory."""
+def check_shown(config, side: int, device: torch.device, encoding: float = 0.0) -> None:
+    """Raise InputError if a step's pictures for the prior, `side` pixels a side, do not fit in the device's memory.
+
+    encoding: bytes that the prior takes to encode them.
+    """
     given = f"guidance_size {side} with {config.particles} × {config.views_per_step} views"
-    needed = BYTES_PER_PIXEL * config.particles * config.views_per_step * side**2
+    needed = BYTES_PER_PIXEL * config.particles * config.views_per_step * side**2 + encoding
     check_fits(needed, f"{given}: a step's pictures", "lower guidance_size, views_per_step or particles", device)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+GRAPH_BYTES = 56  # measured, of a pixel and channel of the first level, to encode with a graph
 LEAST_PIXELS, MOST_PIXELS = 2**18, 2**21  # at once, however wide or narrow the VAE is
 
 
@@ -82,6 +83,10 @@ class VaeCodec:
         Stable Diffusion's VAE needs 1.6 GiB for the 2^19 pixels that it may take, and 3.3 GiB for 2^18 with a graph.
         """
         return min(MOST_PIXELS, max(LEAST_PIXELS, 2 ** (25 if gradient else 26) // self.width))
+
+    def graph_bytes(self, height: int, width: int) -> int:
+        """About the memory that it takes to encode one picture of this size, differentiably; others wait for it."""
+        return GRAPH_BYTES * self.width * height * width
 
     def _in_chunks(
         self, run: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, most: int, unit: int
@@ -182,6 +187,10 @@ class PixelCodec:
     def encode(self, x: Tensor, generator: torch.Generator | None, micro_batch: int) -> Tensor:
         """The resized pictures; the generator is not used, because there is no posterior."""
         return _resize(x, self.latent_shape(*x.shape[-2:])[1:])
+
+    def graph_bytes(self, height: int, width: int) -> int:
+        """See `VaeCodec.graph_bytes`; resizing takes hardly any."""
+        return 0
 
     def decode(self, z: Tensor, size: tuple[int, int] | None, micro_batch: int) -> Tensor:
         """The pictures, resized to `size` if given."""

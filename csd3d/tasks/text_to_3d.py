@@ -156,7 +156,7 @@ class TextTo3DConfig:
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
         check_camera(self.prompts, prior, self.prior.model)
         side = shown_side(self, prior)
-        check_shown(self, side, device)
+        check_shown(self, side, device, prior.codec.graph_bytes(side, side))
         with at_key("guidance_size"):
             prior.check_size(side, side)
         check_noise(self, prior, device)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from tiny_models import build_vae
 
+from csd3d.errors import InputError
+from csd3d.evaluation.text import check_shown
 from csd3d.priors import autoencoder
-from csd3d.priors.autoencoder import VaeCodec
+from csd3d.priors.autoencoder import PixelCodec, VaeCodec
+from csd3d.tasks.text_to_3d import TextTo3DConfig
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,14 @@ def test_limits_follow_the_width_of_the_first_level(codec):
     wide = VaeCodec(build_vae())
     wide.vae.register_to_config(block_out_channels=(128, 256, 512, 512))
     assert (wide.pixels_at_once(False), wide.pixels_at_once(True)) == (2**19, 2**18)
+
+
+def test_pictures_that_are_too_large_to_encode_are_refused(monkeypatch):
+    monkeypatch.setattr("csd3d.memory.memory_bytes", lambda: 2**32)
+    wide, small, cpu = VaeCodec(build_vae()), PixelCodec(64), torch.device("cpu")
+    wide.vae.register_to_config(block_out_channels=(128, 256, 512, 512))
+    config = TextTo3DConfig(prompt="a")
+    check_shown(config, 512, cpu, wide.graph_bytes(512, 512))
+    check_shown(config, 1024, cpu, small.graph_bytes(1024, 1024))
+    with pytest.raises(InputError, match=r"guidance_size 1024 .* takes about 7.* GiB, this machine has 4 GiB"):
+        check_shown(config, 1024, cpu, wide.graph_bytes(1024, 1024))
