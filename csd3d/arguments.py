@@ -21,7 +21,10 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: TextIO | None = None) -> None:
         """Print the help by `show`, which has an answer to every kind of output."""
         if file is None:
-            show(self.format_help().rstrip("\n"))
+            try:
+                show(self.format_help().rstrip("\n"))
+            except InputError as error:
+                self.exit(2, f"{error_line(str(error))}\n")
         else:
             super().print_help(file)
 

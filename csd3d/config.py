@@ -74,8 +74,9 @@ def _place(path: str | Path, overridden: Collection[str], schema: type, key: str
         return "command line"
     file = file_of(path, key)
     named = set(re.findall(r"\w+", message))
-    # a message about methods.cfd.fresh may be about method=[{type: cfd, fresh: 1}]
-    named |= {name for name, annotation in hints_of(schema).items() if settings_of(annotation) in named}
+    # a message about methods.cfd.fresh, or a method, may be about compare=[{type: cfd, fresh: 1}]
+    sections = {name: settings_of(annotation) for name, annotation in hints_of(schema).items()}
+    named |= {name for name, section in sections.items() if section and named & {section, section.removesuffix("s")}}
     both = (o.startswith(f"{dotted}.") if key else o.partition(".")[0] in named for o in overridden)
     return f"{file} + command line" if any(both) else str(file)
 

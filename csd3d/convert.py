@@ -153,8 +153,11 @@ def _convert_union(value: Any, annotation: Any, key: str, default: Any) -> Any:
 
 
 def _registered(mark: OneOf | ByName, name: str, key: str) -> type:
+    also, (base, plus, _) = getattr(mark, "also", ()), name.partition("+")
+    if plus and base in also:
+        raise BadValue(key, f"{show(name)}: {base} stands by itself; leave out what follows it")
     try:
-        return registry.get(mark.kind, name.partition("+")[0], also=getattr(mark, "also", ())).thing
+        return registry.get(mark.kind, base, also=also).thing
     except InputError as error:
         raise BadValue(key, str(error)) from None
 

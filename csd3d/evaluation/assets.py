@@ -141,9 +141,10 @@ def sides_right(asset: SeenAsset, true: TrueViews) -> float | None:
 
     A view is right if it is nearer to the true one from its camera than to those from a quarter, a half and three
     quarters further round, each time by the pixels in which these two differ in shape or parts; patterns and light are
-    no sides. None if the object looks the same from all of them, or its parts are not known.
+    no sides. None if the object looks the same from all of them, its parts are not known, or the views are no
+    multiple of four. Chance is no 0: a quarter to a half of the views of an asset that shows nothing are right.
     """
-    if true.asked is None:
+    if true.asked is None or len(true.asked) % 4:
         return None
     seen = torch.where(true.mask > 0.5, torch.where(true.asked == 1, 0, true.asked), -2)  # −2 is behind it, −1 unclear
     differs, wrong = (torch.zeros(len(seen), dtype=torch.bool) for _ in range(2))
@@ -154,7 +155,7 @@ def sides_right(asset: SeenAsset, true: TrueViews) -> float | None:
         told = unlike.sum((1, 2)) > UNLIKE * ((seen > -2) | (other > -2)).sum((1, 2))
         own, elsewhere = ((asset.rgb - x).square().sum(-1).mul(unlike).sum((1, 2)) for x in (true.rgb, rgb))
         differs |= told
-        wrong |= told & (own >= elsewhere)
+        wrong |= told & ~(own < elsewhere)  # nor is what is no number
     return ((differs & ~wrong).sum() / differs.sum()).item() if differs.any() else None
 
 

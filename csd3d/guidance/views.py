@@ -132,14 +132,14 @@ class PromptConfig:
             raise ValueError(f'template is {self.template!r}: it must hold {{prompt}}, as "{{prompt}}, {{view}}" does')
         if unfilled := [name for name in FIELD.findall(self.template) if name not in FIELDS]:
             raise ValueError(f"template has {unfilled[0]}: only {', '.join(FIELDS)} are filled in")
-        if missing := VIEW_WORDS.keys() - self.words.keys():
-            raise ValueError(f"words lacks {', '.join(sorted(missing))}")
         for view, text in self.words.items():
             if view not in VIEW_WORDS:
                 near = f"did you mean {closest(view, VIEW_WORDS)}?"
                 raise ValueError(f"words.{view}: there is no such view; {near} Known: {', '.join(VIEW_WORDS)}")
             if unfilled := FIELD.findall(text):
                 raise ValueError(f"words.{view} has {unfilled[0]}: only those of the template are filled in")
+        if missing := VIEW_WORDS.keys() - self.words.keys():
+            raise ValueError(f"words lacks {', '.join(sorted(missing))}")
         if bool(self.backdrops) != ("{backdrop}" in self.template):
             raise ValueError("backdrops and {backdrop} in the template go together: give both, or neither")
         for name, colour in self.backdrops.items():

@@ -5,6 +5,7 @@ prompt and a digest of the tensors; a file that does not match them, or its mode
 be read or written costs a warning and the time to embed, nothing else.
 """
 
+import functools
 import hashlib
 import logging
 import os
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -52,7 +54,7 @@ def embedding_path(folder: Path, model: str, prompt: str) -> Path:
 def read_embedding(path: Path, prompt: str, fits: Callable[[Embedding], bool]) -> Embedding | None:
     """A prompt's embedding from `path`; None without a file, or with a warning if the file is broken.
 
-    fits: whether tensors are such as the model makes; any that is not finite is not.
+    fits: whether tensors are such as the model makes; any that is not finite, or not float32, is not.
     """
     try:
         if not path.is_file():
@@ -66,7 +68,8 @@ def read_embedding(path: Path, prompt: str, fits: Callable[[Embedding], bool]) -
     if not intact:
         logger.warning("%s: content was changed, computing it again", path)
         return None
-    if not (all(bool(tensor.isfinite().all()) for tensor in embedding.values()) and fits(embedding)):
+    usual = all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in embedding.values())
+    if not (usual and fits(embedding)):
         logger.warning("%s: not of this model, computing it again", path)
         return None
     return embedding
@@ -84,9 +87,14 @@ def write_embedding(path: Path, prompt: str, embedding: Embedding) -> None:
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:
-        logger.warning("%s: not written (%s)", path, error.strerror or error)
+        _tell_once(path.parent, error.strerror or str(error))
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@functools.cache
+def _tell_once(folder: Path, why: str) -> None:
+    logger.warning("%s: not written (%s), so what would be kept there is computed again by the next run", folder, why)
 
 
 def _sampled(path: Path, size: int) -> bytes:

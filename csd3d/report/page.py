@@ -22,7 +22,7 @@ from PIL import Image
 
 from csd3d import __version__
 from csd3d.export.video import Picture, to_uint8
-from csd3d.files import write_text
+from csd3d.files import write_bytes
 from csd3d.report.charts import Curves, chart_svg
 from csd3d.report.labels import METRICS, format_value, metric_label
 
@@ -99,7 +99,7 @@ def write_report(path: Path, data: ReportData) -> None:
         "footer": _footer(path.parent),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    write_text(path, page)
+    write_bytes(path, page.encode(errors="replace"))  # a file's name need not be UTF-8
 
 
 def data_uri(image: Picture, jpeg: bool = False) -> str:

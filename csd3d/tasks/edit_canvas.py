@@ -244,8 +244,6 @@ class CanvasJob(Job):
 
     def run_phases(self) -> dict[str, Phase]:
         """Encode the clip, then edit it by each editor."""
-        for warning in self.clip.warnings:
-            logger.warning("%s", warning)
         started = time.monotonic()
         self.announce("encode")
         self.canvas = self.make_canvas()
@@ -316,6 +314,8 @@ def open_job(
     config: EditCanvasConfig, device: torch.device, clip: Clip, *, masks: Tensor | None = None, wrap: bool = False
 ) -> CanvasJob:
     """Open the prior, check that it can edit the clip, and embed the prompts while there is a text encoder."""
+    for warning in clip.warnings:
+        logger.warning("%s", warning)
     prior = load_prior(dataclasses.replace(config.prior, device=str(device)), require="edit")
     if prior.scenes_only:
         raise InputError(f"prior.model: {config.prior.model} edits captured scenes only: give a task edit_scene")

@@ -156,9 +156,10 @@ class TextTo3DConfig:
         prior, networks = open_prior(self.prior, device, self.runs, self.prompts.texts(self.prompt))
         check_camera(self.prompts, prior, self.prior.model)
         side = shown_side(self, prior)
-        check_shown(self, side, device, prior.codec.graph_bytes(side, side))
         with at_key("guidance_size"):
             prior.check_size(side, side)
+        encodes = any(not getattr(run.method, "pictures", False) for run in self.runs.values())
+        check_shown(self, side, device, prior.codec.graph_bytes(side, side) if encodes else 0)
         check_noise(self, prior, device)
         return AssetJob(config=self, device=device, prior=prior, networks=networks, fid=fid)
 

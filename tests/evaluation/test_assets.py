@@ -7,6 +7,7 @@ import torch
 
 from csd3d.cameras import orbit
 from csd3d.evaluation.assets import SeenAsset, judge_asset, nearest, sides_right
+from csd3d.evaluation.ground_truth import TrueViews
 from csd3d.evaluation.normals import normal_consistency
 from csd3d.evaluation.objects import coverage
 from csd3d.world.objects import WorldObjects
@@ -75,6 +76,12 @@ def test_each_view_must_show_its_own_side():
     dots = WorldObjects("a white ball with black dots").views(ball, CAMERAS, GREY)
     assert sides_right(seen(ball), dots) is None
     assert sides_right(asset, replace(true, asked=None)) is None
+    three = [
+        TrueViews(*(x[:3] for x in (true.rgb, true.depth, true.mask, true.asked))),
+        replace(asset, rgb=true.rgb[:3]),
+    ]
+    assert sides_right(*reversed(three)) is None
+    assert sides_right(replace(asset, rgb=asset.rgb * torch.nan), true) == 0
 
 
 def test_what_the_prompt_leaves_open_is_found():

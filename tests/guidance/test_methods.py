@@ -99,6 +99,18 @@ def test_a_space_that_a_method_does_not_have_is_refused_at_its_own_key():
         read(CONFIGS / "rsd.yaml", ["methods.rsd.space=bogus"])
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("compare=[dds]", r"sds.yaml \+ command line: method 'dds' edits a source"),
+        ("method=csd+vsd", "^command line: method: .*csd stands by itself"),
+    ],
+)
+def test_a_method_that_cannot_be_is_told_as_from_where_it_was_named(override, told):
+    with pytest.raises(InputError, match=told):
+        read(CONFIGS / "sds.yaml", [override])
+
+
 def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():
     assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "vsd"]).svgd is None
     assert settle_distill(DistillConfig(svgd=UNSAID), ["sds", "csd"]).svgd is UNSAID

@@ -103,6 +103,7 @@ def test_perp_neg_holds_a_view_away_from_what_it_is_not():
         ({"template": "a chair"}, "template is 'a chair'"),
         ({"template": "{prompt}, {bogus}"}, "template has {bogus}: only {prompt}, {view}, {backdrop} are filled in"),
         ({"words": {"front": "front"}}, "words lacks back"),
+        ({"words": {"overhaed": "top"}}, "words.overhaed: there is no such view; did you mean overhead?"),
         ({"words": VIEW_WORDS | {"overhaed": "top"}}, "words.overhaed: there is no such view; did you mean overhead?"),
         ({"words": VIEW_WORDS | {"front": "of {prompt}"}}, "words.front has {prompt}"),
         ({"front_deg": 100, "back_deg": 90}, "overlap"),

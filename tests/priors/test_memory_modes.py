@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from csd3d.errors import InputError
 from csd3d.priors import PriorConfig, load_prior
-from csd3d.priors.embedding_cache import read_embedding, write_embedding
+from csd3d.priors.embedding_cache import _digest, read_embedding, write_embedding
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 PROMPTS = ["make it red", ""]
@@ -162,6 +162,11 @@ def forged(change):
     return lambda file, other: write_embedding(file, "red", change(load_file(file)))
 
 
+def spoil_type(file, other):
+    whole = {name: tensor.double() for name, tensor in load_file(file).items()}
+    save_file(whole, file, {"prompt": "red", "sha256": _digest(whole)})
+
+
 FORGED = {
     "not finite": forged(lambda whole: whole | {"text": whole["text"] * torch.nan}),
     "narrow": forged(lambda whole: whole | {"text": whole["text"][:, 1:]}),
@@ -174,8 +179,8 @@ FORGED = {
 
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_truncate, spoil_garbage, spoil_empty, spoil_bit, spoil_swap, spoil_foreign, *FORGED.values()],
-    ids=["cut", "garbage", "empty", "a bit", "swapped", "foreign", *FORGED],
+    [spoil_truncate, spoil_garbage, spoil_empty, spoil_bit, spoil_swap, spoil_foreign, spoil_type, *FORGED.values()],
+    ids=["cut", "garbage", "empty", "a bit", "swapped", "foreign", "double", *FORGED],
 )
 def test_a_corrupt_file_is_embedded_again_and_repaired(sdxl_folder, tmp_path, caplog, spoil):
     cache = {"embedding_cache": str(tmp_path)}

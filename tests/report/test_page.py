@@ -142,6 +142,11 @@ def test_page_says_what_made_it_and_links_the_files_beside_it(tmp_path):
     assert "Command: launch.py 'prompt=a <b>'" in parsed.text
 
 
+def test_a_name_that_is_no_text_does_not_lose_the_page(tmp_path):
+    write_report(tmp_path / "report.html", ReportData("a duck", warned=["\udcff: not written"]))
+    assert "Warning: ?: not written" in (tmp_path / "report.html").read_text()
+
+
 def test_text_from_outside_stays_text(tmp_path):
     write_report(tmp_path / "evil.html", full_data(tmp_path, EVIL))
     hurt, clean = (tmp_path / "evil.html").read_text(), Page((tmp_path / "evil.html").read_text())
