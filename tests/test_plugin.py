@@ -179,7 +179,7 @@ editor: {{type: fade, amount: 0.75, steps: 3}}
     folder = run(tmp_path, text)
     report = (folder / "report.html").read_text()
     assert "Fade to grey" in report
-    assert f"<br>Model: Stable Diffusion 1.x and 2.x, InstructPix2Pix ({tiny_prior.name})</p>" in report
+    assert f"<br>Model: Stable Diffusion 1.x and 2.x, InstructPix2Pix ({tiny_prior.name})<br>Warning: " in report
     assert "amount: 0.75" in (folder / "config.yaml").read_text()
     assert launch.main(["--resume", str(folder)]) == 0  # from its own config, which names the plugin
 
@@ -203,7 +203,7 @@ export: {{video_frames: 2, mesh: {{resolution: 16, texture_size: 32, face_budget
     assert metrics["results"]["fade"]["psnr_truth"] > 5
     report = (folder / "report.html").read_text()
     assert "Fade to grey" in report
-    assert " · Scene: A ball · Capture: nerfstudio and instant-ngp</p>" in report
+    assert " · Scene: A ball · Capture: nerfstudio and instant-ngp<br>Warning: " in report
     assert "fit.distortion_weight is set, but has no effect: A ball has" in (folder / "log.txt").read_text()
     assert (folder / "mesh" / "mesh.glb").exists()
 

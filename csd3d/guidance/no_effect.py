@@ -17,9 +17,9 @@ def overruled(runs: Mapping[str, MethodRun], distill: DistillConfig, keys: Itera
     found = {key: _own_values(runs, distill, key) for key in keys if key in KEYS}
     told = []
     for key, own in found.items():
-        named = ", ".join(f"{name} has {value}" for name, value in own.items())
         if own:
-            told.append(f"distill.{key} is set, but has no effect{'' if len(own) == len(runs) else ' there'}: {named}")
+            named = ", ".join(f"{name} ({value})" for name, value in own.items())
+            told.append(f"distill.{key} is set, but has no effect with {named}")
     return told
 
 

@@ -276,7 +276,7 @@ def test_ctrl_c_is_one_line_and_logs_have_a_folder_with_a_name(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     # what the controllers write comes after the command's end: until they close stderr, it is read
-    assert process.communicate(timeout=60)[1] == "Aborted. The same command goes on with what is left.\n"
+    assert process.communicate(timeout=150)[1] == "Aborted. The same command goes on with what is left.\n"
     assert process.returncode == 130
     names = {path.name for path in (tmp_path / "logs").iterdir()}
     assert "controllers.err" in names

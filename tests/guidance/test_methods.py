@@ -120,12 +120,12 @@ def test_what_a_config_does_not_say_of_svgd_follows_from_its_methods():
 @pytest.mark.parametrize(
     ("name", "overrides", "told"),
     [
-        ("cfd", ["distill.noise=independent"], ["distill.noise is set, but has no effect: cfd has surface"]),
+        ("cfd", ["distill.noise=independent"], [r"distill.noise is set, but has no effect with cfd \(surface\)"]),
         ("cfd", ["distill.schedule=annealed"], []),
-        ("sdi", ["distill.noise=shared"], ["distill.noise is set, but has no effect: sdi has noise of its own"]),
-        ("sds", ["compare=[cfd]", "distill.noise=shared"], ["no effect there: cfd has surface"]),
-        ("sds", ["distill.t_late=0.3"], ["distill.t_late is set, but has no effect: sds has schedule annealed"]),
-        ("rsd", ["method=rsd+csd", "distill.svgd={space: clean}"], ["distill.svgd.space is set, .*csd has features"]),
+        ("sdi", ["distill.noise=shared"], [r"distill.noise is set, but has no effect with sdi \(noise of its own\)"]),
+        ("sds", ["compare=[cfd]", "distill.noise=shared"], [r"no effect with cfd \(surface\)"]),
+        ("sds", ["distill.t_late=0.3"], [r"distill.t_late is set, but has no effect with sds \(schedule annealed\)"]),
+        ("rsd", ["method=rsd+csd", "distill.svgd={space: clean}"], [r"distill.svgd.space is set, .*csd \(features\)"]),
         ("rsd", ["particles=1"], []),  # its views repel one another
         ("rsd", ["particles=1", "views_per_step=1"], ["rsd acts between particles, .*particles or views_per_step$"]),
         ("particle-guidance", ["particles=1", "share=assets"], ["particle_guidance acts .*; raise particles$"]),
