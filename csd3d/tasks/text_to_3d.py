@@ -178,13 +178,12 @@ class TextTo3DConfig:
     @property
     def ignored(self) -> list[str]:
         """A warning for each key that the representation or the methods do not take."""
-        runs = self.runs
-        told = changed_in_vain(runs, self.distill)
-        given = f"particles is {self.particles}, views_per_step {self.views_per_step}, share {self.shared}; raise "
+        runs, views, count = self.runs, self.views_per_step, self.particles
+        together = {"views": views, "assets": count, "all": views * count}[self.shared]
+        given = f"particles is {count}, views_per_step {views}, share {self.shared}; raise "
         more = {"views": "views_per_step", "assets": "particles"}.get(self.share, "particles or views_per_step")
-        together = {"views": self.views_per_step, "assets": self.particles}.get(self.shared)
-        together = self.views_per_step * self.particles if together is None else together
-        return [*ignored(self.asset, self.losses, self.shading), *told, *alone(runs, together, given + more)]
+        found = [*ignored(self.asset, self.losses, self.shading), *changed_in_vain(runs, self.distill)]
+        return [*found, *alone(runs, together, given + more)]
 
     @property
     def shared(self) -> str:
